@@ -1,0 +1,111 @@
+"""An adapter as users see it: an ordered chain of families on named layers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import FAMILIES, Adapter
+from .attach import attached
+from .targets import Target
+
+WeightOf = Callable[[str], Tensor]
+
+
+class Link:
+    """One family on its layers: the unit of the chain.
+
+    Args:
+        family: name in :data:`FAMILIES`.
+        adapters: layer name -> its adapter.
+        targets: layer name -> where the adapter sits, with the weight's shape.
+    """
+
+    def __init__(self, family: str, adapters: Mapping[str, Adapter], targets: Mapping[str, Target]):
+        if adapters.keys() != targets.keys():
+            raise ValueError(f"adapters and targets differ: {sorted(adapters.keys() ^ targets.keys())[:4]}")
+        self.family, self.adapters, self.targets = family, dict(adapters), dict(targets)
+
+    @classmethod
+    def create(cls, family: str, targets: Sequence[Target], config: Any, generator: torch.Generator) -> "Link":
+        """A new adapter on every target, drawn in the targets' order from ``generator``."""
+        kind = FAMILIES[family]
+        adapters = {}
+        for target in targets:
+            try:
+                adapters[target.name] = kind.create(target.matrix, config, generator)
+            except ValueError as error:
+                raise ValueError(f"layer {target.name}: {error}") from error
+        return cls(family, adapters, {target.name: target for target in targets})
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
+
+    def copy_to(self, device: torch.device | str) -> "Link":
+        """The same values in new parameters on ``device``."""
+        with torch.inference_mode(False):
+            copies = {
+                name: type(adapter).from_tensors({k: v.to(device, copy=True) for k, v in adapter.to_tensors().items()})
+                for name, adapter in self.adapters.items()
+            }
+        return Link(self.family, copies, self.targets)
+
+
+@dataclass(frozen=True)
+class AdapterSet:
+    """An ordered chain of links; a later link changes what the earlier ones made of the weights.
+
+    Args:
+        chain: the links in order of application.
+        facts: what is known of how it was made (base model, steps, prompt ...); saved beside the weights.
+    """
+
+    chain: tuple[Link, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for link in self.chain for parameter in link.parameters()]
+
+    def targets(self) -> dict[str, Target]:
+        """Every layer that the chain changes, once."""
+        return {name: target for link in self.chain for name, target in link.targets.items()}
+
+    def restricted(self, prefix: str) -> "AdapterSet":
+        """The part of the chain on layers whose name starts with ``prefix``."""
+        links = []
+        for link in self.chain:
+            kept = {name: adapter for name, adapter in link.adapters.items() if name.startswith(prefix)}
+            if kept:
+                links.append(Link(link.family, kept, {name: link.targets[name] for name in kept}))
+        return AdapterSet(tuple(links), self.facts)
+
+    @contextmanager
+    def attached(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Inside the block the modules' outputs carry the chain's change; always taken off again."""
+        with ExitStack() as stack:
+            for link in self.chain:
+                stack.enter_context(attached(link.adapters, modules))
+            yield
+
+    def as_lora(self, weight_of: WeightOf | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """The whole chain as one plain LoRA: layer name -> ``(up [out, r], down [r, in])`` of scale 1.
+
+        ``W_n = W_0 + sum_i up_i down_i``, so the factors of the links stand side by side and the rank is
+        their sum. ``weight_of`` gives the base weight by layer name, for the families that need it.
+        """
+        return {name: self._layer_as_lora(name, weight_of) for name in self.targets()}
+
+    @torch.no_grad()
+    def _layer_as_lora(self, name: str, weight_of: WeightOf | None) -> tuple[Tensor, Tensor]:
+        weight = weight_of(name).float().flatten(1) if weight_of else None
+        ups, downs = [], []
+        for link in self.chain:
+            if name in link.adapters:
+                up, down = link.adapters[name].factors(weight)
+                ups.append(up)
+                downs.append(down)
+                weight = None if weight is None else weight + up @ down
+        return torch.cat(ups, dim=-1), torch.cat(downs, dim=-2)

@@ -1,0 +1,54 @@
+"""What every low-rank family is: one function, ``factors(W) -> (up, down)`` with ``dW = up @ down``.
+
+| code   | LoRA paper | LiDB (HyperDreamBooth)  | PaRa     |
+|--------|------------|-------------------------|----------|
+| `up`   | B          | A_aux A_train           | -Q       |
+| `down` | A          | B_train B_aux           | Q^T W    |
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """The change of one weight matrix ``W [out, in]``; a convolution's kernel is flattened by the caller.
+
+    A leading ``...`` dimension of the parameters is a batch of subjects.
+    """
+
+    family: ClassVar[str]
+    """Name of the family in files and reports."""
+    starts_as_identity: ClassVar[bool]
+    """Whether a new adapter changes nothing."""
+    tensor_names: ClassVar[tuple[str, ...]]
+    """Names of the adapter's tensors in a file, after the target's name and a dot."""
+
+    @classmethod
+    def create(cls, shape: tuple[int, int], config: Any, generator: torch.Generator) -> "Adapter":
+        """A new adapter for a matrix of ``shape = (out, in)``, drawn from ``generator`` (on the CPU)."""
+        raise NotImplementedError
+
+    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``up [..., out, r]`` and ``down [..., r, in]``; families that project ``W`` need ``weight``."""
+        raise NotImplementedError
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        """The change of the weight, ``up @ down``, ``[..., out, in]``."""
+        up, down = self.factors(weight)
+        return up @ down
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The tensors that a file keeps, by the names in ``tensor_names``."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Adapter":
+        """The adapter that ``to_tensors`` described, bit for bit."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The settings in a few words, for reports: ``rank 8, alpha 8``."""
+        raise NotImplementedError

@@ -1,0 +1,44 @@
+"""What is in an adapter, in words and numbers."""
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .adapter_set import AdapterSet
+
+_BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(\w+?_?blocks?\.\d+|middle_block|layers\.\d+)")
+
+
+def summary(adapter: AdapterSet) -> str:
+    """Families, settings, size and history, a line each."""
+    lines = []
+    for place, link in enumerate(adapter.chain, 1):
+        numbers = sum(parameter.numel() for parameter in link.parameters())
+        some = next(iter(link.adapters.values())).describe()
+        size = f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32"
+        lines.append(f"{place}. {link.family} ({some}) on {len(link.adapters)} layers: {size}")
+    lines += [f"{key}: {value}" for key, value in adapter.facts.items() if value not in (None, [], "")]
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def change_per_block(adapter: AdapterSet, weight_of: Callable[[str], Tensor] | None = None) -> dict[str, float]:
+    """Mean over a block's layers of ``||dW||_F``, relative to ``||W||_F`` if the weights are given.
+
+    ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built.
+    """
+    blocks: dict[str, list[float]] = {}
+    for name, (up, down) in adapter.as_lora(weight_of).items():
+        change = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+        if weight_of is not None:
+            change /= weight_of(name).float().norm().item()
+        blocks.setdefault(block_of(name), []).append(change)
+    return {block: sum(changes) / len(changes) for block, changes in blocks.items()}
+
+
+def block_of(name: str) -> str:
+    """The block a layer belongs to: ``input_blocks.4``, ``middle_block``, ``double_blocks.7``, ``layers.3``."""
+    match = _BLOCK.match(name)
+    return match.group(1) if match else name.split(".")[1]

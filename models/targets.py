@@ -1,0 +1,77 @@
+"""Which layers an adapter changes.
+
+A target is named as ComfyUI names the weight (without ``.weight``): ``diffusion_model.…`` for the
+diffusion model, ``text_encoders.…`` for the text encoders. That is also its name in files.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DIFFUSION_PREFIX = "diffusion_model."
+TEXT_PREFIX = "text_encoders."
+
+# Attention in U-Nets (attn1, attn2), MMDiT (attn), Flux (img_attn, txt_attn, and single blocks, whose
+# fused linear1/linear2 hold q, k, v and out), Wan and CLIP (self_attn, cross_attn), T5 (SelfAttention).
+_ATTENTION = r"\.\w*(?:attn|attention)\d?\.(?:.*\.)?[a-z_0-9]+$|\.single_blocks\.\d+\.linear[12]$"
+_FEED_FORWARD = r"\.(?:ff|ffn|mlp|img_mlp|txt_mlp|feed_forward|densereludense)\.[a-z_0-9.]+$"
+_ANY = r""
+
+RULES: dict[str, tuple[str, bool]] = {
+    "attention": (_ATTENTION, False),
+    "self attention": (r"\.(?:attn1|self_attn|selfattention)\.", False),
+    "cross attention": (r"\.(?:attn2|cross_attn)\.", False),
+    "attention and feed-forward": (f"{_ATTENTION}|{_FEED_FORWARD}", False),
+    "all linear": (_ANY, False),
+    "all linear and convolution": (_ANY, True),
+}
+"""Rule name -> (pattern on the layer's name, whether convolutions count)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer to change: its name and the shape of its weight, ``(out, in)`` or ``(out, in, kh, kw)``."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape an adapter sees: ``(out, in)`` with a convolution's kernel flattened into ``in``."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+
+def select_targets(shapes: Mapping[str, tuple[int, ...]], rule: str) -> list[Target]:
+    """The layers of ``shapes`` (name -> weight shape) that ``rule`` names, in the order given.
+
+    Raises:
+        ValueError: the rule is unknown, or matches no layer.
+    """
+    if rule not in RULES:
+        raise ValueError(f"targets is {rule!r}; give one of {', '.join(map(repr, RULES))}")
+    pattern, with_convolutions = RULES[rule]
+    found = [
+        Target(name, tuple(shape))
+        for name, shape in shapes.items()
+        if (with_convolutions or len(shape) == 2) and re.search(pattern, name, re.IGNORECASE)
+    ]
+    if not found:
+        raise ValueError(_nothing_matches(shapes, rule))
+    return found
+
+
+def text_rule(rule: str) -> str:
+    """The rule for the text encoder beside ``rule`` for the diffusion model.
+
+    A text encoder has self-attention only, so that every attention rule means its attention.
+    """
+    return "attention" if rule in ("attention", "self attention", "cross attention") else rule
+
+
+def _nothing_matches(shapes: Mapping[str, tuple[int, ...]], rule: str) -> str:
+    some = ", ".join(list(shapes)[:: max(1, len(shapes) // 4)][:4]) or "none at all"
+    return (
+        f"targets {rule!r} matches none of the model's {len(shapes)} layers (some of them: {some}); "
+        f"choose another of {', '.join(map(repr, RULES))}"
+    )

@@ -1,0 +1,102 @@
+"""Using an adapter: on a model, as a stock LoRA, and what is in it."""
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..models.adapter_set import AdapterSet
+from ..models.targets import DIFFUSION_PREFIX
+from ..models.summary import change_per_block, summary
+from ..trainers.chart import block_chart
+from . import sockets
+from .bridge.lora import apply_adapter, as_native_lora, base_weights, check_fits, has_text_layers
+from .bridge.pixels import to_image
+
+STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
+
+
+class Apply(io.ComfyNode):
+    """Model and adapter -> personalised model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothApply",
+            display_name="Apply Adapter",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="Puts an adapter on a model (and its text encoder), exactly as the stock Load LoRA would put "
+            "the saved file.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model it was trained on, or another of the same architecture."),
+                sockets.Adapter.Input("adapter", tooltip="From Train Adapter or Load Adapter."),
+                io.Float.Input("strength_model", **STRENGTH, tooltip="1 is what was trained, 0 is nothing."),
+                io.Clip.Input("clip", optional=True, tooltip="Connect it if the text encoder was trained too."),
+                io.Float.Input("strength_clip", **STRENGTH, tooltip="The same for the text encoder.", optional=True),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The personalised model."),
+                io.Clip.Output(display_name="clip", tooltip="The personalised text encoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, adapter: AdapterSet, strength_model: float, clip: Any = None, strength_clip: float = 1.0
+    ) -> io.NodeOutput:
+        if clip is None and has_text_layers(adapter):
+            logging.warning("HyperBooth Apply Adapter: the adapter also holds text-encoder layers; connect clip to use them")
+        return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
+
+
+class ToLoRA(io.ComfyNode):
+    """Adapter -> stock LORA_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothToLoRA",
+            display_name="Adapter to LoRA",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="The adapter as a plain LoRA for the stock nodes (Load LoRA Model, Save LoRA Weights).",
+            inputs=[
+                sockets.Adapter.Input("adapter", tooltip="The adapter."),
+                io.Model.Input("model", tooltip="The model it was trained on; some families need its weights."),
+            ],
+            outputs=[io.LoraModel.Output(display_name="lora", tooltip="A plain LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, adapter: AdapterSet, model: Any) -> io.NodeOutput:
+        check_fits(model, None, adapter)
+        return io.NodeOutput(as_native_lora(adapter))
+
+
+class Info(io.ComfyNode):
+    """What an adapter is and where it changes the model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothInfo",
+            display_name="Adapter Info",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="Family, size and history of an adapter, and a chart of how much it changes each block.",
+            inputs=[
+                sockets.Adapter.Input("adapter", tooltip="The adapter."),
+                io.Model.Input("model", optional=True, tooltip="With it, changes are relative to its weights."),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="What it is, in words."),
+                io.Image.Output(display_name="chart", tooltip="Mean change of the weights per block."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, adapter: AdapterSet, model: Any = None) -> io.NodeOutput:
+        if model is None:
+            changes = change_per_block(adapter)
+        else:
+            check_fits(model, None, adapter)
+            changes = change_per_block(adapter.restricted(DIFFUSION_PREFIX), base_weights(model))
+        return io.NodeOutput(summary(adapter), to_image(block_chart(changes, relative=model is not None)))

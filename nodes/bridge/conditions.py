@@ -1,0 +1,95 @@
+"""Prompts on their way into the model: encoding, and CONDITIONING -> arguments of the model's forward."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...trainers.subject import Example
+
+Arguments = dict[str, Any]
+
+
+def encode_prompt(clip: Any, prompt: str) -> Any:
+    """The CONDITIONING of ``prompt``, as the stock CLIP Text Encode gives it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def encode_prompt_with_gradient(clip: Any, prompt: str) -> Any:
+    """The same through the text encoder as it stands on its device, keeping the graph.
+
+    The stock method loads the model anew at each call; during a session it is loaded already.
+    """
+    encoder = clip.cond_stage_model
+    encoder.reset_clip_options()
+    if clip.layer_idx is not None:
+        encoder.set_clip_options({"layer": clip.layer_idx})
+    encoder.set_clip_options({"execution_device": clip.patcher.load_device})
+    cond, pooled, *extra = encoder.encode_token_weights(clip.tokenize(prompt))
+    return [[cond, {"pooled_output": pooled, **(extra[0] if extra else {})}]]
+
+
+class Conditions:
+    """Batches of examples -> arguments of ``apply_model``, by the model's own ``extra_conds``.
+
+    What a prompt gives is kept per latent size, unless the text encoder trains (``clip`` given): then every
+    batch encodes its prompts anew, each distinct one once.
+    """
+
+    def __init__(self, model: Any, device: torch.device, clip: Any = None):
+        self.model, self.device, self.clip = model, device, clip
+        self._kept: dict[tuple[int, tuple[int, ...]], tuple[Any, dict[str, Any]]] = {}
+
+    def __call__(self, examples: Sequence[Example]) -> Arguments:
+        if self.clip is None:
+            return _collate([self.kept(example.cond, example.size) for example in examples])
+        encoded = {prompt: encode_prompt_with_gradient(self.clip, prompt) for prompt in _distinct(examples)}
+        return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size) for e in examples])
+
+    def kept(self, conditioning: Any, size: tuple[int, ...]) -> dict[str, Any]:
+        """The model's conditions for one conditioning and latent size, made once, free of inference mode."""
+        key = (id(conditioning), size)
+        if key not in self._kept:
+            self._kept[key] = (conditioning, self._prepare(_ordinary(conditioning), size))
+        return self._kept[key][1]
+
+    def arguments(self, conditioning: Any, size: tuple[int, ...]) -> Arguments:
+        """The arguments for a batch of one."""
+        return _collate([self.kept(conditioning, size)])
+
+    def _prepare(self, conditioning: Any, size: tuple[int, ...]) -> dict[str, Any]:
+        entries = comfy.sampler_helpers.convert_cond(conditioning)
+        if len(entries) != 1:
+            raise ValueError(f"a prompt's conditioning has {len(entries)} parts; training takes one part per image")
+        noise = torch.zeros((1, *size), device=self.device)
+        (entry,) = comfy.samplers.encode_model_conds(
+            self.model.extra_conds, entries, noise, self.device, "positive", latent_image=noise
+        )
+        conditions = entry["model_conds"]
+        return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conditions.items()}
+
+
+def _distinct(examples: Sequence[Example]) -> list[str]:
+    return list(dict.fromkeys(example.prompt for example in examples if example.prompt is not None))
+
+
+def _collate(prepared: Sequence[dict[str, Any]]) -> Arguments:
+    """One batch of arguments from single ones, joined as the core joins them."""
+    first, *others = prepared
+    if not others:
+        return {name: cond.cond for name, cond in first.items()}
+    return {name: cond.concat([other[name] for other in others]) for name, cond in first.items()}
+
+
+def _ordinary(value: Any) -> Any:
+    """A copy in which every tensor is an ordinary one: autograd cannot keep inference tensors."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _ordinary(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_ordinary(item) for item in value)
+    return value

@@ -1,0 +1,47 @@
+"""ComfyUI's folders."""
+
+from pathlib import Path
+
+import folder_paths
+
+KIND = "loras"
+"""Adapters live among the LoRAs: ComfyUI lists ``output/loras`` there too, so a saved file is found at once."""
+
+
+def adapter_files() -> list[str]:
+    """Names of the adapter files that Load offers."""
+    return folder_paths.get_filename_list(KIND)
+
+
+def adapter_path(name: str) -> Path:
+    """The file of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = folder_paths.get_full_path(KIND, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(KIND))
+        raise ValueError(f"adapter_name {name!r} is in none of {folders}; press R to refresh the list")
+    return Path(path)
+
+
+def output_file(prefix: str, suffix: str) -> Path:
+    """The next free file of ``prefix`` in the output folder, numbered as ComfyUI numbers pictures.
+
+    Raises:
+        ValueError: the prefix is empty or leads out of the output folder.
+    """
+    root = Path(folder_paths.get_output_directory()).resolve()
+    target = (root / prefix).resolve()
+    if not prefix.strip() or target == root or not target.is_relative_to(root):
+        raise ValueError(f"filename_prefix {prefix!r} leads out of the output folder; give a name such as 'loras/dog'")
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    while (path := Path(folder) / f"{name}_{counter:05}_{suffix}").exists():
+        counter += 1
+    return path
+
+
+def output_name(path: Path) -> str:
+    """The path below the output folder, with forward slashes."""
+    return path.resolve().relative_to(Path(folder_paths.get_output_directory()).resolve()).as_posix()

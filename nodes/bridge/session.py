@@ -1,0 +1,169 @@
+"""A loaded MODEL (and CLIP) laid out for training, and put back afterwards."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...models.checkpointing import checkpointed
+from ...models.frozen import frozen, is_linear
+from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...trainers.options import TrainingOptions
+from ...trainers.subject import Example, Subject
+from .conditions import Conditions
+from .denoiser import ComfyDenoiser
+from .previews import latent_picture
+from .weights import borrow
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+ACTIVATIONS = 3
+"""Training's activations over inference's, for ComfyUI's decision how much of the model to keep on the device."""
+
+
+@dataclass(frozen=True)
+class ComfyWorkbench:
+    """The trainers' Workbench on ComfyUI's objects."""
+
+    denoiser: ComfyDenoiser
+    conditions: Conditions
+    device: torch.device
+    half: bool
+    shapes: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, nn.Module]
+    facts: Mapping[str, Any]
+
+    def condition(self, examples: Sequence[Example]) -> Any:
+        return self.conditions(examples)
+
+    def blank(self, subject: Subject) -> Any:
+        if subject.blank is None:
+            return None
+        return self.conditions.arguments(subject.blank, subject.examples[0].size)
+
+    def to_model(self, latents: Tensor) -> Tensor:
+        return self.denoiser.model.process_latent_in(latents.to(self.device, torch.float32, copy=True))
+
+    def picture(self, latents: Tensor) -> Image.Image | None:
+        return latent_picture(self.denoiser.model.latent_format, latents)
+
+
+@contextmanager
+def workbench(
+    model: Any, options: TrainingOptions, subject: Subject, batch_size: int, clip: Any = None
+) -> Iterator[ComfyWorkbench]:
+    """Inside the block the model (and ``clip``, if its text encoder trains) is ready for gradients.
+
+    Everything else leaves the device first. Autograd is on, ComfyUI's inference mode is off, and frozen
+    weights are borrowed, never copied. After the block, whatever happened in it, the model is as it was.
+
+    Raises:
+        ValueError: the model carries bypass hooks, or is of a kind that cannot be trained.
+    """
+    _check_trainable(model)
+    patcher = _with_precision(model, options.precision)
+    patchers = [patcher] + ([clip.patcher] if clip is not None else [])
+    _load_alone(patchers, subject, batch_size)
+    with torch.inference_mode(False), torch.enable_grad(), _training_flag(), ExitStack() as stack:
+        stack.enter_context(frozen(patcher.model, borrow))
+        if clip is not None:
+            stack.enter_context(frozen(clip.cond_stage_model, borrow, adds_in_place=True))
+        if options.gradient_checkpointing:
+            stack.enter_context(checkpointed(blocks_of(patcher.model.diffusion_model)))
+        yield _bench(patcher, clip)
+
+
+def adaptable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
+    """Every layer an adapter can change, by its target name: linear layers and plain 2-D convolutions."""
+    layers = {
+        name: module
+        for name, module in model.model.named_modules()
+        if name.startswith(DIFFUSION_PREFIX) and _is_adaptable(module)
+    }
+    if clip is not None:
+        encoder = clip.cond_stage_model.named_modules()
+        layers |= {TEXT_PREFIX + name: module for name, module in encoder if _is_adaptable(module)}
+    return layers
+
+
+def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Weight shapes, from what the layers say of themselves: a staged or quantised weight has another."""
+    return {name: _shape(layer) for name, layer in layers.items()}
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The units of gradient checkpointing: residual and transformer blocks of a U-Net, blocks of a DiT."""
+    lists = [module for module in network.children() if isinstance(module, nn.ModuleList)]
+    blocks = [block for blocks in lists for block in blocks]
+    if hasattr(network, "input_blocks"):
+        parts = [*network.input_blocks, network.middle_block, *network.output_blocks]
+        blocks = [layer for part in parts if part is not None for layer in part]
+    return [block for block in blocks if any(True for _ in block.parameters())]
+
+
+def _check_trainable(model: Any) -> None:
+    if model.injections:
+        raise ValueError(
+            f"the model carries bypass hooks ({', '.join(model.injections)}); "
+            "apply that LoRA in the ordinary way, or train on the model before it"
+        )
+
+
+def _with_precision(model: Any, precision: str) -> Any:
+    patcher = model.clone()
+    if precision != "auto":
+        patcher.set_model_compute_dtype(PRECISIONS[precision])
+    return patcher
+
+
+def _load_alone(patchers: list[Any], subject: Subject, batch_size: int) -> None:
+    """Load ``patchers`` on their devices, everything else (VAE, text encoder, other models) off them."""
+    management = comfy.model_management
+    keep = [
+        loaded for loaded in management.current_loaded_models
+        if loaded.model is not None and any(loaded.model.is_clone(patcher) for patcher in patchers)
+    ]  # fmt: skip
+    for device in {patcher.load_device for patcher in patchers}:
+        management.free_memory(1e30, device, keep_loaded=keep)
+    largest = max((example.size for example in subject.examples), key=lambda size: size[-1] * size[-2])
+    activations = ACTIVATIONS * patchers[0].model.memory_required([batch_size, *largest])
+    management.load_models_gpu(patchers, memory_required=activations)
+
+
+@contextmanager
+def _training_flag() -> Iterator[None]:
+    """ComfyUI's models avoid in-place and fused inference kernels while this is set."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
+    layers = adaptable_layers(patcher, clip)
+    return ComfyWorkbench(
+        denoiser=ComfyDenoiser(patcher),
+        conditions=Conditions(patcher.model, patcher.load_device, clip),
+        device=patcher.load_device,
+        half=patcher.model.get_dtype_inference() == torch.float16,
+        shapes=layer_shapes(layers),
+        layers=layers,
+        facts={"base": type(patcher.model).__name__, "prediction": ComfyDenoiser(patcher).prediction.value},
+    )
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    return is_linear(module) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels, *layer.kernel_size
+    return layer.out_features, layer.in_features

@@ -1,0 +1,18 @@
+"""The nodes that ComfyUI gets."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .adapter import Apply, Info, ToLoRA
+from .files import Load, Save
+from .method import MethodLoRA, Options
+from .subject import ClassImages, Subject, SubjectFromLatents
+from .train import Train
+
+
+class HyperBooth(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            Subject, SubjectFromLatents, ClassImages, MethodLoRA, Options, Train, Apply, Save, Load, ToLoRA, Info,
+        ]  # fmt: skip

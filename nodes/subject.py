@@ -1,0 +1,259 @@
+"""What is learnt: pictures of the subject, and of its class."""
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..trainers.gather import Framing, Pictures, Tools, gather, prompts_for
+from ..trainers.noise import generator_for
+from ..trainers.options import check_number
+from ..trainers.pictures import bucket_size
+from ..trainers.subject import Example
+from ..trainers.subject import Subject as SubjectData
+from . import sockets
+from .bridge.conditions import encode_prompt
+from .bridge.pixels import decode_latents, encode_pixels, latent_cell
+from .bridge.progress import Progress
+from .bridge.sampling import SAMPLERS, SCHEDULERS, sample_latents
+
+FRAMING = Framing()
+
+
+class Subject(io.ComfyNode):
+    """Pictures and prompt -> subject."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothSubject",
+            display_name="Subject",
+            category=f"{sockets.CATEGORY}/data",
+            description="Prepares photographs of one subject for training: brings them to size, encodes them and "
+            "the prompt once.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="3 to 20 photographs of the subject: a batch, or a list of any sizes."),
+                io.Vae.Input("vae", tooltip="The checkpoint's VAE. It leaves the device before training starts."),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It leaves the device before training."),
+                io.String.Input(
+                    "prompt",
+                    default="a photo of sks dog",
+                    multiline=True,
+                    tooltip="What the photographs show, with a rare word as the subject's name: 'a photo of sks dog'. "
+                    "Use the same words later to call it up.",
+                ),
+                io.String.Input(
+                    "class_prompt",
+                    optional=True,
+                    default="",
+                    tooltip="The class without the name: 'a photo of a dog'. Needed with class images.",
+                ),
+                io.String.Input(
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One text per image in place of the prompt: a list, or one text with a line per image.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One mask per image, of its size: where it is black, nothing is learnt.",
+                ),
+                io.Image.Input(
+                    "class_images",
+                    optional=True,
+                    tooltip="Pictures of the class for prior preservation, from the Class Images node: they keep "
+                    "other dogs from turning into yours.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=FRAMING.resolution,
+                    min=8,
+                    max=4096,
+                    step=8,
+                    tooltip="Training resolution in pixels: 512 for SD1.5, 1024 for SDXL and later.",
+                ),
+                io.Boolean.Input(
+                    "bucket",
+                    default=FRAMING.bucket,
+                    tooltip="Keep each picture's aspect at this area; off: crop to squares.",
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    default=FRAMING.flip,
+                    tooltip="Also train on mirror images. Leave off for faces and for things with writing on them.",
+                ),
+            ],
+            outputs=[sockets.Subject.Output(display_name="subject", tooltip="For Train Adapter.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, images: list[Tensor], vae: list[Any], clip: list[Any], prompt: list[str], resolution: list[int],
+        bucket: list[bool], flip: list[bool], class_prompt: list[str] | None = None,
+        captions: list[str] | None = None, masks: list[Tensor] | None = None,
+        class_images: list[Tensor] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        pictures = _one_by_one(images)
+        texts = prompts_for(len(pictures), prompt[0], _lines(captions))
+        subject = Pictures(pictures, texts, _one_by_one(masks) if masks else None)
+        others = _class_pictures(_one_by_one(class_images or []), (class_prompt or [""])[0])
+        framing = Framing(resolution[0], bucket[0], flip[0])
+        total = len(pictures) + (len(others.images) if others else 0)
+        return io.NodeOutput(gather(subject, others, framing, _tools(vae[0], clip[0], total)))
+
+
+class SubjectFromLatents(io.ComfyNode):
+    """Latents and conditioning of the stock dataset nodes -> subject."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothSubjectFromLatents",
+            display_name="Subject from Latents",
+            category=f"{sockets.CATEGORY}/data",
+            description="A subject from what the stock dataset nodes (Make Training Dataset, Resolution Bucket, "
+            "Load Training Dataset) give.",
+            is_input_list=True,
+            inputs=[
+                io.Latent.Input("latents", tooltip="Encoded pictures, as a list or in batches."),
+                io.Conditioning.Input("positive", tooltip="Their texts: one for all, or one per picture."),
+                io.Conditioning.Input(
+                    "class_positive", optional=True, tooltip="Text of the class pictures: one for all, or one each."
+                ),
+                io.Latent.Input("class_latents", optional=True, tooltip="Class pictures for prior preservation."),
+            ],
+            outputs=[sockets.Subject.Output(display_name="subject", tooltip="For Train Adapter.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, latents: list[Any], positive: list[Any], class_positive: list[Any] | None = None,
+        class_latents: list[Any] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        examples = _latent_examples("positive", _latents_one_by_one(latents), positive)
+        others = _latent_examples("class_positive", _latents_one_by_one(class_latents or []), class_positive or [])
+        notes = tuple(f"latent {i + 1}: {tuple(e.size)}" for i, e in enumerate(examples))
+        return io.NodeOutput(SubjectData(examples, others, None, notes))
+
+
+class ClassImages(io.ComfyNode):
+    """Pictures of the class by the unchanged model, for prior preservation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothClassImages",
+            display_name="Class Images",
+            category=f"{sockets.CATEGORY}/data",
+            description="Samples pictures of the subject's class from the unchanged model (DreamBooth's prior "
+            "preservation).",
+            inputs=[
+                io.Model.Input("model", tooltip="The model as loaded, before any adapter."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.String.Input(
+                    "class_prompt", default="a photo of a dog", tooltip="The class, without the subject's name."
+                ),
+                io.Int.Input("count", default=100, min=1, max=10000, tooltip="How many; the paper takes about 1000."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of each."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance."),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=SAMPLERS,
+                    default="euler_ancestral",
+                    tooltip="The paper samples them with an ancestral sampler.",
+                ),
+                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="Course of the noise levels."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=sockets.BIGGEST_SEED,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Same seed, same pictures.",
+                ),
+                io.Int.Input("resolution", default=512, min=8, max=4096, step=8, tooltip="Side in pixels."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images", is_output_list=True, tooltip="For the Subject node's class_images."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, class_prompt: str, count: int, steps: int, cfg: float,
+        sampler_name: str, scheduler: str, seed: int, resolution: int,
+    ) -> io.NodeOutput:  # fmt: skip
+        check_number("count", count, 1)
+        cell = latent_cell(vae)
+        side = bucket_size(1, 1, resolution, cell, False)[0] // cell
+        positive, negative = encode_prompt(clip, class_prompt), encode_prompt(clip, "")
+        progress, done, latents = Progress(count * steps), 0, []
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            progress(done, count * steps)
+
+        for index in range(count):
+            draw = generator_for(seed, index).initial_seed()
+            latents.append(
+                sample_latents(
+                    model, positive, negative, (1, side, side), draw, steps=steps, cfg=cfg,
+                    sampler_name=sampler_name, scheduler=scheduler, on_step=on_step,
+                )
+            )  # fmt: skip
+        return io.NodeOutput([decode_latents(vae, latent) for latent in latents])
+
+
+def _one_by_one(batches: list[Tensor]) -> list[Tensor]:
+    """A list of batches -> a list of single pictures or masks."""
+    return [picture for batch in batches for picture in batch]
+
+
+def _latents_one_by_one(latents: list[Any]) -> list[Tensor]:
+    """Stock LATENTs, each holding a batch or a list of batches, -> single latents ``[1, C, h, w]``."""
+    batches = []
+    for latent in latents:
+        samples = latent["samples"]
+        batches += samples if isinstance(samples, (list, tuple)) else [samples]
+    singles = [sample if sample.ndim >= 4 else sample[None] for sample in batches]
+    return [single[None] for batch in singles for single in batch]
+
+
+def _latent_examples(name: str, latents: list[Tensor], conds: list[Any]) -> tuple[Example, ...]:
+    if len(conds) == 1:
+        conds = conds * len(latents)
+    if len(conds) != len(latents):
+        raise ValueError(f"{name} holds {len(conds)} texts for {len(latents)} latents; give one, or one per latent")
+    with torch.inference_mode(False):
+        return tuple(Example(latent.clone(), cond) for latent, cond in zip(latents, conds, strict=True))
+
+
+def _lines(captions: list[str] | None) -> list[str] | None:
+    """A list of captions as it is; a single text is a line per image."""
+    if captions is not None and len(captions) == 1:
+        return [line.strip() for line in captions[0].splitlines() if line.strip()]
+    return captions
+
+
+def _class_pictures(images: list[Tensor], class_prompt: str) -> Pictures | None:
+    if not images:
+        return None
+    if not class_prompt.strip():
+        raise ValueError("class_prompt is empty although class_images are connected; give one such as 'a photo of a dog'")
+    return Pictures(images, [class_prompt] * len(images))
+
+
+def _tools(vae: Any, clip: Any, total: int) -> Tools:
+    return Tools(
+        encode=lambda pixels: encode_pixels(vae, pixels),
+        embed=lambda prompt: encode_prompt(clip, prompt),
+        cell=latent_cell(vae),
+        progress=Progress(total),
+    )

@@ -1,0 +1,65 @@
+"""Charts as pictures."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+SMOOTHING = 0.05
+"""Share of the run that the smoothed curve averages over."""
+
+
+def smoothed(losses: Sequence[float], total: int | None = None) -> list[float]:
+    """Exponential moving average without bias at the start: ``m_k / (1 - b^k)`` with ``m_k = b m_(k-1) + (1-b) l_k``."""
+    keep = 1 - 1 / max(1.0, SMOOTHING * (total or len(losses)))
+    average, weight, curve = 0.0, 0.0, []
+    for loss in losses:
+        average, weight = keep * average + (1 - keep) * loss, keep * weight + (1 - keep)
+        curve.append(average / weight)
+    return curve
+
+
+def loss_chart(losses: Sequence[float], total: int) -> Image.Image:
+    """Every loss as a dot, the smoothed curve over them, the axis as long as the whole run (``total`` steps)."""
+    figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, ".", color="#9db4c0", markersize=3)
+    curve = smoothed(losses, total)
+    axes.plot(steps, curve, color="#d1495b", linewidth=2)
+    axes.set_xlim(0, total + 1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(f"step {len(losses)} of {total}   loss {curve[-1]:.4f} (smoothed)", fontsize=10)
+    axes.grid(alpha=0.3)
+    return _rendered(figure)
+
+
+def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
+    """Mean change of the weights per block (block name -> change) as bars, in the network's order."""
+    figure = Figure(figsize=(7.68, 3.84), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(changes)), list(changes.values()), color="#00798c")
+    axes.set_xticks(range(len(changes)), list(changes), rotation=90, fontsize=7)
+    axes.set_ylabel("mean ||dW|| / ||W||" if relative else "mean ||dW||")
+    axes.grid(axis="y", alpha=0.3)
+    return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return Image.open(buffer).convert("RGB")
+
+
+def beside(chart: Image.Image, sample: Image.Image | None) -> Image.Image:
+    """The chart, and to its right the sample at the same height."""
+    if sample is None:
+        return chart
+    scaled = sample.resize((round(sample.width * chart.height / sample.height), chart.height))
+    joined = Image.new("RGB", (chart.width + scaled.width, chart.height), "white")
+    joined.paste(chart, (0, 0))
+    joined.paste(scaled, (chart.width, 0))
+    return joined

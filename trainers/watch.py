@@ -1,0 +1,51 @@
+"""What the user sees while it trains: progress, the loss curve, samples; at a bounded share of the time."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from .chart import beside, loss_chart
+from .loop import TrainState
+
+CHART_SHARE = 0.02
+"""The chart is drawn again when this share of the time since the last one pays for it."""
+
+Show = Callable[[int, int, Image.Image | None], None]
+"""Receives (steps done, of, picture or None)."""
+
+
+@dataclass
+class Watch:
+    """Called after every step; shows progress, with a new picture now and then.
+
+    Args:
+        total: steps of the run.
+        show: where to.
+        sample: makes a sample of the model as it stands, or None where it cannot.
+        preview_every: steps between samples; 0 for none.
+    """
+
+    total: int
+    show: Show
+    sample: Callable[[], Image.Image | None]
+    preview_every: int
+    _sample: Image.Image | None = field(default=None, init=False)
+    _drawn: float = field(default=0.0, init=False)
+    _cost: float = field(default=0.0, init=False)
+
+    def __call__(self, state: TrainState) -> None:
+        new_sample = self.preview_every > 0 and state.step % self.preview_every == 0
+        if new_sample:
+            self._sample = self.sample()
+        due = time.monotonic() - self._drawn >= self._cost / CHART_SHARE
+        picture = self._draw(state) if new_sample or due or state.step == self.total else None
+        self.show(state.step, self.total, picture)
+
+    def _draw(self, state: TrainState) -> Image.Image:
+        start = time.monotonic()
+        picture = beside(loss_chart(state.losses, self.total), self._sample)
+        self._drawn = time.monotonic()
+        self._cost = self._drawn - start
+        return picture
