@@ -11,7 +11,7 @@ from .losses import WEIGHTINGS
 from .noise import SAMPLERS
 
 OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("constant", "linear", "cosine", "polynomial")
+SCHEDULES = ("constant", "linear", "cosine")
 PRIOR_MODES = ("class images", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 

@@ -1,0 +1,83 @@
+"""ComfyUI in this process, one real server, and small checkpoints, shared by all tests."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # only while devkit is found: the root's nodes/ would hide ComfyUI's
+from devkit.pack import import_comfyui, load_pack  # noqa: E402
+
+import_comfyui()
+load_pack()
+import torch  # noqa: E402
+from devkit.checkpoints import write_sd15  # noqa: E402
+from devkit.server import Server, prepare_base, running_server  # noqa: E402
+from PIL import Image  # noqa: E402
+
+sys.path.append(str(ROOT / "tests"))  # last: for reference.py
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest SD1.5 checkpoint: U-Net, CLIP-L and a tiny VAE, random weights in half precision."""
+    return write_sd15(tmp_path_factory.mktemp("checkpoints") / "small_sd15.safetensors")
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP, VAE as the stock Load Checkpoint gives them: under inference mode."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    return model, clip, vae
+
+
+@pytest.fixture(scope="session")
+def node() -> Any:
+    """``node(id, **inputs)`` runs a node of the pack as ComfyUI does and gives its outputs."""
+    import asyncio
+
+    extension = asyncio.run(load_pack().comfy_entrypoint())
+    nodes = {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(extension.get_node_list())}
+
+    def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:
+        with torch.inference_mode():
+            return nodes["HyperBooth" + node_id].execute(**inputs).result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server with the pack under another folder name, the checkpoint, and four small photographs."""
+    base = prepare_base(tmp_path_factory.mktemp("server"), "any-folder name.v2")
+    (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
+    for index in range(4):
+        noise = np.random.default_rng(index).integers(0, 256, (72 + 8 * index, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(base / "input" / f"subject_{index + 1}.png")
+    with running_server(base) as running:
+        yield running
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    """Three small photographs ``[3, 64, 64, 3]``."""
+    return torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def subject(node: Any, loaded: Any, pictures: torch.Tensor) -> Any:
+    """Those photographs as a subject."""
+    _, clip, vae = loaded
+    (made,) = node(
+        "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of sks dog"], resolution=[64],
+        bucket=[True], flip=[False],
+    )  # fmt: skip
+    return made

@@ -1,0 +1,39 @@
+"""The papers' formulas, literal, in float64. Slow and plain on purpose."""
+
+import torch
+from torch import Tensor
+
+
+def lora(weight: Tensor, up: Tensor, down: Tensor, alpha: float) -> Tensor:
+    """LoRA (2106.09685, eq. 3): ``W' = W + (alpha / r) B A``."""
+    return weight.double() + alpha / down.shape[0] * (up.double() @ down.double())
+
+
+def l_simple_eps(predicted: Tensor, noise: Tensor) -> Tensor:
+    """DDPM (2006.11239, eq. 14): ``||eps - eps_theta||^2``, mean over a sample's numbers."""
+    return ((noise.double() - predicted.double()) ** 2).flatten(1).mean(1)
+
+
+def l_simple_v(predicted: Tensor, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Salimans and Ho (2202.00512): ``||v - v_theta||^2``, ``v = alpha eps - s x0`` with alpha^2 + s^2 = 1, s/alpha = sigma."""
+    scale = sigma.double().view(-1, *[1] * (clean.ndim - 1))
+    alpha, s = 1 / (1 + scale**2).sqrt(), scale / (1 + scale**2).sqrt()
+    target = alpha * noise.double() - s * clean.double()
+    return ((target - predicted.double()) ** 2).flatten(1).mean(1)
+
+
+def l_simple_flow(predicted: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    """Rectified flow (2403.03206, eq. 13): ``||v_theta - (eps - x0)||^2``."""
+    return ((predicted.double() - (noise.double() - clean.double())) ** 2).flatten(1).mean(1)
+
+
+def min_snr_eps(loss_on_eps: Tensor, sigma: Tensor, gamma: float) -> Tensor:
+    """Min-SNR (2303.09556, eq. 9) on eps: ``min(snr, gamma) / snr``, snr = 1 / sigma^2."""
+    snr = 1 / sigma.double() ** 2
+    return loss_on_eps * torch.minimum(snr, torch.tensor(gamma, dtype=torch.float64)) / snr
+
+
+def min_snr_v(loss_on_v: Tensor, sigma: Tensor, gamma: float) -> Tensor:
+    """The same on v: ``min(snr, gamma) / (snr + 1)``."""
+    snr = 1 / sigma.double() ** 2
+    return loss_on_v * torch.minimum(snr, torch.tensor(gamma, dtype=torch.float64)) / (snr + 1)

@@ -1,0 +1,249 @@
+"""Workflows, help pages and node ids: what users open, read and share."""
+
+import json
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from devkit.server import Server
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+NOTES = ("MarkdownNote", "Note")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+FILES = ("ckpt_name", "image", "adapter_name")
+"""Inputs whose values are names of the user's own files."""
+
+# Required inputs, optional inputs, outputs: name and type, in order. People's workflows depend on all of it: files
+# of the UI hold values by position, the API refuses prompts without a required input. So append, and as optional.
+CONTRACT = {
+    "HyperBoothSubject": (
+        "images IMAGE, vae VAE, clip CLIP, prompt STRING, resolution INT, bucket BOOLEAN, "
+        "flip BOOLEAN",
+        "class_prompt STRING, captions STRING, masks MASK, class_images IMAGE",
+        "subject HYPERBOOTH_SUBJECT",
+    ),
+    "HyperBoothSubjectFromLatents": (
+        "latents LATENT, positive CONDITIONING",
+        "class_positive CONDITIONING, class_latents LATENT",
+        "subject HYPERBOOTH_SUBJECT",
+    ),
+    "HyperBoothClassImages": (
+        "model MODEL, clip CLIP, vae VAE, class_prompt STRING, count INT, steps INT, cfg FLOAT, "
+        "sampler_name COMBO, scheduler COMBO, seed INT, resolution INT",
+        "",
+        "images IMAGE",
+    ),
+    "HyperBoothMethodLoRA": (
+        "rank INT, alpha FLOAT, targets COMBO, learning_rate FLOAT, text_encoder BOOLEAN, "
+        "text_encoder_lr FLOAT",
+        "",
+        "method HYPERBOOTH_METHOD",
+    ),
+    "HyperBoothTrainingOptions": (
+        "optimizer COMBO, lr_scheduler COMBO, warmup_steps INT, loss_weighting COMBO, "
+        "min_snr_gamma FLOAT, noise_sampling COMBO, prior_mode COMBO, prior_weight FLOAT, "
+        "gradient_accumulation INT, max_grad_norm FLOAT, gradient_checkpointing BOOLEAN, "
+        "precision COMBO, preview_every INT",
+        "",
+        "options HYPERBOOTH_OPTIONS",
+    ),
+    "HyperBoothTrain": (
+        "model MODEL, subject HYPERBOOTH_SUBJECT, method HYPERBOOTH_METHOD, steps INT, "
+        "batch_size INT, seed INT",
+        "clip CLIP, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER",
+        "adapter HYPERBOOTH_ADAPTER, loss_map LOSS_MAP, report STRING",
+    ),
+    "HyperBoothApply": (
+        "model MODEL, adapter HYPERBOOTH_ADAPTER, strength_model FLOAT",
+        "clip CLIP, strength_clip FLOAT",
+        "model MODEL, clip CLIP",
+    ),
+    "HyperBoothSave": (
+        "adapter HYPERBOOTH_ADAPTER, filename_prefix STRING, format COMBO, precision COMBO",
+        "",
+        "path STRING",
+    ),
+    "HyperBoothLoad": (
+        "adapter_name COMBO",
+        "",
+        "adapter HYPERBOOTH_ADAPTER",
+    ),
+    "HyperBoothToLoRA": (
+        "adapter HYPERBOOTH_ADAPTER, model MODEL",
+        "",
+        "lora LORA_MODEL",
+    ),
+    "HyperBoothInfo": (
+        "adapter HYPERBOOTH_ADAPTER",
+        "model MODEL",
+        "report STRING, chart IMAGE",
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def nodes(server: Server) -> dict[str, Any]:
+    """Node id -> what the server says of it."""
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="session")
+def ours(nodes: dict[str, Any]) -> dict[str, Any]:
+    """The pack's own."""
+    return {name: info for name, info in nodes.items() if name.startswith("HyperBooth")}
+
+
+def inputs_of(info: dict[str, Any]) -> dict[str, Any]:
+    """Input name -> ``[type, settings]``, required ones first."""
+    given = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in given.items()}
+
+
+def is_widget(kind: Any, settings: dict[str, Any]) -> bool:
+    return (isinstance(kind, list) or kind in WIDGETS) and not settings.get("forceInput")
+
+
+def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """``widgets_values`` by name, as the frontend reads them: by position, some followed by one of its own."""
+    values = list(node.get("widgets_values", []))
+    named = {}
+    for name, (kind, settings) in inputs_of(info).items():
+        if is_widget(kind, settings):
+            named[name] = values.pop(0)
+            is_seed = kind == "INT" and name in ("seed", "noise_seed")
+            if settings.get("control_after_generate", is_seed):
+                assert values.pop(0) in ("fixed", "increment", "decrement", "randomize")
+            if settings.get("image_upload"):
+                assert values.pop(0) == "image"
+    assert not values, f"{node['type']} {node['id']}: values without a widget: {values}"
+    return named
+
+
+def to_api(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
+    """A UI workflow as the prompt that the frontend makes of it; for graphs without subgraphs and bypassed nodes."""
+    links = {link[0]: link for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        assert node["mode"] == 0, f"{node['type']} {node['id']} is muted or bypassed"
+        info = nodes[node["type"]]
+        inputs = widget_values(node, info)
+        for slot, given in enumerate(node["inputs"]):
+            if given["link"] is not None:
+                _, source, output, target, at, _ = links[given["link"]]
+                assert (target, at) == (node["id"], slot), f"link {given['link']} ends elsewhere"
+                inputs[given["name"]] = [str(source), output]
+        title = node.get("title", info["display_name"])
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+    return prompt
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+class TestWorkflow:
+    def test_is_the_api_workflow_of_its_name(self, path: Path, nodes: dict[str, Any]):
+        api = json.loads((path.parent / "api" / path.name).read_text("utf-8"))
+        assert to_api(json.loads(path.read_text("utf-8")), nodes) == api
+
+    def test_knows_every_node(self, path: Path, nodes: dict[str, Any]):
+        kinds = {node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]}
+        assert kinds - nodes.keys() <= set(NOTES)
+
+    def test_links_agree_at_both_ends(self, path: Path):
+        workflow = json.loads(path.read_text("utf-8"))
+        by_id = {node["id"]: node for node in workflow["nodes"]}
+        for link, source, output, target, slot, kind in workflow["links"]:
+            assert link in by_id[source]["outputs"][output]["links"]
+            assert by_id[target]["inputs"][slot]["link"] == link
+            assert by_id[source]["outputs"][output]["type"] == kind
+
+    def test_values_are_allowed(self, path: Path, nodes: dict[str, Any]):
+        for node in to_api(json.loads(path.read_text("utf-8")), nodes).values():
+            known = inputs_of(nodes[node["class_type"]])
+            for name, value in node["inputs"].items():
+                kind, settings = known.get(name, (None, {}))
+                options = kind if isinstance(kind, list) else settings.get("options")
+                if options is not None and name not in FILES:
+                    assert value in options, f"{node['class_type']} {name}"
+                if kind in ("INT", "FLOAT"):
+                    assert settings["min"] <= value <= settings["max"], f"{node['class_type']} {name}"
+
+    def test_nodes_do_not_overlap(self, path: Path):
+        title = 30
+        boxes = []
+        for node in json.loads(path.read_text("utf-8"))["nodes"]:
+            (x, y), (width, height) = node["pos"], node["size"]
+            box = (x, y - title, x + width, y + height)
+            for other in boxes:
+                apart = box[2] <= other[0] or other[2] <= box[0] or box[3] <= other[1] or other[3] <= box[1]
+                assert apart, f"{node['type']} {node['id']}"
+            boxes.append(box)
+
+    def test_has_a_small_thumbnail(self, path: Path):
+        thumbnail = path.with_suffix(".jpg")
+        assert thumbnail.stat().st_size < 60_000
+        assert Image.open(thumbnail).format == "JPEG"
+
+    def test_is_in_the_template_browser(self, path: Path, server: Server):
+        (pack,) = (name for name, found in server.get("/api/workflow_templates").items() if path.stem in found)
+        place = f"/api/workflow_templates/{urllib.parse.quote(pack)}/"
+        assert fetch(server, place + path.name) == path.read_bytes()
+        assert fetch(server, place + path.stem + ".jpg") == path.with_suffix(".jpg").read_bytes()
+
+
+def test_every_api_workflow_has_a_ui_workflow():
+    names = {path.name for path in (ROOT / "workflows" / "api").glob("*.json")}
+    assert names == {path.name for path in WORKFLOWS}
+
+
+def test_no_node_outside_the_contract(ours: dict[str, Any]):
+    assert ours.keys() == CONTRACT.keys(), "new nodes: append them to CONTRACT; nodes never go"
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+class TestNode:
+    def test_keeps_its_contract(self, name: str, ours: dict[str, Any]):
+        info = ours[name]
+        required, optional, outputs = CONTRACT[name]
+        assert words(info["input"].get("required", {})) == required
+        added = words(info["input"].get("optional", {}))
+        assert added == optional or added.startswith(optional + ", " if optional else "")
+        assert ", ".join(map(" ".join, zip(info["output_name"], info["output"], strict=True))) == outputs
+
+    def test_explains_every_input_and_output(self, name: str, ours: dict[str, Any]):
+        info = ours[name]
+        assert info["description"]
+        for given, (_, settings) in inputs_of(info).items():
+            assert settings.get("tooltip"), given
+        assert all(info["output_tooltips"]) and len(info["output_tooltips"]) == len(info["output"])
+
+    def test_has_a_help_page_on_every_input_and_output(self, name: str, ours: dict[str, Any]):
+        page = (ROOT / "web" / "docs" / f"{name}.md").read_text("utf-8")
+        info = ours[name]
+        assert page.startswith(f"# {info['display_name']}\n")
+        for given in inputs_of(info):
+            assert f"\n| `{given}` | " in page, given
+        for output in info["output_name"]:
+            assert f"`{output}`: " in page, output
+
+    def test_serves_its_help_page(self, name: str, server: Server, ours: dict[str, Any]):
+        pack = ours[name]["python_module"].removeprefix("custom_nodes.")
+        page = fetch(server, f"/extensions/{urllib.parse.quote(pack)}/docs/{name}.md")
+        assert page == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
+
+
+def test_no_help_page_without_a_node(ours: dict[str, Any]):
+    assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == ours.keys()
+
+
+def words(inputs: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {'COMBO' if isinstance(spec[0], list) else spec[0]}" for name, spec in inputs.items())
+
+
+def fetch(server: Server, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=60) as answer:
+        return answer.read()
