@@ -35,8 +35,7 @@ def comfyui_path() -> Path:
 def import_comfyui() -> None:
     """Make ``comfy``, ``comfy_api`` and ``folder_paths`` importable here, on the CPU where there is no GPU."""
     path = str(comfyui_path())
-    if path not in sys.path:
-        sys.path.insert(0, path)
+    sys.path[:] = [path, *(entry for entry in sys.path if entry not in (path, str(ROOT)))]
     import torch
     from comfy.cli_args import args
 

@@ -28,7 +28,8 @@ SMALL = 1 << 20
 @contextmanager
 def own_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The plainest ``borrow``: the layer's weight and bias, cast."""
-    yield layer.weight.to(like), None if layer.bias is None else layer.bias.to(like)
+    bias = None if isinstance(layer, nn.RMSNorm) else layer.bias
+    yield layer.weight.to(like), None if bias is None else bias.to(like)
 
 
 class FrozenLinear(torch.autograd.Function):
