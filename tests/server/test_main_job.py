@@ -121,14 +121,14 @@ def test_cancel_stops_at_once_and_the_server_goes_on_with_the_model_unchanged(se
     last: list[int] = []
 
     def cancel(node: str, value: int) -> None:
-        if node == train:
-            last.append(value)
-            if value == 3:
+        if node == train and value >= 3:
+            if not last:
                 server.interrupt()
+            last.append(value)
 
     outcome = server.run(changed(graph, "HyperBoothTrain", steps=5000, seed=77), on_progress=cancel)
     assert outcome.status == "interrupted"
-    assert last[-1] <= 5
+    assert last[-1] - last[0] <= 2
     again = server.run(changed(changed(plain, "KSampler", seed=1), "SaveImage", filename_prefix="after_cancel"))
     assert again.status == "success"
     assert np.array_equal(before, picture(server, again, plain))
@@ -154,7 +154,7 @@ BAD_INPUTS = {
 def test_bad_input_is_named(server: Server, graph: Graph, case: str) -> None:
     kind, inputs, message = BAD_INPUTS[case]
     before = sorted(server.output.rglob("*.safetensors"))
-    outcome = server.run(changed(changed(graph, "HyperBoothTrain", steps=1), kind, **inputs))
+    outcome = server.run(changed(changed(graph, "HyperBoothTrain", steps=2), kind, **inputs))
     assert outcome.status == "error"
     assert message in outcome.message
     assert sorted(server.output.rglob("*.safetensors")) == before
