@@ -16,15 +16,16 @@ TEXT_PREFIX = "text_encoders."
 # fused linear1/linear2 hold q, k, v and out), Wan and CLIP (self_attn, cross_attn), T5 (SelfAttention).
 _ATTENTION = r"\.\w*(?:attn|attention)\d?\.(?:.*\.)?[a-z_0-9]+$|\.single_blocks\.\d+\.linear[12]$"
 _FEED_FORWARD = r"\.(?:ff|ffn|mlp|img_mlp|txt_mlp|feed_forward|densereludense)\.[a-z_0-9.]+$"
-_ANY = r""
+# Everything but the entrance and the exit, which speak latent channels: a matrix of four rows holds no rank of 8.
+_INNER = r"^(?!diffusion_model\.(?:input_blocks\.0|out|x_embedder|img_in|patch_embedding|final_layer|head)(?:\.|$))"
 
 RULES: dict[str, tuple[str, bool]] = {
     "attention": (_ATTENTION, False),
     "self attention": (r"\.(?:attn1|self_attn|selfattention)\.", False),
     "cross attention": (r"\.(?:attn2|cross_attn)\.", False),
     "attention and feed-forward": (f"{_ATTENTION}|{_FEED_FORWARD}", False),
-    "all linear": (_ANY, False),
-    "all linear and convolution": (_ANY, True),
+    "all linear": (_INNER, False),
+    "all linear and convolution": (_INNER, True),
 }
 """Rule name -> (pattern on the layer's name, whether convolutions count)."""
 

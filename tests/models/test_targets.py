@@ -41,7 +41,13 @@ def test_rules_on_a_unet() -> None:
     assert names("cross attention") == ["attn2.to_k"]
     assert names("attention and feed-forward") == [*names("attention"), "ff.net.0.proj"]
     assert len(names("all linear")) == 6
-    assert len(names("all linear and convolution")) == len(UNET)
+    assert len(names("all linear and convolution")) == len(UNET) - 1, "all but the entrance"
+
+
+@pytest.mark.parametrize("name", ["input_blocks.0.0", "out.2", "final_layer.linear", "x_embedder.proj", "img_in"])
+def test_entrance_and_exit_stay_out(name: str) -> None:
+    shapes = {"diffusion_model.middle_block.0": (8, 8), f"diffusion_model.{name}": (4, 8)}
+    assert [target.name for target in select_targets(shapes, "all linear")] == ["diffusion_model.middle_block.0"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
