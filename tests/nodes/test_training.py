@@ -373,3 +373,58 @@ def test_info_says_what_an_adapter_is(node: Any, loaded: Any, subject: Any) -> N
         report, chart = node("Info", adapter=adapter, **inputs)
         assert "lora (rank 4, alpha 4) on 80 layers" in report and "steps: 6" in report
         assert chart.shape == (1, 384, 768, 3) and 0 <= chart.min() and chart.max() <= 1
+
+
+def test_everything_else_leaves_the_device_first(node: Any, loaded: Any, subject: Any) -> None:
+    model, clip, vae = loaded
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([vae.patcher, clip.patcher, model])
+    with workbench(model, QUIET, subject, 1):
+        assert [patcher.model for patcher in comfy.model_management.loaded_models()] == [model.model]
+    with workbench(model, QUIET, subject, 1, clip):
+        kept = {id(patcher.model) for patcher in comfy.model_management.loaded_models()}
+        assert kept == {id(model.model), id(clip.cond_stage_model)}
+
+
+def test_pytorchs_attention_whatever_comfyui_runs_with(node: Any, loaded: Any, subject: Any) -> None:
+    import comfy.ldm.modules.attention as attention
+
+    @attention.wrap_attn
+    def chosen(*args: Any, **kwargs: Any) -> Tensor:
+        raise AssertionError("ComfyUI's own choice was called")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "optimized_attention", chosen)
+        train(node, loaded, subject, lora(), 1)
+
+
+def test_trains_on_top_of_a_lora_that_is_already_applied(node: Any, loaded: Any, subject: Any) -> None:
+    model, clip, _ = loaded
+    first, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 10)
+    patched, _ = node("Apply", model=model, adapter=first, strength_model=1.0)
+    second, _, _ = train(node, (patched,), subject, lora(learning_rate=3e-3), 10)
+    both, _ = node("Apply", model=patched, adapter=second, strength_model=1.0)
+    assert relative(output(both, clip), output(patched, clip)) > 1e-3
+    plain = output(model, clip)
+    assert relative(output(patched, clip), plain) > 1e-3
+    assert torch.equal(output(model, clip), plain)
+
+
+def test_weighted_prompts_train_through_the_text_encoder(node: Any, loaded: Any, pictures: Tensor) -> None:
+    _, clip, vae = loaded
+    (made,) = node(
+        "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of (sks:1.3) dog"], resolution=[64],
+        bucket=[True], flip=[False],
+    )  # fmt: skip
+    adapter, _, _ = train(node, loaded, made, lora(text_encoder=True), 2, clip=clip)
+    assert all(torch.isfinite(parameter).all() for parameter in adapter.parameters())
+
+
+def test_an_adapter_of_another_model_is_refused_with_both_sides_named(node: Any, loaded: Any, subject: Any) -> None:
+    from hyperbooth.models.adapter_set import AdapterSet, Link
+    from hyperbooth.models.targets import Target
+
+    where = Target("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", (640, 640))
+    foreign = AdapterSet((Link.create("lora", [where], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SDXL"})
+    with pytest.raises(ValueError, match=r"trained on SDXL and does not fit.*\(640, 640\) in the adapter, \(320, 320\)"):
+        node("Apply", model=loaded[0], adapter=foreign, strength_model=1.0)

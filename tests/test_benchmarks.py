@@ -1,0 +1,97 @@
+"""What all benchmarks rest on: clock, peak memory, processes, table and report. No figures are asserted."""
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    spec = spec_from_file_location("_harness", BENCHMARKS / "_harness.py")
+    module = module_from_spec(spec)
+    sys.modules["_harness"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_clock_ticks_at_any_optimiser_and_leaves_its_hook_behind_nowhere(harness: ModuleType) -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    clock = harness.StepClock()
+    optimizers = torch.optim.AdamW([weight]), torch.optim.SGD([weight])
+    with clock.on_optimizer_steps():
+        for optimizer in optimizers * 2:
+            optimizer.step()
+    optimizers[0].step()
+    assert len(clock.stamps) == 4
+    assert len(clock.seconds) == 3 and min(clock.seconds) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures the device there")
+def test_peak_sees_memory_that_is_gone_again(harness: ModuleType) -> None:
+    with harness.peak_memory() as nothing:
+        before = nothing()
+    with harness.peak_memory() as peak:
+        torch.ones(50_000_000)
+    with harness.peak_memory() as after:
+        pass
+    assert peak() - before > 150e6
+    assert peak() - after() > 150e6
+
+
+def test_sampled_peak_where_there_is_no_high_water_mark(harness: ModuleType) -> None:
+    with harness._sampled_resident_set() as peak:
+        pass
+    assert peak() > 1e6
+
+
+def test_a_row_is_the_last_json_line_of_its_process(harness: ModuleType, tmp_path: Path) -> None:
+    script = tmp_path / "row.py"
+    script.write_text("import sys\nprint('{}')\nprint('{\"seconds\": 1.5}')\nprint('bye')\nsys.exit(len(sys.argv) - 1)")
+    assert harness.in_own_process(str(script), []) == {"seconds": 1.5}
+    with pytest.raises(RuntimeError, match=r"row\.py --fail ended with 1"):
+        harness.in_own_process(str(script), ["--fail"])
+
+
+def test_best_of_keeps_the_fastest_whole_run(harness: ModuleType) -> None:
+    runs = [{"s": 2.0, "peak": 7}, {"skipped": "no memory"}, {"s": 1.0, "peak": 8}]
+    assert harness.best_of("a", runs, "s") == {"name": "a", "s": 1.0, "peak": 8, "s_worst": 2.0, "runs": 2}
+    assert harness.best_of("a", runs[1:2], "s") == {"name": "a", "skipped": "no memory"}
+
+
+def test_table_lines_up_and_says_why_a_row_is_empty(harness: ModuleType) -> None:
+    rows = [{"name": "long name", "s": 12.3456}, {"name": "b", "skipped": "no memory"}]
+    lines = harness.table(rows, [harness.Column("s per step", "s", harness.seconds)]).splitlines()
+    assert [line.rstrip() for line in lines] == [
+        "           s per step",
+        "long name      12.346",
+        "b                   -  no memory",
+    ]
+
+
+def test_aims_are_told_not_asserted(harness: ModuleType) -> None:
+    aim = harness.Aim("ours", "times_floor", 1.1)
+    assert aim.verdict({"ours": {"times_floor": 1.05}}).startswith("met ")
+    assert aim.verdict({"ours": {"times_floor": 1.2}}).startswith("NOT MET ")
+    assert aim.verdict({"ours": {"skipped": "no memory"}}).startswith("not measured ")
+
+
+def test_report_names_bench_machine_and_rows(harness: ModuleType, tmp_path: Path) -> None:
+    machine = harness.machine(2)
+    path = tmp_path / "results" / "some.json"
+    harness.write_json("some", machine, [{"name": "a", "seconds": 1.0}], path)
+    assert json.loads(path.read_text()) == {
+        "bench": "some",
+        "machine": machine,
+        "rows": [{"name": "a", "seconds": 1.0}],
+    }
+    assert [file.name for file in path.parent.iterdir()] == ["some.json"]
+    assert machine["threads"] == 2 and machine["comfyui"][0].isdigit() and machine["torch"] == torch.__version__
+    assert not any(str(value).startswith("/") for value in machine.values())
