@@ -57,7 +57,7 @@ def node() -> Any:
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server with the pack under another folder name, the checkpoint, and four small photographs."""
-    base = prepare_base(tmp_path_factory.mktemp("server"), "any-folder name.v2")
+    base = prepare_base(tmp_path_factory.mktemp("server"), "any-folder_name-v2")
     (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
     for index in range(4):
         noise = np.random.default_rng(index).integers(0, 256, (72 + 8 * index, 64, 3), dtype=np.uint8)
