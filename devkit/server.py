@@ -80,7 +80,9 @@ class Server:
         Args:
             on_progress: called with (node id, value) at each progress message; may interrupt.
         """
-        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=seconds)
+        connection = websocket.create_connection(
+            f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=seconds
+        )
         try:
             try:
                 prompt = self.post("/prompt", {"prompt": graph, "client_id": self.client})["prompt_id"]

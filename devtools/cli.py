@@ -146,9 +146,7 @@ class Command:
     summary: str
     help: str
     run: Callable[[Workplace, Sequence[str]], int]
-    check: Callable[[Sequence[str]], object] = lambda arguments: (
-        None
-    )  # refuses wrong arguments before building
+    check: Callable[[Sequence[str]], object] = lambda arguments: None  # refuses wrong arguments before building
 
 
 COMMANDS = {
@@ -248,9 +246,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"dev.py: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"dev.py: {error}\nIf the cache folder is at fault, HYPERBOOTH_CACHE moves it.", file=sys.stderr
-        )
+        print(f"dev.py: {error}\nIf the cache folder is at fault, HYPERBOOTH_CACHE moves it.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -137,7 +137,9 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
         expected = [f"{prefix}{name}.{key}" for key in kind.tensor_names]
         if missing := [key for key in expected if key not in tensors]:
             raise ValueError(f"{file} lacks {', '.join(missing)}; the file is not whole")
-        values = {key: _from_file_shape(tensors.pop(full)) for key, full in zip(kind.tensor_names, expected, strict=True)}
+        values = {
+            key: _from_file_shape(tensors.pop(full)) for key, full in zip(kind.tensor_names, expected, strict=True)
+        }
         adapters[name] = kind.from_tensors(values)
         _check_shape(file, target, adapters[name])
     return Link(entry["family"], adapters, targets)

@@ -6,8 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
-from ..models.targets import DIFFUSION_PREFIX
 from ..models.summary import change_per_block, summary
+from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
 from . import sockets
 from .bridge.lora import apply_adapter, as_native_lora, base_weights, check_fits, has_text_layers
@@ -45,7 +45,9 @@ class Apply(io.ComfyNode):
         cls, model: Any, adapter: AdapterSet, strength_model: float, clip: Any = None, strength_clip: float = 1.0
     ) -> io.NodeOutput:
         if clip is None and has_text_layers(adapter):
-            logging.warning("HyperBooth Apply Adapter: the adapter also holds text-encoder layers; connect clip to use them")
+            logging.warning(
+                "HyperBooth Apply Adapter: the adapter also holds text-encoder layers; connect clip to use them"
+            )
         return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
 
 

@@ -3,9 +3,10 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import Apply, Info, ToLoRA
+from .class_images import ClassImages
 from .files import Load, Save
 from .method import MethodLoRA, Options
-from .subject import ClassImages, Subject, SubjectFromLatents
+from .subject import Subject, SubjectFromLatents
 from .train import Train
 
 

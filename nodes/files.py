@@ -24,8 +24,8 @@ class Save(io.ComfyNode):
             node_id="HyperBoothSave",
             display_name="Save Adapter",
             category=f"{sockets.CATEGORY}/adapter",
-            description="Saves an adapter below ComfyUI's output folder. Under 'loras/' the stock Load LoRA lists it at "
-            "once.",
+            description="Saves an adapter below ComfyUI's output folder. "
+            "Under 'loras/' the stock Load LoRA lists it at once.",
             is_output_node=True,
             inputs=[
                 sockets.Adapter.Input("adapter", tooltip="The adapter to save."),

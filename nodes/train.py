@@ -44,7 +44,7 @@ class Train(io.ComfyNode):
                     min=0,
                     max=sockets.BIGGEST_SEED,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Same seed and inputs, same adapter. Kept fixed, so that queueing again does not train again.",
+                    tooltip="Same seed and inputs, same adapter. Kept fixed: queueing again does not train again.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Only needed if the method trains the text encoder."),
                 sockets.Options.Input("options", optional=True, tooltip="Optimizer, loss, memory, previews."),
@@ -73,9 +73,7 @@ class Train(io.ComfyNode):
         run = Run(subject, method, options, steps, batch_size, seed, start_from)
         show = Progress(steps)
         with workbench(model, options, subject, batch_size, clip if method.text_encoder else None) as bench:
-            adapter, state = personalize(
-                run, bench, lambda sample: Watch(steps, show, sample, options.preview_every)
-            )
+            adapter, state = personalize(run, bench, lambda sample: Watch(steps, show, sample, options.preview_every))
         return io.NodeOutput(adapter, {"loss": state.losses}, report(run, adapter, state))
 
 

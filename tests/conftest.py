@@ -15,9 +15,10 @@ from devkit.pack import import_comfyui, load_pack  # noqa: E402
 import_comfyui()
 load_pack()
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
 from devkit.checkpoints import write_sd15  # noqa: E402
 from devkit.server import Server, prepare_base, running_server  # noqa: E402
-from PIL import Image  # noqa: E402
 
 sys.path.append(str(ROOT / "tests"))  # last: for reference.py
 torch.set_num_threads(2)

@@ -15,7 +15,7 @@ def l_simple_eps(predicted: Tensor, noise: Tensor) -> Tensor:
 
 
 def l_simple_v(predicted: Tensor, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """Salimans and Ho (2202.00512): ``||v - v_theta||^2``, ``v = alpha eps - s x0`` with alpha^2 + s^2 = 1, s/alpha = sigma."""
+    """2202.00512: ``||v - v_theta||^2`` with ``v = alpha eps - s x0``, alpha^2 + s^2 = 1 and s / alpha = sigma."""
     scale = sigma.double().view(-1, *[1] * (clean.ndim - 1))
     alpha, s = 1 / (1 + scale**2).sqrt(), scale / (1 + scale**2).sqrt()
     target = alpha * noise.double() - s * clean.double()

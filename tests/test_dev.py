@@ -99,9 +99,7 @@ def test_unknown_command_is_named_with_the_known_ones(place, nothing_built):
 
 
 @pytest.mark.parametrize("given", [[], ["no-such"], ["_private"], ["../dev"]])
-def test_unknown_benchmark_lists_the_known_ones_before_building(
-    given, tmp_path, monkeypatch, place, nothing_built
-):
+def test_unknown_benchmark_lists_the_known_ones_before_building(given, tmp_path, monkeypatch, place, nothing_built):
     (tmp_path / "benchmarks").mkdir()
     for name in ("speed.py", "memory.py", "_private.py"):
         (tmp_path / "benchmarks" / name).touch()
@@ -219,9 +217,7 @@ def test_an_interrupted_environment_is_built_from_scratch(place, monkeypatch):
     assert build.is_built(place)
     assert not (place.venv / "half-installed").exists()
     assert steps[0][1:3] == ["-m", "venv"]
-    assert (
-        steps[1][-4:] == ["install", "--progress-bar", "off", "--no-deps", "-r", str(ROOT / "dev.lock")][-4:]
-    )
+    assert steps[1][-4:] == ["install", "--progress-bar", "off", "--no-deps", "-r", str(ROOT / "dev.lock")][-4:]
     build.ensure_environment(place, with_comfyui=False)
     assert len(steps) == 2
 

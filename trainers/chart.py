@@ -12,7 +12,7 @@ SMOOTHING = 0.05
 
 
 def smoothed(losses: Sequence[float], total: int | None = None) -> list[float]:
-    """Exponential moving average without bias at the start: ``m_k / (1 - b^k)`` with ``m_k = b m_(k-1) + (1-b) l_k``."""
+    """Exponential moving average without bias at the start: ``m_k / (1 - b^k)``, ``m_k = b m_(k-1) + (1-b) l_k``."""
     keep = 1 - 1 / max(1.0, SMOOTHING * (total or len(losses)))
     average, weight, curve = 0.0, 0.0, []
     for loss in losses:

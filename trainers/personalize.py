@@ -182,7 +182,5 @@ def _sample(run: Run, bench: Workbench) -> Image.Image | None:
     """A picture of the first example's prompt, always from the same noise."""
     example = run.subject.examples[0]
     noise_seed = generator_for(run.seed, _PREVIEW).initial_seed()
-    latents = preview(
-        bench.denoiser, bench.condition([example]), bench.blank(run.subject), example.size, noise_seed
-    )
+    latents = preview(bench.denoiser, bench.condition([example]), bench.blank(run.subject), example.size, noise_seed)
     return bench.picture(latents)

@@ -1,5 +1,6 @@
 """A sample of the model as it stands, for the eye: few steps, small cost."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def preview(denoiser: Denoiser, cond: Any, blank: Any, shape: tuple[int, ...], s
     noise = torch.randn((1, *shape), generator=generator_for(seed)).to(table.device)
     x = denoiser.add_noise(torch.zeros_like(noise), noise, levels[0].view(1))
     guided = _guided(denoiser, cond, blank)
-    for now, after in zip(levels, levels[1:], strict=False):
+    for now, after in itertools.pairwise(levels):
         x0 = guided(x, now.view(1))
         x = x0 + (x - x0) * (after / now)
     return x

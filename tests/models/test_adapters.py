@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from hyperbooth.models.adapters import FAMILIES, Adapter, LoRA, LoRAConfig
 from hyperbooth.models.attach import attached
 from torch import Tensor, nn
-
-import reference
 
 
 @dataclass(frozen=True)
@@ -136,5 +135,5 @@ def test_rank_larger_than_the_layer_is_refused(family: Family) -> None:
 
 @pytest.mark.parametrize("values", [(0, 1.0), (-1, 1.0), (4, 0.0), (4, float("nan")), (4, float("inf"))])
 def test_senseless_settings_are_refused(family: Family, values: tuple[int, float]) -> None:
-    with pytest.raises(ValueError, match="rank is|alpha is"):
+    with pytest.raises(ValueError, match=r"rank is|alpha is"):
         LoRAConfig(*values)

@@ -21,7 +21,8 @@ class Scale(nn.Module):
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(4, 16, 3, padding=1, stride=2), nn.GroupNorm(4, 16), nn.SiLU(), Scale(), nn.Conv2d(16, 16, 3, dilation=2),
+        nn.Conv2d(4, 16, 3, padding=1, stride=2), nn.GroupNorm(4, 16), nn.SiLU(), Scale(),
+        nn.Conv2d(16, 16, 3, dilation=2),
         nn.Flatten(2), nn.Linear(25, 12), nn.LayerNorm(12), nn.GELU(), nn.Linear(12, 3, bias=False), nn.RMSNorm(3),
     ).requires_grad_(False)  # fmt: skip
 

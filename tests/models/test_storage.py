@@ -106,7 +106,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
     save_adapter(adapter(), path)
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    with pytest.raises(ValueError, match="a.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged"):
         load_adapter(path)
 
 

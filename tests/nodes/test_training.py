@@ -10,7 +10,6 @@ import comfy.model_sampling
 import comfy.sd
 import pytest
 import torch
-from devkit.checkpoints import sd15_unet
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.models.storage import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
@@ -19,6 +18,8 @@ from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.subject import Example, Subject
 from torch import Tensor
+
+from devkit.checkpoints import sd15_unet
 
 QUIET = TrainingOptions(preview_every=0)
 
@@ -189,6 +190,7 @@ def _literal_gradient(model: Any, link: Any, clean: Tensor, sigma: Tensor, noise
     """``mean_B mean((eps - eps_theta(x_t))^2)`` with ``x_t = sqrt(abar) x0 + sqrt(1 - abar) eps``, in float64."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
     from devkit.checkpoints import SD15_SMALL
 
     config = {key: list(value) if isinstance(value, list) else value for key, value in SD15_SMALL.items()}
@@ -257,7 +259,7 @@ def test_checkpointing_and_accumulation_change_only_memory(node: Any, loaded: An
 
 
 def test_prior_preservation_adds_its_term(node: Any, loaded: Any, subject: Any) -> None:
-    model, clip, _ = loaded
+    model, _clip, _ = loaded
     with_prior = Subject(subject.examples, subject.examples[:1])
     with workbench(model, QUIET, with_prior, 1) as bench:
         terms = [
@@ -337,7 +339,7 @@ def test_masks_flips_captions_and_class_images_reach_the_subject(node: Any, load
     first = made.examples[0]
     assert len(first.latents) == 2 and torch.equal(first.mask[0], first.mask[1].flip(-1))
     assert first.mask[0, 0, :, :4].min() == 1 and first.mask[0, 0, :, 4:].max() == 0
-    adapter, loss_map, _ = train(node, loaded, made, lora(), 4, batch_size=2)
+    _adapter, loss_map, _ = train(node, loaded, made, lora(), 4, batch_size=2)
     assert all(torch.isfinite(torch.tensor(loss_map["loss"])))
 
 
@@ -348,7 +350,9 @@ def test_stock_datasets_train(node: Any, loaded: Any, subject: Any) -> None:
         latents = [{"samples": example.latents} for example in subject.examples]
     (made,) = node("SubjectFromLatents", latents=latents, positive=conds)
     assert [example.size for example in made.examples] == [(4, 8, 8)] * 3
-    (bucketed,) = node("SubjectFromLatents", latents=[{"samples": [e.latents for e in subject.examples]}], positive=conds[:1])
+    (bucketed,) = node(
+        "SubjectFromLatents", latents=[{"samples": [e.latents for e in subject.examples]}], positive=conds[:1]
+    )
     assert len(bucketed.examples) == 3
     assert len(train(node, loaded, made, lora(), 3)[1]["loss"]) == 3
     with pytest.raises(ValueError, match="positive holds 2 texts for 3 latents"):
@@ -372,7 +376,7 @@ def test_info_says_what_an_adapter_is(node: Any, loaded: Any, subject: Any) -> N
     for inputs in ({}, {"model": loaded[0]}):
         report, chart = node("Info", adapter=adapter, **inputs)
         assert "lora (rank 4, alpha 4) on 80 layers" in report and "steps: 6" in report
-        assert chart.shape == (1, 384, 768, 3) and 0 <= chart.min() and chart.max() <= 1
+        assert chart.shape == (1, 384, 768, 3) and chart.min() >= 0 and chart.max() <= 1
 
 
 def test_everything_else_leaves_the_device_first(node: Any, loaded: Any, subject: Any) -> None:
@@ -426,5 +430,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_sides_named(node: Any,
 
     where = Target("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", (640, 640))
     foreign = AdapterSet((Link.create("lora", [where], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SDXL"})
-    with pytest.raises(ValueError, match=r"trained on SDXL and does not fit.*\(640, 640\) in the adapter, \(320, 320\)"):
+    with pytest.raises(
+        ValueError, match=r"trained on SDXL and does not fit.*\(640, 640\) in the adapter, \(320, 320\)"
+    ):
         node("Apply", model=loaded[0], adapter=foreign, strength_model=1.0)

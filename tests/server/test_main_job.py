@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from devkit.server import Outcome, Server
 from PIL import Image
 from safetensors.torch import load_file
+
+from devkit.server import Outcome, Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Graph = dict[str, Any]

@@ -69,7 +69,7 @@ def test_groups_have_their_own_rates() -> None:
 def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_try(bad: float) -> None:
     parameter = nn.Parameter(torch.ones(1))
     losses = lambda batch: [parameter.sum() * (bad if batch == 3 else 1.0)]  # noqa: E731
-    with pytest.raises(FloatingPointError, match="step 4.*lower learning rate"):
+    with pytest.raises(FloatingPointError, match=r"step 4.*lower learning rate"):
         fit(losses, [Group([parameter], 0.1)], FitConfig(10))
     assert torch.isfinite(parameter).all()
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 
 def examples(counts: list[int]) -> list[Example]:
-    return [Example(torch.zeros(1, 4, 2, 2 + size), None, f"{size}/{i}") for size, n in enumerate(counts) for i in range(n)]
+    return [
+        Example(torch.zeros(1, 4, 2, 2 + size), None, f"{size}/{i}") for size, n in enumerate(counts) for i in range(n)
+    ]
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(1, 5), st.integers(0, 2**32))
