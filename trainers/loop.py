@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Devices with a fused AdamW: one kernel for all of an adapter's hundreds of small parameters."""
+
 Losses = Callable[[int], Iterable[Tensor]]
 """Batch number -> the batch's loss terms, scalars, each made when it is asked for and freed after its backward."""
 
@@ -102,7 +105,8 @@ def _optimizer(groups: Sequence[Group], config: FitConfig) -> torch.optim.Optimi
     settings: list[dict[str, Any]] = [{"params": list(g.parameters), "lr": g.learning_rate} for g in groups]
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=0.0)
-    return torch.optim.AdamW(settings, lr=0.0, weight_decay=1e-2, fused=True)
+    fused = all(parameter.device.type in FUSED for group in groups for parameter in group.parameters)
+    return torch.optim.AdamW(settings, lr=0.0, weight_decay=1e-2, fused=fused)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig) -> torch.optim.lr_scheduler.LRScheduler:

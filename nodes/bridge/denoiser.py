@@ -13,7 +13,9 @@ from ...models.denoiser import Prediction
 class ComfyDenoiser:
     """``(x, sigma, cond) -> x0_hat`` by the model's own ``apply_model``.
 
-    PyTorch's attention is used whatever ComfyUI runs with: the others are slower in backward or have none.
+    PyTorch's attention is used whatever ComfyUI runs with: the others are slower in backward or have none. What other
+    nodes hang on the model for sampling (FreeU, token merging, caches, compilation) is left out: it is the network
+    that learns, with the weights and the sampling equations the MODEL carries.
 
     Args:
         patcher: the MODEL, loaded on its device.
@@ -25,11 +27,10 @@ class ComfyDenoiser:
         self.prediction = prediction_of(self.sampling)
         self.sigma_data = 1.0 if self.prediction is Prediction.FLOW else float(self.sampling.sigma_data)
         self.sigmas = self.sampling.sigmas.to(patcher.load_device, copy=True)
-        self._options = _transformer_options(patcher)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         repeated = {name: _for_batch(value, len(x)) for name, value in cond.items()}
-        return self.model.apply_model(x, sigma, transformer_options=self._options.copy(), **repeated)
+        return self.model.apply_model(x, sigma, transformer_options=_options(), **repeated)
 
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         return self.sampling.noise_scaling(sigma, noise, x0)
@@ -53,11 +54,8 @@ def prediction_of(sampling: Any) -> Prediction:
     raise ValueError(f"model: it samples as {names}; only eps, v and flow models can be trained")
 
 
-def _transformer_options(patcher: Any) -> dict[str, Any]:
-    """The model's own options (patches of other nodes) with PyTorch's attention."""
-    options = dict(patcher.model_options.get("transformer_options", {}))
-    options["optimized_attention_override"] = _pytorch_attention
-    return options
+def _options() -> dict[str, Any]:
+    return {"optimized_attention_override": _pytorch_attention}
 
 
 def _pytorch_attention(_chosen: Any, *args: Any, **kwargs: Any) -> Tensor:

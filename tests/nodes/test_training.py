@@ -434,3 +434,19 @@ def test_an_adapter_of_another_model_is_refused_with_both_sides_named(node: Any,
         ValueError, match=r"trained on SDXL and does not fit.*\(640, 640\) in the adapter, \(320, 320\)"
     ):
         node("Apply", model=loaded[0], adapter=foreign, strength_model=1.0)
+
+
+def test_what_others_hang_on_the_model_for_sampling_is_left_out(node: Any, loaded: Any, subject: Any) -> None:
+    import comfy.patcher_extension
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a patch for sampling ran in training")
+
+    with torch.inference_mode():
+        model = loaded[0].clone()
+        model.set_model_attn1_patch(fail)
+        model.set_model_output_block_patch(fail)
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        model.add_wrapper_with_key(kind, "test", fail)
+        comfy.patcher_extension.add_wrapper(kind, fail, model.model_options, is_model_options=True)
+    train(node, (model,), subject, lora(), 1)
