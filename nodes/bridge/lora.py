@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...models.adapter_set import AdapterSet
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
-from .session import adaptable_layers, layer_shapes
+from .session import adaptable_layers, architecture, layer_shapes
 from .weights import borrow
 
 
@@ -54,7 +54,7 @@ def check_fits(model: Any, clip: Any, adapter: AdapterSet) -> None:
             has = shapes.get(name, "no such layer")
             raise ValueError(
                 f"the adapter was trained on {adapter.facts.get('base', 'another model')} and does not fit this "
-                f"{type(model.model).__name__}: {name} is {target.shape} in the adapter, {has} in the model"
+                f"{architecture(model)}: {name} is {target.shape} in the adapter, {has} in the model"
             )
 
 

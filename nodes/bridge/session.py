@@ -78,6 +78,11 @@ def workbench(
         yield _bench(patcher, clip)
 
 
+def architecture(model: Any) -> str:
+    """ComfyUI's name for the kind of model: ``SD15``, ``SDXL``, ``Flux`` ..."""
+    return type(model.model.model_config).__name__
+
+
 def adaptable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
     """Every layer an adapter can change, by its target name: linear layers and plain 2-D convolutions."""
     layers = {
@@ -147,15 +152,15 @@ def _training_flag() -> Iterator[None]:
 
 
 def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
-    layers = adaptable_layers(patcher, clip)
+    layers, denoiser = adaptable_layers(patcher, clip), ComfyDenoiser(patcher)
     return ComfyWorkbench(
-        denoiser=ComfyDenoiser(patcher),
+        denoiser=denoiser,
         conditions=Conditions(patcher.model, patcher.load_device, clip),
         device=patcher.load_device,
         half=patcher.model.get_dtype_inference() == torch.float16,
         shapes=layer_shapes(layers),
         layers=layers,
-        facts={"base": type(patcher.model).__name__, "prediction": ComfyDenoiser(patcher).prediction.value},
+        facts={"base": architecture(patcher), "prediction": denoiser.prediction.value},
     )
 
 
