@@ -1,0 +1,91 @@
+"""Pictures to a subject, with a VAE that is easy to check: latents are pixels, four times smaller."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hyperbooth.trainers.gather import Framing, Pictures, Tools, gather, prompts_for
+from torch import Tensor
+
+FRAMING = Framing(resolution=32)
+
+
+def tools(seen: list[Any] | None = None) -> Tools:
+    seen = [] if seen is None else seen
+
+    def embed(prompt: str) -> str:
+        seen.append(prompt)
+        return f"<{prompt}>"
+
+    return Tools(lambda pixels: F.avg_pool2d(pixels, 4), embed, 4, lambda done, total: seen.append((done, total)))
+
+
+def pictures(*sizes: tuple[int, ...], masks: list[Tensor] | None = None) -> Pictures:
+    return Pictures([torch.rand(size) for size in sizes], [f"p{i}" for i in range(len(sizes))], masks)
+
+
+def test_each_picture_has_its_size_its_prompt_and_its_note() -> None:
+    made = gather(pictures((32, 32, 3), (40, 20, 3)), None, FRAMING, tools())
+    assert [example.size for example in made.examples] == [(3, 8, 8), (3, 11, 6)]
+    assert [example.cond for example in made.examples] == ["<p0>", "<p1>"]
+    assert made.blank == "<>"
+    assert made.notes == ("image 1: 32 x 32 -> 32 x 32", "image 2: 20 x 40 -> 24 x 44")
+
+
+def test_texts_are_encoded_once_and_progress_counts_every_picture() -> None:
+    seen: list[Any] = []
+    subject = Pictures([torch.rand(32, 32, 3)] * 3, ["same"] * 3)
+    gather(subject, Pictures([torch.rand(32, 32, 3)] * 2, ["class"] * 2), FRAMING, tools(seen))
+    assert [entry for entry in seen if isinstance(entry, str)] == ["", "same", "class"]
+    assert [entry for entry in seen if not isinstance(entry, str)] == [(i, 5) for i in range(1, 6)]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grey_and_transparent_pictures_are_taken_as_rgb(channels: int) -> None:
+    image = torch.rand(32, 32, channels)
+    made = gather(Pictures([image], ["p"]), None, FRAMING, tools())
+    expected = image.movedim(-1, 0).expand(3, -1, -1) if channels == 1 else image.movedim(-1, 0)[:3]
+    torch.testing.assert_close(made.examples[0].latents[0], F.avg_pool2d(expected, 4))
+
+
+def test_flip_adds_the_mirror_image() -> None:
+    (example,) = gather(pictures((32, 32, 3)), None, Framing(32, True, True), tools()).examples
+    torch.testing.assert_close(example.latents[1], example.latents[0].flip(-1))
+
+
+def test_small_pictures_are_enlarged_and_the_report_says_so() -> None:
+    made = gather(pictures((10, 10, 3)), None, FRAMING, tools())
+    assert made.examples[0].size == (3, 8, 8)
+    assert "enlarged 3.2 times" in made.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pictures(), "images holds no image"),
+        (pictures((32, 32, 3), (3, 90, 3)), "images: image 2 is 90 x 3 pixels, smaller than one latent cell"),
+        (pictures((32, 32, 3), masks=[]), "masks holds 0 for 1 images"),
+        (pictures((32, 32, 3), masks=[torch.ones(16, 32)]), "mask 1 is 32 x 16, its image 32 x 32"),
+        (pictures((32, 32, 3), masks=[torch.zeros(32, 32)]), "mask 1 is empty"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_named(given: Pictures, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gather(given, None, FRAMING, tools())
+
+
+def test_class_images_are_checked_under_their_own_name() -> None:
+    with pytest.raises(ValueError, match="class_images: image 1 is 2 x 2"):
+        gather(pictures((32, 32, 3)), pictures((2, 2, 3)), FRAMING, tools())
+
+
+@pytest.mark.parametrize("captions", [["a"], ["a", "b", "c"]])
+def test_captions_match_the_images(captions: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"captions holds {len(captions)} texts for 2 images"):
+        prompts_for(2, "p", captions)
+
+
+def test_a_subject_needs_a_text() -> None:
+    with pytest.raises(ValueError, match="prompt is empty"):
+        prompts_for(2, "  ", None)
