@@ -110,7 +110,7 @@ def adapted(graph: dict[str, Any], photographs: list[str], checkpoint: str, argu
         inputs, kind = node["inputs"], node["class_type"]
         if kind == "CheckpointLoaderSimple":
             inputs["ckpt_name"] = checkpoint
-        for key in ("prompt", "class_prompt", "text"):
+        for key in ("prompt", "class_prompt", "text", "filename_prefix"):
             if isinstance(inputs.get(key), str):
                 inputs[key] = inputs[key].replace("dog", noun)
             if small and key == "text" and inputs.get(key):
@@ -119,11 +119,21 @@ def adapted(graph: dict[str, Any], photographs: list[str], checkpoint: str, argu
             inputs.update(SMALL.get(kind, {}))
         if kind == "HyperBoothTrain" and arguments.steps:
             inputs["steps"] = arguments.steps
-    return graph
+    return without_prior(graph) if small else graph
+
+
+def without_prior(graph: dict[str, Any]) -> dict[str, Any]:
+    """The workflow without class images: those of a model with random weights are noise, not worth preserving."""
+    kept = {name: node for name, node in graph.items() if node["class_type"] != "HyperBoothClassImages"}
+    for node in kept.values():
+        node["inputs"].pop("class_images", None)
+    train = next(node for node in kept.values() if node["class_type"] == "HyperBoothTrain")
+    train["inputs"]["options"] = ["options", 0]
+    kept["options"] = {"class_type": "HyperBoothTrainingOptions", "inputs": dict(SMALL_OPTIONS)}
+    return kept
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "HyperBoothClassImages": {"count": 2, "steps": 2, "resolution": 64},
     "HyperBoothSubject": {"resolution": 128},
     "HyperBoothMethodLoRA": {
         "rank": 16, "alpha": 16.0, "targets": "all linear and convolution", "learning_rate": 4e-3,
@@ -133,6 +143,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 20, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"},
 }  # fmt: skip
 """For two cores, and for a model that has everything to learn: more layers, a higher rate, the prompt it trains on."""
+
+
+SMALL_OPTIONS: dict[str, Any] = {
+    "optimizer": "adamw", "lr_scheduler": "cosine", "warmup_steps": 10, "loss_weighting": "l_simple",
+    "min_snr_gamma": 5.0, "noise_sampling": "uniform", "prior_mode": "none", "prior_weight": 1.0,
+    "gradient_accumulation": 1, "max_grad_norm": 1.0, "gradient_checkpointing": False, "precision": "auto",
+    "preview_every": 100,
+}  # fmt: skip
 
 
 class Reporter:
@@ -158,7 +176,7 @@ def collect(base: Path, outcome: Outcome, graph: dict[str, Any], output: Path) -
         made.append(shutil.copy(adapter, output / adapter.name))
     if outcome.pictures:
         training = output / "training.jpg"
-        training.write_bytes(max(outcome.pictures, key=len))
+        training.write_bytes(outcome.pictures[-1])
         made.append(training)
     report = output / "report.txt"
     report.write_text(next(s["text"][0] for n, s in outcome.outputs.items() if graph[n]["class_type"] == "PreviewAny"))
