@@ -8,7 +8,7 @@ with its place, ``1/``, ``2/``, so that no other tool mistakes a part for the wh
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,10 @@ def load_adapter(path: Path) -> AdapterSet:
             f"{path.name} was not saved by HyperBooth (its header has no {HEADER!r} entry); "
             "a LoRA of another trainer opens in the stock Load LoRA node"
         )
-    return _from_file(path.name, json.loads(header), tensors)
+    try:
+        return _from_file(path.name, json.loads(header), tensors)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} has a damaged {HEADER!r} header ({error!r}); save it again") from error
 
 
 def link_tensors(link: Link) -> dict[str, Tensor]:
@@ -84,23 +87,16 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(save(dict(tensors), metadata=dict(metadata or {})))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _prefix(adapter: AdapterSet, place: int) -> str:
@@ -118,6 +114,8 @@ def _header(adapter: AdapterSet) -> dict[str, Any]:
 def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterSet:
     if header["version"] != VERSION:
         raise ValueError(f"{file} has format version {header['version']}, this pack reads {VERSION}; update the pack")
+    if not header["chain"]:
+        raise ValueError(f"{file} holds no adapter: its chain is empty")
     several = len(header["chain"]) > 1
     links = []
     for place, entry in enumerate(header["chain"]):

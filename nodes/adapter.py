@@ -9,6 +9,7 @@ from ..models.adapter_set import AdapterSet
 from ..models.summary import change_per_block, summary
 from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
+from ..trainers.options import check_number
 from . import sockets
 from .bridge.lora import apply_adapter, as_native_lora, base_weights, check_fits, has_text_layers
 from .bridge.pixels import to_image
@@ -44,6 +45,8 @@ class Apply(io.ComfyNode):
     def execute(
         cls, model: Any, adapter: AdapterSet, strength_model: float, clip: Any = None, strength_clip: float = 1.0
     ) -> io.NodeOutput:
+        for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
+            check_number(name, strength, -100, 100)
         if clip is None and has_text_layers(adapter):
             logging.warning(
                 "HyperBooth Apply Adapter: the adapter also holds text-encoder layers; connect clip to use them"

@@ -70,12 +70,13 @@ class ClassImages(io.ComfyNode):
         cell = latent_cell(vae)
         side = bucket_size(1, 1, resolution, cell, False)[0] // cell
         positive, negative = encode_prompt(clip, class_prompt), encode_prompt(clip, "")
-        progress, done, latents = Progress(count * steps), 0, []
+        total = count * (steps + 1)
+        progress, done, latents = Progress(total), 0, []
 
         def on_step() -> None:
             nonlocal done
             done += 1
-            progress(done, count * steps)
+            progress(done, total)
 
         for index in range(count):
             draw = generator_for(seed, index).initial_seed()
@@ -85,4 +86,8 @@ class ClassImages(io.ComfyNode):
                     sampler_name=sampler_name, scheduler=scheduler, on_step=on_step,
                 )
             )  # fmt: skip
-        return io.NodeOutput([decode_latents(vae, latent) for latent in latents])
+        images = []
+        for latent in latents:
+            images.append(decode_latents(vae, latent))
+            on_step()
+        return io.NodeOutput(images)

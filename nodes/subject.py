@@ -1,5 +1,6 @@
 """What is learnt: pictures of the subject, from photographs or from the stock dataset nodes."""
 
+import re
 from typing import Any
 
 import torch
@@ -95,12 +96,12 @@ class Subject(io.ComfyNode):
         class_images: list[Tensor] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         pictures = _one_by_one(images)
-        texts = prompts_for(len(pictures), prompt[0], _lines(captions))
+        texts = prompts_for(len(pictures), only("prompt", prompt), _lines(captions, len(pictures)))
         subject = Pictures(pictures, texts, _one_by_one(masks) if masks else None)
-        others = _class_pictures(_one_by_one(class_images or []), (class_prompt or [""])[0])
-        framing = Framing(resolution[0], bucket[0], flip[0])
+        others = _class_pictures(_one_by_one(class_images or []), only("class_prompt", class_prompt or [""]))
+        framing = Framing(only("resolution", resolution), only("bucket", bucket), only("flip", flip))
         total = len(pictures) + (len(others.images) if others else 0)
-        return io.NodeOutput(gather(subject, others, framing, _tools(vae[0], clip[0], total)))
+        return io.NodeOutput(gather(subject, others, framing, _tools(only("vae", vae), only("clip", clip), total)))
 
 
 class SubjectFromLatents(io.ComfyNode):
@@ -148,6 +149,8 @@ def _latents_one_by_one(latents: list[Any]) -> list[Tensor]:
     for latent in latents:
         samples = latent["samples"]
         batches += samples if isinstance(samples, (list, tuple)) else [samples]
+    if not all(torch.isfinite(sample).all() for sample in batches):
+        raise ValueError("latents hold NaN or infinite values; encode the pictures again")
     singles = [sample if sample.ndim >= 4 else sample[None] for sample in batches]
     return [single[None] for batch in singles for single in batch]
 
@@ -161,10 +164,22 @@ def _latent_examples(name: str, latents: list[Tensor], conds: list[Any]) -> tupl
         return tuple(Example(latent.clone(), cond) for latent, cond in zip(latents, conds, strict=True))
 
 
-def _lines(captions: list[str] | None) -> list[str] | None:
-    """A list of captions as it is; a single text is a line per image."""
-    if captions is not None and len(captions) == 1:
-        return [line.strip() for line in captions[0].splitlines() if line.strip()]
+def only(name: str, values: list[Any]) -> Any:
+    """The one value of an input that does not take a list.
+
+    Raises:
+        ValueError: a list with several is connected, of which all but the first would be lost.
+    """
+    if any(value is not values[0] and value != values[0] for value in values[1:]):
+        hint = "; one text per image goes into captions" if name == "prompt" else ""
+        raise ValueError(f"{name} received {len(values)} different values; connect one{hint}")
+    return values[0]
+
+
+def _lines(captions: list[str] | None, images: int) -> list[str] | None:
+    """A list of captions as it is; a single text is a line per image, or one image's whole text."""
+    if captions is not None and len(captions) == 1 and images > 1:
+        return [line.strip() for line in re.split(r"\r?\n", captions[0]) if line.strip()]
     return captions
 
 

@@ -51,7 +51,7 @@ class Train(io.ComfyNode):
                 sockets.Adapter.Input(
                     "start_from",
                     optional=True,
-                    tooltip="An adapter to train further; the method must have the same rank and targets.",
+                    tooltip="An adapter to train further; the method must have the same rank, alpha and targets.",
                 ),
             ],
             outputs=[
@@ -88,6 +88,7 @@ def report(run: Run, adapter: AdapterSet, state: TrainState) -> str:
         f"{state.step} steps of {run.batch_size} on {len(run.subject.examples)} images, "
         f"{len(run.subject.class_examples)} class images",
         f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
+        *([f"{state.skipped} steps skipped: out of float16's range"] if state.skipped else []),
         *run.subject.notes,
     ]
     return "\n".join(lines)

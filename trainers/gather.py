@@ -1,5 +1,6 @@
 """From pictures and texts to a Subject: sizes, latents, conditioning, each made once."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ from torch import Tensor
 from .options import check_number
 from .pictures import bucket_size, fit_picture
 from .subject import Example, Subject
+
+CHANNELS = (1, 3, 4)
+NO_MASK = (64, 64)
+"""Size of the black mask that ComfyUI's Load Image gives for a picture without transparency."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,9 @@ def gather(subject: Pictures, class_pictures: Pictures | None, framing: Framing,
         _check("class_images", class_pictures, tools.cell)
     embedded = {"": tools.embed("")}
     total = len(subject.images) + (len(class_pictures.images) if class_pictures else 0)
-    done, notes = 0, []
+    done = 0
     examples: list[list[Example]] = [[], []]
+    notes: list[list[str]] = [[], []]
     for part, pictures in enumerate([subject, class_pictures]):
         for index in range(len(pictures.images) if pictures else 0):
             prompt = pictures.prompts[index]
@@ -69,10 +75,12 @@ def gather(subject: Pictures, class_pictures: Pictures | None, framing: Framing,
                 embedded[prompt] = tools.embed(prompt)
             example, note = _example(pictures, index, framing, tools, embedded[prompt])
             examples[part].append(example)
-            notes.append(f"{'class image' if part else 'image'} {index + 1}: {note}")
+            notes[part].append(note)
             done += 1
             tools.progress(done, total)
-    return Subject(tuple(examples[0]), tuple(examples[1]), embedded[""], tuple(notes))
+    each = [f"image {index}: {note}" for index, note in enumerate(notes[0], 1)]
+    classes = [f"{count} class images: {note}" for note, count in Counter(notes[1]).items()]
+    return Subject(tuple(examples[0]), tuple(examples[1]), embedded[""], (*each, *classes))
 
 
 def prompts_for(count: int, prompt: str, captions: Sequence[str] | None) -> list[str]:
@@ -81,9 +89,11 @@ def prompts_for(count: int, prompt: str, captions: Sequence[str] | None) -> list
     Raises:
         ValueError: there are not as many captions as pictures, or no text at all.
     """
-    if captions:
+    if captions is not None:
         if len(captions) != count:
             raise ValueError(f"captions holds {len(captions)} texts for {count} images; give one per image, or none")
+        if empty := [str(i + 1) for i, caption in enumerate(captions) if not caption.strip()]:
+            raise ValueError(f"captions: text {', '.join(empty)} is empty; say what the picture shows")
         return list(captions)
     if not prompt.strip():
         raise ValueError("prompt is empty; give one that names the subject, such as 'a photo of sks dog'")
@@ -100,6 +110,10 @@ def _check(name: str, pictures: Pictures, cell: int) -> None:
                 f"{name}: image {index + 1} is {width} x {height} pixels, smaller than one latent cell "
                 f"({cell} x {cell}); give larger pictures"
             )
+        if image.shape[-1] not in CHANNELS:
+            raise ValueError(f"{name}: image {index + 1} has {image.shape[-1]} channels; give grey, RGB or RGBA")
+        if not torch.isfinite(image).all():
+            raise ValueError(f"{name}: image {index + 1} holds NaN or infinite values; make it again")
     if pictures.masks is not None:
         _check_masks(pictures)
 
@@ -109,6 +123,10 @@ def _check_masks(pictures: Pictures) -> None:
     if len(masks) != len(pictures.images):
         raise ValueError(f"masks holds {len(masks)} for {len(pictures.images)} images; give one per image, or none")
     for index, (mask, image) in enumerate(zip(masks, pictures.images, strict=True)):
+        if _is_no_mask(mask, image):
+            continue
+        if not torch.isfinite(mask).all():
+            raise ValueError(f"masks: mask {index + 1} holds NaN or infinite values; make it again")
         if mask.shape != image.shape[:2]:
             raise ValueError(
                 f"masks: mask {index + 1} is {mask.shape[1]} x {mask.shape[0]}, its image "
@@ -118,19 +136,36 @@ def _check_masks(pictures: Pictures) -> None:
             raise ValueError(f"masks: mask {index + 1} is empty, so image {index + 1} would teach nothing")
 
 
+def _is_no_mask(mask: Tensor, image: Tensor) -> bool:
+    """Load Image's stand-in for "no mask": then everything counts."""
+    return tuple(mask.shape) == NO_MASK != tuple(image.shape[:2]) and not mask.any()
+
+
 def _example(pictures: Pictures, index: int, framing: Framing, tools: Tools, cond: Any) -> tuple[Example, str]:
     image = pictures.images[index]
     size = bucket_size(*image.shape[:2], framing.resolution, tools.cell, framing.bucket)
     pixels = _with_mirror(fit_picture(_rgb(image), *size), framing.flip)
     latents = tools.encode(pixels)
-    mask = None
-    if pictures.masks is not None:
-        whole = fit_picture(pictures.masks[index][None, None].float(), *size)
-        mask = F.interpolate(_with_mirror(whole, framing.flip), latents.shape[-2:], mode="area").clamp(0, 1)
+    mask = _mask(pictures, index, framing, size, latents) if pictures.masks is not None else None
     grown = max(size[0] / image.shape[0], size[1] / image.shape[1])
     note = f"{image.shape[1]} x {image.shape[0]} -> {size[1]} x {size[0]}"
     note += f" (enlarged {grown:.1f} times: a larger picture would teach more)" if grown > 1.25 else ""
     return Example(latents, cond, pictures.prompts[index], mask), note
+
+
+def _mask(pictures: Pictures, index: int, framing: Framing, size: tuple[int, int], latents: Tensor) -> Tensor | None:
+    """The picture's mask, framed as the picture, at the latents' size."""
+    mask = pictures.masks[index]
+    if _is_no_mask(mask, pictures.images[index]):
+        return None
+    framed = _with_mirror(fit_picture(mask[None, None].float(), *size), framing.flip)
+    small = F.interpolate(framed, latents.shape[-2:], mode="area").clamp(0, 1)
+    if small.amax() < 1 / 255:
+        raise ValueError(
+            f"masks: nothing of mask {index + 1} is left after cropping its picture to {size[1]} x {size[0]}; "
+            "switch bucket on, or crop the picture yourself"
+        )
+    return small
 
 
 def _rgb(image: Tensor) -> Tensor:

@@ -3,10 +3,19 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+MOST_SKIPPED = 20
+"""Updates that float16 may skip in a row: the scale halves each time, from 2^12 to below 1."""
+
+_BROKEN = (
+    "the {what} is {value} at step {step}: nothing was saved. Try a lower learning rate, "
+    "or precision bfloat16 or float32 in Training Options"
+)
 
 FUSED = ("cpu", "cuda", "mps", "xpu")
 """Devices with a fused AdamW: one kernel for all of an adapter's hundreds of small parameters."""
@@ -43,14 +52,18 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; give at least 1")
+        if self.warmup_steps >= max(2, self.steps):
+            raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; give fewer")
 
 
 @dataclass
 class TrainState:
-    """Where a run stands: steps done and the loss of each."""
+    """Where a run stands: steps done, the loss of each, and how many updates float16's range made impossible."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 OnStep = Callable[[TrainState], None]
@@ -73,15 +86,26 @@ def fit(losses: Losses, groups: Sequence[Group], config: FitConfig, on_step: OnS
         optimizer.zero_grad(set_to_none=True)
         state.losses.append(_accumulate(losses, state.step, config, scaler))
         scaler.unscale_(optimizer)
-        if config.max_grad_norm > 0:
-            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf).item()
         scaler.step(optimizer)
         scaler.update()
+        _count_skipped(state, norm, config)
         schedule.step()
         state.step += 1
         if on_step is not None:
             on_step(state)
     return state
+
+
+def _count_skipped(state: TrainState, norm: float, config: FitConfig) -> None:
+    """A gradient that is no number ends the run; in float16 the step is skipped first, while the scale is searched."""
+    if math.isfinite(norm):
+        state.skipped_in_a_row = 0
+        return
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    if not config.half or state.skipped_in_a_row >= MOST_SKIPPED:
+        raise FloatingPointError(_BROKEN.format(what="gradient", value=norm, step=state.step + 1))
 
 
 def _accumulate(losses: Losses, step: int, config: FitConfig, scaler: torch.amp.GradScaler) -> float:
@@ -92,10 +116,7 @@ def _accumulate(losses: Losses, step: int, config: FitConfig, scaler: torch.amp.
         for loss in losses(batch):
             value = loss.item()
             if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} at step {step + 1}: nothing was saved. Try a lower learning rate, "
-                    "or precision bfloat16 or float32 in Training Options"
-                )
+                raise FloatingPointError(_BROKEN.format(what="loss", value=value, step=step + 1))
             scaler.scale(loss / batches).backward()
             total += value / batches
     return total
@@ -110,7 +131,15 @@ def _optimizer(groups: Sequence[Group], config: FitConfig) -> torch.optim.Optimi
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    from transformers import get_scheduler
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, config=config))
 
-    name = "constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler
-    return get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps)
+
+def rate(step: int, config: FitConfig) -> float:
+    """Share of the learning rate for step ``step`` (from 0): rises as ``(k + 1) / warmup``, then follows the schedule.
+
+    Written here because transformers' schedules give the first step a rate of zero and waste it.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    past = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return {"constant": 1.0, "linear": 1 - past, "cosine": (1 + math.cos(math.pi * past)) / 2}[config.lr_scheduler]

@@ -153,13 +153,13 @@ def _check_same_kind(given: Link, wanted: Link) -> None:
     if _kind(given) != _kind(wanted):
         raise ValueError(
             f"start_from is {_words(given)}; the method makes {_words(wanted)}. "
-            "Set the method's rank, targets and text_encoder as they were, or train without start_from"
+            "Set the method's rank, alpha, targets and text_encoder as they were, or train without start_from"
         )
 
 
 def _kind(link: Link) -> Any:
     sizes = {name: [tuple(p.shape) for p in adapter.parameters()] for name, adapter in link.adapters.items()}
-    return link.family, sizes
+    return link.family, sizes, next(iter(link.adapters.values())).describe()
 
 
 def _words(link: Link) -> str:

@@ -24,12 +24,16 @@ def bucket_size(height: int, width: int, resolution: int, cell: int, bucket: boo
 
 
 def fit_picture(pixels: Tensor, height: int, width: int) -> Tensor:
-    """``[B, C, H, W]`` scaled to cover ``height x width`` (bicubic, antialiased) and cropped at the centre."""
+    """``[B, C, H, W]`` cropped at the centre to the aspect wanted, then scaled (bicubic, antialiased)."""
     scale = max(height / pixels.shape[-2], width / pixels.shape[-1])
-    rows, columns = max(height, round(pixels.shape[-2] * scale)), max(width, round(pixels.shape[-1] * scale))
-    if (rows, columns) != tuple(pixels.shape[-2:]):
-        pixels = F.interpolate(pixels, (rows, columns), mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (rows - height) // 2, (columns - width) // 2
+    cropped = _centre(pixels, round(height / scale), round(width / scale))
+    if tuple(cropped.shape[-2:]) == (height, width):
+        return cropped
+    return F.interpolate(cropped, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _centre(pixels: Tensor, height: int, width: int) -> Tensor:
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
     return pixels[..., top : top + height, left : left + width]
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import folder_paths
 
+LONGEST_NAME = 200
+"""Bytes: file systems take 255, and a number and a suffix are added."""
 KIND = "loras"
 """Adapters live among the LoRAs: ComfyUI lists ``output/loras`` there too, so a saved file is found at once."""
 
@@ -30,11 +32,14 @@ def output_file(prefix: str, suffix: str) -> Path:
     """The next free file of ``prefix`` in the output folder, numbered as ComfyUI numbers pictures.
 
     Raises:
-        ValueError: the prefix is empty or leads out of the output folder.
+        ValueError: the prefix is no file name or leads out of the output folder.
     """
     root = Path(folder_paths.get_output_directory()).resolve()
+    prefix = prefix.strip().replace("\\", "/")
+    if not prefix or not prefix.isprintable() or len(Path(prefix).name.encode()) > LONGEST_NAME:
+        raise ValueError(f"filename_prefix {prefix[:60]!r} is no file name; give a name such as 'loras/dog'")
     target = (root / prefix).resolve()
-    if not prefix.strip() or target == root or not target.is_relative_to(root):
+    if target == root or not target.is_relative_to(root):
         raise ValueError(f"filename_prefix {prefix!r} leads out of the output folder; give a name such as 'loras/dog'")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     while (path := Path(folder) / f"{name}_{counter:05}_{suffix}").exists():

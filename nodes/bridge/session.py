@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from PIL import Image
 from torch import Tensor, nn
 
@@ -66,6 +67,8 @@ def workbench(
         ValueError: the model carries bypass hooks, or is of a kind that cannot be trained.
     """
     _check_trainable(model)
+    for example in (*subject.examples, *subject.class_examples):
+        _check_made_for(model, example)
     patcher = _with_precision(model, options.precision)
     patchers = [patcher] + ([clip.patcher] if clip is not None else [])
     _load_alone(patchers, subject, batch_size)
@@ -105,7 +108,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The units of gradient checkpointing: residual and transformer blocks of a U-Net, blocks of a DiT."""
     lists = [module for module in network.children() if isinstance(module, nn.ModuleList)]
     blocks = [block for blocks in lists for block in blocks]
-    if hasattr(network, "input_blocks"):
+    if isinstance(network, UNetModel):
         parts = [*network.input_blocks, network.middle_block, *network.output_blocks]
         blocks = [layer for part in parts if part is not None for layer in part]
     return [block for block in blocks if any(True for _ in block.parameters())]
@@ -116,6 +119,25 @@ def _check_trainable(model: Any) -> None:
         raise ValueError(
             f"the model carries bypass hooks ({', '.join(model.injections)}); "
             "apply that LoRA in the ordinary way, or train on the model before it"
+        )
+
+
+def _check_made_for(model: Any, example: Example) -> None:
+    """The example was encoded by this model's VAE and text encoder, as far as shapes tell."""
+    latent_format = model.model.latent_format
+    channels, dimensions = latent_format.latent_channels, latent_format.latent_dimensions
+    if example.size[0] != channels or len(example.size) != dimensions + 1:
+        raise ValueError(
+            f"subject: its latents have {example.size[0]} channels in {len(example.size) - 1} dimensions, the "
+            f"{architecture(model)} model takes {channels} in {dimensions}; use the model's own VAE in Subject"
+        )
+    if not isinstance(model.model.diffusion_model, UNetModel):
+        return
+    given, width = example.cond[0][0].shape[-1], model.model.model_config.unet_config["context_dim"]
+    if given != width:
+        raise ValueError(
+            f"subject: its texts are {given} numbers wide, the {architecture(model)} model takes {width}; "
+            "use the model's own CLIP in Subject"
         )
 
 

@@ -133,6 +133,9 @@ def edited(path: Path, change) -> Path:
         (lambda h, t: h["chain"][0].update(family="magic"), "family 'magic', this pack knows lora"),
         (lambda h, t: t.pop("diffusion_model.a.to_q.alpha"), "lacks diffusion_model.a.to_q.alpha"),
         (lambda h, t: t.update(extra=torch.zeros(1)), "does not name: extra"),
+        (lambda h, t: h.pop("chain"), "damaged 'hyperbooth' header"),
+        (lambda h, t: h.update(chain=7), "damaged 'hyperbooth' header"),
+        (lambda h, t: (h.update(chain=[]), t.clear()), "its chain is empty"),
         (lambda h, t: t.update({"diffusion_model.a.to_q.lora_up.weight": torch.zeros(5, 2)}), "5 x 10.*12 x 10"),
     ],
 )
@@ -153,3 +156,10 @@ def test_half_precision_files_load(tmp_path: Path) -> None:
 def test_write_creates_missing_folders(tmp_path: Path) -> None:
     write_tensors({"x": torch.ones(2)}, tmp_path / "new" / "folder" / "x.safetensors")
     assert load_file(tmp_path / "new" / "folder" / "x.safetensors")["x"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("header", ['{"version":1', "{}", "[]", "null", '"x"'])
+def test_a_damaged_header_is_refused_by_the_files_name(tmp_path: Path, header: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {"hyperbooth": header})
+    with pytest.raises(ValueError, match=r"a\.safetensors has a damaged"):
+        load_adapter(tmp_path / "a.safetensors")

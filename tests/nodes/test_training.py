@@ -288,6 +288,32 @@ def test_goes_on_from_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
         train(node, loaded, subject, Method("lora", LoRAConfig(2, 2.0)), 1, start_from=first)
 
 
+def test_another_alpha_is_not_silently_ignored(node: Any, loaded: Any, subject: Any) -> None:
+    first, _, _ = train(node, loaded, subject, lora(), 1)
+    with pytest.raises(ValueError, match=r"rank 4, alpha 4 on 32 layers; the method makes lora of rank 4, alpha 64"):
+        train(node, loaded, subject, Method("lora", LoRAConfig(4, 64.0)), 1, start_from=first)
+
+
+def test_a_subject_of_another_model_is_refused(node: Any, loaded: Any, subject: Any) -> None:
+    (example, *_) = subject.examples
+    wide = Example(example.latents, [[torch.zeros(1, 77, 2048), {}]], "p")
+    for made, message in (
+        (Example(torch.zeros(1, 16, 8, 8), example.cond, "p"), r"16 channels in 2 dimensions.*takes 4 in 2"),
+        (Example(torch.zeros(1, 4, 1, 8, 8), example.cond, "p"), r"4 channels in 3 dimensions"),
+        (wide, r"texts are 2048 numbers wide, the SD15 model takes 768"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(node, loaded, Subject((made,)), lora(), 1)
+
+
+def test_targets_that_match_nothing_are_refused_with_what_there_is() -> None:
+    from hyperbooth.trainers.personalize import targets_of
+
+    shapes = {"diffusion_model.joint_blocks.0.x_block.attn.qkv": (8, 8)}
+    with pytest.raises(ValueError, match=r"'cross attention' matches none of the model's 1 layers.*joint_blocks"):
+        targets_of(Method(targets="cross attention"), shapes)
+
+
 def test_an_error_in_the_middle_leaves_the_model_alone(node: Any, loaded: Any, subject: Any) -> None:
     from hyperbooth.nodes.bridge.progress import Progress
 

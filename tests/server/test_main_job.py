@@ -147,7 +147,10 @@ BAD_INPUTS = {
     "no prompt": ("HyperBoothSubject", {"prompt": " "}, "prompt is empty"),
     "outside the output folder": ("HyperBoothSave", {"filename_prefix": "../../outside"}, "leads out of the output"),
     "an absolute path": ("HyperBoothSave", {"filename_prefix": "/tmp/outside"}, "leads out of the output"),
-    "no name": ("HyperBoothSave", {"filename_prefix": " "}, "filename_prefix"),
+    "no name": ("HyperBoothSave", {"filename_prefix": " "}, "filename_prefix '' is no file name"),
+    "a NUL in the name": ("HyperBoothSave", {"filename_prefix": "a\0b"}, "is no file name"),
+    "a very long name": ("HyperBoothSave", {"filename_prefix": "a" * 300}, "is no file name"),
+    "strength, NaN": ("HyperBoothApply", {"strength_model": float("nan")}, "strength_model is nan"),
 }
 
 
@@ -174,6 +177,23 @@ def test_captions_must_match_the_images(server: Server, graph: Graph) -> None:
     assert "captions holds 2 texts for 4 images" in server.run(graph).message
 
 
+def test_a_list_in_place_of_one_prompt_is_refused(server: Server, graph: Graph) -> None:
+    graph = copy.deepcopy(graph)
+    for text in ("one", "two"):
+        graph[text] = {"class_type": "PrimitiveString", "inputs": {"value": text}}
+    graph["list"] = {"class_type": "CreateList", "inputs": {"inputs.input0": ["one", 0], "inputs.input1": ["two", 0]}}
+    graph[find(graph, "HyperBoothSubject")]["inputs"]["prompt"] = ["list", 0]
+    assert (
+        "prompt received 2 different values; connect one; one text per image goes into captions"
+        in server.run(graph).message
+    )
+
+
+def test_windows_separators_in_a_name_make_folders(server: Server, graph: Graph) -> None:
+    outcome = server.run(changed(graph, "HyperBoothSave", filename_prefix="loras\\from windows"))
+    assert saved(server, graph, outcome).parent == server.output / "loras"
+
+
 def test_a_text_encoder_method_needs_the_clip(server: Server, graph: Graph) -> None:
     graph = changed(graph, "HyperBoothMethodLoRA", text_encoder=True)
     graph[find(graph, "HyperBoothTrain")]["inputs"].pop("clip")
@@ -185,12 +205,6 @@ def test_no_image_is_refused(server: Server, graph: Graph) -> None:
     del graph[find(graph, "HyperBoothSubject")]["inputs"]["images"]
     outcome = server.run(graph)
     assert outcome.status == "error" and "images" in outcome.message
-
-
-def test_targets_that_match_nothing_are_refused(server: Server, graph: Graph) -> None:
-    assert "HyperBoothTrain" in {node["class_type"] for node in graph.values()}
-    info = server.get("/object_info/HyperBoothMethodLoRA")["HyperBoothMethodLoRA"]
-    assert "attention" in info["input"]["required"]["targets"][1]["options"]
 
 
 def test_the_text_encoder_trains_too(server: Server, graph: Graph) -> None:

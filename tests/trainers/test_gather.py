@@ -68,6 +68,9 @@ def test_small_pictures_are_enlarged_and_the_report_says_so() -> None:
         (pictures((32, 32, 3), masks=[]), "masks holds 0 for 1 images"),
         (pictures((32, 32, 3), masks=[torch.ones(16, 32)]), "mask 1 is 32 x 16, its image 32 x 32"),
         (pictures((32, 32, 3), masks=[torch.zeros(32, 32)]), "mask 1 is empty"),
+        (pictures((32, 32, 3), masks=[torch.full((32, 32), torch.nan)]), "mask 1 holds NaN"),
+        (pictures((32, 32, 2)), "image 1 has 2 channels"),
+        (Pictures([torch.full((32, 32, 3), torch.inf)], ["p"]), "image 1 holds NaN or infinite"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_named(given: Pictures, message: str) -> None:
@@ -89,3 +92,28 @@ def test_captions_match_the_images(captions: list[str]) -> None:
 def test_a_subject_needs_a_text() -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         prompts_for(2, "  ", None)
+
+
+def test_captions_are_not_empty() -> None:
+    with pytest.raises(ValueError, match="captions: text 2 is empty"):
+        prompts_for(2, "p", ["a", " "])
+
+
+def test_a_mask_that_the_crop_leaves_nothing_of_is_refused() -> None:
+    mask = torch.zeros(32, 128)
+    mask[:, :20] = 1
+    wide = Pictures([torch.rand(32, 128, 3)], ["p"], [mask])
+    with pytest.raises(ValueError, match="nothing of mask 1 is left after cropping its picture to 32 x 32"):
+        gather(wide, None, Framing(32, bucket=False), tools())
+
+
+def test_load_images_stand_in_for_no_mask_means_everything_counts() -> None:
+    masked = torch.zeros(32, 32)
+    masked[:16] = 1
+    made = gather(pictures((32, 32, 3), (40, 40, 3), masks=[masked, torch.zeros(64, 64)]), None, FRAMING, tools())
+    assert made.examples[0].mask is not None and made.examples[1].mask is None
+
+
+def test_many_class_images_are_one_line_of_the_report() -> None:
+    made = gather(pictures((32, 32, 3)), pictures(*[(32, 32, 3)] * 7), FRAMING, tools())
+    assert made.notes == ("image 1: 32 x 32 -> 32 x 32", "7 class images: 32 x 32 -> 32 x 32")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hyperbooth.trainers.loop import FitConfig, Group, TrainState, fit
+from hyperbooth.trainers.loop import FitConfig, Group, TrainState, fit, rate
 from torch import nn
 
 
@@ -56,7 +56,45 @@ def test_warmup_and_schedule_set_the_rate() -> None:
     config = FitConfig(8, "sgd", "linear", warmup_steps=4, max_grad_norm=0)
     fit(lambda b: [parameter.sum()], [Group([parameter], 1.0)], config, lambda s: places.append(parameter.item()))
     rates = [a - b for a, b in zip([0.0, *places], places, strict=False)]
-    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25])
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_every_step_has_a_rate_above_zero(schedule: str) -> None:
+    for steps, warmup in ((1, 0), (1, 1), (5, 3)):
+        rates = [rate(step, FitConfig(steps, lr_scheduler=schedule, warmup_steps=warmup)) for step in range(steps)]
+        assert min(rates) > 0 and max(rates) == 1
+
+
+def test_a_warmup_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_steps is 50 of 2 steps"):
+        FitConfig(2, warmup_steps=50)
+
+
+def broken_gradient(parameter: nn.Parameter, when: range) -> object:
+    """A finite loss whose gradient is NaN in the batches ``when``."""
+
+    def losses(batch: int) -> list[torch.Tensor]:
+        hidden = parameter * 1.0
+        if batch in when:
+            hidden.register_hook(lambda gradient: gradient * math.nan)
+        return [hidden.sum()]
+
+    return losses
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_reaches_the_parameters_file() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    with pytest.raises(FloatingPointError, match="the gradient is nan at step 3"):
+        fit(broken_gradient(parameter, range(2, 3)), [Group([parameter], 0.1)], FitConfig(3))
+
+
+def test_float16_skips_a_step_out_of_range_and_says_so_but_not_for_ever() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    state = fit(broken_gradient(parameter, range(1, 3)), [Group([parameter], 0.1)], FitConfig(5, half=True))
+    assert state.skipped == 2 and torch.isfinite(parameter).all()
+    with pytest.raises(FloatingPointError, match="the gradient is nan at step 20"):
+        fit(broken_gradient(parameter, range(99)), [Group([parameter], 0.1)], FitConfig(99, half=True))
 
 
 def test_groups_have_their_own_rates() -> None:

@@ -29,6 +29,12 @@ def test_the_crop_is_central_and_not_scaled_when_it_fits() -> None:
     assert torch.equal(fit_picture(picture, 6, 4), picture[..., 3:7])
 
 
+def test_a_very_thin_picture_is_cropped_before_it_is_scaled() -> None:
+    thin = torch.rand(1, 3, 16000, 8)
+    picture = fit_picture(thin, 24, 40)
+    torch.testing.assert_close(picture, fit_picture(thin[..., 7990:8010, :], 24, 40), atol=0.05, rtol=0)
+
+
 @given(st.integers(8, 90), st.integers(8, 90))
 def test_any_picture_comes_out_at_the_size_asked_for(height: int, width: int) -> None:
     picture = fit_picture(torch.rand(1, 3, height, width), 24, 40)
