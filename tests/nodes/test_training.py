@@ -119,6 +119,12 @@ def test_training_sees_what_apply_gives(
     assert relative(attached, patched) < tolerance
 
 
+def test_a_strength_that_is_no_number_is_refused(node: Any, loaded: Any, subject: Any) -> None:
+    adapter, _, _ = train(node, loaded, subject, lora(), 1)
+    with pytest.raises(ValueError, match="strength_model is nan"):
+        node("Apply", model=loaded[0], adapter=adapter, strength_model=float("nan"))
+
+
 def test_adapter_to_lora_is_a_stock_lora(node: Any, loaded: Any, subject: Any) -> None:
     model, clip, _ = loaded
     adapter, _, _ = train(node, loaded, subject, lora())
