@@ -106,7 +106,7 @@ class Options(io.ComfyNode):
                     default=OPTIONS.warmup_steps,
                     min=0,
                     max=100000,
-                    tooltip="Steps over which the learning rate rises from zero.",
+                    tooltip="Steps over which the learning rate rises to its full value.",
                 ),
                 io.Combo.Input(
                     "loss_weighting",

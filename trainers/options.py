@@ -62,7 +62,7 @@ class TrainingOptions:
     Args:
         optimizer: one of :data:`OPTIMIZERS`. AdamW: the papers' choice.
         lr_scheduler: course of the rate after the warm-up, one of :data:`SCHEDULES`.
-        warmup_steps: steps over which the rate rises from zero.
+        warmup_steps: steps over which the rate rises, (k + 1) / warmup_steps at step k.
         loss_weighting: w(sigma), see :mod:`.losses`. ``l_simple`` is the papers'.
         min_snr_gamma: gamma of ``min_snr`` (5 is that paper's).
         noise_sampling: distribution of the noise levels, see :mod:`.noise`.
