@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import few_places
 from .attach import Forward, replaced_forward
 
 Borrow = Callable[[nn.Module, Tensor], AbstractContextManager[tuple[Tensor, Tensor | None]]]
@@ -53,14 +54,17 @@ class FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, borrow: Borrow) -> Tensor:
         ctx.layer, ctx.borrow, ctx.shape = layer, borrow, x.shape
+        ctx.few = few_places.pays(layer, x)
         with borrow(layer, x) as (weight, bias):
-            return layer._conv_forward(x, weight, bias)
+            return few_places.convolve(layer, x, weight, bias) if ctx.few else layer._conv_forward(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         layer = ctx.layer
         unused_input = gradient.new_empty(1).expand(ctx.shape)
         with ctx.borrow(layer, gradient) as (weight, _):
+            if ctx.few:
+                return few_places.to_input(layer, gradient, weight, ctx.shape), None, None
             to_input, _, _ = torch.ops.aten.convolution_backward(
                 gradient, unused_input, weight, None, layer.stride, layer.padding, layer.dilation,
                 False, [0], layer.groups, (True, False, False),
