@@ -1,0 +1,313 @@
+"""Time and memory of a training step: ours beside the floor, the stock node, and diffusers with peft.
+
+Every row trains the same U-Net (random weights from one file, float32) on the same latents and prompt, with AdamW,
+batch 1, on the same number of threads, in a process of its own. See README.md for what exactly is measured.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import _harness as harness
+import psutil
+import torch
+from _harness import Aim, Column, Row
+from torch import Tensor
+
+RANK = 8
+LEARNING_RATE = 1e-4
+LATENT = (1, 4, 32, 32)
+PROMPT = (1, 77, 768)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a row is to run.
+
+    Args:
+        weights: file of the U-Net.
+        small: it is ``SD15_SMALL``, else ``SD15_FULL``.
+        steps: steps to measure; one more comes before them as the warm-up.
+    """
+
+    weights: Path
+    small: bool
+    steps: int
+
+    @property
+    def updates(self) -> int:
+        return self.steps + 1
+
+
+Train = Callable[[], None]
+Tick = Callable[[], None]
+
+
+def floor(job: Job, tick: Tick) -> Train:
+    """Two forwards per step: what a backward to the inputs alone must cost at the least."""
+    model = _loaded(job)
+    import comfy.model_management
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    options = {"optimized_attention_override": lambda _chosen, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+
+    @torch.inference_mode()
+    def train() -> None:
+        comfy.model_management.load_models_gpu([model])
+        latent, prompt = (tensor.to(model.load_device) for tensor in _data())
+        for _ in range(job.updates):
+            for _forward in range(2):
+                model.model.apply_model(
+                    latent, torch.ones(1, device=latent.device), c_crossattn=prompt, transformer_options=dict(options)
+                ).sum().item()
+            tick()
+
+    return train
+
+
+def ours(job: Job, _tick: Tick, targets: str = "attention") -> Train:
+    """The pack's own path, below the node: the session on the loaded MODEL, and ``personalize`` in it."""
+    model = _loaded(job)
+    harness.devkit("pack").load_pack()
+    from hyperbooth.models.adapters import LoRAConfig
+    from hyperbooth.nodes.bridge.session import workbench
+    from hyperbooth.trainers.options import Method, TrainingOptions
+    from hyperbooth.trainers.personalize import Run, personalize
+    from hyperbooth.trainers.subject import Example, Subject
+
+    options = TrainingOptions(precision="float32", preview_every=0)
+    method = Method(config=LoRAConfig(RANK, RANK), targets=targets, learning_rate=LEARNING_RATE)
+
+    @torch.inference_mode()
+    def train() -> None:
+        latent, prompt = _data()
+        subject = Subject((Example(latent, [[prompt, {}]]),))
+        with workbench(model, options, subject, 1) as bench:
+            personalize(Run(subject, method, options, job.updates), bench, lambda _sample: lambda _state: None)
+
+    return train
+
+
+def stock(job: Job, _tick: Tick, bypass: bool = False) -> Train:
+    """The stock Train LoRA node, called as the server calls it: every input a list, under inference mode."""
+    model = _loaded(job)
+    from comfy_extras.nodes_train import TrainLoraNode
+
+    # "none" would mean bfloat16 autocast for a float32 model; fp32 switches autocast off.
+    settings = {
+        "batch_size": 1, "steps": job.updates, "grad_accumulation_steps": 1, "learning_rate": LEARNING_RATE,
+        "rank": RANK, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32",
+        "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False,
+        "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+        "bypass_mode": bypass,
+    }  # fmt: skip
+
+    @torch.inference_mode()
+    def train() -> None:
+        latent, prompt = _data()
+        inputs = {"model": model, "latents": {"samples": latent}, "positive": [[prompt, {}]], **settings}
+        TrainLoraNode.execute(**{name: [value] for name, value in inputs.items()})
+
+    return train
+
+
+def diffusers_peft(job: Job, _tick: Tick) -> Train:
+    """The loop of diffusers' ``train_dreambooth_lora.py`` on the same layers, with its peft adapter.
+
+    Fused AdamW, as ours, is faster than that script's own setting.
+    """
+    import torch.nn.functional as F
+    from diffusers import DDPMScheduler
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unet = _diffusers_unet(job).to(device)
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+    def train() -> None:
+        latent, prompt = (tensor.to(device) for tensor in _data())
+        optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
+        for _ in range(job.updates):
+            noise = torch.randn_like(latent)
+            timestep = torch.randint(1000, (1,), device=device)
+            noisy = scheduler.add_noise(latent, noise, timestep)
+            loss = F.mse_loss(unet(noisy, timestep, prompt).sample, noise)
+            loss.backward()
+            loss.item()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return train
+
+
+ROWS: dict[str, Callable[[Job, Tick], Train]] = {
+    "floor": floor,
+    "ours": ours,
+    "diffusers_peft": diffusers_peft,
+    "ours_all_layers": partial(ours, targets="all linear and convolution"),
+    "stock_bypass": partial(stock, bypass=True),
+    "stock": stock,
+}
+"""The stock node has no choice of layers and trains every one: ``ours_all_layers`` is its like."""
+
+NEEDED_TIMES_WEIGHTS = {"stock": 4.7, "stock_bypass": 3.5}
+"""Memory that a row needs, in sizes of the weights; 2 for the others."""
+
+AIMS = (
+    Aim("ours", "times_floor", 1.1),
+    Aim("ours", "times_diffusers_peft", 1.0),
+    Aim("ours", "times_stock", 0.25),
+    Aim("ours", "peak_times_weights", 1.5),
+)
+
+COLUMNS = (
+    Column("s per step", "seconds_per_step", harness.seconds),
+    Column("worst run", "seconds_per_step_worst", harness.seconds),
+    Column("/ floor", "times_floor", harness.times),
+    Column("/ diffusers", "times_diffusers_peft", harness.times),
+    Column("/ stock", "times_stock", harness.times),
+    Column("peak GB", "peak_bytes", harness.gigabytes),
+    Column("/ weights", "peak_times_weights", harness.times),
+)
+
+
+def _data() -> tuple[Tensor, Tensor]:
+    """A latent and a prompt's conditioning; random, since time and memory do not depend on them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(LATENT, generator=generator), torch.randn(PROMPT, generator=generator)
+
+
+@torch.inference_mode()
+def _loaded(job: Job) -> Any:
+    """MODEL by the stock loader of diffusion models, under inference mode as in the server."""
+    harness.devkit("pack").import_comfyui()
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model(str(job.weights), model_options={"dtype": torch.float32})
+
+
+def _diffusers_unet(job: Job) -> torch.nn.Module:
+    """The same weights through diffusers' own conversion, with peft's LoRA on attention."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    small = {
+        "block_out_channels": (320,), "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",),
+    }  # fmt: skip
+    unet = UNet2DConditionModel(cross_attention_dim=PROMPT[-1], **(small if job.small else {}))
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in load_file(job.weights).items()}
+    unet.load_state_dict(convert_ldm_unet_checkpoint(tensors, unet.config))
+    unet.requires_grad_(False)
+    attention = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=attention))
+    return unet
+
+
+def write_weights(path: Path, small: bool) -> None:
+    """The U-Net that every row loads."""
+    from safetensors.torch import save_file
+
+    harness.devkit("pack").import_comfyui()
+    checkpoints = harness.devkit("checkpoints")
+    config = checkpoints.SD15_SMALL if small else checkpoints.SD15_FULL
+    save_file(checkpoints.sd15_unet(config), path)
+
+
+def measure(name: str, job: Job) -> Row:
+    """Run one row in this process."""
+    clock = harness.StepClock()
+    train = ROWS[name](job, clock.tick)
+    with harness.peak_memory() as peak, clock.on_optimizer_steps():
+        train()
+    weights = job.weights.stat().st_size
+    return {
+        "seconds_per_step": harness.median(clock.seconds), "steps": len(clock.seconds),
+        "peak_bytes": peak.bytes, "weights_bytes": weights, "peak_times_weights": peak.bytes / weights,
+    }  # fmt: skip
+
+
+def compare(names: list[str], job: Job, repeats: int, passed: list[str]) -> list[Row]:
+    """Every row ``repeats`` times in turn, so that a disturbance hits all alike; the best of each, with its ratios."""
+    runs: dict[str, list[Row]] = {name: [] for name in names}
+    for number in range(repeats):
+        for name in names:
+            runs[name].append(run := _run(name, job, passed))
+            figure = run.get("skipped") or f"{run['seconds_per_step']:.3f} s per step"
+            print(f"run {number + 1} of {repeats}, {name}: {figure}", file=sys.stderr, flush=True)
+    rows = {name: harness.best_of(name, of_row, "seconds_per_step") for name, of_row in runs.items()}
+    for row in rows.values():
+        for other in ("floor", "diffusers_peft", "stock"):
+            if "seconds_per_step" in row and "seconds_per_step" in rows.get(other, {}):
+                row[f"times_{other}"] = row["seconds_per_step"] / rows[other]["seconds_per_step"]
+    return list(rows.values())
+
+
+def _run(name: str, job: Job, passed: list[str]) -> Row:
+    """One run of a row in its own process; a skipped row if it fails, or if the machine lacks the memory for it."""
+    needed = NEEDED_TIMES_WEIGHTS.get(name, 2) * job.weights.stat().st_size
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    if free < needed:
+        return {"skipped": f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"}
+    try:
+        return harness.in_own_process(__file__, ["--row", name, *passed])
+    except RuntimeError as error:
+        return {"skipped": str(error)}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
+    parser.add_argument("--rows", type=lambda text: text.split(","), metavar="A,B", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--small", action="store_true", help="a U-Net of 26 M parameters, for a quick look")
+    parser.add_argument("--steps", type=int, default=6, help="measured steps of a run, after one to warm up")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each row; the fastest counts")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, the same for every row")
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--write-weights", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if unknown := set(chosen.rows or ()) - ROWS.keys():
+        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    return chosen
+
+
+def report(chosen: argparse.Namespace, folder: Path) -> None:
+    """Make the weights, measure the rows, print and keep the result."""
+    weights = folder / "unet.safetensors"
+    size = ["--small"] if chosen.small else []
+    harness.in_own_process(__file__, ["--write-weights", str(weights), *size])
+    passed = ["--weights", str(weights), "--steps", str(chosen.steps), "--threads", str(chosen.threads), *size]
+    rows = compare(chosen.rows or list(ROWS), Job(weights, chosen.small, chosen.steps), chosen.repeats, passed)
+    print(harness.table(rows, COLUMNS))
+    if not chosen.small:
+        print(*(aim.verdict({row["name"]: row for row in rows}) for aim in AIMS), sep="\n")
+    whole = not chosen.small and not chosen.rows  # a quick look does not replace the kept run
+    paths = ([harness.RESULTS / "train.json"] if whole else []) + ([chosen.json] if chosen.json else [])
+    harness.write_json("train", harness.machine(chosen.threads), rows, *paths)
+
+
+def main() -> None:
+    chosen = arguments()
+    torch.set_num_threads(chosen.threads)
+    if chosen.write_weights:
+        write_weights(chosen.write_weights, chosen.small)
+        print("{}")
+    elif chosen.row:
+        print(json.dumps(measure(chosen.row, Job(chosen.weights, chosen.small, chosen.steps))))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            report(chosen, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
