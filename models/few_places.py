@@ -1,10 +1,10 @@
 """A large convolution at few places, as one matrix product: what the depths of a U-Net ask of a CPU.
 
-oneDNN puts a convolution's weight into an order of its own at every call. For 1280 x 1280 x 3 x 3 numbers that is 59 MB,
-which glibc maps and unmaps each time, while the convolution itself, at 8 x 8 places, needs them once. The product of
-the flattened weight with the unfolded picture needs no other form of them: 2 to 4 times faster there, in both
-directions (measured by `benchmarks/convolution.py`, with the stock allocator). With more places or smaller weights
-oneDNN wins.
+oneDNN puts a convolution's weight into an order of its own at every call. For 1280 x 1280 x 3 x 3 numbers that is
+59 MB, which glibc maps and unmaps each time, while the convolution itself, at 8 x 8 places, needs them once. The
+product of the flattened weight with the unfolded picture needs no other form of them: 2 to 4 times faster there, in
+both directions (measured by `benchmarks/convolution.py`, with the stock allocator). With more places or smaller
+weights oneDNN wins.
 """
 
 import math
