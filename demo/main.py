@@ -58,6 +58,8 @@ def place_photographs(folder: Path | None, target: Path) -> list[str]:
     """The photographs (or drawn ones) in ComfyUI's input folder; their names there."""
     if folder is None:
         return draw_subject(target)
+    if not folder.is_dir():
+        raise SystemExit(f"--photos: there is no folder {folder}")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not found:
         raise SystemExit(f"--photos: {folder} holds no {', '.join(PICTURES)} file")
@@ -146,7 +148,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 SMALL_OPTIONS: dict[str, Any] = {
-    "optimizer": "adamw", "lr_scheduler": "cosine", "warmup_steps": 10, "loss_weighting": "l_simple",
+    "optimizer": "adamw", "lr_scheduler": "cosine", "warmup_steps": 0, "loss_weighting": "l_simple",
     "min_snr_gamma": 5.0, "noise_sampling": "uniform", "prior_mode": "none", "prior_weight": 1.0,
     "gradient_accumulation": 1, "max_grad_norm": 1.0, "gradient_checkpointing": False, "precision": "auto",
     "preview_every": 100,

@@ -44,6 +44,15 @@ class Link:
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
+    def describe(self) -> str:
+        """``lora (rank 8, alpha 8) on 128 layers``: the settings are the same on every layer."""
+        return f"{self.family} ({next(iter(self.adapters.values())).describe()}) on {len(self.adapters)} layers"
+
+    def describe_size(self) -> str:
+        """``797,184 numbers, 3.04 MiB in float32``."""
+        numbers = sum(parameter.numel() for parameter in self.parameters())
+        return f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32"
+
     def copy_to(self, device: torch.device | str) -> "Link":
         """The same values in new parameters on ``device``."""
         with torch.inference_mode(False):

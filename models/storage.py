@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .adapter_set import AdapterSet, Link
-from .adapters import FAMILIES
+from .adapters import FAMILIES, LoRA
 from .targets import Target
 
 VERSION = 1
@@ -76,6 +76,12 @@ def link_tensors(link: Link) -> dict[str, Tensor]:
     }
 
 
+def lora_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
+    """The chain as one plain LoRA of scale 1, in ComfyUI's names: what its stock nodes take."""
+    plain = {name: LoRA(up, down, alpha=len(down)) for name, (up, down) in adapter.as_lora().items()}
+    return link_tensors(Link(LoRA.family, plain, adapter.targets()))
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically: a temporary file beside it, then a rename.
 
@@ -94,9 +100,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def _prefix(adapter: AdapterSet, place: int) -> str:

@@ -13,12 +13,7 @@ _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(\w+?_?blocks?\
 
 def summary(adapter: AdapterSet) -> str:
     """Families, settings, size and history, a line each."""
-    lines = []
-    for place, link in enumerate(adapter.chain, 1):
-        numbers = sum(parameter.numel() for parameter in link.parameters())
-        some = next(iter(link.adapters.values())).describe()
-        size = f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32"
-        lines.append(f"{place}. {link.family} ({some}) on {len(link.adapters)} layers: {size}")
+    lines = [f"{place}. {link.describe()}: {link.describe_size()}" for place, link in enumerate(adapter.chain, 1)]
     lines += [f"{key}: {value}" for key, value in adapter.facts.items() if value not in (None, [], "")]
     return "\n".join(lines)
 

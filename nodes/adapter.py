@@ -6,12 +6,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
+from ..models.storage import lora_tensors
 from ..models.summary import change_per_block, summary
 from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
 from ..trainers.options import check_number
 from . import sockets
-from .bridge.lora import apply_adapter, as_native_lora, base_weights, check_fits, has_text_layers
+from .bridge.lora import apply_adapter, base_weights, check_fits, has_text_layers
 from .bridge.pixels import to_image
 
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
@@ -74,7 +75,7 @@ class ToLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: AdapterSet, model: Any) -> io.NodeOutput:
         check_fits(model, None, adapter)
-        return io.NodeOutput(as_native_lora(adapter))
+        return io.NodeOutput(lora_tensors(adapter))
 
 
 class Info(io.ComfyNode):

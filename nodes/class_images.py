@@ -44,14 +44,7 @@ class ClassImages(io.ComfyNode):
                 io.Combo.Input(
                     "scheduler", options=SCHEDULERS, default="normal", tooltip="Course of the noise levels."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=sockets.BIGGEST_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Same seed, same pictures.",
-                ),
+                sockets.seed("Same seed, same pictures."),
                 io.Int.Input("resolution", default=512, min=8, max=4096, step=8, tooltip="Side in pixels."),
             ],
             outputs=[

@@ -6,10 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
-from ..models.storage import load_adapter, save_adapter, write_tensors
+from ..models.storage import load_adapter, lora_tensors, save_adapter, write_tensors
 from . import sockets
 from .bridge.files import adapter_files, adapter_path, output_file, output_name
-from .bridge.lora import as_native_lora
 
 FORMATS = ("hyperbooth", "comfyui")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -58,7 +57,7 @@ class Save(io.ComfyNode):
         if format == "hyperbooth":
             save_adapter(adapter, path, dtype)
         else:
-            write_tensors({name: tensor.to(dtype) for name, tensor in as_native_lora(adapter).items()}, path)
+            write_tensors({name: tensor.to(dtype) for name, tensor in lora_tensors(adapter).items()}, path)
         name = output_name(path)
         return io.NodeOutput(name, ui={"text": (f"saved {name}",)})
 

@@ -9,4 +9,8 @@ Subject = io.Custom("HYPERBOOTH_SUBJECT")
 
 CATEGORY = "HyperBooth"
 
-BIGGEST_SEED = 0xFFFFFFFFFFFFFFFF
+
+def seed(tooltip: str) -> io.Int.Input:
+    """A seed that stays as it is: one that changed by itself would train again at every queueing."""
+    keep = io.ControlAfterGenerate.fixed
+    return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=keep, tooltip=tooltip)

@@ -38,14 +38,7 @@ class Train(io.ComfyNode):
                     tooltip="Optimizer steps: about 100 per photograph, 400 to 1000 in all for most subjects.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures per step."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=sockets.BIGGEST_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Same seed and inputs, same adapter. Kept fixed: queueing again does not train again.",
-                ),
+                sockets.seed("Same seed and inputs, same adapter. Kept fixed: queueing again does not train again."),
                 io.Clip.Input("clip", optional=True, tooltip="Only needed if the method trains the text encoder."),
                 sockets.Options.Input("options", optional=True, tooltip="Optimizer, loss, memory, previews."),
                 sockets.Adapter.Input(
@@ -80,11 +73,9 @@ class Train(io.ComfyNode):
 def report(run: Run, adapter: AdapterSet, state: TrainState) -> str:
     """What a user wants to know afterwards, in plain words."""
     link = adapter.chain[-1]
-    numbers = sum(parameter.numel() for parameter in link.parameters())
     tail = state.losses[-max(1, len(state.losses) // 10) :]
     lines = [
-        f"{link.family} ({next(iter(link.adapters.values())).describe()}) on {len(link.adapters)} layers, "
-        f"{numbers:,} numbers, {numbers * 4 / 2**20:.1f} MiB in float32",
+        f"{link.describe()}, {link.describe_size()}",
         f"{state.step} steps of {run.batch_size} on {len(run.subject.examples)} images, "
         f"{len(run.subject.class_examples)} class images",
         f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",

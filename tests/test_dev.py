@@ -162,7 +162,9 @@ def test_failures_are_told_without_a_traceback(tmp_path):
 
 
 def test_an_old_python_can_read_dev_py_far_enough_to_refuse():
-    ast.parse((ROOT / "dev.py").read_text(encoding="utf-8"), feature_version=(3, 7))
+    tree = ast.parse((ROOT / "dev.py").read_text(encoding="utf-8"), feature_version=(3, 7))
+    kinds = [type(statement) for statement in tree.body]
+    assert kinds.index(ast.If) < kinds.index(ast.ImportFrom), "the check comes before the imports that would fail"
 
 
 # Which environment

@@ -152,19 +152,14 @@ def _check_same_kind(given: Link, wanted: Link) -> None:
     """``start_from`` can go on under the method only if both have the same family, layers and sizes."""
     if _kind(given) != _kind(wanted):
         raise ValueError(
-            f"start_from is {_words(given)}; the method makes {_words(wanted)}. "
+            f"start_from is {given.describe()}; the method makes {wanted.describe()}. "
             "Set the method's rank, alpha, targets and text_encoder as they were, or train without start_from"
         )
 
 
 def _kind(link: Link) -> Any:
     sizes = {name: [tuple(p.shape) for p in adapter.parameters()] for name, adapter in link.adapters.items()}
-    return link.family, sizes, next(iter(link.adapters.values())).describe()
-
-
-def _words(link: Link) -> str:
-    some = next(iter(link.adapters.values())).describe()
-    return f"{link.family} of {some} on {len(link.adapters)} layers"
+    return link.describe(), sizes
 
 
 def _groups(link: Link, method: Method) -> list[Group]:

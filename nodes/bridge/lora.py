@@ -1,4 +1,4 @@
-"""Adapters in the shape ComfyUI's own LoRA code takes."""
+"""Adapters on ComfyUI's models, by its own LoRA code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,21 +8,10 @@ import torch
 from torch import Tensor
 
 from ...models.adapter_set import AdapterSet
+from ...models.storage import lora_tensors
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from .session import adaptable_layers, architecture, layer_shapes
 from .weights import borrow
-
-
-def as_native_lora(adapter: AdapterSet) -> dict[str, Tensor]:
-    """The chain as one LoRA in ComfyUI's own names: ``<layer>.lora_up.weight``, ``.lora_down.weight``, ``.alpha``."""
-    tensors = {}
-    targets = adapter.targets()
-    for name, (up, down) in adapter.as_lora().items():
-        kernel = targets[name].shape[2:]
-        tensors[f"{name}.lora_up.weight"] = up.reshape(*up.shape, *(1 for _ in kernel)).contiguous()
-        tensors[f"{name}.lora_down.weight"] = down.reshape(len(down), *targets[name].shape[1:]).contiguous()
-        tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
-    return tensors
 
 
 def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: float, strength_clip: float) -> tuple:
@@ -35,7 +24,7 @@ def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: fl
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    patches = comfy.lora.load_lora(as_native_lora(adapter), keys, log_missing=False)
+    patches = comfy.lora.load_lora(lora_tensors(adapter), keys, log_missing=False)
     patched = model.clone()
     patched.add_patches(_part(patches, DIFFUSION_PREFIX, True), strength_model)
     if clip is not None:

@@ -295,13 +295,17 @@ def test_goes_on_from_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
     assert further.facts["steps"] == 5
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), kept, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), further.parameters(), strict=True))
-    with pytest.raises(ValueError, match=r"start_from is lora of rank 4.*the method makes lora of rank 2"):
+    with pytest.raises(
+        ValueError, match=r"start_from is lora \(rank 4, alpha 4\).*the method makes lora \(rank 2, alpha 2\)"
+    ):
         train(node, loaded, subject, Method("lora", LoRAConfig(2, 2.0)), 1, start_from=first)
 
 
 def test_another_alpha_is_not_silently_ignored(node: Any, loaded: Any, subject: Any) -> None:
     first, _, _ = train(node, loaded, subject, lora(), 1)
-    with pytest.raises(ValueError, match=r"rank 4, alpha 4 on 32 layers; the method makes lora of rank 4, alpha 64"):
+    with pytest.raises(
+        ValueError, match=r"\(rank 4, alpha 4\) on 32 layers; the method makes lora \(rank 4, alpha 64\)"
+    ):
         train(node, loaded, subject, Method("lora", LoRAConfig(4, 64.0)), 1, start_from=first)
 
 
@@ -436,7 +440,9 @@ def test_pytorchs_attention_whatever_comfyui_runs_with(node: Any, loaded: Any, s
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "optimized_attention", chosen)
-        train(node, loaded, subject, lora(), 1)
+        with pytest.raises(AssertionError, match="own choice was called"):
+            output(loaded[0], loaded[1])
+        assert len(train(node, loaded, subject, lora(), 1)[1]["loss"]) == 1
 
 
 def test_trains_on_top_of_a_lora_that_is_already_applied(node: Any, loaded: Any, subject: Any) -> None:
@@ -486,4 +492,14 @@ def test_what_others_hang_on_the_model_for_sampling_is_left_out(node: Any, loade
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         model.add_wrapper_with_key(kind, "test", fail)
         comfy.patcher_extension.add_wrapper(kind, fail, model.model_options, is_model_options=True)
-    train(node, (model,), subject, lora(), 1)
+    plain = train(node, loaded, subject, lora(), 1)[1]["loss"]
+    assert train(node, (model,), subject, lora(), 1)[1]["loss"] == plain
+
+
+def test_a_model_with_bypass_hooks_is_refused_with_what_to_do(node: Any, loaded: Any, subject: Any) -> None:
+    adapter, _, _ = train(node, loaded, subject, lora(), 1)
+    (file,) = node("ToLoRA", adapter=adapter, model=loaded[0])
+    with torch.inference_mode():
+        bypassed, _ = comfy.sd.load_bypass_lora_for_models(loaded[0], None, file, 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"bypass hooks \(bypass_lora\); apply that LoRA in the ordinary way"):
+        train(node, (bypassed,), subject, lora(), 1)
