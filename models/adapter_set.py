@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .adapters import FAMILIES, Adapter
-from .attach import attached
+from .attach import Without, attached
+from .frozen import Borrow, own_weights
 from .targets import Target
 
 WeightOf = Callable[[str], Tensor]
@@ -92,12 +94,14 @@ class AdapterSet:
         return AdapterSet(tuple(links), self.facts)
 
     @contextmanager
-    def attached(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Inside the block the modules' outputs carry the chain's change; always taken off again."""
+    def attached(self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights) -> Iterator[Without]:
+        """Inside the block the modules' outputs carry the chain's change; always taken off again.
+
+        Gives a way to be without the change for a moment.
+        """
         with ExitStack() as stack:
-            for link in self.chain:
-                stack.enter_context(attached(link.adapters, modules))
-            yield
+            off = [stack.enter_context(attached(link.adapters, modules, borrow)) for link in self.chain]
+            yield partial(_without, off)
 
     def as_lora(self, weight_of: WeightOf | None = None) -> dict[str, tuple[Tensor, Tensor]]:
         """The whole chain as one plain LoRA: layer name -> ``(up [out, r], down [r, in])`` of scale 1.
@@ -118,3 +122,12 @@ class AdapterSet:
                 downs.append(down)
                 weight = None if weight is None else weight + up @ down
         return torch.cat(ups, dim=-1), torch.cat(downs, dim=-2)
+
+
+@contextmanager
+def _without(off: Sequence[Without]) -> Iterator[None]:
+    """The links taken off, the last one first, so that the first one's originals remain."""
+    with ExitStack() as stack:
+        for one in reversed(off):
+            stack.enter_context(one())
+        yield

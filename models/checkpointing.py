@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .attach import replaced_forward
+from .forward import replaced_forward
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import few_places
-from .attach import Forward, replaced_forward
+from .forward import Forward, replaced_forward
 
 Borrow = Callable[[nn.Module, Tensor], AbstractContextManager[tuple[Tensor, Tensor | None]]]
 

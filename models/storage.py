@@ -149,10 +149,9 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
 
 
 def _check_shape(file: str, target: Target, adapter: Any) -> None:
-    up, down = adapter.factors()
-    if (up.shape[-2], down.shape[-1]) != target.matrix:
+    if adapter.matrix != target.matrix:
         raise ValueError(
-            f"{file}: the adapter of {target.name} is for a matrix of {up.shape[-2]} x {down.shape[-1]}, "
+            f"{file}: the adapter of {target.name} is for a matrix of {adapter.matrix[0]} x {adapter.matrix[1]}, "
             f"its header says {target.matrix[0]} x {target.matrix[1]}"
         )
 
@@ -160,7 +159,7 @@ def _check_shape(file: str, target: Target, adapter: Any) -> None:
 def _to_file_shape(key: str, tensor: Tensor, target: Target) -> Tensor:
     if len(target.shape) != 4 or tensor.ndim != 2:
         return tensor
-    return tensor.unflatten(1, target.shape[1:]) if "down" in key else tensor[:, :, None, None]
+    return tensor.unflatten(1, target.shape[1:]) if "up" not in key else tensor[:, :, None, None]
 
 
 def _from_file_shape(tensor: Tensor) -> Tensor:

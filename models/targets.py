@@ -26,6 +26,7 @@ RULES: dict[str, tuple[str, bool]] = {
     "attention and feed-forward": (f"{_ATTENTION}|{_FEED_FORWARD}", False),
     "all linear": (_INNER, False),
     "all linear and convolution": (_INNER, True),
+    "all weights": ("", True),
 }
 """Rule name -> (pattern on the layer's name, whether convolutions count)."""
 

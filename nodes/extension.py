@@ -5,7 +5,8 @@ from comfy_api.latest import ComfyExtension, io
 from .adapter import Apply, Info, ToLoRA
 from .class_images import ClassImages
 from .files import Load, Save
-from .method import MethodLoRA, Options
+from .method import MethodDreamBooth, MethodLoRA
+from .options import Options
 from .subject import Subject, SubjectFromLatents
 from .train import Train
 
@@ -15,5 +16,6 @@ class HyperBooth(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            Subject, SubjectFromLatents, ClassImages, MethodLoRA, Options, Train, Apply, Save, Load, ToLoRA, Info,
+            Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
+            ToLoRA, Info,
         ]  # fmt: skip

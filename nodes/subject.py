@@ -47,7 +47,7 @@ class Subject(io.ComfyNode):
                     "class_prompt",
                     optional=True,
                     default="",
-                    tooltip="The class without the name: 'a photo of a dog'. Needed with class images.",
+                    tooltip="The class without the name: 'a photo of a dog'. Needed for prior preservation.",
                 ),
                 io.String.Input(
                     "captions",
@@ -98,10 +98,12 @@ class Subject(io.ComfyNode):
         pictures = _one_by_one(images)
         texts = prompts_for(len(pictures), only("prompt", prompt), _lines(captions, len(pictures)))
         subject = Pictures(pictures, texts, _one_by_one(masks) if masks else None)
-        others = _class_pictures(_one_by_one(class_images or []), only("class_prompt", class_prompt or [""]))
+        class_text = only("class_prompt", class_prompt or [""]).strip()
+        others = _class_pictures(_one_by_one(class_images or []), class_text)
         framing = Framing(only("resolution", resolution), only("bucket", bucket), only("flip", flip))
         total = len(pictures) + (len(others.images) if others else 0)
-        return io.NodeOutput(gather(subject, others, framing, _tools(only("vae", vae), only("clip", clip), total)))
+        tools = _tools(only("vae", vae), only("clip", clip), total)
+        return io.NodeOutput(gather(subject, others, framing, tools, class_text))
 
 
 class SubjectFromLatents(io.ComfyNode):
@@ -135,7 +137,8 @@ class SubjectFromLatents(io.ComfyNode):
         examples = _latent_examples("positive", _latents_one_by_one(latents), positive)
         others = _latent_examples("class_positive", _latents_one_by_one(class_latents or []), class_positive or [])
         notes = tuple(f"latent {i + 1}: {tuple(e.size)}" for i, e in enumerate(examples))
-        return io.NodeOutput(SubjectData(examples, others, None, notes))
+        class_cond = (class_positive or [None])[0]
+        return io.NodeOutput(SubjectData(examples, others, class_cond=class_cond, notes=notes))
 
 
 def _one_by_one(batches: list[Tensor]) -> list[Tensor]:

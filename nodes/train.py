@@ -5,14 +5,20 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
-from ..trainers.loop import TrainState
-from ..trainers.options import Method, TrainingOptions
-from ..trainers.personalize import Run, personalize
+from ..models.storage import save_adapter
+from ..trainers.options import Method, TrainingOptions, check_choice
+from ..trainers.personalize import Result, personalize
+from ..trainers.resume import States
+from ..trainers.run import Run
+from ..trainers.state import History
 from ..trainers.subject import Subject
 from ..trainers.watch import Watch
 from . import sockets
+from .bridge.files import output_file, output_name, state_folder
 from .bridge.progress import Progress
 from .bridge.session import workbench
+
+RESUME = ("continue", "start over")
 
 
 class Train(io.ComfyNode):
@@ -25,7 +31,8 @@ class Train(io.ComfyNode):
             display_name="Train Adapter",
             category=f"{sockets.CATEGORY}/training",
             description="DreamBooth training on the model as it is loaded: no second copy, and the model itself "
-            "stays as it is. Shows the loss curve and samples while it runs; ComfyUI's cancel button stops it.",
+            "stays as it is. Shows the loss curve and samples while it runs. Cancelled or killed, it goes on from its "
+            "last saved state when it is queued again.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to personalise, as loaded."),
                 sockets.Subject.Input("subject", tooltip="What to learn."),
@@ -46,6 +53,14 @@ class Train(io.ComfyNode):
                     optional=True,
                     tooltip="An adapter to train further; the method must have the same rank, alpha and targets.",
                 ),
+                io.Combo.Input(
+                    "resume",
+                    options=list(RESUME),
+                    default=RESUME[0],
+                    optional=True,
+                    tooltip="continue: a run that was cancelled or killed goes on where its last state was saved, "
+                    "if all inputs are the same. start over: from step 0.",
+                ),
             ],
             outputs=[
                 sockets.Adapter.Output(display_name="adapter", tooltip="For Apply Adapter and Save Adapter."),
@@ -57,29 +72,57 @@ class Train(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, subject: Subject, method: Method, steps: int, batch_size: int, seed: int, clip: Any = None,
-        options: TrainingOptions | None = None, start_from: AdapterSet | None = None,
+        options: TrainingOptions | None = None, start_from: AdapterSet | None = None, resume: str = RESUME[0],
     ) -> io.NodeOutput:  # fmt: skip
+        check_choice("resume", resume, RESUME)
         if method.text_encoder and clip is None:
             raise ValueError("clip is not connected, but the method trains the text encoder; connect it, or switch "
                              "text_encoder off in the method")  # fmt: skip
-        options = options or TrainingOptions()
-        run = Run(subject, method, options, steps, batch_size, seed, start_from)
-        show = Progress(steps)
-        with workbench(model, options, subject, batch_size, clip if method.text_encoder else None) as bench:
-            adapter, state = personalize(run, bench, lambda sample: Watch(steps, show, sample, options.preview_every))
-        return io.NodeOutput(adapter, {"loss": state.losses}, report(run, adapter, state))
+        run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from)
+        result = train(run, model, clip if method.text_encoder else None, resume == RESUME[0])
+        return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))
 
 
-def report(run: Run, adapter: AdapterSet, state: TrainState) -> str:
+def train(run: Run, model: Any, clip: Any, resume: bool) -> Result:
+    """The run on the loaded model, with progress and a state on disk."""
+    options, show = run.options, Progress(run.steps)
+    with workbench(model, options, run.subject, run.batch_size, clip) as bench:
+        states = States(state_folder(), run.key(bench.identity))
+        if not resume:
+            states.forget()
+        return personalize(
+            run, bench, lambda sample: Watch(run.steps, show, sample, options.preview_every), states, save_rescued
+        )
+
+
+def save_rescued(adapter: AdapterSet) -> str:
+    """An adapter of a run that failed, where Load Adapter finds it."""
+    path = output_file("loras/hyperbooth_rescued", ".safetensors")
+    save_adapter(adapter, path)
+    return output_name(path)
+
+
+def report(run: Run, result: Result) -> str:
     """What a user wants to know afterwards, in plain words."""
-    link = adapter.chain[-1]
-    tail = state.losses[-max(1, len(state.losses) // 10) :]
+    link, history = result.adapter.chain[-1], result.history
+    tail = history.losses[-max(1, len(history.losses) // 10) :]
     lines = [
         f"{link.describe()}, {link.describe_size()}",
-        f"{state.step} steps of {run.batch_size} on {len(run.subject.examples)} images, "
+        f"{history.step} steps of {run.batch_size} on {len(run.training.examples)} images, "
         f"{len(run.subject.class_examples)} class images",
         f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
-        *([f"{state.skipped} steps skipped: out of float16's range"] if state.skipped else []),
+        *_validation_lines(run, history),
+        *([f"taken up at step {result.resumed}"] if result.resumed else []),
+        *([f"{history.skipped} steps skipped: out of float16's range"] if history.skipped else []),
+        *result.notes,
         *run.subject.notes,
     ]
     return "\n".join(lines)
+
+
+def _validation_lines(run: Run, history: History) -> list[str]:
+    if history.best is None:
+        return []
+    on = "the picture held out" if len(run.training.examples) < len(run.subject.examples) else "the training pictures"
+    (first_step, first), (step, best) = history.validation[0], history.best
+    return [f"validation loss on {on}: {first:.4f} at step {first_step}, best {best:.4f} at step {step}"]

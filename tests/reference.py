@@ -37,3 +37,13 @@ def min_snr_v(loss_on_v: Tensor, sigma: Tensor, gamma: float) -> Tensor:
     """The same on v: ``min(snr, gamma) / (snr + 1)``."""
     snr = 1 / sigma.double() ** 2
     return loss_on_v * torch.minimum(snr, torch.tensor(gamma, dtype=torch.float64)) / (snr + 1)
+
+
+def debiased_eps(loss_on_eps: Tensor, signal_to_noise: Tensor) -> Tensor:
+    """Debiased estimation (2310.08442) on eps: ``1 / sqrt(snr)``, with ``sqrt(snr) = alpha / sigma``."""
+    return loss_on_eps / signal_to_noise.double()
+
+
+def full(weight: Tensor, diff: Tensor) -> Tensor:
+    """Fine-tuning of every number: ``W' = W + D``."""
+    return weight.double() + diff.double()

@@ -3,9 +3,12 @@
 import io
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from .state import History
 
 SMOOTHING = 0.05
 """Share of the run that the smoothed curve averages over."""
@@ -21,20 +24,33 @@ def smoothed(losses: Sequence[float], total: int | None = None) -> list[float]:
     return curve
 
 
-def loss_chart(losses: Sequence[float], total: int) -> Image.Image:
-    """Every loss as a dot, the smoothed curve over them, the axis as long as the whole run (``total`` steps)."""
+def loss_chart(history: History, total: int) -> Image.Image:
+    """Every loss as a dot, the smoothed curve over them, the axis as long as the whole run (``total`` steps).
+
+    Validation losses are a curve of their own, the best one marked.
+    """
+    losses = history.losses
     figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     steps = range(1, len(losses) + 1)
     axes.plot(steps, losses, ".", color="#9db4c0", markersize=3)
     curve = smoothed(losses, total)
     axes.plot(steps, curve, color="#d1495b", linewidth=2)
+    if history.best is not None:
+        _draw_validation(axes, history)
     axes.set_xlim(0, total + 1)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_title(f"step {len(losses)} of {total}   loss {curve[-1]:.4f} (smoothed)", fontsize=10)
     axes.grid(alpha=0.3)
     return _rendered(figure)
+
+
+def _draw_validation(axes: Axes, history: History) -> None:
+    axes.plot(*zip(*history.validation, strict=True), color="#00798c", linewidth=1.5, marker="o", markersize=3)
+    step, loss = history.best
+    axes.plot(step, loss, "*", color="#edae49", markeredgecolor="#00798c", markersize=13)
+    axes.annotate(f"best: step {step}, {loss:.4f}", (step, loss), (4, 8), textcoords="offset points", fontsize=8)
 
 
 def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:

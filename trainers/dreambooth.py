@@ -5,22 +5,44 @@ independently for the second term (prior preservation).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
-from .losses import DenoisingLoss, weighting
-from .noise import SAMPLERS, generator_for
+from .losses import DenoisingLoss, Teacher, weighting
+from .noise import generator_for, standard_noise
 from .options import TrainingOptions
 from .subject import Batches, Example, Subject
 
 Condition = Callable[[Sequence[Example]], Any]
 """Examples of a batch -> what the denoiser takes for their prompts."""
 
-_ORDER, _PRIOR_ORDER, _DRAWS, _PRIOR_DRAWS = range(4)
+_ORDER, _PRIOR_ORDER, _DRAWS, _PRIOR_DRAWS, _VALIDATION = range(5)
+
+LEVELS = 8
+"""Noise levels of a validation: quantiles of the distribution trained on."""
+MOST_VALIDATED = 4
+"""Pictures of a validation at most; 32 forwards are enough for a curve."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a loss term is computed on: one variant of each example, with its noise and level."""
+
+    examples: Sequence[Example]
+    sigma: Tensor
+    noise: Tensor
+
+    def pieces(self, count: int) -> Iterator["Draw"]:
+        """The same in up to ``count`` parts."""
+        size = -(-len(self.examples) // count)
+        for start in range(0, len(self.examples), size):
+            part = slice(start, start + size)
+            yield Draw(self.examples[part], self.sigma[part], self.noise[part])
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,8 @@ class DreamBooth:
         options: see :class:`TrainingOptions`.
         batch_size: examples per term.
         seed: of every draw.
+        without_adapter: inside it the model is as it was before training; ``prediction`` needs it.
+        pieces: a batch goes through the network in so many parts, for memory; the loss is the same.
     """
 
     denoiser: Denoiser
@@ -44,34 +68,93 @@ class DreamBooth:
     options: TrainingOptions
     batch_size: int
     seed: int
+    without_adapter: Callable[[], AbstractContextManager[None]]
+    pieces: int = 1
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
-        """Scalar loss terms of batch number ``batch``."""
-        yield self._term(self.subject.examples, batch, _ORDER, _DRAWS)
-        if self.has_prior:
-            yield self.options.prior_weight * self._term(self.subject.class_examples, batch, _PRIOR_ORDER, _PRIOR_DRAWS)
+        """Scalar loss terms of batch number ``batch``; their sum is the loss."""
+        own = self._draw(self.subject.examples, batch, _ORDER, _DRAWS, self.options.caption_dropout)
+        yield from self._terms(own, 1.0, by_teacher=False)
+        if prior := self.prior:
+            drawn = self._draw(prior, batch, _PRIOR_ORDER, _PRIOR_DRAWS)
+            yield from self._terms(drawn, self.options.prior_weight, self.options.prior_mode == "prediction")
 
     @property
-    def has_prior(self) -> bool:
-        wanted = self.options.prior_mode == "class images" and self.options.prior_weight > 0
-        return wanted and bool(self.subject.class_examples)
+    def prior(self) -> Sequence[Example]:
+        """What the prior-preservation term is computed on, if there is to be one."""
+        if self.options.prior_mode == "none" or self.options.prior_weight == 0:
+            return ()
+        if self.options.prior_mode == "class images" or self.subject.class_examples:
+            return self.subject.class_examples
+        return self.subject.as_class()
 
-    def _term(self, examples: Sequence[Example], batch: int, order: int, draws: int) -> Tensor:
+    @property
+    def largest(self) -> Example:
+        """The example that takes the most memory."""
+        return max((*self.subject.examples, *self.prior), key=lambda example: example.latents[0].numel())
+
+    def of_one_sample(self) -> Tensor:
+        """The loss of one sample of the largest size."""
+        only = replace(self.subject, examples=(self.largest,))
+        return next(iter(replace(self, subject=only, batch_size=1, pieces=1)(0)))
+
+    @torch.no_grad()
+    def validate(self, examples: Sequence[Example]) -> float:
+        """Mean loss over fixed noise and fixed levels: a number that differs only as the model does."""
+        sigma = self.options.levels.spread(self.denoiser.sigmas, LEVELS)
+        losses = []
+        for index, example in enumerate(examples[:MOST_VALIDATED]):
+            generator = generator_for(self.seed, _VALIDATION, index)
+            for level in sigma:
+                noise = standard_noise((1, *example.size), generator)
+                draw = Draw([example.variant(0)], level.view(1), noise)
+                losses += [term.item() for term in self._terms(draw, 1.0, by_teacher=False)]
+        return sum(losses) / len(losses)
+
+    def _draw(
+        self, examples: Sequence[Example], batch: int, order: int, draws: int, caption_dropout: float = 0.0
+    ) -> Draw:
         chosen = Batches(examples, self.batch_size, generator_for(self.seed, order).initial_seed())[batch]
         generator = generator_for(self.seed, draws, batch)
-        clean, mask = self._clean(chosen, generator)
-        sigma = SAMPLERS[self.options.noise_sampling](self.denoiser.sigmas, len(chosen), generator).to(clean.device)
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
-        loss = DenoisingLoss(self.denoiser, weighting(self.options.loss_weighting, self.options.min_snr_gamma))
-        return loss(clean, self.condition(chosen), sigma, noise, mask).mean()
+        variants = [_variant(example, generator) for example in chosen]
+        if caption_dropout:
+            dropped = (torch.rand(len(variants), generator=generator) < caption_dropout).tolist()
+            variants = [
+                replace(example, cond=self.subject.blank, prompt="") if drop else example
+                for example, drop in zip(variants, dropped, strict=True)
+            ]
+        sigma = self.options.levels.sample(self.denoiser.sigmas, len(variants), generator)
+        noise = standard_noise((len(variants), *variants[0].size), generator, self.options.noise_offset)
+        return Draw(variants, sigma, noise)
 
-    def _clean(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """One variant of each example: latents in model space, and masks if any example has one."""
-        latents, masks = [], []
-        for example in examples:
-            variant = int(torch.randint(len(example.latents), (1,), generator=generator))
-            latents.append(example.latents[variant])
-            masks.append(torch.ones_like(latents[-1][:1]) if example.mask is None else example.mask[variant])
-        clean = self.to_model(torch.stack(latents))
-        masked = any(example.mask is not None for example in examples)
-        return clean, torch.stack(masks).to(clean) if masked else None
+    def _terms(self, draw: Draw, weight: float, by_teacher: bool) -> Iterator[Tensor]:
+        """The weighted mean over the draw, in pieces."""
+        loss = DenoisingLoss(self.denoiser, weighting(self.options.loss_weighting, self.options.min_snr_gamma))
+        for part in draw.pieces(self.pieces):
+            clean, mask = self._clean(part.examples)
+            teacher = self._teacher(part.examples) if by_teacher else None
+            cond, noise = self.condition(part.examples), part.noise.to(clean)
+            each = loss(clean, cond, part.sigma.to(clean.device), noise, mask, teacher)
+            yield weight * each.sum() / len(draw.examples)
+
+    def _teacher(self, examples: Sequence[Example]) -> Teacher:
+        """The model as it was, on the same text."""
+
+        @torch.no_grad()
+        def estimate(x: Tensor, sigma: Tensor) -> Tensor:
+            with self.without_adapter():
+                return self.denoiser(x, sigma, self.condition(examples))
+
+        return estimate
+
+    def _clean(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
+        """Latents in model space, and masks if any example has one."""
+        clean = self.to_model(torch.cat([example.latents for example in examples]))
+        if all(example.mask is None for example in examples):
+            return clean, None
+        masks = [torch.ones_like(e.latents[:, :1]) if e.mask is None else e.mask for e in examples]
+        return clean, torch.cat(masks).to(clean)
+
+
+def _variant(example: Example, generator: torch.Generator) -> Example:
+    return example.variant(int(torch.randint(len(example.latents), (1,), generator=generator)))

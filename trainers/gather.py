@@ -53,7 +53,9 @@ class Framing:
     flip: bool = False
 
 
-def gather(subject: Pictures, class_pictures: Pictures | None, framing: Framing, tools: Tools) -> Subject:
+def gather(
+    subject: Pictures, class_pictures: Pictures | None, framing: Framing, tools: Tools, class_prompt: str = ""
+) -> Subject:
     """Encode everything once.
 
     Raises:
@@ -80,7 +82,10 @@ def gather(subject: Pictures, class_pictures: Pictures | None, framing: Framing,
             tools.progress(done, total)
     each = [f"image {index}: {note}" for index, note in enumerate(notes[0], 1)]
     classes = [f"{count} class images: {note}" for note, count in Counter(notes[1]).items()]
-    return Subject(tuple(examples[0]), tuple(examples[1]), embedded[""], (*each, *classes))
+    return Subject(
+        tuple(examples[0]), tuple(examples[1]), embedded[""], tools.embed(class_prompt) if class_prompt else None,
+        class_prompt or None, (*each, *classes),
+    )  # fmt: skip
 
 
 def prompts_for(count: int, prompt: str, captions: Sequence[str] | None) -> list[str]:

@@ -1,35 +1,20 @@
 """The one training loop. It knows parameters and losses, nothing of networks, adapters or pictures."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+
+from .guard import check_course, check_finite
+from .state import TrainState
 
 MOST_SKIPPED = 20
 """Updates that float16 may skip in a row: the scale halves each time, from 2^12 to below 1."""
 
-_BROKEN = (
-    "the {what} is {value} at step {step}: nothing was saved. Try a lower learning rate, "
-    "or precision bfloat16 or float32 in Training Options"
-)
-
-FUSED = ("cpu", "cuda", "mps", "xpu")
-"""Devices with a fused AdamW: one kernel for all of an adapter's hundreds of small parameters."""
-
 Losses = Callable[[int], Iterable[Tensor]]
 """Batch number -> the batch's loss terms, scalars, each made when it is asked for and freed after its backward."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate."""
-
-    parameters: Sequence[nn.Parameter]
-    learning_rate: float
+OnStep = Callable[[TrainState], None]
 
 
 @dataclass(frozen=True)
@@ -38,16 +23,15 @@ class FitConfig:
 
     Args:
         steps: optimiser updates.
-        half: gradients pass through float16, whose range needs the loss scaled.
+        validation: steps between validations, 0 for none.
     """
 
     steps: int
-    optimizer: str = "adamw"
     lr_scheduler: str = "constant"
     warmup_steps: int = 0
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
-    half: bool = False
+    validation: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -56,82 +40,84 @@ class FitConfig:
             raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; give fewer")
 
 
-@dataclass
-class TrainState:
-    """Where a run stands: steps done, the loss of each, and how many updates float16's range made impossible."""
+def fit(
+    losses: Losses, state: TrainState, config: FitConfig, on_step: OnStep | None = None,
+    validate: Callable[[], float] | None = None,
+) -> None:  # fmt: skip
+    """Take ``state`` on to ``config.steps``, minimising the sum of ``losses(batch)``.
 
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    The terms of a batch go backward one after another, so that memory holds one term's activations at a time. The
+    state changes only between the steps: whatever raises, it is that of the last step done.
 
-
-OnStep = Callable[[TrainState], None]
-
-
-def fit(losses: Losses, groups: Sequence[Group], config: FitConfig, on_step: OnStep | None = None) -> TrainState:
-    """Minimise the sum of ``losses(batch)`` over ``groups``.
-
-    The terms of a batch go backward one after another, so that memory holds one term's activations at a time.
+    Args:
+        on_step: called after every step.
+        validate: a loss that differs only as the parameters do; measured before the first step, every
+            ``config.validation`` steps, and at the end.
 
     Raises:
-        FloatingPointError: the loss is NaN or infinite; the message names the step and what to try.
+        Diverged: the loss or gradient is no number, or the loss has grown out of proportion; the message names the
+            step and what to try.
     """
-    state = TrainState()
-    parameters = [parameter for group in groups for parameter in group.parameters]
-    optimizer = _optimizer(groups, config)
-    schedule = _schedule(optimizer, config)
-    scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=config.half, init_scale=2.0**12)
-    while state.step < config.steps:
-        optimizer.zero_grad(set_to_none=True)
-        state.losses.append(_accumulate(losses, state.step, config, scaler))
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf).item()
-        scaler.step(optimizer)
-        scaler.update()
-        _count_skipped(state, norm, config)
-        schedule.step()
-        state.step += 1
+    _validate(state, config, validate)
+    while state.history.step < config.steps:
+        _step(losses, state, config)
+        _validate(state, config, validate)
+        check_course(state.history.losses, state.history.validation)
         if on_step is not None:
             on_step(state)
-    return state
 
 
-def _count_skipped(state: TrainState, norm: float, config: FitConfig) -> None:
-    """A gradient that is no number ends the run; in float16 the step is skipped first, while the scale is searched."""
-    if math.isfinite(norm):
-        state.skipped_in_a_row = 0
-        return
-    state.skipped += 1
-    state.skipped_in_a_row += 1
-    if not config.half or state.skipped_in_a_row >= MOST_SKIPPED:
-        raise FloatingPointError(_BROKEN.format(what="gradient", value=norm, step=state.step + 1))
+def _step(losses: Losses, state: TrainState, config: FitConfig) -> None:
+    history = state.history
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = _accumulate(losses, state, config)
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf).item()
+    _count_skipped(state, norm)
+    state.set_rate(rate(history.step, config))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    history.losses.append(loss)
+    history.step += 1
+    if state.average is not None:
+        state.average.update(history.step)
 
 
-def _accumulate(losses: Losses, step: int, config: FitConfig, scaler: torch.amp.GradScaler) -> float:
+def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
     """Backward through one step's batches; their mean loss."""
     total = 0.0
-    batches = config.gradient_accumulation
+    step, batches = state.history.step, config.gradient_accumulation
     for batch in range(step * batches, (step + 1) * batches):
         for loss in losses(batch):
             value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(_BROKEN.format(what="loss", value=value, step=step + 1))
-            scaler.scale(loss / batches).backward()
+            check_finite("loss", value, step + 1)
+            state.scaler.scale(loss / batches).backward()
             total += value / batches
     return total
 
 
-def _optimizer(groups: Sequence[Group], config: FitConfig) -> torch.optim.Optimizer:
-    settings: list[dict[str, Any]] = [{"params": list(g.parameters), "lr": g.learning_rate} for g in groups]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=0.0)
-    fused = all(parameter.device.type in FUSED for group in groups for parameter in group.parameters)
-    return torch.optim.AdamW(settings, lr=0.0, weight_decay=1e-2, fused=fused)
+def _count_skipped(state: TrainState, norm: float) -> None:
+    """A gradient that is no number ends the run; in float16 the step is skipped first, while the scale is searched."""
+    history = state.history
+    if math.isfinite(norm):
+        history.skipped_in_a_row = 0
+        return
+    if not state.scaler.is_enabled() or history.skipped_in_a_row + 1 >= MOST_SKIPPED:
+        check_finite("gradient", norm, history.step + 1)
+    history.skipped += 1
+    history.skipped_in_a_row += 1
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: FitConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, config=config))
+def _validate(state: TrainState, config: FitConfig, validate: Callable[[], float] | None) -> None:
+    history = state.history
+    if validate is None or not config.validation or any(step == history.step for step, _ in history.validation):
+        return
+    if history.step % config.validation == 0 or history.step == config.steps:
+        with state.result():
+            loss = validate()
+        check_finite("validation loss", loss, history.step)
+        history.validation.append((history.step, loss))
 
 
 def rate(step: int, config: FitConfig) -> float:

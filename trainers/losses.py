@@ -22,6 +22,8 @@ from torch import Tensor
 from ..models.denoiser import Denoiser, Prediction
 
 Weighting = Callable[[Tensor, Denoiser], Tensor]
+Teacher = Callable[[Tensor, Tensor], Tensor]
+"""``(x, sigma) -> x0_hat`` of a model that is not trained."""
 
 
 def l_simple(sigma: Tensor, denoiser: Denoiser) -> Tensor:
@@ -45,11 +47,19 @@ def x0(sigma: Tensor, denoiser: Denoiser) -> Tensor:
 def min_snr(sigma: Tensor, denoiser: Denoiser, gamma: float = 5.0) -> Tensor:
     """``min(snr, gamma)`` on x0 (Min-SNR, 2303.09556, eq. 9), which is ``min(snr, gamma) / snr`` on eps and
     ``min(snr, gamma) / (snr + 1)`` on v."""
-    snr = ((1 - sigma) / sigma) ** 2 if denoiser.prediction is Prediction.FLOW else 1 / sigma**2
-    return snr.clamp(max=gamma)
+    return _snr(sigma, denoiser).clamp(max=gamma)
 
 
-WEIGHTINGS: dict[str, Weighting] = {"l_simple": l_simple, "min_snr": min_snr, "x0": x0}
+def debiased(sigma: Tensor, denoiser: Denoiser) -> Tensor:
+    """``sqrt(snr)`` on x0, which is ``1 / sqrt(snr)`` on eps: debiased estimation (2310.08442)."""
+    return _snr(sigma, denoiser).sqrt()
+
+
+def _snr(sigma: Tensor, denoiser: Denoiser) -> Tensor:
+    return ((1 - sigma) / sigma) ** 2 if denoiser.prediction is Prediction.FLOW else 1 / sigma**2
+
+
+WEIGHTINGS: dict[str, Weighting] = {"l_simple": l_simple, "min_snr": min_snr, "debiased": debiased, "x0": x0}
 
 
 def weighting(name: str, gamma: float) -> Weighting:
@@ -69,7 +79,10 @@ class DenoisingLoss:
     denoiser: Denoiser
     weighting: Weighting
 
-    def __call__(self, clean: Tensor, cond: Any, sigma: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, clean: Tensor, cond: Any, sigma: Tensor, noise: Tensor, mask: Tensor | None = None,
+        teacher: Teacher | None = None,
+    ) -> Tensor:  # fmt: skip
         """Unreduced loss ``[B]``.
 
         Args:
@@ -78,9 +91,12 @@ class DenoisingLoss:
             sigma: noise levels ``[B]``.
             noise: standard normal, like ``clean``.
             mask: weights ``[B, 1, h, w]`` in [0, 1], or None for everywhere 1.
+            teacher: its estimate from the same noisy latent takes the place of x0.
         """
-        estimate = self.denoiser(self.denoiser.add_noise(clean, noise, sigma), sigma, cond)
-        error = (estimate.float() - clean.float()) ** 2
+        noisy = self.denoiser.add_noise(clean, noise, sigma)
+        target = clean if teacher is None else teacher(noisy, sigma)
+        estimate = self.denoiser(noisy, sigma, cond)
+        error = (estimate.float() - target.float()) ** 2
         return self.weighting(sigma, self.denoiser) * _mean_over_places(error, mask)
 
 

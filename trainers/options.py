@@ -8,12 +8,13 @@ from typing import Any
 from ..models.adapters import LoRAConfig
 from ..models.targets import RULES
 from .losses import WEIGHTINGS
-from .noise import SAMPLERS
+from .noise import DISTRIBUTIONS, NoiseLevels
+from .optimizers import OPTIMIZERS
 
-OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
-PRIOR_MODES = ("class images", "none")
+PRIOR_MODES = ("class images", "prediction", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+MEMORY_PLANS = ("auto", "as set")
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -60,18 +61,26 @@ class TrainingOptions:
     """How it is trained.
 
     Args:
-        optimizer: one of :data:`OPTIMIZERS`. AdamW: the papers' choice.
+        optimizer: one of :data:`.optimizers.OPTIMIZERS`. AdamW: the papers' choice.
         lr_scheduler: course of the rate after the warm-up, one of :data:`SCHEDULES`.
         warmup_steps: steps over which the rate rises, (k + 1) / warmup_steps at step k.
         loss_weighting: w(sigma), see :mod:`.losses`. ``l_simple`` is the papers'.
         min_snr_gamma: gamma of ``min_snr`` (5 is that paper's).
-        noise_sampling: distribution of the noise levels, see :mod:`.noise`.
-        prior_mode: ``class images`` adds the prior-preservation term if the subject has class images.
+        noise_sampling: distribution of the noise levels, see :class:`.noise.NoiseLevels`, as the next five.
+        noise_mean, noise_std, noise_shift, noise_low, noise_high: its numbers.
+        noise_offset: offset noise, see :func:`.noise.standard_noise`; 0.05 to 0.1 where it is used.
+        prior_mode: the prior-preservation term: against ``class images`` if the subject has any; or by
+            ``prediction``, against what the model without the adapter says to the class prompt, with no image needed.
         prior_weight: its weight, lambda; 1 in the DreamBooth paper.
+        caption_dropout: share of the subject's texts replaced by the empty one; 0.1 keeps guidance in tune.
         gradient_accumulation: batches per step.
         max_grad_norm: the gradient is shortened to this length; 0 leaves it. 1 is every trainer's default.
         gradient_checkpointing: less memory for one more forward per step.
         precision: of the computation; ``auto`` takes what the model runs with.
+        memory: ``auto`` also splits batches and switches checkpointing on where memory asks for it.
+        ema_decay: the result is a moving average of the steps with this decay; 0 for the last step itself.
+        checkpoint_every: steps between states on disk, from which a stopped run goes on; 0 for none.
+        validation: steps between validations, 0 for none; with four pictures or more, one is held out for it.
         preview_every: steps between samples in the running node, 0 for none. One costs about 20 forwards,
             so at 100 they are a tenth of the time; at 250, 4 %.
     """
@@ -89,23 +98,59 @@ class TrainingOptions:
     gradient_checkpointing: bool = False
     precision: str = "auto"
     preview_every: int = 250
+    caption_dropout: float = 0.0
+    noise_offset: float = 0.0
+    noise_mean: float = 0.0
+    noise_std: float = 1.0
+    noise_shift: float = 3.0
+    noise_low: float = 0.0
+    noise_high: float = 1.0
+    ema_decay: float = 0.0
+    checkpoint_every: int = 100
+    validation: int = 0
+    memory: str = "auto"
 
     def __post_init__(self) -> None:
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("lr_scheduler", self.lr_scheduler, SCHEDULES)
-        check_choice("loss_weighting", self.loss_weighting, WEIGHTINGS)
-        check_choice("noise_sampling", self.noise_sampling, SAMPLERS)
-        check_choice("prior_mode", self.prior_mode, PRIOR_MODES)
-        check_choice("precision", self.precision, PRECISIONS)
-        for name, low in _LOWEST.items():
-            check_number(name, getattr(self, name), low)
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name, bounds in _BOUNDS.items():
+            check_number(name, getattr(self, name), *bounds)
+        if self.noise_low >= self.noise_high:
+            raise ValueError(f"noise_low is {self.noise_low}, noise_high {self.noise_high}; give a lower noise_low")
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The distribution of the noise levels."""
+        return NoiseLevels(
+            self.noise_sampling, self.noise_mean, self.noise_std, self.noise_shift, self.noise_low, self.noise_high
+        )
 
 
-_LOWEST: Mapping[str, float] = {
-    "warmup_steps": 0,
-    "min_snr_gamma": 0.01,
-    "prior_weight": 0,
-    "gradient_accumulation": 1,
-    "max_grad_norm": 0,
-    "preview_every": 0,
+_CHOICES: Mapping[str, Any] = {
+    "optimizer": OPTIMIZERS,
+    "lr_scheduler": SCHEDULES,
+    "loss_weighting": WEIGHTINGS,
+    "noise_sampling": DISTRIBUTIONS,
+    "prior_mode": PRIOR_MODES,
+    "precision": PRECISIONS,
+    "memory": MEMORY_PLANS,
+}
+
+_BOUNDS: Mapping[str, tuple[float, ...]] = {
+    "warmup_steps": (0,),
+    "min_snr_gamma": (0.01,),
+    "prior_weight": (0,),
+    "caption_dropout": (0, 1),
+    "noise_offset": (0, 1),
+    "noise_mean": (-10, 10),
+    "noise_std": (0.01, 10),
+    "noise_shift": (0.01, 100),
+    "noise_low": (0, 1),
+    "noise_high": (0, 1),
+    "gradient_accumulation": (1,),
+    "max_grad_norm": (0,),
+    "ema_decay": (0, 0.99999),
+    "checkpoint_every": (0,),
+    "validation": (0,),
+    "preview_every": (0,),
 }

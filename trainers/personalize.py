@@ -1,140 +1,192 @@
 """Training an adapter on a subject: targets, adapter, loss and loop put together."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from ..models.adapter_set import AdapterSet, Link
-from ..models.denoiser import Denoiser
-from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
+from ..models.checkpointing import checkpointed
+from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
+from . import memory
 from .dreambooth import DreamBooth
-from .loop import FitConfig, Group, OnStep, TrainState, fit
+from .guard import Diverged, is_healthy
+from .loop import FitConfig, OnStep, fit
 from .noise import generator_for
-from .options import Method, TrainingOptions, check_number
+from .options import Method
 from .preview import preview
-from .subject import Example, Subject
+from .resume import States
+from .run import Run, targets_of
+from .state import Group, History, TrainState
+from .workbench import Workbench
 
-
-class Workbench(Protocol):
-    """A model laid out for training; made by whoever owns the model.
-
-    ``shapes`` and ``layers`` name every layer that an adapter could change, of the diffusion model
-    (``diffusion_model.…``) and, if it is to be trained, of the text encoder (``text_encoders.…``).
-    """
-
-    denoiser: Denoiser
-    device: torch.device
-    half: bool
-    shapes: Mapping[str, tuple[int, ...]]
-    layers: Mapping[str, nn.Module]
-    facts: Mapping[str, Any]
-
-    def condition(self, examples: Sequence[Example]) -> Any:
-        """What the denoiser takes for the prompts of a batch."""
-
-    def blank(self, subject: Subject) -> Any:
-        """What it takes for the empty prompt, or None."""
-
-    def to_model(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE gave them -> model space, on the device."""
-
-    def picture(self, latents: Tensor) -> Image.Image | None:
-        """A small picture of latents in model space, or None if the latent format has no preview."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run as asked for.
-
-    Args:
-        steps: optimiser updates.
-        batch_size: examples per loss term.
-        seed: of the adapter's start and of every draw.
-        start_from: an adapter to go on training; its last link is the one trained.
-    """
-
-    subject: Subject
-    method: Method
-    options: TrainingOptions
-    steps: int
-    batch_size: int = 1
-    seed: int = 0
-    start_from: AdapterSet | None = None
-
-    def __post_init__(self) -> None:
-        check_number("steps", self.steps, 1)
-        check_number("batch_size", self.batch_size, 1)
-        if self.method.text_encoder and not self.subject.prompts:
-            raise ValueError(
-                "the method trains the text encoder, but this subject holds conditioning without its text; "
-                "use the Subject node, which keeps the prompts, or switch text_encoder off"
-            )
-
-
-MakeWatch = Callable[[Callable[[], Image.Image | None]], OnStep]
+Watch = Callable[[History], None]
+MakeWatch = Callable[[Callable[[], Image.Image | None]], Watch]
 """Given a way to make a sample, what to call after every step."""
+Rescue = Callable[[AdapterSet], str]
+"""Puts an adapter in a safe place and names it."""
 
 _START, _PREVIEW = 100, 101
 
 
-def personalize(run: Run, bench: Workbench, watch: MakeWatch) -> tuple[AdapterSet, TrainState]:
-    """Train a new adapter (or ``run.start_from`` further) on ``bench`` and return it on the CPU.
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Args:
+        adapter: on the CPU.
+        history: what happened.
+        resumed: step at which a former run was taken up, 0 for none.
+        notes: what was chosen, and what went wrong without harm; for the report.
+    """
+
+    adapter: AdapterSet
+    history: History
+    resumed: int
+    notes: tuple[str, ...]
+
+
+def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, rescue: Rescue) -> Result:
+    """Train a new adapter (or ``run.start_from`` further) on ``bench``.
+
+    Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
 
     Raises:
         ValueError: the targets match nothing, the rank does not fit, or ``start_from`` is of another kind.
-        FloatingPointError: the loss is no longer finite.
+        Diverged: the run no longer learns; the last good state is rescued, and the message says where.
+        torch.OutOfMemoryError: whatever the plan; the message says what to turn down.
     """
-    adapter = _begin(run, targets_of(run.method, bench.shapes), bench.device)
-    trained = adapter.chain[-1]
-    config = FitConfig(
-        steps=run.steps, half=bench.half,
-        **{name: getattr(run.options, name) for name in
-           ("optimizer", "lr_scheduler", "warmup_steps", "gradient_accumulation", "max_grad_norm")},
-    )  # fmt: skip
-    for frozen_link in adapter.chain[:-1]:
-        for parameter in frozen_link.parameters():
-            parameter.requires_grad_(False)
-    losses = DreamBooth(
-        bench.denoiser, bench.condition, bench.to_model, run.subject, run.options, run.batch_size, run.seed
-    )
-    with adapter.attached(bench.layers):
-        state = fit(losses, _groups(trained, run.method), config, watch(lambda: _sample(run, bench)))
-    chain = tuple(link.copy_to("cpu") for link in adapter.chain)
-    return AdapterSet(chain, {**bench.facts, **run_facts(run, state)}), state
+    job = _Job.begin(run, bench)
+    if states.load(job.state, run.steps):
+        logging.info("HyperBooth: going on from step %d of an earlier run", job.state.history.step)
+    resumed = job.state.history.step
+    try:
+        line = job.fit(_keeping(states, run.options.checkpoint_every, watch(job.sample)))
+    except Diverged as error:
+        raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
+    except BaseException:
+        states.save(job.state)
+        raise
+    states.save(job.state)
+    return Result(job.result(), job.state.history, resumed, (line, *([states.failure] if states.failure else [])))
 
 
-def targets_of(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:
-    """The layers that ``method`` trains: of the diffusion model, then of the text encoder if asked for."""
-    unet = {name: shape for name, shape in shapes.items() if name.startswith(DIFFUSION_PREFIX)}
-    targets = select_targets(unet, method.targets)
-    if method.text_encoder:
-        text = {name: shape for name, shape in shapes.items() if name.startswith(TEXT_PREFIX)}
-        targets += select_targets(text, text_rule(method.targets))
-    return targets
+def _keeping(states: States, every: int, watch: Watch) -> OnStep:
+    """State on disk every so many steps, then what the user sees (where a cancel comes in)."""
+
+    def on_step(state: TrainState) -> None:
+        if every and state.history.step % every == 0 and is_healthy(state.history.losses):
+            states.save(state)
+        watch(state.history)
+
+    return on_step
 
 
-def run_facts(run: Run, state: TrainState) -> dict[str, Any]:
-    """What a file should say of the run."""
-    before = dict(run.start_from.facts) if run.start_from else {}
-    return {
-        "steps": before.get("steps", 0) + state.step,
-        "batch_size": run.batch_size,
-        "seed": run.seed,
-        "learning_rate": run.method.learning_rate,
-        "text_encoder_lr": run.method.text_encoder_lr if run.method.text_encoder else None,
-        "targets": run.method.targets,
-        "images": len(run.subject.examples),
-        "class_images": len(run.subject.class_examples),
-        "prompts": run.subject.prompts,
-        "optimizer": run.options.optimizer,
-        "lr_scheduler": run.options.lr_scheduler,
-        "loss_weighting": run.options.loss_weighting,
-        "final_loss": state.losses[-1],
-    }
+def _rescue(job: "_Job", states: States, run: Run, rescue: Rescue) -> str:
+    """Put the last good state where the user finds it; a sentence that says so."""
+    if not states.load(job.state, run.steps):
+        return "No state had been kept yet (checkpoint_every), so nothing was saved."
+    name = rescue(job.result())
+    return f"The adapter as of step {job.state.history.step}, the last good state, was saved as {name}."
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run on a bench: the chain, and the state of the link that trains."""
+
+    run: Run
+    bench: Workbench
+    adapter: AdapterSet
+    state: TrainState
+
+    @classmethod
+    def begin(cls, run: Run, bench: Workbench) -> "_Job":
+        adapter = _begin(run, targets_of(run.method, bench.shapes), bench.device)
+        for frozen_link in adapter.chain[:-1]:
+            for parameter in frozen_link.parameters():
+                parameter.requires_grad_(False)
+        groups = _groups(adapter.chain[-1], run.method)
+        return cls(run, bench, adapter, TrainState(groups, run.options.optimizer, run.options.ema_decay, bench.half))
+
+    def fit(self, on_step: OnStep) -> str:
+        """Train within the memory there is; the line that says how."""
+        run, bench = self.run, self.bench
+        with self.adapter.attached(bench.layers, bench.borrow) as without:
+            loss = DreamBooth(
+                bench.denoiser, bench.condition, bench.to_model, run.training, run.options, run.batch_size, run.seed,
+                without,
+            )  # fmt: skip
+            plan, line = self._plan(loss)
+            while not self._fits(plan, loss, on_step):
+                plan = self._tighter(plan)
+                line = memory.describe(plan, None, 0, run.batch_size, bench.precision)
+                logging.warning("HyperBooth: out of memory at step %d; going on with %s", self._at, line)
+        return line
+
+    def _fits(self, plan: memory.Plan, loss: DreamBooth, on_step: OnStep) -> bool:
+        """Train to the end under ``plan``; False if memory ran out on the way."""
+        options = self.run.options
+        config = FitConfig(
+            self.run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
+            options.max_grad_norm, options.validation,
+        )  # fmt: skip
+        self.state.history.pieces = plan.pieces
+        loss = replace(loss, pieces=plan.pieces)
+        validate = partial(loss.validate, self.run.validation) if options.validation else None
+        with checkpointed(self.bench.blocks if plan.checkpointing else ()):
+            try:
+                fit(loss, self.state, config, on_step, validate)
+            except Exception as error:
+                if not self.bench.is_out_of_memory(error):
+                    raise
+                return False
+        return True
+
+    def _plan(self, loss: DreamBooth) -> tuple[memory.Plan, str]:
+        run, bench, options = self.run, self.bench, self.run.options
+        start = memory.Plan(self.state.history.pieces, options.gradient_checkpointing)
+        if options.memory == "as set":
+            return start, memory.describe(start, None, 0, run.batch_size, bench.precision)
+        passing = bench.passing(loss.largest.size)
+        needs = memory.measure(
+            loss.of_one_sample, bench.blocks, self.state.parameters, passing, self.state.bytes_per_number
+        )
+        plan = memory.choose(needs, bench.free_memory(), run.batch_size, start)
+        bench.make_room(needs.of(plan, run.batch_size))
+        line = memory.describe(plan, needs, bench.free_memory(), run.batch_size, bench.precision)
+        logging.info("HyperBooth: %s", line)
+        return plan, line
+
+    def _tighter(self, plan: memory.Plan) -> memory.Plan:
+        tighter = plan.tighter(self.run.batch_size) if self.run.options.memory == "auto" else None
+        if tighter is None:
+            turn_on = "" if plan.checkpointing else "switch gradient_checkpointing on, set memory to 'auto', "
+            raise torch.OutOfMemoryError(f"out of memory at step {self._at}; {turn_on}{memory.ADVICE}")
+        return tighter
+
+    @property
+    def _at(self) -> int:
+        return self.state.history.step + 1
+
+    def result(self) -> AdapterSet:
+        """The chain as the run would give it now, on the CPU."""
+        with self.state.result():
+            chain = tuple(link.copy_to("cpu") for link in self.adapter.chain)
+        return AdapterSet(chain, {**self.bench.facts, **self.run.facts(self.state.history)})
+
+    @torch.no_grad()
+    def sample(self) -> Image.Image | None:
+        """A picture of the first example's prompt, always from the same noise."""
+        run, bench = self.run, self.bench
+        example = run.subject.examples[0].variant(0)
+        seed = generator_for(run.seed, _PREVIEW).initial_seed()
+        with self.state.result():
+            cond, blank = bench.condition([example]), bench.blank(run.subject)
+            return bench.picture(preview(bench.denoiser, cond, blank, example.size, seed))
 
 
 def _begin(run: Run, targets: Sequence[Target], device: torch.device) -> AdapterSet:
@@ -170,12 +222,3 @@ def _groups(link: Link, method: Method) -> list[Group]:
         if adapters:
             groups.append(Group([p for adapter in adapters for p in adapter.parameters()], rate))
     return groups
-
-
-@torch.no_grad()
-def _sample(run: Run, bench: Workbench) -> Image.Image | None:
-    """A picture of the first example's prompt, always from the same noise."""
-    example = run.subject.examples[0]
-    noise_seed = generator_for(run.seed, _PREVIEW).initial_seed()
-    latents = preview(bench.denoiser, bench.condition([example]), bench.blank(run.subject), example.size, noise_seed)
-    return bench.picture(latents)

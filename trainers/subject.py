@@ -1,7 +1,7 @@
 """What is learnt: examples of the subject, and of its class for prior preservation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ class Example:
         """Shape of one latent; examples of one size make a batch."""
         return tuple(self.latents.shape[1:])
 
+    def variant(self, index: int) -> "Example":
+        """The example with that one variant only."""
+        part = slice(index, index + 1)
+        return replace(self, latents=self.latents[part], mask=None if self.mask is None else self.mask[part])
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -40,12 +45,16 @@ class Subject:
         examples: pictures of it, "a [V] dog".
         class_examples: pictures of its class, "a dog"; empty without prior preservation.
         blank: conditioning of the empty prompt, for previews with guidance; None if unknown.
+        class_cond: conditioning of the class prompt, for prior preservation without class images; None if unknown.
+        class_prompt: its text, or None if only its conditioning is known.
         notes: what was done to the pictures, for the report.
     """
 
     examples: tuple[Example, ...]
     class_examples: tuple[Example, ...] = ()
     blank: Any = None
+    class_cond: Any = None
+    class_prompt: str | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -56,6 +65,17 @@ class Subject:
     def prompts(self) -> list[str]:
         """The distinct prompts of the subject's own examples, in order."""
         return list(dict.fromkeys(example.prompt for example in self.examples if example.prompt is not None))
+
+    def as_class(self) -> tuple[Example, ...]:
+        """The subject's own pictures under the class prompt; empty if that is unknown."""
+        if self.class_cond is None:
+            return ()
+        return tuple(replace(e, cond=self.class_cond, prompt=self.class_prompt) for e in self.examples)
+
+    def held_out(self, count: int) -> tuple["Subject", tuple[Example, ...]]:
+        """The subject without its last ``count`` examples, and those."""
+        kept = len(self.examples) - count
+        return replace(self, examples=self.examples[:kept]), self.examples[kept:]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from .chart import beside, loss_chart
-from .loop import TrainState
+from .state import History
 
 CHART_SHARE = 0.02
 """The chart is drawn again when this share of the time since the last one pays for it."""
@@ -35,17 +35,18 @@ class Watch:
     _drawn: float = field(default=0.0, init=False)
     _cost: float = field(default=0.0, init=False)
 
-    def __call__(self, state: TrainState) -> None:
-        new_sample = self.preview_every > 0 and state.step % self.preview_every == 0
+    def __call__(self, history: History) -> None:
+        step = history.step
+        new_sample = self.preview_every > 0 and step % self.preview_every == 0
         if new_sample:
             self._sample = self.sample()
         due = time.monotonic() - self._drawn >= self._cost / CHART_SHARE
-        picture = self._draw(state) if new_sample or due or state.step == self.total else None
-        self.show(state.step, self.total, picture)
+        picture = self._draw(history) if new_sample or due or step == self.total else None
+        self.show(step, self.total, picture)
 
-    def _draw(self, state: TrainState) -> Image.Image:
+    def _draw(self, history: History) -> Image.Image:
         start = time.monotonic()
-        picture = beside(loss_chart(state.losses, self.total), self._sample)
+        picture = beside(loss_chart(history, self.total), self._sample)
         self._drawn = time.monotonic()
         self._cost = self._drawn - start
         return picture

@@ -12,6 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..beside import beside
+from ..forward import Forward
+from ..frozen import Borrow
+
 
 class Adapter(nn.Module):
     """The change of one weight matrix ``W [out, in]``; a convolution's kernel is flattened by the caller.
@@ -31,6 +35,11 @@ class Adapter(nn.Module):
         """A new adapter for a matrix of ``shape = (out, in)``, drawn from ``generator`` (on the CPU)."""
         raise NotImplementedError
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape ``(out, in)`` of the matrix it changes."""
+        raise NotImplementedError
+
     def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``up [..., out, r]`` and ``down [..., r, in]``; families that project ``W`` need ``weight``."""
         raise NotImplementedError
@@ -39,6 +48,20 @@ class Adapter(nn.Module):
         """The change of the weight, ``up @ down``, ``[..., out, in]``."""
         up, down = self.factors(weight)
         return up @ down
+
+    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow) -> Forward:
+        """The layer's forward with the change: ``y = f(x) + up (down x)`` for every low-rank family.
+
+        Args:
+            forward: the layer's own, f.
+            borrow: gives the layer's weights to the families that need them.
+        """
+
+        def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+            up, down = (factor.to(x.dtype) for factor in self.factors())
+            return beside(layer, forward(x, *args, **kwargs), x, up, down)
+
+        return adapted
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors that a file keeps, by the names in ``tensor_names``."""

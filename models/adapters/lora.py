@@ -69,6 +69,10 @@ class LoRA(Adapter):
     def rank(self) -> int:
         return self.down.shape[-2]
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.up.shape[-2], self.down.shape[-1]
+
     def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``((alpha / r) up, down)``; the weight is not needed."""
         return self.up * (self.alpha / self.rank), self.down

@@ -50,3 +50,8 @@ def output_file(prefix: str, suffix: str) -> Path:
 def output_name(path: Path) -> str:
     """The path below the output folder, with forward slashes."""
     return path.resolve().relative_to(Path(folder_paths.get_output_directory()).resolve()).as_posix()
+
+
+def state_folder() -> Path:
+    """Where training states wait to be taken up: in the output folder, which outlives the server."""
+    return Path(folder_paths.get_output_directory()) / "hyperbooth_states"

@@ -11,18 +11,20 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ...models.checkpointing import checkpointed
-from ...models.frozen import frozen, is_linear
+from ...models.frozen import Borrow, frozen, is_linear
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from ...trainers.options import TrainingOptions
 from ...trainers.subject import Example, Subject
 from .conditions import Conditions
 from .denoiser import ComfyDenoiser
+from .identity import identity_of
 from .previews import latent_picture
 from .weights import borrow
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+NO_MEMORY = ("can't allocate memory", "not enough memory")
+"""What PyTorch's CPU allocators say on Linux and on Windows."""
 ACTIVATIONS = 3
 """Training's activations over inference's, for ComfyUI's decision how much of the model to keep on the device."""
 
@@ -31,13 +33,18 @@ ACTIVATIONS = 3
 class ComfyWorkbench:
     """The trainers' Workbench on ComfyUI's objects."""
 
+    patchers: Sequence[Any]
     denoiser: ComfyDenoiser
     conditions: Conditions
     device: torch.device
     half: bool
+    precision: str
     shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, nn.Module]
+    blocks: Sequence[nn.Module]
     facts: Mapping[str, Any]
+    identity: str
+    borrow: Borrow
 
     def condition(self, examples: Sequence[Example]) -> Any:
         return self.conditions(examples)
@@ -52,6 +59,23 @@ class ComfyWorkbench:
 
     def picture(self, latents: Tensor) -> Image.Image | None:
         return latent_picture(self.denoiser.model.latent_format, latents)
+
+    def passing(self, size: tuple[int, ...]) -> int:
+        return int(self.denoiser.model.memory_required([1, *size]))
+
+    def free_memory(self) -> int:
+        return int(comfy.model_management.get_free_memory(self.device))
+
+    def make_room(self, needed: int) -> None:
+        if needed > self.free_memory():
+            with torch.inference_mode():
+                comfy.model_management.load_models_gpu(list(self.patchers), memory_required=needed)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        short = comfy.model_management.is_oom(error) or any(words in str(error) for words in NO_MEMORY)
+        if short:
+            comfy.model_management.soft_empty_cache()
+        return short
 
 
 @contextmanager
@@ -76,8 +100,6 @@ def workbench(
         stack.enter_context(frozen(patcher.model, borrow))
         if clip is not None:
             stack.enter_context(frozen(clip.cond_stage_model, borrow, adds_in_place=True))
-        if options.gradient_checkpointing:
-            stack.enter_context(checkpointed(blocks_of(patcher.model.diffusion_model)))
         yield _bench(patcher, clip)
 
 
@@ -176,12 +198,17 @@ def _training_flag() -> Iterator[None]:
 def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
     layers, denoiser = adaptable_layers(patcher, clip), ComfyDenoiser(patcher)
     return ComfyWorkbench(
+        patchers=[patcher] + ([clip.patcher] if clip is not None else []),
         denoiser=denoiser,
         conditions=Conditions(patcher.model, patcher.load_device, clip),
         device=patcher.load_device,
         half=patcher.model.get_dtype_inference() == torch.float16,
+        precision=str(patcher.model.get_dtype_inference()).removeprefix("torch."),
         shapes=layer_shapes(layers),
         layers=layers,
+        blocks=blocks_of(patcher.model.diffusion_model),
+        identity=identity_of(patcher, clip),
+        borrow=borrow,
         facts={"base": architecture(patcher), "prediction": denoiser.prediction.value},
     )
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 from hyperbooth.trainers.chart import beside, block_chart, loss_chart, smoothed
-from hyperbooth.trainers.loop import TrainState
+from hyperbooth.trainers.state import History
 from hyperbooth.trainers.watch import CHART_SHARE, Watch
 from PIL import Image
 
@@ -17,13 +17,24 @@ def test_smoothing_has_no_bias_and_follows() -> None:
 
 
 def test_the_curve_is_drawn() -> None:
-    empty, full = (np.asarray(loss_chart(losses, 50), dtype=int) for losses in ([1.0], [1.0, 3.0, 2.0] * 10))
+    empty, full = (
+        np.asarray(loss_chart(History(losses=losses), 50), dtype=int) for losses in ([1.0], [1.0, 3.0, 2.0] * 10)
+    )
     assert full.shape == (320, 512, 3)
     assert np.abs(full - empty).max() > 100
 
 
+def test_validation_is_a_curve_of_its_own_with_the_best_step_marked() -> None:
+    losses = [1.0, 3.0, 2.0] * 10
+    validated = History(losses=losses, validation=[(0, 2.0), (10, 1.2), (20, 1.6)])
+    assert validated.best == (10, 1.2)
+    without, chart = (np.asarray(loss_chart(h, 50), dtype=int) for h in (History(losses=losses), validated))
+    gold = np.abs(chart - np.array([0xED, 0xAE, 0x49])).max(-1) < 8
+    assert gold.sum() > 20 and not (np.abs(without - np.array([0xED, 0xAE, 0x49])).max(-1) < 8).any()
+
+
 def test_a_sample_stands_beside_the_chart() -> None:
-    chart = loss_chart([1.0, 2.0], 2)
+    chart = loss_chart(History(losses=[1.0, 2.0]), 2)
     joined = beside(chart, Image.new("RGB", (64, 64), (255, 0, 0)))
     assert joined.size == (512 + 320, 320)
     assert joined.getpixel((600, 100)) == (255, 0, 0)
@@ -40,7 +51,7 @@ def test_pictures_take_a_bounded_share_of_the_time() -> None:
     losses: list[float] = []
     for step in range(1, 400):
         losses.append(1.0)
-        watch(TrainState(step, losses))
+        watch(History(step, losses))
         time.sleep(0.001)
     drawn = sum(picture is not None for picture in shown)
     assert 1 <= drawn <= 2 + (time.monotonic() - start) * CHART_SHARE / watch._cost
@@ -49,7 +60,7 @@ def test_pictures_take_a_bounded_share_of_the_time() -> None:
 
 def test_samples_come_at_their_steps_and_stay_in_the_picture() -> None:
     taken: list[int] = []
-    state = TrainState()
+    state = History()
     pictures: dict[int, Image.Image | None] = {}
 
     def sample() -> Image.Image:

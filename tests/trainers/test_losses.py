@@ -76,6 +76,32 @@ def test_min_snr_is_the_papers(gamma: float) -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_debiased_is_the_papers() -> None:
+    clean, noise, sigma = batch()
+    for prediction in (Prediction.EPS, Prediction.FLOW):
+        model = toy(prediction)
+        ours = DenoisingLoss(model, weighting("debiased", 5.0))(clean, None, sigma, noise)
+        noisy = model.add_noise(clean, noise, sigma)
+        with torch.no_grad():
+            scale = 1 - sigma if prediction is Prediction.FLOW else torch.ones_like(sigma)
+            eps = (noisy - scale.view(-1, 1, 1, 1) * model(noisy, sigma, None)) / sigma.view(-1, 1, 1, 1)
+        theirs = reference.debiased_eps(reference.l_simple_eps(eps, noise), scale / sigma)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_takes_the_place_of_the_picture() -> None:
+    model, (clean, noise, sigma) = toy(Prediction.EPS), batch()
+    other = toy(Prediction.EPS)
+    with torch.no_grad():
+        other.network.weight.mul_(1.5)
+        loss = DenoisingLoss(model, weighting("l_simple", 5.0))
+        teacher = lambda x, level: other(x, level, None)  # noqa: E731
+        ours = loss(clean, None, sigma, noise, teacher=teacher)
+        noisy = model.add_noise(clean, noise, sigma)
+        theirs = reference.l_simple_eps(model.output(noisy, sigma), other.output(noisy, sigma))
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_min_snr_of_a_flow_model_uses_its_own_signal_and_noise() -> None:
     sigma = torch.tensor([0.1, 0.5, 0.9])
     torch.testing.assert_close(min_snr(sigma, toy(Prediction.FLOW), 5.0), torch.tensor([5.0, 1.0, (1 / 9) ** 2]))

@@ -17,7 +17,7 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (Method, {"learning_rate": 2.0}, "learning_rate is 2.0"),
     (Method, {"text_encoder_lr": math.inf}, "text_encoder_lr is inf"),
     (Method, {"targets": "all"}, "targets is 'all'; give one of 'attention'"),
-    (TrainingOptions, {"optimizer": "magic"}, "optimizer is 'magic'; give one of 'adamw', 'sgd'"),
+    (TrainingOptions, {"optimizer": "magic"}, "optimizer is 'magic'; give one of 'adamw', 'adafactor', 'sgd'"),
     (TrainingOptions, {"lr_scheduler": ""}, "lr_scheduler is ''"),
     (TrainingOptions, {"precision": "int8"}, "precision is 'int8'"),
     (TrainingOptions, {"gradient_accumulation": 0}, "gradient_accumulation is 0"),

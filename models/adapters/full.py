@@ -1,0 +1,74 @@
+"""The full change of a weight: ordinary fine-tuning, kept as a difference."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..forward import Forward
+from ..frozen import Borrow
+from ..trained import TrainedConvolution, TrainedLinear
+from .base import Adapter
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning has no settings of its own."""
+
+
+class Full(Adapter):
+    """``W' = W + D``: every number of the weight may change (DreamBooth's own parametrisation, 2208.12242).
+
+    The model's weight stays as it is, whatever it is kept in; D is float32, so that steps smaller than a half-precision
+    weight's resolution add up.
+
+    Args:
+        diff: D ``[out, in]``, zero at the start.
+    """
+
+    family = "full"
+    starts_as_identity = True
+    tensor_names = ("diff",)
+
+    def __init__(self, diff: Tensor):
+        super().__init__()
+        self.diff = nn.Parameter(diff)
+
+    @classmethod
+    def create(cls, shape: tuple[int, int], config: FullConfig, generator: torch.Generator) -> "Full":
+        """Zero: training starts from the unchanged model."""
+        return cls(torch.zeros(shape))
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.diff.shape[-2], self.diff.shape[-1]
+
+    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """There are none of low rank.
+
+        Raises:
+            ValueError: always; the message says what to do instead.
+        """
+        raise ValueError(
+            "the adapter holds full differences of weights, which no LoRA can hold; save it as 'hyperbooth' or "
+            "'comfyui', or apply it and use Save Checkpoint"
+        )
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        return self.diff
+
+    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow) -> Forward:
+        """The layer with ``W + D`` for a weight, put together for each use and not kept."""
+        function = TrainedConvolution if isinstance(layer, nn.Conv2d) else TrainedLinear
+        return lambda x: function.apply(x, self.diff, layer, borrow)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return {"diff": self.diff.detach()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Full":
+        return cls(tensors["diff"])
+
+    def describe(self) -> str:
+        return "every number"

@@ -1,0 +1,154 @@
+"""States on disk: the run taken up equals the run never stopped, and no file does harm."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hyperbooth.trainers.loop import FitConfig, fit
+from hyperbooth.trainers.noise import generator_for
+from hyperbooth.trainers.optimizers import OPTIMIZERS
+from hyperbooth.trainers.resume import KEPT, LEFTOVER, States
+from hyperbooth.trainers.state import Group, TrainState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+
+class Stopped(Exception):
+    pass
+
+
+def fresh(optimizer: str = "adamw", ema_decay: float = 0.9, half: bool = False) -> TrainState:
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((6, 4), (3,), (2, 5, 3))]
+    return TrainState([Group(parameters[:1], 0.05), Group(parameters[1:], 0.01)], optimizer, ema_decay, half)
+
+
+def losses(state: TrainState) -> Any:
+    def terms(batch: int) -> list[torch.Tensor]:
+        generator = generator_for(7, batch)
+        return [(p - torch.randn(p.shape, generator=generator)).square().mean() for p in state.parameters]
+
+    return terms
+
+
+def train(state: TrainState, steps: int, stop_at: int | None = None) -> None:
+    def on_step(now: TrainState) -> None:
+        if now.history.step == stop_at:
+            raise Stopped
+
+    validate = lambda: float(sum(p.detach().square().sum() for p in state.parameters))  # noqa: E731
+    config = FitConfig(steps, "cosine", warmup_steps=3, gradient_accumulation=2, validation=4)
+    with contextlib.suppress(Stopped):
+        fit(losses(state), state, config, on_step, validate)
+
+
+def same(a: TrainState, b: TrainState) -> None:
+    first, second = a.snapshot(), b.snapshot()
+    assert first.numbers == second.numbers
+    assert first.tensors.keys() == second.tensors.keys()
+    assert [name for name in first.tensors if not torch.equal(first.tensors[name], second.tensors[name])] == []
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_run_taken_up_equals_the_run_never_stopped(tmp_path: Path, optimizer: str, half: bool) -> None:
+    whole = fresh(optimizer, half=half)
+    train(whole, 20)
+    for stop in (1, 7, 19):
+        states = States(tmp_path, f"run{stop}")
+        stopped = fresh(optimizer, half=half)
+        train(stopped, 20, stop)
+        states.save(stopped)
+        again = fresh(optimizer, half=half)
+        assert States(tmp_path, f"run{stop}").load(again, 20)
+        same(again, stopped)
+        train(again, 20)
+        same(again, whole)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(1, 19), max_size=4), st.sampled_from([0.0, 0.9]))
+def test_any_number_of_stops_anywhere(stops: list[int], ema_decay: float) -> None:
+    whole, state = fresh(ema_decay=ema_decay), fresh(ema_decay=ema_decay)
+    train(whole, 20)
+    for stop in sorted(set(stops)):
+        train(state, 20, stop)
+        snapshot = state.snapshot()
+        state = fresh(ema_decay=ema_decay)
+        state.restore(snapshot)
+    train(state, 20)
+    same(state, whole)
+
+
+def saved(folder: Path, key: str = "run", steps: int = 3) -> TrainState:
+    state = fresh()
+    train(state, 10, steps)
+    States(folder, key).save(state)
+    return state
+
+
+def test_a_state_past_the_steps_wanted_is_not_taken(tmp_path: Path) -> None:
+    saved(tmp_path, steps=5)
+    state = fresh()
+    assert not States(tmp_path, "run").load(state, 4) and state.history.step == 0
+    assert States(tmp_path, "run").load(state, 5) and state.history.step == 5
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.95])
+def test_a_damaged_state_is_reported_and_the_run_starts_over(tmp_path: Path, keep: float, caplog: Any) -> None:
+    saved(tmp_path)
+    path = States(tmp_path, "run").path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep if keep > 1 else keep * len(whole))])
+    state = fresh()
+    assert not States(tmp_path, "run").load(state, 10)
+    assert state.history.step == 0 and "starting over" in caplog.text
+
+
+def test_a_state_of_another_shape_changes_nothing(tmp_path: Path) -> None:
+    saved(tmp_path)
+    other = TrainState([Group([nn.Parameter(torch.ones(4, 4))], 0.1)])
+    assert not States(tmp_path, "run").load(other, 10)
+    assert torch.equal(other.parameters[0], torch.ones(4, 4)) and other.history.step == 0
+
+
+def test_states_are_bounded_in_number_and_leftovers_go(tmp_path: Path) -> None:
+    old, new = tmp_path / ".old.part", tmp_path / ".new.part"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, time.time() - LEFTOVER - 1))
+    for index in range(6):
+        saved(tmp_path, f"run{index}")
+        os.utime(States(tmp_path, f"run{index}").path, (0, 1000 + index))
+    saved(tmp_path, "last")
+    assert sorted(p.stem for p in tmp_path.glob("*.safetensors")) == ["last", "run4", "run5"][:KEPT]
+    assert not old.exists() and new.exists()
+
+
+def test_a_state_with_a_number_that_is_none_is_never_written(tmp_path: Path) -> None:
+    state = saved(tmp_path)
+    before = States(tmp_path, "run").path.read_bytes()
+    train(state, 10, 5)
+    with torch.no_grad():
+        state.parameters[0][0, 0] = torch.nan
+    States(tmp_path, "run").save(state)
+    assert States(tmp_path, "run").path.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_reported_and_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    states, state = States(tmp_path / "file", "run"), fresh()
+    train(state, 10, 3)
+    states.save(state)
+    assert "the state at step 3 could not be saved" in (states.failure or "")
+
+
+def test_forgotten_is_forgotten(tmp_path: Path) -> None:
+    saved(tmp_path)
+    States(tmp_path, "run").forget()
+    assert not States(tmp_path, "run").load(fresh(), 10)

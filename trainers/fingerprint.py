@@ -1,0 +1,60 @@
+"""One short name for everything a run depends on, so that a saved state meets only the run it came from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SAMPLES = 256
+"""Numbers read of each tensor of a base model: enough to tell any two models apart without reading gigabytes."""
+
+
+def fingerprint(*values: Any) -> str:
+    """A hexadecimal digest of plain values, dataclasses, containers and tensors (every bit of them).
+
+    Objects of other kinds count by their class only.
+    """
+    digest = hashlib.sha256()
+    for value in values:
+        _add(digest, value)
+    return digest.hexdigest()[:32]
+
+
+def sampled(tensor: Tensor) -> Tensor:
+    """:data:`SAMPLES` numbers spread over ``tensor``, and its ends."""
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() <= SAMPLES:
+        return flat
+    places = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).long()
+    return flat[places.to(flat.device)]
+
+
+def _add(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        _add_tensor(digest, value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        _add(digest, {field.name: getattr(value, field.name) for field in fields(value)})
+    elif isinstance(value, Mapping):
+        digest.update(b"{")
+        for key in sorted(value, key=str):
+            _add(digest, str(key))
+            _add(digest, value[key])
+        digest.update(b"}")
+    elif isinstance(value, (list, tuple)):
+        digest.update(b"[")
+        for item in value:
+            _add(digest, item)
+        digest.update(b"]")
+    elif isinstance(value, nn.Module):
+        _add(digest, dict(value.state_dict()))
+    else:
+        plain = value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype))
+        digest.update(f"{type(value).__qualname__}:{value if plain else ''};".encode())
+
+
+def _add_tensor(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

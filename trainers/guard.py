@@ -1,0 +1,59 @@
+"""Stopping a run before it does harm."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+WINDOW = 64
+"""Steps whose median loss is compared: single losses differ by their noise level more than by anything else."""
+WORSE = 8.0
+"""A median this many times the first one is no chance: under ``x0``, the weighting whose losses spread most (their
+logarithm by about 2), medians of 64 differ by a factor of 1.6 at one standard error."""
+WORSE_VALIDATED = 3.0
+"""The same for validation losses, which differ only as the model does."""
+
+ADVICE = "Try a lower learning rate{half}, a longer warm-up, or max_grad_norm 1 in Training Options"
+HALF = ", precision bfloat16 or float32"
+
+
+class Diverged(FloatingPointError):
+    """The run is no longer learning: its loss or gradient is no number, or has grown out of all proportion."""
+
+
+def check_finite(what: str, value: float, step: int) -> None:
+    """``value`` is a number.
+
+    Raises:
+        Diverged: it is NaN or infinite; the message names the step (from 1) and what to try.
+    """
+    if not math.isfinite(value):
+        raise Diverged(f"the {what} is {value} at step {step}. {ADVICE.format(half=HALF)}.")
+
+
+def check_course(losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> None:
+    """The losses so far are not far above those at the start.
+
+    Raises:
+        Diverged: the median of the last :data:`WINDOW` is :data:`WORSE` times that of the first, or a validation is
+            :data:`WORSE_VALIDATED` times the first one.
+    """
+    step = len(losses)
+    if step >= 2 * WINDOW and step % (WINDOW // 4) == 0:
+        first, last = statistics.median(losses[:WINDOW]), statistics.median(losses[-WINDOW:])
+        if last > WORSE * first:
+            raise _diverging("loss", last, first, step)
+    if validation and validation[-1][0] == step and validation[-1][1] > WORSE_VALIDATED * validation[0][1]:
+        raise _diverging("validation loss", validation[-1][1], validation[0][1], step)
+
+
+def is_healthy(losses: Sequence[float]) -> bool:
+    """Whether a state of now is worth keeping: losses of the last steps are of the size of the first ones."""
+    short = WINDOW // 4
+    return len(losses) < WINDOW or statistics.median(losses[-short:]) <= WORSE / 2 * statistics.median(losses[:WINDOW])
+
+
+def _diverging(what: str, now: float, first: float, step: int) -> Diverged:
+    return Diverged(
+        f"the run diverges: the {what} is {now:.4g} at step {step}, {now / first:.1f} times what it was at the start "
+        f"({first:.4g}). {ADVICE.format(half='')}."
+    )

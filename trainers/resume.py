@@ -1,0 +1,97 @@
+"""Training states on disk, from which a stopped run goes on as if nothing had happened."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..models.storage import write_tensors
+from .state import Snapshot, TrainState
+
+KEPT = 3
+"""States in the folder, of the runs touched last: the one at work, and two to come back to."""
+LEFTOVER = 600
+"""Seconds after which a part of a file is what a killed process left, not what another one is writing."""
+HEADER = "hyperbooth_state"
+VERSION = 1
+
+
+@dataclass
+class States:
+    """The state of one run in a folder of states, one file per run, written atomically.
+
+    Args:
+        folder: where states of all runs are kept.
+        key: names the run: whatever the result depends on, see :func:`.fingerprint.fingerprint`.
+        about: plain facts kept beside the state.
+        failure: what went wrong with the last write, for the report; None if nothing.
+    """
+
+    folder: Path
+    key: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+    failure: str | None = None
+    _saved: int = field(default=-1, init=False)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.key}.safetensors"
+
+    def forget(self) -> None:
+        """Remove the run's state, so that it starts over."""
+        self.path.unlink(missing_ok=True)
+
+    def load(self, state: TrainState, most: int) -> bool:
+        """Bring ``state`` to where the run stood, if a whole state of at most ``most`` steps is there.
+
+        A damaged or foreign file is reported in the log and left alone: the run starts over.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            snapshot = _read(self.path)
+            if snapshot.numbers["history"]["step"] > most:
+                return False
+            state.restore(snapshot)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            logging.warning("HyperBooth: the saved state %s cannot be used (%s); starting over", self.path.name, error)
+            return False
+        self._saved = state.history.step
+        return True
+
+    def save(self, state: TrainState) -> None:
+        """Keep ``state``, unless it is kept already; too little space is reported, and the run goes on."""
+        if state.history.step in (0, self._saved) or not state.is_finite():
+            return
+        snapshot = state.snapshot()
+        header = {"version": VERSION, **snapshot.numbers, "about": dict(self.about)}
+        try:
+            write_tensors(snapshot.tensors, self.path, {HEADER: json.dumps(header)})
+            self._prune()
+        except (OSError, ValueError) as error:
+            self.failure = f"the state at step {state.history.step} could not be saved: {error}"
+            logging.warning("HyperBooth: %s", self.failure)
+        else:
+            self._saved, self.failure = state.history.step, None
+
+    def _prune(self) -> None:
+        states = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in [path for path in states if path != self.path][KEPT - 1 :]:
+            path.unlink(missing_ok=True)
+        for path in self.folder.glob(".*.part"):
+            if time.time() - path.stat().st_mtime > LEFTOVER:
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Snapshot:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads((file.metadata() or {})[HEADER])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header["version"] != VERSION:
+        raise ValueError(f"it has version {header['version']}, this pack reads {VERSION}")
+    return Snapshot(tensors, header)

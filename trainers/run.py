@@ -1,0 +1,119 @@
+"""One training run as asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..models.adapter_set import AdapterSet
+from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
+from .fingerprint import fingerprint
+from .options import Method, TrainingOptions, check_number
+from .state import History
+from .subject import Example, Subject
+
+HELD_OUT_FROM = 4
+"""Pictures from which on one can be spared for validation."""
+COSMETIC = {"preview_every": 0, "checkpoint_every": 0, "memory": "auto", "gradient_checkpointing": False}
+"""Options that change nothing about the result, at one value for the run's name."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        steps: optimiser updates.
+        batch_size: examples per loss term.
+        seed: of the adapter's start and of every draw.
+        start_from: an adapter to go on training; its last link is the one trained.
+    """
+
+    subject: Subject
+    method: Method
+    options: TrainingOptions
+    steps: int
+    batch_size: int = 1
+    seed: int = 0
+    start_from: AdapterSet | None = None
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1)
+        check_number("batch_size", self.batch_size, 1)
+        if self.method.text_encoder and not self.subject.prompts:
+            raise ValueError(
+                "the method trains the text encoder, but this subject holds conditioning without its text; "
+                "use the Subject node, which keeps the prompts, or switch text_encoder off"
+            )
+        if self.options.caption_dropout and self.subject.blank is None:
+            raise ValueError(
+                "caption_dropout needs the empty prompt, which this subject does not hold; use the Subject node, "
+                "or set caption_dropout to 0"
+            )
+        if self.options.prior_mode == "prediction" and not (self.subject.class_examples or self.subject.as_class()):
+            raise ValueError(
+                "prior_mode is 'prediction', but the subject has no class prompt; give class_prompt in Subject "
+                "('a photo of a dog'), or choose prior_mode 'none'"
+            )
+
+    @property
+    def training(self) -> Subject:
+        """The subject without the pictures held out for validation."""
+        return self.subject.held_out(self._held_out)[0]
+
+    @property
+    def validation(self) -> tuple[Example, ...]:
+        """What is validated on: the pictures held out, or with few pictures those trained on."""
+        return self.subject.held_out(self._held_out)[1] or self.subject.examples
+
+    @property
+    def _held_out(self) -> int:
+        return int(self.options.validation > 0 and len(self.subject.examples) >= HELD_OUT_FROM)
+
+    def key(self, model: str) -> str:
+        """A name for the run: the same for the same result, whatever is shown or saved on the way.
+
+        With a constant learning rate the number of steps is no part of it, so that a longer run goes on from a
+        shorter one.
+
+        Args:
+            model: names the base model as it is, see ``Workbench.identity``.
+        """
+        subject = self.subject
+        start = None
+        if self.start_from is not None:
+            start = [[a.to_tensors() for a in link.adapters.values()] for link in self.start_from.chain]
+        steps = None if self.options.lr_scheduler == "constant" else self.steps
+        return fingerprint(
+            model, subject.examples, subject.class_examples, subject.blank, subject.class_cond, self.method,
+            replace(self.options, **COSMETIC), self.batch_size, self.seed, start, steps,
+        )  # fmt: skip
+
+    def facts(self, history: History) -> dict[str, Any]:
+        """What a file should say of the run."""
+        before = dict(self.start_from.facts) if self.start_from else {}
+        return {
+            "steps": before.get("steps", 0) + history.step,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "learning_rate": self.method.learning_rate,
+            "text_encoder_lr": self.method.text_encoder_lr if self.method.text_encoder else None,
+            "targets": self.method.targets,
+            "images": len(self.training.examples),
+            "class_images": len(self.subject.class_examples),
+            "prompts": self.subject.prompts,
+            "class_prompt": self.subject.class_prompt,
+            "optimizer": self.options.optimizer,
+            "lr_scheduler": self.options.lr_scheduler,
+            "loss_weighting": self.options.loss_weighting,
+            "final_loss": history.losses[-1],
+        }
+
+
+def targets_of(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:
+    """The layers that ``method`` trains: of the diffusion model, then of the text encoder if asked for."""
+    unet = {name: shape for name, shape in shapes.items() if name.startswith(DIFFUSION_PREFIX)}
+    targets = select_targets(unet, method.targets)
+    if method.text_encoder:
+        text = {name: shape for name, shape in shapes.items() if name.startswith(TEXT_PREFIX)}
+        targets += select_targets(text, text_rule(method.targets))
+    return targets

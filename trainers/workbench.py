@@ -1,0 +1,56 @@
+"""What a model must offer to be trained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..models.denoiser import Denoiser
+from ..models.frozen import Borrow
+from .subject import Example, Subject
+
+
+class Workbench(Protocol):
+    """A model laid out for training; made by whoever owns the model.
+
+    ``shapes`` and ``layers`` name every layer that an adapter could change, of the diffusion model
+    (``diffusion_model.…``) and, if it is to be trained, of the text encoder (``text_encoders.…``).
+    """
+
+    denoiser: Denoiser
+    device: torch.device
+    half: bool
+    precision: str
+    shapes: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, nn.Module]
+    blocks: Sequence[nn.Module]
+    borrow: Borrow
+    facts: Mapping[str, Any]
+    identity: str
+    """Names the model as it is: the same weights, patches and sampling equations, the same name."""
+
+    def condition(self, examples: Sequence[Example]) -> Any:
+        """What the denoiser takes for the prompts of a batch."""
+
+    def blank(self, subject: Subject) -> Any:
+        """What it takes for the empty prompt, or None."""
+
+    def to_model(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE gave them -> model space, on the device."""
+
+    def picture(self, latents: Tensor) -> Image.Image | None:
+        """A small picture of latents in model space, or None if the latent format has no preview."""
+
+    def passing(self, size: tuple[int, ...]) -> int:
+        """Bytes that inference on one latent of that size takes for a moment."""
+
+    def free_memory(self) -> int:
+        """Bytes free on the device."""
+
+    def make_room(self, needed: int) -> None:
+        """Move weights off the device until ``needed`` bytes are free, as far as that can be done."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether that is what the error says; frees what can be freed."""
