@@ -24,6 +24,17 @@ sys.path.append(str(ROOT / "tests"))  # last: for reference.py
 torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True)
+def output_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An output folder of the test's own: training states of one test are none of another's business."""
+    import folder_paths
+
+    before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
+    folder_paths.set_output_directory(str(folder))
+    yield folder
+    folder_paths.set_output_directory(before)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest SD1.5 checkpoint: U-Net, CLIP-L and a tiny VAE, random weights in half precision."""
