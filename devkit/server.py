@@ -53,10 +53,16 @@ class Server:
     Args:
         port: where it answers on 127.0.0.1.
         base: its base directory, with ``models``, ``input``, ``output``.
+        process: the server itself.
     """
 
-    def __init__(self, port: int, base: Path):
-        self.port, self.base, self.client = port, base, uuid.uuid4().hex
+    def __init__(self, port: int, base: Path, process: subprocess.Popen):
+        self.port, self.base, self.process, self.client = port, base, process, uuid.uuid4().hex
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel does when memory is short: nothing can be tidied up."""
+        self.process.kill()
+        self.process.wait()
 
     @property
     def output(self) -> Path:
@@ -157,7 +163,7 @@ def running_server(base: Path, arguments: Sequence[str] = ()) -> Iterator[Server
     with open(base / "server.log", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=base)
         try:
-            server = Server(port, base)
+            server = Server(port, base, process)
             _wait(server, process)
             yield server
         finally:

@@ -1,13 +1,17 @@
 """Full DreamBooth: every number of the weights, as an adapter and as a checkpoint."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
+import comfy.utils
 import pytest
 import torch
-from hyperbooth.models.adapters import FullConfig
+import torch.nn.functional as F
+from hyperbooth.models.adapters import Full, FullConfig
 from hyperbooth.models.storage import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
@@ -22,8 +26,6 @@ def full(targets: str = "all weights", **settings: Any) -> Method:
 
 def output(model: Any, cond: torch.Tensor) -> torch.Tensor:
     """The U-Net's estimate for fixed noise, through whatever patches the model carries."""
-    import comfy.model_management
-
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
@@ -51,17 +53,13 @@ def test_every_matrix_and_kernel_trains_and_a_rule_selects(loaded: Any, subject:
 
 def test_gradients_are_those_of_the_weights_themselves(loaded: Any, subject: Any) -> None:
     """Against autograd on a float64 copy of two layers with W + D for a weight."""
-    import torch.nn.functional as F
-    from hyperbooth.models.adapters import Full
-
     with workbench(loaded[0], QUIET, subject, 1) as bench:
         names = [name for name, shape in bench.shapes.items() if len(shape) == 4 and shape[-1] == 3][:1]
         names += [name for name, shape in bench.shapes.items() if len(shape) == 2][:1]
         for name in names:
             layer, shape = bench.layers[name], bench.shapes[name]
             generator = torch.Generator().manual_seed(0)
-            diff = torch.randn(shape[0], shape[1:].numel() if hasattr(shape[1:], "numel") else -1 + 1 + _size(shape[1:]),
-                               generator=generator) * 0.1  # fmt: skip
+            diff = torch.randn(shape[0], math.prod(shape[1:]), generator=generator) * 0.1
             adapter = Full(diff)
             size = (2, shape[1], 6, 6) if len(shape) == 4 else (2, 5, shape[1])
             x = torch.randn(size, generator=generator).requires_grad_()
@@ -71,16 +69,14 @@ def test_gradients_are_those_of_the_weights_themselves(loaded: Any, subject: Any
             weight = (layer.weight.double() + diff.double().view(shape)).requires_grad_()
             x64 = x.detach().double().requires_grad_()
             bias = None if layer.bias is None else layer.bias.double()
-            exact = F.conv2d(x64, weight, bias, layer.stride, layer.padding) if len(shape) == 4 else F.linear(
-                x64, weight, bias)  # fmt: skip
+            if len(shape) == 4:
+                exact = F.conv2d(x64, weight, bias, layer.stride, layer.padding)
+            else:
+                exact = F.linear(x64, weight, bias)
             (exact * seed).sum().backward()
             assert relative(y.double(), exact) < 1e-5
             assert relative(x.grad.double(), x64.grad) < 1e-5
             assert relative(adapter.diff.grad.double().view(shape), weight.grad) < 1e-5
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
 
 
 def test_the_file_applies_as_the_adapter_does_and_by_the_stock_loader(
@@ -111,7 +107,7 @@ def test_the_stock_save_checkpoint_keeps_the_result(
     with torch.inference_mode():
         path = str(tmp_path / "personalised.safetensors")
         comfy.sd.save_checkpoint(path, ours, clip, vae, None, {}, {})
-        saved, saved_clip, _, _ = comfy.sd.load_checkpoint_guess_config(path)
+        saved, *_ = comfy.sd.load_checkpoint_guess_config(path)
     cond = encode_prompt(clip, "a photo of sks dog")[0][0]
     # Both weights are the checkpoint's own float16, rounded from W + D.
     assert relative(output(saved, cond), output(ours, cond)) < 1e-3

@@ -2,9 +2,7 @@
 
 import copy
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,43 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from devkit.graphs import Graph, changed, find, saved, small_job
 from devkit.server import Outcome, Server
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-Graph = dict[str, Any]
 
 
 @pytest.fixture
 def graph(checkpoint: Path) -> Graph:
     """The shipped API workflow, at a size for two cores."""
-    graph = json.loads((ROOT / "workflows" / "api" / "hyperbooth_dreambooth_lora.json").read_text())
-    sizes: dict[str, dict[str, Any]] = {
-        "CheckpointLoaderSimple": {"ckpt_name": checkpoint.name},
-        "HyperBoothClassImages": {"count": 2, "steps": 2, "resolution": 64},
-        "HyperBoothSubject": {"resolution": 64},
-        "HyperBoothMethodLoRA": {"learning_rate": 1e-3},
-        "HyperBoothTrain": {"steps": 8},
-        "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 1},
-        "KSampler": {"steps": 2},
-    }
-    for node in graph.values():
-        node["inputs"].update(sizes.get(node["class_type"], {}))
-    return graph
-
-
-def find(graph: Graph, kind: str) -> str:
-    return next(name for name, node in graph.items() if node["class_type"] == kind)
-
-
-def changed(graph: Graph, kind: str, **inputs: Any) -> Graph:
-    other = copy.deepcopy(graph)
-    other[find(other, kind)]["inputs"].update(inputs)
-    return other
-
-
-def saved(server: Server, graph: Graph, outcome: Outcome) -> Path:
-    text = outcome.outputs[find(graph, "HyperBoothSave")]["text"][0]
-    return server.output / text.removeprefix("saved ")
+    return small_job(checkpoint.name)
 
 
 def ran(graph: Graph, outcome: Outcome) -> set[str]:
@@ -102,7 +71,7 @@ def test_queued_again_it_is_served_from_the_cache_and_a_changed_input_trains_aga
     other = server.run(changed(graph, "HyperBoothTrain", seed=12))
     assert "HyperBoothTrain" in ran(graph, other) and "HyperBoothSubject" not in ran(graph, other)
     server.post("/free", {"unload_models": True, "free_memory": True})
-    third = server.run(changed(graph, "HyperBoothTrain", seed=11))
+    third = server.run(changed(graph, "HyperBoothTrain", seed=11, resume="start over"))
     assert "HyperBoothTrain" in ran(graph, third)
     assert_same_file(path, saved(server, graph, third), True)
     assert_same_file(path, saved(server, graph, other), False)
