@@ -151,15 +151,26 @@ class _Job:
         start = memory.Plan(self.state.history.pieces, options.gradient_checkpointing)
         if options.memory == "as set":
             return start, memory.describe(start, None, 0, run.batch_size, bench.precision)
-        passing = bench.passing(loss.largest.size)
-        needs = memory.measure(
-            loss.of_one_sample, bench.blocks, self.state.parameters, passing, self.state.bytes_per_number
-        )
+        needs = self._measured(loss)
+        if needs is None:
+            tightest = memory.Plan(run.batch_size, checkpointing=True)
+            return tightest, memory.describe(tightest, None, 0, run.batch_size, bench.precision)
         plan = memory.choose(needs, bench.free_memory(), run.batch_size, start)
         bench.make_room(needs.of(plan, run.batch_size))
         line = memory.describe(plan, needs, bench.free_memory(), run.batch_size, bench.precision)
         logging.info("HyperBooth: %s", line)
         return plan, line
+
+    def _measured(self, loss: DreamBooth) -> memory.Needs | None:
+        """What the run needs, or None if not even one forward fits."""
+        bench, state = self.bench, self.state
+        passing = bench.passing(loss.largest.size)
+        try:
+            return memory.measure(loss.of_one_sample, bench.blocks, state.parameters, passing, state.bytes_per_number)
+        except Exception as error:
+            if not bench.is_out_of_memory(error):
+                raise
+            return None
 
     def _tighter(self, plan: memory.Plan) -> memory.Plan:
         tighter = plan.tighter(self.run.batch_size) if self.run.options.memory == "auto" else None

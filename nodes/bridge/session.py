@@ -72,7 +72,8 @@ class ComfyWorkbench:
                 comfy.model_management.load_models_gpu(list(self.patchers), memory_required=needed)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        short = comfy.model_management.is_oom(error) or any(words in str(error) for words in NO_MEMORY)
+        short = isinstance(error, MemoryError) or comfy.model_management.is_oom(error)
+        short = short or any(words in str(error) for words in NO_MEMORY)
         if short:
             comfy.model_management.soft_empty_cache()
         return short

@@ -1,0 +1,60 @@
+"""Memory that really runs out: the process may not grow any further."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from rig import QUIET, lora, train, untouched
+
+MIB = 2**20
+
+
+@contextmanager
+def room(mebibytes: int) -> Iterator[None]:
+    """Inside the block the process can take so much address space more than it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + mebibytes * MIB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture
+def large(subject: Any) -> Any:
+    """A subject of 384 x 384 pixels: a step keeps about 400 MiB per sample."""
+    generator = torch.Generator().manual_seed(0)
+    examples = tuple(replace(e, latents=torch.randn(1, 4, 48, 48, generator=generator)) for e in subject.examples)
+    return replace(subject, examples=examples)
+
+
+def test_out_of_memory_says_what_to_turn_on_and_leaves_everything_healthy(
+    node: Any, loaded: Any, subject: Any, large: Any
+) -> None:
+    train(node, loaded, subject, lora(), 1)
+    with untouched(loaded[0]):
+        with room(60), pytest.raises(torch.OutOfMemoryError) as caught:
+            train(node, loaded, large, lora(), 2, options=replace(QUIET, memory="as set"))
+        assert "out of memory at step 1; switch gradient_checkpointing on" in str(caught.value)
+        with room(60), pytest.raises(torch.OutOfMemoryError, match="lower the resolution in Subject"):
+            train(node, loaded, large, lora(), 2)
+    again, _, _ = train(node, loaded, subject, lora(), 2, resume="start over")
+    assert all(torch.isfinite(p).all() for p in again.parameters())
+
+
+def test_a_run_that_does_not_fit_goes_on_with_less(node: Any, loaded: Any, large: Any, caplog: Any) -> None:
+    """The plan cannot see this limit, so the run meets it, and takes the next plan by itself."""
+    tight = replace(QUIET, memory="as set", gradient_checkpointing=True)
+    expected = [train(node, loaded, large, lora(), 1, batch_size=1, options=tight, resume="start over")[0]]
+    with untouched(loaded[0]), room(330):
+        adapter, _, report = train(node, loaded, large, lora(), 1, batch_size=1, resume="start over")
+    assert "out of memory at step 1; going on with" in caplog.text
+    assert "checkpointing on (as set)" in report
+    for a, b in zip(adapter.parameters(), expected[0].parameters(), strict=True):
+        assert torch.equal(a, b)
