@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import websocket
+from PIL import Image
 
 from .pack import ROOT, comfyui_path
 
@@ -147,6 +149,16 @@ def prepare_base(base: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
     link = base / "custom_nodes" / pack_folder
     if not link.exists():
         link.symlink_to(ROOT, target_is_directory=True)
+    return base
+
+
+def prepare_job(base: Path, checkpoint: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
+    """The same with a checkpoint and four small photographs, of different sizes, for the shipped workflow."""
+    prepare_base(base, pack_folder)
+    (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
+    for index in range(4):
+        noise = np.random.default_rng(index).integers(0, 256, (72 + 8 * index, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(base / "input" / f"subject_{index + 1}.png")
     return base
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,10 +14,9 @@ from devkit.pack import import_comfyui, load_pack  # noqa: E402
 import_comfyui()
 load_pack()
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from devkit.checkpoints import write_sd15  # noqa: E402
-from devkit.server import Server, prepare_base, running_server  # noqa: E402
+from devkit.server import Server, prepare_job, running_server  # noqa: E402
 
 sys.path.append(str(ROOT / "tests"))  # last: for reference.py
 torch.set_num_threads(2)
@@ -69,11 +67,7 @@ def node() -> Any:
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server with the pack under another folder name, the checkpoint, and four small photographs."""
-    base = prepare_base(tmp_path_factory.mktemp("server"), "any-folder_name-v2")
-    (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
-    for index in range(4):
-        noise = np.random.default_rng(index).integers(0, 256, (72 + 8 * index, 64, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(base / "input" / f"subject_{index + 1}.png")
+    base = prepare_job(tmp_path_factory.mktemp("server"), checkpoint, "any-folder_name-v2")
     with running_server(base) as running:
         yield running
 

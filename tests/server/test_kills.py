@@ -2,30 +2,18 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from devkit.endurance import survive, with_states
 from devkit.graphs import small_job
-from devkit.server import prepare_base
-
-
-def base_at(folder: Path, checkpoint: Path) -> Path:
-    """A server's folder with the checkpoint and four small photographs."""
-    base = prepare_base(folder)
-    (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
-    for index in range(4):
-        noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(base / "input" / f"subject_{index + 1}.png")
-    return base
+from devkit.server import prepare_job
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_adapter(checkpoint: Path, tmp_path: Path) -> None:
     prepare = with_states(small_job(checkpoint.name, steps=60), every=3)
-    killed = survive(base_at(tmp_path / "killed", checkpoint), prepare, kills=2, seed=0)
-    whole = survive(base_at(tmp_path / "whole", checkpoint), prepare, kills=0, seed=0)
+    killed = survive(prepare_job(tmp_path / "killed", checkpoint), prepare, kills=2, seed=0)
+    whole = survive(prepare_job(tmp_path / "whole", checkpoint), prepare, kills=0, seed=0)
     assert killed.broken == [] and killed.kills == 2
     # The bar shows a step up to a tenth of a second late, and a kill comes before the next state.
     assert killed.lost <= 3 + 3

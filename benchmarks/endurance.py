@@ -1,0 +1,83 @@
+"""What a real server stands: a training killed twenty times, and fifty trainings one after another."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import _harness as harness
+import psutil
+from _harness import Column, Row
+
+KILLS = 20
+STEPS, EVERY = 400, 5
+PROMPTS = 50
+SETTLED = 5
+"""Prompts after which the server has loaded what it keeps."""
+
+KILL_COLUMNS = (
+    Column("kills", "kills"),
+    Column("broken files", "broken_files"),
+    Column("most steps done again", "steps_done_again"),
+    Column("same adapter", "same_adapter"),
+)
+PROMPT_COLUMNS = (
+    Column("prompts", "prompts"),
+    Column("GB after 5", "settled_bytes", harness.gigabytes),
+    Column("GB after the last", "last_bytes", harness.gigabytes),
+    Column("last / settled", "last_times_settled", harness.times),
+)
+
+
+def kills(folder: Path, checkpoint: Path, count: int) -> Row:
+    """A training killed ``count`` times at random moments, beside the same one never killed."""
+    from safetensors.torch import load_file
+
+    endurance, graphs = harness.devkit("endurance"), harness.devkit("graphs")
+    server = harness.devkit("server")
+    prepare = endurance.with_states(graphs.small_job(checkpoint.name, STEPS), EVERY)
+    killed = endurance.survive(server.prepare_job(folder / "killed", checkpoint), prepare, count, seed=1)
+    whole = endurance.survive(server.prepare_job(folder / "whole", checkpoint), prepare, 0, seed=1)
+    first, second = load_file(killed.result), load_file(whole.result)
+    same = first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
+    return {
+        "name": f"{STEPS} steps, a state every {EVERY}", "kills": killed.kills, "broken_files": len(killed.broken),
+        "steps_done_again": killed.lost, "same_adapter": same,
+    }  # fmt: skip
+
+
+def prompts(folder: Path, checkpoint: Path, count: int) -> Row:
+    """``count`` prompts in one server, each training anew; its memory after the fifth and after the last."""
+    graphs, server = harness.devkit("graphs"), harness.devkit("server")
+    job = graphs.small_job(checkpoint.name, steps=3)
+    held: list[int] = []
+    with server.running_server(server.prepare_job(folder / "prompts", checkpoint)) as running:
+        for index in range(count):
+            outcome = running.run(graphs.changed(job, "HyperBoothTrain", seed=index))
+            assert outcome.status == "success", outcome.message
+            held.append(psutil.Process(running.process.pid).memory_info().rss)
+    settled = held[SETTLED - 1]
+    return {
+        "name": "trainings in one server", "prompts": count, "settled_bytes": settled, "last_bytes": held[-1],
+        "last_times_settled": held[-1] / settled,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    chosen = parser.parse_args()
+    pack = harness.devkit("pack")
+    pack.import_comfyui()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = harness.devkit("checkpoints").write_sd15(Path(folder) / "small_sd15.safetensors")
+        rows = [prompts(Path(folder), checkpoint, chosen.prompts), kills(Path(folder), checkpoint, chosen.kills)]
+    print(harness.table(rows[:1], PROMPT_COLUMNS), harness.table(rows[1:], KILL_COLUMNS), sep="\n\n")
+    whole = chosen.kills >= KILLS and chosen.prompts >= PROMPTS
+    paths = [harness.RESULTS / "endurance.json"] if whole else []
+    harness.write_json("endurance", harness.machine(2), rows, *paths, *([chosen.json] if chosen.json else []))
+
+
+if __name__ == "__main__":
+    main()
