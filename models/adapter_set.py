@@ -47,8 +47,20 @@ class Link:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
     def describe(self) -> str:
-        """``lora (rank 8, alpha 8) on 128 layers``: the settings are the same on every layer."""
-        return f"{self.family} ({next(iter(self.adapters.values())).describe()}) on {len(self.adapters)} layers"
+        """``lora (rank 8, alpha 8) on 128 layers``; where layers differ, ``rank 4 to 16``."""
+        alike = {adapter.describe() for adapter in self.adapters.values()}
+        settings = alike.pop() if len(alike) == 1 else self._ranges()
+        return f"{self.family} ({settings}) on {len(self.adapters)} layers"
+
+    def _ranges(self) -> str:
+        values: dict[str, set[float]] = {}
+        for adapter in self.adapters.values():
+            for name, value in adapter.settings().items():
+                values.setdefault(name, set()).add(value)
+        return ", ".join(
+            f"{name} {min(all_):g} to {max(all_):g}" if len(all_) > 1 else f"{name} {min(all_):g}"
+            for name, all_ in values.items()
+        )
 
     def describe_size(self) -> str:
         """``797,184 numbers, 3.04 MiB in float32``."""

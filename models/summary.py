@@ -1,7 +1,9 @@
 """What is in an adapter, in words and numbers."""
 
+import datetime
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,23 @@ _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(\w+?_?blocks?\
 def summary(adapter: AdapterSet) -> str:
     """Families, settings, size and history, a line each."""
     lines = [f"{place}. {link.describe()}: {link.describe_size()}" for place, link in enumerate(adapter.chain, 1)]
-    lines += [f"{key}: {value}" for key, value in adapter.facts.items() if value not in (None, [], "")]
+    lines += _facts(adapter.facts)
     return "\n".join(lines)
+
+
+def _facts(facts: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A line each; of a combined adapter, then those of its parts."""
+    lines = [
+        f"{indent}{name}: {_time(value) if name in ('started', 'finished') else value}"
+        for name, value in facts.items() if name != "parts" and value not in (None, [], "")
+    ]  # fmt: skip
+    for place, part in enumerate(facts.get("parts", ()), 1):
+        lines += [f"part {place}:", *_facts(part, "  ")]
+    return lines
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
+from ..models.chain import combined
 from ..models.storage import lora_tensors
 from ..models.summary import change_per_block, summary
 from ..models.targets import DIFFUSION_PREFIX
@@ -53,6 +54,28 @@ class Apply(io.ComfyNode):
                 "HyperBooth Apply Adapter: the adapter also holds text-encoder layers; connect clip to use them"
             )
         return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
+
+
+class Combine(io.ComfyNode):
+    """Two adapters -> one chain."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothCombine",
+            display_name="Combine Adapters",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="Two adapters as one chain: the second changes what the first made of the model.",
+            inputs=[
+                sockets.Adapter.Input("first", tooltip="Applied first."),
+                sockets.Adapter.Input("second", tooltip="Applied after it; training further trains this one."),
+            ],
+            outputs=[sockets.Adapter.Output(display_name="adapter", tooltip="Both, in this order.")],
+        )
+
+    @classmethod
+    def execute(cls, first: AdapterSet, second: AdapterSet) -> io.NodeOutput:
+        return io.NodeOutput(combined(first, second))
 
 
 class ToLoRA(io.ComfyNode):

@@ -70,5 +70,9 @@ class Full(Adapter):
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Full":
         return cls(tensors["diff"])
 
+    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """In the weight's own shape, as stock loaders take a difference."""
+        return {"diff": self.diff.detach().reshape(shape)}
+
     def describe(self) -> str:
         return "every number"
