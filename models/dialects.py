@@ -98,7 +98,7 @@ def _part(adapter: LoRA, name: Name, shape: tuple[int, ...]) -> dict[str, Tensor
     up, down, alpha = adapter.to_file(shape).values()
     if name.place.rows is not None:
         first, count = name.place.rows
-        up = up[first : first + count]
+        up, down = up[first : first + count], down.clone()  # a file holds no tensor twice
     if name.place.swapped:
         up = swap_halves(up)
     if name.spelling.alpha:
