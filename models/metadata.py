@@ -128,7 +128,7 @@ def _words(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Trigger words first, then the prompts, with the number of images each came with."""
     images = facts.get("images", 1)
     words = trigger_words(facts.get("trigger", ""))
-    tags = {word: images for word in [*words, *facts.get("prompts", ())]}
+    tags = dict.fromkeys([*words, *facts.get("prompts", ())], images)
     if not tags:
         return {}
     subset = {"image_dir": _DATASET, "img_count": images, "num_repeats": 1, "class_tokens": ", ".join(words) or None}
@@ -184,9 +184,13 @@ def _model_spec(facts: Mapping[str, Any], title: str) -> dict[str, Any]:
         "trigger_phrase": ", ".join(trigger_words(facts.get("trigger", ""))) or None,
         "prediction_type": _PREDICTIONS.get(facts.get("prediction")),
         "resolution": "{}x{}".format(*_largest(sizes)) if (sizes := _sizes(facts)) else None,
-        "date": datetime.datetime.fromtimestamp(made, datetime.timezone.utc).isoformat(timespec="seconds") if made else None,
+        "date": _iso(made) if made else None,
     }
     return {f"modelspec.{name}": value for name, value in spec.items() if value is not None}
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _class_tokens(datasets: str) -> str:

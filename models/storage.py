@@ -3,8 +3,8 @@
 Tensors are named ``<layer>.<tensor of the family>``, where the layer's name is ComfyUI's own, so that a file
 holding one LoRA is at once a LoRA that ComfyUI's stock loaders read. A chain of several links prefixes each
 with its place, ``1/``, ``2/``, so that no other tool mistakes a part for the whole. The header's
-``hyperbooth`` entry (JSON) holds the format version, the chain in order, and the facts. A file without it is read as a plain LoRA
-of another program, see :mod:`.foreign`.
+``hyperbooth`` entry (JSON) holds the format version, the chain in order, and the facts. A file without it is read
+as a plain LoRA of another program, see :mod:`.foreign`.
 """
 
 import json
@@ -119,11 +119,21 @@ def write_tensors(
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(save(tensors, metadata=dict(metadata or {})), path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{path.name} could not be written to {path.parent} ({error.strerror}); nothing was changed "
+            "there. Free some space, or choose a folder that can be written"
+        ) from error  # fmt: skip
+
+
+def _write_whole(data: bytes, path: Path) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:
-            file.write(save(tensors, metadata=dict(metadata or {})))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -133,9 +143,7 @@ def write_tensors(
 
 def in_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors as a file takes them; single numbers (an alpha) stay exact whatever the precision."""
-    return {
-        name: (tensor.to(dtype) if tensor.ndim else tensor).contiguous().cpu() for name, tensor in tensors.items()
-    }
+    return {name: (tensor.to(dtype) if tensor.ndim else tensor).contiguous().cpu() for name, tensor in tensors.items()}
 
 
 def _prefix(adapter: AdapterSet, place: int) -> str:

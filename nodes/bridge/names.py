@@ -148,4 +148,5 @@ def _text_part(model: Any, layer: str) -> tuple[int, str | None]:
 
 def _is_first_generation(model: Any) -> bool:
     """SD1 and SD2: a U-Net with one text encoder. SDXL's has a vector of sizes beside the text."""
-    return bool(_unet_names(model)) and not isinstance(model.model, (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner))
+    later = (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner)
+    return bool(_unet_names(model)) and not isinstance(model.model, later)

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
+import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.lora
@@ -132,7 +131,9 @@ def assert_same_changes(ours: dict[str, Tensor], theirs: dict[str, Tensor], tole
         assert ((change - theirs[key]).norm() / change.norm()).item() < tolerance, key
 
 
-def save(node: Any, adapter: AdapterSet, format: str, model: Any = None, precision: str = "float32", **more: Any) -> str:
+def save(
+    node: Any, adapter: AdapterSet, format: str, model: Any = None, precision: str = "float32", **more: Any
+) -> str:
     (path,) = node(
         "Save", adapter=adapter, filename_prefix="loras/a", format=format, precision=precision, model=model, **more
     )
@@ -256,9 +257,7 @@ def diffusers_twins(model: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("rule", ["attention", EVERYTHING])
-def test_the_diffusers_export_loads_in_diffusers(
-    node: Any, families: Any, folder: Path, rule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_diffusers_export_loads_in_diffusers(node: Any, families: Any, folder: Path, rule: str) -> None:
     """By the functions of diffusers' pipelines: the same change of every weight, and nothing else changed."""
     from diffusers import StableDiffusionPipeline as Pipeline
 
@@ -281,6 +280,49 @@ def test_the_diffusers_export_loads_in_diffusers(
     assert_same_changes(expected, found)
 
 
+def transformer_twin(kind: str) -> tuple[Any, Any]:
+    """diffusers' pipeline class and transformer of the small SD3's or Flux's shape."""
+    import diffusers
+
+    if kind == "Flux":
+        twin = diffusers.FluxTransformer2DModel(
+            in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=128, num_attention_heads=1,
+            joint_attention_dim=64, pooled_projection_dim=64, guidance_embeds=True,
+        )  # fmt: skip
+        return diffusers.FluxPipeline, twin
+    twin = diffusers.SD3Transformer2DModel(
+        sample_size=8, in_channels=16, num_layers=2, attention_head_dim=64, num_attention_heads=2, out_channels=16,
+        joint_attention_dim=64, caption_projection_dim=128, pooled_projection_dim=64, pos_embed_max_size=8,
+        qk_norm="rms_norm", dual_attention_layers=(0,),
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline, twin
+
+
+@pytest.mark.parametrize("kind", ["SD3", "Flux"])
+def test_a_transformers_export_loads_in_diffusers(node: Any, families: Any, folder: Path, kind: str) -> None:
+    """Every part of a fused layer lands in diffusers' layer of its own, with its rows of the change."""
+    model, clip = families(kind)
+    adapter = adapter_of(model, clip).restricted("diffusion_model.")
+    path = folder / save(node, adapter, "diffusers", model)
+    pipeline, twin = transformer_twin(kind)
+    before = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+    state = pipeline.lora_state_dict(str(path))
+    alphas = {"network_alphas": None} if kind == "Flux" else {}
+    pipeline.load_lora_into_transformer(state, transformer=twin, adapter_name="a", **alphas)
+    after = {name: tensor - before[name] for name, tensor in merged(twin).items()}
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    ours = changes(*apply(node, model, clip, adapter))
+    found: dict[str, Tensor] = {key: torch.zeros_like(change) for key, change in ours.items()}
+    for name, change in after.items():
+        if change.any():
+            to = keys["transformer." + name.removesuffix(".weight")]
+            key, rows, swap = (*to, None)[:3] if isinstance(to, tuple) else (to, None, None)
+            change = swap(change) if swap is not None else change
+            first, count = rows[1:] if rows is not None else (0, len(change))
+            found[key].flatten(1)[first : first + count] += change.flatten(1)
+    assert_same_changes(ours, found)
+
+
 def merged(part: Any) -> dict[str, Tensor]:
     """The weights with their LoRAs in them, under the names they have without."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -290,3 +332,221 @@ def merged(part: Any) -> dict[str, Tensor]:
             module.merge()
     state = {name.replace(".base_layer", ""): tensor for name, tensor in part.state_dict().items()}
     return {name: tensor for name, tensor in state.items() if ".lora_" not in name}
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_names_that_depend_on_the_architecture_need_the_model(
+    node: Any, families: Any, folder: Path, format: str
+) -> None:
+    model, clip = families("SD15")
+    adapter = adapter_of(model, clip, "attention")
+    with pytest.raises(ValueError, match=f"model is not connected, but the names in a {format} file"):
+        save(node, adapter, format)
+    with pytest.raises(ValueError, match="does not fit this SDXL"):
+        save(node, adapter, format, families("SDXL")[0])
+    assert not list(folder.rglob("*.*"))
+    name = save(node, adapter, format, model).removeprefix("loras/")
+    for inputs, message in (
+        ({}, "in its own way .* connect model and clip"),
+        ({"model": model}, "holds text-encoder layers .* connect clip as well"),
+        ({"model": families("SD3")[0], "clip": clip}, "layers that this SD3 model lacks.*another architecture"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            node("Load", adapter_name=name, **inputs)
+
+
+@pytest.mark.parametrize(("kind", "format", "layer"), [
+    ("SDXL", "diffusers", "text_encoders.clip_g.transformer.text_projection"),
+    ("SD3", "diffusers", "text_encoders.t5xxl.transformer.encoder.block.1.layer.0.SelfAttention.q"),
+])  # fmt: skip
+def test_layers_that_a_dialect_cannot_name_are_listed(
+    node: Any, families: Any, folder: Path, kind: str, format: str, layer: str
+) -> None:
+    model, clip = families(kind)
+    shape = layer_shapes(adaptable_layers(model, clip))[layer]
+    adapter = factors([*targets_of(model, clip, "attention")[:3], Target(layer, shape)])
+    with pytest.raises(ValueError, match=rf"no name for 1 of the adapter's 4 layers: {layer}; save it in format 'comf"):
+        save(node, adapter, format, model)
+    path = folder / save(node, adapter, "kohya", model)
+    assert_same_changes(changes(*apply(node, model, clip, adapter)), changes(*stock(model, clip, path)))
+
+
+@pytest.mark.parametrize("kind", ["SD15", "SDXL", "SD3", "Flux"])
+@pytest.mark.parametrize("own_downs", [True, False])
+def test_what_other_programs_write_changes_the_model_as_the_stock_loader_does(
+    node: Any, families: Any, folder: Path, kind: str, own_downs: bool
+) -> None:
+    """A file of every name in diffusers' style that the stock loader knows, q, k and v each with factors of its own."""
+    model, clip = families(kind)
+    path = folder / save(node, adapter_of(model, clip, "attention"), "diffusers", model)
+    generator = torch.Generator().manual_seed(3)
+    tensors = load_file(path)
+    if own_downs:
+        tensors = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+    save_file(tensors, folder / "loras" / "theirs.safetensors")
+    (adapter,) = node("Load", adapter_name="theirs.safetensors", model=model, clip=clip)
+    fused = own_downs and kind in ("SD3", "Flux")
+    assert ("rank 2 to" in adapter.chain[0].describe()) == fused
+    theirs = stock(model, clip, folder / "loras" / "theirs.safetensors")
+    assert_same_changes(changes(*apply(node, model, clip, adapter)), changes(*theirs))
+
+
+def test_pefts_own_names_of_a_unet_are_read(node: Any, families: Any, folder: Path) -> None:
+    """As diffusers' training scripts write them today; the stock loader does not know these."""
+    model, clip = families("SD15")
+    adapter = adapter_of(model, clip, "attention")
+    tensors = load_file(folder / save(node, adapter, "diffusers", model))
+    renamed = {
+        name.replace(".processor.to_out_", ".to_out.0.").replace(".processor.", ".").replace("_lora.", ".lora.")
+        .replace(".0.lora.", ".0.lora.").replace("lora.up", "lora_B").replace("lora.down", "lora_A"): tensor
+        for name, tensor in tensors.items()
+    }  # fmt: skip
+    assert "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_A.weight" in renamed
+    save_file(renamed, folder / "loras" / "peft.safetensors")
+    (again,) = node("Load", adapter_name="peft.safetensors", model=model, clip=clip)
+    assert_same_changes(changes(*apply(node, model, clip, adapter)), changes(*apply(node, model, clip, again)))
+
+
+def test_a_foreign_file_is_trained_further(node: Any, loaded: Any, subject: Any, folder: Path) -> None:
+    from hyperbooth.trainers.options import Method, TrainingOptions
+
+    model, _, _ = loaded
+    inputs = {
+        "model": model, "subject": subject, "method": Method("lora", LoRAConfig(2, 3.0), learning_rate=1e-2), "seed": 0,
+        "batch_size": 1, "options": TrainingOptions(preview_every=0),
+    }  # fmt: skip
+    first, _, _ = node("Train", **inputs, steps=2)
+    name = save(node, first, "kohya", model).removeprefix("loras/")
+    (again,) = node("Load", adapter_name=name, model=model)
+    second, _, _ = node("Train", **inputs, steps=3, start_from=again)
+    assert second.facts["steps"] == 5 and second.targets() == first.targets()
+    assert not all(torch.equal(second.as_lora()[layer][0], up) for layer, (up, _) in first.as_lora().items())
+    with safe_open(folder / save(node, second, "kohya", model), "pt") as file:
+        said = file.metadata()
+    assert said["ss_steps"] == "5" and said["ss_base_model_version"] == "sd_1.5" and said["ss_resolution"] == "(64, 64)"
+    assert float(said["ss_training_finished_at"]) >= float(said["ss_training_started_at"]) > 1.7e9
+
+
+@pytest.mark.parametrize("format", ["hyperbooth", "kohya", "diffusers", "comfyui"])
+def test_metadata_can_be_left_out(node: Any, families: Any, folder: Path, format: str) -> None:
+    model, clip = families("SD15")
+    adapter = adapter_of(model, clip, "attention", prompts=["a photo of sks dog"])
+    with safe_open(folder / save(node, adapter, format, model, trigger=" sks dog "), "pt") as file:
+        said = file.metadata()
+        assert all(tensor.is_contiguous() for tensor in map(file.get_tensor, file.keys()))
+    assert said["ss_output_name"] == said["modelspec.title"] == "a_00001"
+    assert list(json.loads(said["ss_tag_frequency"])["subject"]) == ["sks dog", "a photo of sks dog"]
+    assert not any(str(folder) in value for value in said.values())
+    with safe_open(folder / save(node, adapter, format, model, metadata=False), "pt") as file:
+        assert set(file.metadata() or {}) == ({"hyperbooth"} if format == "hyperbooth" else set())
+
+
+@pytest.mark.parametrize("format", ["hyperbooth", "kohya", "diffusers", "comfyui"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_files_hold_the_same_change(
+    node: Any, families: Any, folder: Path, format: str, precision: str
+) -> None:
+    model, clip = families("SDXL")
+    adapter = factors(targets_of(model, clip)[:12], 4, 0.7)
+    path = folder / save(node, adapter, format, model, precision)
+    factors_ = {name: t for name, t in load_file(path).items() if not name.endswith(".alpha")}
+    assert {str(tensor.dtype) for tensor in factors_.values()} == {f"torch.{precision}"}
+    with safe_open(path, "pt") as file:
+        data = path.read_bytes()
+        begin = 8 + int.from_bytes(data[:8], "little")
+        assert file.metadata()["sshs_model_hash"] == hashlib.sha256(data[begin:]).hexdigest()
+    ours, theirs = changes(*apply(node, model, clip, adapter)), changes(*stock(model, clip, path))
+    assert_same_changes(ours, theirs, {"float16": 1e-3, "bfloat16": 1e-2}[precision])
+    (again,) = node("Load", adapter_name=path.name, model=model, clip=clip)
+    if format != "diffusers":
+        assert all(layer.alpha == pytest.approx(0.7) for layer in again.chain[0].adapters.values())
+
+
+def test_strength_zero_changes_nothing(node: Any, families: Any, folder: Path) -> None:
+    model, clip = families("SD3")
+    adapter = adapter_of(model, clip, "attention")
+    ours = changes(*apply(node, model, clip, adapter, (0.0, 0.0)))
+    theirs = changes(*stock(model, clip, folder / save(node, adapter, "kohya", model), (0.0, 0.0)))
+    assert not any(change.any() for found in (ours, theirs) for change in found.values())
+
+
+@pytest.mark.parametrize("format", ["hyperbooth", "kohya", "diffusers", "comfyui"])
+def test_a_chain_is_saved_applied_and_described(node: Any, families: Any, folder: Path, format: str) -> None:
+    model, clip = families("Flux")
+    first = adapter_of(model, clip, "attention", steps=10, prompts=["a cat"], trigger="sks")
+    second = factors(targets_of(model, clip, "attention")[:5], 3, 1.0, 1, base="Flux", steps=20, prompts=["a dog"])
+    (chain,) = node("Combine", first=first, second=second)
+    expected = changes(*node("Apply", model=model, adapter=first, strength_model=1.0, clip=clip, strength_clip=1.0))
+    for key, change in changes(*apply(node, model, clip, second)).items():
+        expected[key] = expected[key] + change
+    assert_same_changes(expected, changes(*apply(node, model, clip, chain)))
+    name = save(node, chain, format, model).removeprefix("loras/")
+    (again,) = node("Load", adapter_name=name, model=model, clip=clip)
+    assert len(again.chain) == (2 if format == "hyperbooth" else 1)
+    assert_same_changes(expected, changes(*apply(node, model, clip, again)))
+    (plain,) = node("ToLoRA", adapter=chain, model=model)
+    with torch.inference_mode():
+        assert_same_changes(expected, changes(*comfy.sd.load_lora_for_models(model, clip, plain, 1.0, 1.0)))
+    report, chart = node("Info", adapter=chain)
+    assert "1. lora (rank 2, alpha 3)" in report and "2. lora (rank 3, alpha 1) on 5 layers" in report
+    assert "part 1:\n  base: Flux\n  steps: 10" in report and "part 2:\n" in report and chart.shape[-1] == 3
+
+
+def test_only_adapters_of_one_architecture_are_combined(node: Any) -> None:
+    where = Target("diffusion_model.a", (6, 4))
+    one, other = factors([where], base="SD15"), factors([where], base="SDXL")
+    with pytest.raises(ValueError, match="first was trained on SD15, second on SDXL; a chain is for one"):
+        node("Combine", first=one, second=other)
+    wide = factors([Target("diffusion_model.a", (8, 4))])
+    with pytest.raises(ValueError, match=r"diffusion_model.a is \(6, 4\) in first, \(8, 4\) in second"):
+        node("Combine", first=one, second=wide)
+    (chain,) = node("Combine", first=one, second=factors([where], trigger="sks"))
+    (longer,) = node("Combine", first=chain, second=factors([where], base="SD15", trigger="sks, dog", steps=3))
+    assert len(longer.chain) == 3
+    assert longer.facts == {
+        "base": "SD15", "trigger": "sks, dog", "prompts": [],
+        "parts": [{"base": "SD15"}, {"trigger": "sks"}, {"base": "SD15", "trigger": "sks, dog", "steps": 3}],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder that this process may not write to, which takes another user where it runs as root."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "a_00001_.safetensors").write_bytes(b"former")
+        Path(name).chmod(0o555)
+        user = os.geteuid()
+        os.seteuid(65534 if user == 0 else user)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(user)
+            Path(name).chmod(0o755)
+
+
+def test_a_read_only_folder_is_named_and_left_alone(node: Any, unprivileged: Path) -> None:
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(unprivileged))
+    try:
+        with pytest.raises(PermissionError, match=r"could not be written to .* choose a folder that can be written"):
+            node(
+                "Save", adapter=factors([Target("diffusion_model.a", (6, 4))]), filename_prefix="a",
+                format="comfyui", precision="float32",
+            )  # fmt: skip
+    finally:
+        folder_paths.set_output_directory(before)
+    assert [(path.name, path.read_bytes()) for path in unprivileged.iterdir()] == [("a_00001_.safetensors", b"former")]
+
+
+def test_a_disk_that_takes_no_more_leaves_no_part_of_a_file(node: Any, folder: Path) -> None:
+    """The kernel cuts the write short in the middle of the file, as a full disk does."""
+    save(node, factors([Target("diffusion_model.a", (6, 4))]), "comfyui")
+    (kept,) = (folder / "loras").iterdir()
+    before, limits = kept.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written to .* Free some space"):
+            save(node, factors([Target("diffusion_model.a", (640, 640))]), "comfyui")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((folder / "loras").iterdir()) == [kept] and kept.read_bytes() == before
