@@ -103,7 +103,8 @@ def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     for layer, parts in grouped.items():
         targets[layer] = Target(layer, _shape(file, layer, parts, names))
         adapters[layer] = _adapter(file, targets[layer], parts)
-    return AdapterSet((Link(LoRA.family, adapters, targets),), facts_of(metadata))
+    facts = {**({"base": names.model} if names.model else {}), **facts_of(metadata)}
+    return AdapterSet((Link(LoRA.family, adapters, targets),), facts)
 
 
 def _split(name: str) -> tuple[str, str] | None:

@@ -85,10 +85,15 @@ def _text(value: Any) -> str:
 
 
 def _network(adapter: AdapterSet) -> dict[str, Any]:
-    """The network as kohya's ``networks.lora`` would be set; ``Dynamic`` where layers differ, as its resizer says."""
+    """The network as kohya's ``networks.lora`` would be set; ``Dynamic`` where layers differ, as its resizer says.
+
+    Empty if a family of the chain has no rank.
+    """
     targets, first = adapter.targets(), adapter.chain[0]
     ranks = {name: sum(link.adapters[name].settings().get("rank", 0) for link in adapter.chain if name in link.adapters)
              for name in targets}  # fmt: skip
+    if not all(ranks.values()):
+        return {}
     alphas = ranks
     if len(adapter.chain) == 1:
         alphas = {name: first.adapters[name].settings().get("alpha", rank) for name, rank in ranks.items()}
@@ -97,7 +102,7 @@ def _network(adapter: AdapterSet) -> dict[str, Any]:
     arguments = {"conv_dim": str(rank), "conv_alpha": str(alpha)} if kernels else {}
     return {
         "ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha,
-        "ss_network_args": arguments, "ss_loss_type": "l2",
+        "ss_network_args": arguments,
     }  # fmt: skip
 
 
@@ -114,7 +119,7 @@ def _base(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
+    entries: dict[str, Any] = {"ss_loss_type": "l2"} if "loss_weighting" in facts else {}
     if "batch_size" in facts:
         entries["ss_total_batch_size"] = facts["batch_size"] * facts.get("gradient_accumulation", 1)
     if facts.get("precision") in _PRECISIONS:

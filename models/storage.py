@@ -39,7 +39,8 @@ def save_adapter(
         ValueError: a value is not finite (a broken run must not reach a file).
         OSError: the disk is full or the folder cannot be written; the former file, if any, is untouched.
     """
-    write_tensors(adapter_tensors(adapter), path, {**(metadata or {}), HEADER: header_of(adapter)}, dtype)
+    tensors = in_file(adapter_tensors(adapter), dtype)
+    write_tensors(tensors, path, {**(metadata or {}), HEADER: header_of(adapter)})
 
 
 def load_adapter(path: Path, names: Names | None = None) -> AdapterSet:
@@ -105,23 +106,19 @@ def header_of(adapter: AdapterSet) -> str:
     return json.dumps({"version": VERSION, "chain": chain, "facts": dict(adapter.facts)})
 
 
-def write_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> None:  # fmt: skip
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically: a temporary file beside it, then a rename.
 
     Raises:
         ValueError: a value is NaN or infinite.
         OSError: the file cannot be written; nothing is left behind.
     """
-    tensors = in_file(tensors, dtype)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(save(tensors, metadata=dict(metadata or {})), path)
+        _write_whole(save(dict(tensors), metadata=dict(metadata or {})), path)
     except OSError as error:
         raise OSError(
             error.errno, f"{path.name} could not be written to {path.parent} ({error.strerror}); nothing was changed "

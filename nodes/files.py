@@ -86,7 +86,7 @@ class Save(io.ComfyNode):
         if metadata:
             title = path.stem.rstrip("_")
             entries |= with_hash(lora_metadata(adapter, title), tensors)
-        write_tensors(tensors, path, entries, PRECISIONS[precision])
+        write_tensors(tensors, path, entries)
         name = output_name(path)
         return io.NodeOutput(name, ui={"text": (f"saved {name}",)})
 

@@ -36,7 +36,7 @@ def read_names(model: Any, clip: Any = None) -> Names:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
     places = {stem: place for stem, value in keys.items() if (place := _place(value)) is not None}
     for name, layer in _unet_names(model).items():
-        places |= {name: Place(layer), f"unet.{name}": Place(layer)}
+        places |= {prefix + name: Place(layer) for prefix in ("", "unet.", "base_model.model.")}
     return Names(places, layer_shapes(adaptable_layers(model, clip)), architecture(model), clip is not None)
 
 

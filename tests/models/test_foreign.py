@@ -46,7 +46,7 @@ def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
         "base": "SDXL", "steps": 120, "trigger": "sks dog",
     }  # fmt: skip
     nonsense = {"ss_base_model_version": "?", "ss_steps": "many", "ss_datasets": "[{"}
-    assert load_adapter(written(tmp_path, pair(), nonsense), KOHYA).facts == {}
+    assert load_adapter(written(tmp_path, pair(), nonsense), KOHYA).facts == {"base": "SD15"}
     kohya = {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "ohwx"}
     assert load_adapter(written(tmp_path, pair(), kohya), KOHYA).facts == {"base": "SD15", "trigger": "ohwx"}
 

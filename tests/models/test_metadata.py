@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
-from hyperbooth.models.adapters import LoRAConfig
+from hyperbooth.models.adapters import LoRA, LoRAConfig
 from hyperbooth.models.metadata import BASES, facts_of, lora_metadata, with_hash
 from hyperbooth.models.storage import save_adapter
 from hyperbooth.models.targets import Target
@@ -109,10 +109,20 @@ def test_what_is_not_known_is_not_written(tmp_path: Path) -> None:
     said = header(tmp_path, adapter({}, kernel=(1, 1)))
     assert said.keys() == {
         "hyperbooth", "sshs_model_hash", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
-        "ss_loss_type", "ss_output_name", "modelspec.sai_model_spec", "modelspec.architecture",
+        "ss_output_name", "modelspec.sai_model_spec", "modelspec.architecture",
         "modelspec.implementation", "modelspec.title",
     }  # fmt: skip
     assert said["ss_network_args"] == "{}"
+
+
+def test_a_family_without_a_rank_names_no_network() -> None:
+    class Whole(LoRA):
+        def settings(self) -> dict[str, float]:
+            return {}
+
+    target = Target("diffusion_model.a", (4, 4))
+    link = Link("whole", {target.name: Whole(torch.ones(4, 1), torch.ones(1, 4), 1.0)}, {target.name: target})
+    assert not any("network" in name for name in lora_metadata(AdapterSet((link,), FACTS), "dog"))
 
 
 def test_a_chain_says_the_rank_of_its_sum() -> None:
