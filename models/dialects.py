@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .adapter_set import AdapterSet, Link
 from .adapters import LoRA
+from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,35 @@ def plain_link(adapter: AdapterSet) -> Link:
         return adapter.chain[0]
     plain = {name: LoRA(up, down, alpha=up.shape[-1]) for name, (up, down) in adapter.as_lora().items()}
     return Link(LoRA.family, plain, adapter.targets())
+
+
+def stock_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
+    """The chain in ComfyUI's own names: a plain LoRA, and a whole difference where a layer has no low rank."""
+    whole = {
+        name: link.targets[name]
+        for link in adapter.chain
+        for name, one in link.adapters.items() if not one.low_rank
+    }  # fmt: skip
+    low_rank = AdapterSet(tuple(_without(link, whole) for link in adapter.chain if link.adapters.keys() - whole.keys()))
+    tensors = link_tensors(plain_link(low_rank)) if low_rank.chain else {}
+    for name, target in whole.items():
+        change = sum(link.adapters[name].delta().detach() for link in adapter.chain if name in link.adapters)
+        tensors[f"{name}.diff"] = change.reshape(target.shape)
+    return tensors
+
+
+def link_tensors(link: Link) -> dict[str, Tensor]:
+    """``<layer>.<tensor>`` -> tensor, in the form that the family keeps in files."""
+    return {
+        f"{name}.{key}": tensor
+        for name, adapter in link.adapters.items()
+        for key, tensor in adapter.to_file(link.targets[name].shape).items()
+    }
+
+
+def _without(link: Link, layers: Mapping[str, Target]) -> Link:
+    kept = {name: adapter for name, adapter in link.adapters.items() if name not in layers}
+    return Link(link.family, kept, {name: link.targets[name] for name in kept})
 
 
 def spelt(link: Link, names: Mapping[str, Sequence[Name]], dialect: str) -> dict[str, Tensor]:

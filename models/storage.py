@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .adapter_set import AdapterSet, Link
 from .adapters import FAMILIES
-from .dialects import plain_link
+from .dialects import link_tensors
 from .foreign import Names, check_is_lora, read_lora
 from .targets import Target
 
@@ -81,20 +81,6 @@ def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
         for i, link in enumerate(adapter.chain)
         for name, tensor in link_tensors(link).items()
     }
-
-
-def link_tensors(link: Link) -> dict[str, Tensor]:
-    """``<layer>.<tensor>`` -> tensor, in the form that the family keeps in files."""
-    return {
-        f"{name}.{key}": tensor
-        for name, adapter in link.adapters.items()
-        for key, tensor in adapter.to_file(link.targets[name].shape).items()
-    }
-
-
-def lora_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
-    """The chain as one plain LoRA in ComfyUI's names: what its stock nodes take."""
-    return link_tensors(plain_link(adapter))
 
 
 def header_of(adapter: AdapterSet) -> str:

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.adapter_set import AdapterSet
-from ..models.dialects import plain_link, spelt
+from ..models.dialects import plain_link, spelt, stock_tensors
 from ..models.metadata import lora_metadata, with_hash
-from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, lora_tensors, write_tensors
+from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, write_tensors
 from . import sockets
 from .bridge.files import adapter_files, adapter_path, output_file, output_name
 from .bridge.lora import check_fits
@@ -96,7 +96,7 @@ def contents(adapter: AdapterSet, format: str, model: Any) -> dict[str, Tensor]:
     if format == "hyperbooth":
         return adapter_tensors(adapter)
     if format == "comfyui":
-        return lora_tensors(adapter)
+        return stock_tensors(adapter)
     if model is None:
         raise ValueError(
             f"model is not connected, but the names in a {format} file depend on the architecture; connect the model "

@@ -28,6 +28,8 @@ class Adapter(nn.Module):
     """Name of the family in files and reports."""
     starts_as_identity: ClassVar[bool]
     """Whether a new adapter changes nothing."""
+    low_rank: ClassVar[bool] = True
+    """Whether the change has factors, so that a plain LoRA can hold it."""
     tensor_names: ClassVar[tuple[str, ...]]
     """Names of the adapter's tensors in a file, after the target's name and a dot."""
 

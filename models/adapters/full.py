@@ -29,6 +29,7 @@ class Full(Adapter):
 
     family = "full"
     starts_as_identity = True
+    low_rank = False
     tensor_names = ("diff",)
 
     def __init__(self, diff: Tensor):

@@ -18,7 +18,7 @@ import folder_paths
 import pytest
 import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
-from hyperbooth.models.adapters import LoRAConfig
+from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.targets import Target, select_targets
 from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes
 from safetensors import safe_open
@@ -550,3 +550,33 @@ def test_a_disk_that_takes_no_more_leaves_no_part_of_a_file(node: Any, folder: P
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((folder / "loras").iterdir()) == [kept] and kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("format", ["hyperbooth", "comfyui"])
+def test_full_differences_alone_and_after_a_lora_open_in_the_stock_loader(
+    node: Any, families: Any, folder: Path, format: str
+) -> None:
+    model, clip = families("SDXL")
+    targets = targets_of(model, clip)[:8]
+    generator = torch.Generator().manual_seed(5)
+    link = Link.create("full", targets[3:], FullConfig(), generator)
+    for adapter in link.adapters.values():
+        adapter.diff.data.normal_(generator=generator)
+    full, lora = AdapterSet((link,), {"base": "SDXL"}), factors(targets[:5])
+    (chain,) = node("Combine", first=lora, second=full)
+    for adapter in (full, chain):
+        ours = changes(*apply(node, model, clip, adapter))
+        expected = {name: sum(link.adapters[name].delta().detach() for link in adapter.chain if name in link.adapters)
+                    for name in adapter.targets()}  # fmt: skip
+        shapes = {name: target.shape for name, target in adapter.targets().items()}
+        assert_same_changes({f"{name}.weight": d.reshape(shapes[name]) for name, d in expected.items()}, ours)
+        path = folder / save(node, adapter, format, model)
+        if format == "comfyui" or adapter is full:
+            assert_same_changes(ours, changes(*stock(model, clip, path)))
+        if format == "hyperbooth":
+            (again,) = node("Load", adapter_name=path.name)
+            assert_same_changes(ours, changes(*apply(node, model, clip, again)))
+        with safe_open(path, "pt") as file:
+            assert "ss_network_dim" not in file.metadata() and file.metadata()["ss_base_model_version"]
+    with pytest.raises(ValueError, match="full differences of weights, which no LoRA can hold; save it as"):
+        save(node, full, "kohya", model)
