@@ -1,9 +1,9 @@
 """An adapter as users see it: an ordered chain of families on named layers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -98,12 +98,24 @@ class AdapterSet:
 
     def restricted(self, prefix: str) -> "AdapterSet":
         """The part of the chain on layers whose name starts with ``prefix``."""
+        return self.only({name for name in self.targets() if name.startswith(prefix)})
+
+    def only(self, layers: Collection[str]) -> "AdapterSet":
+        """The part of the chain on ``layers``."""
         links = []
         for link in self.chain:
-            kept = {name: adapter for name, adapter in link.adapters.items() if name.startswith(prefix)}
+            kept = {name: adapter for name, adapter in link.adapters.items() if name in layers}
             if kept:
                 links.append(Link(link.family, kept, {name: link.targets[name] for name in kept}))
         return AdapterSet(tuple(links), self.facts)
+
+    def dense_changes(self) -> dict[str, Tensor]:
+        """Layer name -> change ``[out, in]`` of the layers that some link changes without low-rank factors."""
+        dense = {name for link in self.chain for name, adapter in link.adapters.items() if not adapter.low_rank}
+        return {
+            name: reduce(torch.add, (link.adapters[name].delta().detach() for link in self.chain if name in link.adapters))
+            for name in self.targets() if name in dense
+        }  # fmt: skip
 
     @contextmanager
     def attached(self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights) -> Iterator[Without]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .adapter_set import AdapterSet, Link
 from .adapters import LoRA
-from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,10 @@ def plain_link(adapter: AdapterSet) -> Link:
 
 def stock_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
     """The chain in ComfyUI's own names: a plain LoRA, and a whole difference where a layer has no low rank."""
-    whole = {
-        name: link.targets[name]
-        for link in adapter.chain
-        for name, one in link.adapters.items() if not one.low_rank
-    }  # fmt: skip
-    low_rank = AdapterSet(tuple(_without(link, whole) for link in adapter.chain if link.adapters.keys() - whole.keys()))
+    targets, dense = adapter.targets(), adapter.dense_changes()
+    low_rank = adapter.only(targets.keys() - dense.keys())
     tensors = link_tensors(plain_link(low_rank)) if low_rank.chain else {}
-    for name, target in whole.items():
-        change = sum(link.adapters[name].delta().detach() for link in adapter.chain if name in link.adapters)
-        tensors[f"{name}.diff"] = change.reshape(target.shape)
-    return tensors
+    return tensors | {f"{name}.diff": change.reshape(targets[name].shape) for name, change in dense.items()}
 
 
 def link_tensors(link: Link) -> dict[str, Tensor]:
@@ -95,11 +87,6 @@ def link_tensors(link: Link) -> dict[str, Tensor]:
         for name, adapter in link.adapters.items()
         for key, tensor in adapter.to_file(link.targets[name].shape).items()
     }
-
-
-def _without(link: Link, layers: Mapping[str, Target]) -> Link:
-    kept = {name: adapter for name, adapter in link.adapters.items() if name not in layers}
-    return Link(link.family, kept, {name: link.targets[name] for name in kept})
 
 
 def spelt(link: Link, names: Mapping[str, Sequence[Name]], dialect: str) -> dict[str, Tensor]:

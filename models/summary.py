@@ -39,11 +39,15 @@ def _time(seconds: float) -> str:
 def change_per_block(adapter: AdapterSet, weight_of: Callable[[str], Tensor] | None = None) -> dict[str, float]:
     """Mean over a block's layers of ``||dW||_F``, relative to ``||W||_F`` if the weights are given.
 
-    ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built.
+    ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built for low-rank families.
     """
+    dense = adapter.dense_changes()
+    changes = {name: change.norm().item() for name, change in dense.items()}
+    for name, (up, down) in adapter.only(adapter.targets().keys() - dense.keys()).as_lora(weight_of).items():
+        changes[name] = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
     blocks: dict[str, list[float]] = {}
-    for name, (up, down) in adapter.as_lora(weight_of).items():
-        change = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+    for name in adapter.targets():
+        change = changes[name]
         if weight_of is not None:
             change /= weight_of(name).float().norm().item()
         blocks.setdefault(block_of(name), []).append(change)

@@ -578,5 +578,7 @@ def test_full_differences_alone_and_after_a_lora_open_in_the_stock_loader(
             assert_same_changes(ours, changes(*apply(node, model, clip, again)))
         with safe_open(path, "pt") as file:
             assert "ss_network_dim" not in file.metadata() and file.metadata()["ss_base_model_version"]
+    report, chart = node("Info", adapter=chain)
+    assert "2. full (every number) on 5 layers" in report and chart.shape[-1] == 3
     with pytest.raises(ValueError, match="full differences of weights, which no LoRA can hold; save it as"):
         save(node, full, "kohya", model)
