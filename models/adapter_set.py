@@ -111,11 +111,12 @@ class AdapterSet:
 
     def dense_changes(self) -> dict[str, Tensor]:
         """Layer name -> change ``[out, in]`` of the layers that some link changes without low-rank factors."""
-        dense = {name for link in self.chain for name, adapter in link.adapters.items() if not adapter.low_rank}
+        on = {name: [link.adapters[name] for link in self.chain if name in link.adapters] for name in self.targets()}
         return {
-            name: reduce(torch.add, (link.adapters[name].delta().detach() for link in self.chain if name in link.adapters))
-            for name in self.targets() if name in dense
-        }  # fmt: skip
+            name: reduce(torch.add, (adapter.delta().detach() for adapter in adapters))
+            for name, adapters in on.items()
+            if not all(adapter.low_rank for adapter in adapters)
+        }
 
     @contextmanager
     def attached(self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights) -> Iterator[Without]:
