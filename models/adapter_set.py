@@ -1,9 +1,9 @@
 """An adapter as users see it: an ordered chain of families on named layers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -47,8 +47,20 @@ class Link:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
     def describe(self) -> str:
-        """``lora (rank 8, alpha 8) on 128 layers``: the settings are the same on every layer."""
-        return f"{self.family} ({next(iter(self.adapters.values())).describe()}) on {len(self.adapters)} layers"
+        """``lora (rank 8, alpha 8) on 128 layers``; where layers differ, ``rank 4 to 16``."""
+        alike = {adapter.describe() for adapter in self.adapters.values()}
+        settings = alike.pop() if len(alike) == 1 else self._ranges()
+        return f"{self.family} ({settings}) on {len(self.adapters)} layers"
+
+    def _ranges(self) -> str:
+        values: dict[str, set[float]] = {}
+        for adapter in self.adapters.values():
+            for name, value in adapter.settings().items():
+                values.setdefault(name, set()).add(value)
+        return ", ".join(
+            f"{name} {min(all_):g} to {max(all_):g}" if len(all_) > 1 else f"{name} {min(all_):g}"
+            for name, all_ in values.items()
+        )
 
     def describe_size(self) -> str:
         """``797,184 numbers, 3.04 MiB in float32``."""
@@ -86,12 +98,25 @@ class AdapterSet:
 
     def restricted(self, prefix: str) -> "AdapterSet":
         """The part of the chain on layers whose name starts with ``prefix``."""
+        return self.only({name for name in self.targets() if name.startswith(prefix)})
+
+    def only(self, layers: Collection[str]) -> "AdapterSet":
+        """The part of the chain on ``layers``."""
         links = []
         for link in self.chain:
-            kept = {name: adapter for name, adapter in link.adapters.items() if name.startswith(prefix)}
+            kept = {name: adapter for name, adapter in link.adapters.items() if name in layers}
             if kept:
                 links.append(Link(link.family, kept, {name: link.targets[name] for name in kept}))
         return AdapterSet(tuple(links), self.facts)
+
+    def dense_changes(self) -> dict[str, Tensor]:
+        """Layer name -> change ``[out, in]`` of the layers that some link changes without low-rank factors."""
+        on = {name: [link.adapters[name] for link in self.chain if name in link.adapters] for name in self.targets()}
+        return {
+            name: reduce(torch.add, (adapter.delta().detach() for adapter in adapters))
+            for name, adapters in on.items()
+            if not all(adapter.low_rank for adapter in adapters)
+        }
 
     @contextmanager
     def attached(self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights) -> Iterator[Without]:

@@ -3,7 +3,8 @@
 Tensors are named ``<layer>.<tensor of the family>``, where the layer's name is ComfyUI's own, so that a file
 holding one LoRA is at once a LoRA that ComfyUI's stock loaders read. A chain of several links prefixes each
 with its place, ``1/``, ``2/``, so that no other tool mistakes a part for the whole. The header's
-``hyperbooth`` entry (JSON) holds the format version, the chain in order, and the facts.
+``hyperbooth`` entry (JSON) holds the format version, the chain in order, and the facts. A file without it is read
+as a plain LoRA of another program, see :mod:`.foreign`.
 """
 
 import json
@@ -19,10 +20,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .adapter_set import AdapterSet, Link
-from .adapters import FAMILIES, LoRA
+from .adapters import FAMILIES
+from .dialects import link_tensors
+from .foreign import Names, check_is_lora, read_lora
 from .targets import Target
 
 VERSION = 1
+SUFFIXES = (".safetensors", ".sft")
 HEADER = "hyperbooth"
 
 
@@ -35,51 +39,57 @@ def save_adapter(
         ValueError: a value is not finite (a broken run must not reach a file).
         OSError: the disk is full or the folder cannot be written; the former file, if any, is untouched.
     """
-    tensors = {
-        _prefix(adapter, i) + name: tensor.to(dtype).contiguous().cpu()
-        for i, link in enumerate(adapter.chain)
-        for name, tensor in link_tensors(link).items()
-    }
-    write_tensors(tensors, path, {**(metadata or {}), HEADER: json.dumps(_header(adapter))})
+    tensors = in_file(adapter_tensors(adapter), dtype)
+    write_tensors(tensors, path, {**(metadata or {}), HEADER: header_of(adapter)})
 
 
-def load_adapter(path: Path) -> AdapterSet:
-    """Read a file that :func:`save_adapter` wrote; parameters are float32 on the CPU.
+def load_adapter(path: Path, names: Names | None = None) -> AdapterSet:
+    """Read a file that :func:`save_adapter` wrote, or a plain LoRA of another program; float32 on the CPU.
+
+    Args:
+        names: how to read names that are not ComfyUI's own.
 
     Raises:
         ValueError: not such a file, of an unknown version or family, or with tensors missing, foreign or of
             another shape; the message lists both sides.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or no safetensors file ({error}); save it again") from error
-    if header is None:
+    if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
-            f"{path.name} was not saved by HyperBooth (its header has no {HEADER!r} entry); "
-            "a LoRA of another trainer opens in the stock Load LoRA node"
+            f"{path.name} is no safetensors file; files of other kinds can run code when opened, so none is. "
+            "Convert it to safetensors"
         )
     try:
-        return _from_file(path.name, json.loads(header), tensors)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if HEADER not in metadata:
+                check_is_lora(path.name, file.keys())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged or no safetensors file ({error}); save it again") from error
+    if HEADER not in metadata:
+        return read_lora(path.name, tensors, metadata, names or Names())
+    try:
+        return _from_file(path.name, json.loads(metadata[HEADER]), tensors)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} has a damaged {HEADER!r} header ({error!r}); save it again") from error
 
 
-def link_tensors(link: Link) -> dict[str, Tensor]:
-    """``<layer>.<tensor>`` -> tensor, with a convolution's factors in the four dimensions other tools expect."""
+def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
+    """The tensors of every link, as our own format names them."""
     return {
-        f"{name}.{key}": _to_file_shape(key, tensor, link.targets[name])
-        for name, adapter in link.adapters.items()
-        for key, tensor in adapter.to_tensors().items()
+        _prefix(adapter, i) + name: tensor
+        for i, link in enumerate(adapter.chain)
+        for name, tensor in link_tensors(link).items()
     }
 
 
-def lora_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
-    """The chain as one plain LoRA of scale 1, in ComfyUI's names: what its stock nodes take."""
-    plain = {name: LoRA(up, down, alpha=len(down)) for name, (up, down) in adapter.as_lora().items()}
-    return link_tensors(Link(LoRA.family, plain, adapter.targets()))
+def header_of(adapter: AdapterSet) -> str:
+    """The entry under :data:`HEADER` that makes a file ours."""
+    chain = [
+        {"family": link.family, "targets": {name: list(target.shape) for name, target in link.targets.items()}}
+        for link in adapter.chain
+    ]
+    return json.dumps({"version": VERSION, "chain": chain, "facts": dict(adapter.facts)})
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -92,11 +102,21 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(save(dict(tensors), metadata=dict(metadata or {})), path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{path.name} could not be written to {path.parent} ({error.strerror}); nothing was changed "
+            "there. Free some space, or choose a folder that can be written"
+        ) from error  # fmt: skip
+
+
+def _write_whole(data: bytes, path: Path) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:
-            file.write(save(dict(tensors), metadata=dict(metadata or {})))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -104,16 +124,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         temporary.unlink(missing_ok=True)
 
 
+def in_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors as a file takes them; single numbers (an alpha) stay exact whatever the precision."""
+    return {name: (tensor.to(dtype) if tensor.ndim else tensor).contiguous().cpu() for name, tensor in tensors.items()}
+
+
 def _prefix(adapter: AdapterSet, place: int) -> str:
     return f"{place + 1}/" if len(adapter.chain) > 1 else ""
-
-
-def _header(adapter: AdapterSet) -> dict[str, Any]:
-    chain = [
-        {"family": link.family, "targets": {name: list(target.shape) for name, target in link.targets.items()}}
-        for link in adapter.chain
-    ]
-    return {"version": VERSION, "chain": chain, "facts": dict(adapter.facts)}
 
 
 def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterSet:
@@ -140,27 +157,9 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
         expected = [f"{prefix}{name}.{key}" for key in kind.tensor_names]
         if missing := [key for key in expected if key not in tensors]:
             raise ValueError(f"{file} lacks {', '.join(missing)}; the file is not whole")
-        values = {
-            key: _from_file_shape(tensors.pop(full)) for key, full in zip(kind.tensor_names, expected, strict=True)
-        }
-        adapters[name] = kind.from_tensors(values)
-        _check_shape(file, target, adapters[name])
+        values = {key: tensors.pop(full).float() for key, full in zip(kind.tensor_names, expected, strict=True)}
+        try:
+            adapters[name] = kind.from_file(values, target.shape)
+        except ValueError as error:
+            raise ValueError(f"{file}: the adapter of {name} {error}") from error
     return Link(entry["family"], adapters, targets)
-
-
-def _check_shape(file: str, target: Target, adapter: Any) -> None:
-    if adapter.matrix != target.matrix:
-        raise ValueError(
-            f"{file}: the adapter of {target.name} is for a matrix of {adapter.matrix[0]} x {adapter.matrix[1]}, "
-            f"its header says {target.matrix[0]} x {target.matrix[1]}"
-        )
-
-
-def _to_file_shape(key: str, tensor: Tensor, target: Target) -> Tensor:
-    if len(target.shape) != 4 or tensor.ndim != 2:
-        return tensor
-    return tensor.unflatten(1, target.shape[1:]) if "up" not in key else tensor[:, :, None, None]
-
-
-def _from_file_shape(tensor: Tensor) -> Tensor:
-    return tensor.float().flatten(1) if tensor.ndim > 1 else tensor.float()

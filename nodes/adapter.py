@@ -6,7 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
-from ..models.storage import lora_tensors
+from ..models.chain import combined
+from ..models.dialects import stock_tensors
 from ..models.summary import change_per_block, summary
 from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
@@ -55,6 +56,28 @@ class Apply(io.ComfyNode):
         return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
 
 
+class Combine(io.ComfyNode):
+    """Two adapters -> one chain."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothCombine",
+            display_name="Combine Adapters",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="Two adapters as one chain: the second changes what the first made of the model.",
+            inputs=[
+                sockets.Adapter.Input("first", tooltip="Applied first."),
+                sockets.Adapter.Input("second", tooltip="Applied after it; training further trains this one."),
+            ],
+            outputs=[sockets.Adapter.Output(display_name="adapter", tooltip="Both, in this order.")],
+        )
+
+    @classmethod
+    def execute(cls, first: AdapterSet, second: AdapterSet) -> io.NodeOutput:
+        return io.NodeOutput(combined(first, second))
+
+
 class ToLoRA(io.ComfyNode):
     """Adapter -> stock LORA_MODEL."""
 
@@ -75,7 +98,7 @@ class ToLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: AdapterSet, model: Any) -> io.NodeOutput:
         check_fits(model, None, adapter)
-        return io.NodeOutput(lora_tensors(adapter))
+        return io.NodeOutput(stock_tensors(adapter))
 
 
 class Info(io.ComfyNode):

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapter import Apply, Info, ToLoRA
+from .adapter import Apply, Combine, Info, ToLoRA
 from .class_images import ClassImages
 from .files import Load, Save
 from .method import MethodDreamBooth, MethodLoRA
@@ -17,5 +17,5 @@ class HyperBooth(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
-            ToLoRA, Info,
+            ToLoRA, Info, Combine,
         ]  # fmt: skip

@@ -4,13 +4,18 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..models.adapter_set import AdapterSet
-from ..models.storage import load_adapter, lora_tensors, save_adapter, write_tensors
+from ..models.dialects import plain_link, spelt, stock_tensors
+from ..models.metadata import lora_metadata, with_hash
+from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, write_tensors
 from . import sockets
 from .bridge.files import adapter_files, adapter_path, output_file, output_name
+from .bridge.lora import check_fits
+from .bridge.names import file_names, read_names
 
-FORMATS = ("hyperbooth", "comfyui")
+FORMATS = ("hyperbooth", "kohya", "diffusers", "comfyui")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -38,7 +43,7 @@ class Save(io.ComfyNode):
                     options=list(FORMATS),
                     default="hyperbooth",
                     tooltip="hyperbooth: everything, to train further; the stock Load LoRA reads its LoRAs too. "
-                    "comfyui: one plain LoRA.",
+                    "The others are one plain LoRA. kohya: every program reads it. diffusers: for Python scripts.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -46,20 +51,59 @@ class Save(io.ComfyNode):
                     default="float32",
                     tooltip="Of the numbers in the file; half precision halves it.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model it was trained on; formats kohya and diffusers take their names from it.",
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    optional=True,
+                    tooltip="Words that call the subject up, for other programs to show: sks dog. Commas separate.",
+                ),
+                io.Boolean.Input(
+                    "metadata",
+                    default=True,
+                    optional=True,
+                    tooltip="Write settings, prompts and trigger words into the file. Off: none of it, except what "
+                    "format hyperbooth needs to be read.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where it was saved, below the output folder.")],
         )
 
     @classmethod
-    def execute(cls, adapter: AdapterSet, filename_prefix: str, format: str, precision: str) -> io.NodeOutput:
+    def execute(
+        cls, adapter: AdapterSet, filename_prefix: str, format: str, precision: str, model: Any = None,
+        trigger: str = "", metadata: bool = True,
+    ) -> io.NodeOutput:  # fmt: skip
         path = output_file(filename_prefix, ".safetensors")
-        dtype = PRECISIONS[precision]
-        if format == "hyperbooth":
-            save_adapter(adapter, path, dtype)
-        else:
-            write_tensors({name: tensor.to(dtype) for name, tensor in lora_tensors(adapter).items()}, path)
+        if trigger.strip():
+            adapter = AdapterSet(adapter.chain, {**adapter.facts, "trigger": trigger.strip()})
+        tensors = in_file(contents(adapter, format, model), PRECISIONS[precision])
+        entries = {HEADER: header_of(adapter)} if format == "hyperbooth" else {}
+        if metadata:
+            title = path.stem.rstrip("_")
+            entries |= with_hash(lora_metadata(adapter, title), tensors)
+        write_tensors(tensors, path, entries)
         name = output_name(path)
         return io.NodeOutput(name, ui={"text": (f"saved {name}",)})
+
+
+def contents(adapter: AdapterSet, format: str, model: Any) -> dict[str, Tensor]:
+    """The tensors of the file, by the names of ``format``."""
+    if format == "hyperbooth":
+        return adapter_tensors(adapter)
+    if format == "comfyui":
+        return stock_tensors(adapter)
+    if model is None:
+        raise ValueError(
+            f"model is not connected, but the names in a {format} file depend on the architecture; connect the model "
+            "the adapter was trained on, or save in format 'comfyui' or 'hyperbooth'"
+        )
+    check_fits(model, None, adapter)
+    return spelt(plain_link(adapter), file_names(model, format, adapter.targets()), format)
 
 
 class Load(io.ComfyNode):
@@ -71,18 +115,28 @@ class Load(io.ComfyNode):
             node_id="HyperBoothLoad",
             display_name="Load Adapter",
             category=f"{sockets.CATEGORY}/adapter",
-            description="Loads an adapter that Save Adapter wrote (format hyperbooth).",
+            description="Loads an adapter that Save Adapter wrote, or a plain LoRA of another program: to apply it, "
+            "to train it further, to combine it.",
             inputs=[
                 io.Combo.Input(
                     "adapter_name", options=adapter_files(), tooltip="A file of models/loras or output/loras."
-                )
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Only needed for files of kohya, diffusers and the like: it translates their names.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The same, if such a file holds text-encoder layers as well."
+                ),
             ],
             outputs=[sockets.Adapter.Output(display_name="adapter", tooltip="The adapter.")],
         )
 
     @classmethod
-    def execute(cls, adapter_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_adapter(adapter_path(adapter_name)))
+    def execute(cls, adapter_name: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
+        names = read_names(model, clip) if model is not None else None
+        return io.NodeOutput(load_adapter(adapter_path(adapter_name), names))
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str, **_: Any) -> Any:

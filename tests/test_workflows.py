@@ -60,12 +60,12 @@ CONTRACT = {
     ),
     "HyperBoothSave": (
         "adapter HYPERBOOTH_ADAPTER, filename_prefix STRING, format COMBO, precision COMBO",
-        "",
+        "model MODEL, trigger STRING, metadata BOOLEAN",
         "path STRING",
     ),
     "HyperBoothLoad": (
         "adapter_name COMBO",
-        "",
+        "model MODEL, clip CLIP",
         "adapter HYPERBOOTH_ADAPTER",
     ),
     "HyperBoothToLoRA": (
@@ -77,6 +77,11 @@ CONTRACT = {
         "adapter HYPERBOOTH_ADAPTER",
         "model MODEL",
         "report STRING, chart IMAGE",
+    ),
+    "HyperBoothCombine": (
+        "first HYPERBOOTH_ADAPTER, second HYPERBOOTH_ADAPTER",
+        "",
+        "adapter HYPERBOOTH_ADAPTER",
     ),
 }
 

@@ -1,6 +1,7 @@
 """Training an adapter on a subject: targets, adapter, loss and loop put together."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,15 +103,18 @@ class _Job:
     bench: Workbench
     adapter: AdapterSet
     state: TrainState
+    started: float
 
     @classmethod
     def begin(cls, run: Run, bench: Workbench) -> "_Job":
+        started = time.time()
         adapter = _begin(run, targets_of(run.method, bench.shapes), bench.device)
         for frozen_link in adapter.chain[:-1]:
             for parameter in frozen_link.parameters():
                 parameter.requires_grad_(False)
         groups = _groups(adapter.chain[-1], run.method)
-        return cls(run, bench, adapter, TrainState(groups, run.options.optimizer, run.options.ema_decay, bench.half))
+        state = TrainState(groups, run.options.optimizer, run.options.ema_decay, bench.half)
+        return cls(run, bench, adapter, state, started)
 
     def fit(self, on_step: OnStep) -> str:
         """Train within the memory there is; the line that says how."""
@@ -187,7 +191,8 @@ class _Job:
         """The chain as the run would give it now, on the CPU."""
         with self.state.result():
             chain = tuple(link.copy_to("cpu") for link in self.adapter.chain)
-        return AdapterSet(chain, {**self.bench.facts, **self.run.facts(self.state.history)})
+        times = {"started": self.started, "finished": time.time()}
+        return AdapterSet(chain, {**self.bench.facts, **self.run.facts(self.state.history), **times})
 
     @torch.no_grad()
     def sample(self) -> Image.Image | None:

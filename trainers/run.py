@@ -1,5 +1,6 @@
 """One training run as asked for."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,11 @@ HELD_OUT_FROM = 4
 """Pictures from which on one can be spared for validation."""
 COSMETIC = {"preview_every": 0, "checkpoint_every": 0, "memory": "auto", "gradient_checkpointing": False}
 """Options that change nothing about the result, at one value for the run's name."""
+OPTION_FACTS = (
+    "min_snr_gamma", "noise_sampling", "noise_offset", "prior_mode", "prior_weight", "caption_dropout",
+    "warmup_steps", "gradient_accumulation", "max_grad_norm", "gradient_checkpointing",
+)  # fmt: skip
+"""Options that a file keeps, for other programs and for those who ask how it was made."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Run:
         """What a file should say of the run."""
         before = dict(self.start_from.facts) if self.start_from else {}
         return {
+            **{name: before[name] for name in ("trigger", "parts") if name in before},
             "steps": before.get("steps", 0) + history.step,
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -105,6 +112,8 @@ class Run:
             "optimizer": self.options.optimizer,
             "lr_scheduler": self.options.lr_scheduler,
             "loss_weighting": self.options.loss_weighting,
+            **{name: getattr(self.options, name) for name in OPTION_FACTS},
+            "latent_sizes": dict(Counter(f"{e.size[-1]}x{e.size[-2]}" for e in self.training.examples)),
             "final_loss": history.losses[-1],
         }
 

@@ -6,6 +6,7 @@
 | `down` | A          | B_train B_aux           | Q^T W    |
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ class Adapter(nn.Module):
     """Name of the family in files and reports."""
     starts_as_identity: ClassVar[bool]
     """Whether a new adapter changes nothing."""
+    low_rank: ClassVar[bool] = True
+    """Whether the change has factors, so that a plain LoRA can hold it."""
     tensor_names: ClassVar[tuple[str, ...]]
     """Names of the adapter's tensors in a file, after the target's name and a dot."""
 
@@ -72,6 +75,27 @@ class Adapter(nn.Module):
         """The adapter that ``to_tensors`` described, bit for bit."""
         raise NotImplementedError
 
+    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """``to_tensors`` as a file keeps them for a weight of ``shape``, where other tools expect another form."""
+        return self.to_tensors()
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> "Adapter":
+        """The adapter that ``to_file`` described; kernels of a convolution are flattened.
+
+        Raises:
+            ValueError: the tensors are not for a weight of ``shape``.
+        """
+        adapter = cls.from_tensors({name: t.flatten(1) if t.ndim > 2 else t for name, t in tensors.items()})
+        given, wanted = adapter.matrix, (shape[0], math.prod(shape[1:]))
+        if given != wanted:
+            raise ValueError(f"is for a matrix of {given[0]} x {given[1]}, not of {wanted[0]} x {wanted[1]}")
+        return adapter
+
+    def settings(self) -> dict[str, float]:
+        """The settings that may differ from layer to layer, by name, in the order of reports."""
+        return {}
+
     def describe(self) -> str:
         """The settings in a few words, for reports: ``rank 8, alpha 8``."""
-        raise NotImplementedError
+        return ", ".join(f"{name} {value:g}" for name, value in self.settings().items())

@@ -29,6 +29,7 @@ class Full(Adapter):
 
     family = "full"
     starts_as_identity = True
+    low_rank = False
     tensor_names = ("diff",)
 
     def __init__(self, diff: Tensor):
@@ -69,6 +70,10 @@ class Full(Adapter):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Full":
         return cls(tensors["diff"])
+
+    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """In the weight's own shape, as stock loaders take a difference."""
+        return {"diff": self.diff.detach().reshape(shape)}
 
     def describe(self) -> str:
         return "every number"

@@ -86,5 +86,14 @@ class LoRA(Adapter):
         up, down, alpha = (tensors[name] for name in cls.tensor_names)
         return cls(up, down, alpha.item())
 
-    def describe(self) -> str:
-        return f"rank {self.rank}, alpha {self.alpha:g}"
+    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """A convolution's factors are convolutions themselves: up ``[out, r, 1, 1]``, down ``[r, in, kh, kw]``."""
+        tensors = self.to_tensors()
+        if len(shape) == 4:
+            up, down, _ = self.tensor_names
+            tensors[up] = tensors[up][:, :, None, None]
+            tensors[down] = tensors[down].unflatten(1, shape[1:])
+        return tensors
+
+    def settings(self) -> dict[str, float]:
+        return {"rank": self.rank, "alpha": self.alpha}

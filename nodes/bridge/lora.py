@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...models.adapter_set import AdapterSet
-from ...models.storage import lora_tensors
+from ...models.dialects import stock_tensors
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from .session import adaptable_layers, architecture, layer_shapes
 from .weights import borrow
@@ -24,7 +24,7 @@ def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: fl
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    patches = comfy.lora.load_lora(lora_tensors(adapter), keys, log_missing=False)
+    patches = comfy.lora.load_lora(stock_tensors(adapter), keys, log_missing=False)
     patched = model.clone()
     patched.add_patches(_part(patches, DIFFUSION_PREFIX, True), strength_model)
     if clip is not None:

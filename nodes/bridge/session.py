@@ -210,7 +210,12 @@ def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
         blocks=blocks_of(patcher.model.diffusion_model),
         identity=identity_of(patcher, clip),
         borrow=borrow,
-        facts={"base": architecture(patcher), "prediction": denoiser.prediction.value},
+        facts={
+            "base": architecture(patcher),
+            "prediction": denoiser.prediction.value,
+            "precision": str(patcher.model.get_dtype_inference()).removeprefix("torch."),
+            "latent_cell": patcher.model.latent_format.spacial_downscale_ratio,
+        },
     )
 
 

@@ -110,12 +110,6 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
         load_adapter(path)
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
-    save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "kohya.safetensors")
-    with pytest.raises(ValueError, match="was not saved by HyperBooth"):
-        load_adapter(tmp_path / "kohya.safetensors")
-
-
 def edited(path: Path, change) -> Path:
     """The file with its header and tensors changed."""
     with safe_open(path, "pt") as file:
@@ -136,7 +130,10 @@ def edited(path: Path, change) -> Path:
         (lambda h, t: h.pop("chain"), "damaged 'hyperbooth' header"),
         (lambda h, t: h.update(chain=7), "damaged 'hyperbooth' header"),
         (lambda h, t: (h.update(chain=[]), t.clear()), "its chain is empty"),
-        (lambda h, t: t.update({"diffusion_model.a.to_q.lora_up.weight": torch.zeros(5, 2)}), "5 x 10.*12 x 10"),
+        (
+            lambda h, t: t.update({"diffusion_model.a.to_q.lora_up.weight": torch.zeros(5, 2)}),
+            "to_q is for a matrix of 5 x 10, not of 12 x 10",
+        ),
     ],
 )
 def test_what_does_not_fit_the_header_is_refused(tmp_path: Path, change, message: str) -> None:

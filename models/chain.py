@@ -1,0 +1,45 @@
+"""Two adapters, one after the other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .adapter_set import AdapterSet
+from .metadata import trigger_words
+
+
+def combined(first: AdapterSet, second: AdapterSet) -> AdapterSet:
+    """The chain of ``first``, then that of ``second``.
+
+    Raises:
+        ValueError: they are known to be for different architectures, or disagree on a layer's shape.
+    """
+    bases = [adapter.facts.get("base") for adapter in (first, second)]
+    if None not in bases and bases[0] != bases[1]:
+        raise ValueError(
+            f"first was trained on {bases[0]}, second on {bases[1]}; a chain is for one architecture, "
+            "combine adapters of the same one"
+        )
+    theirs = second.targets()
+    for name, target in first.targets().items():
+        if name in theirs and theirs[name].shape != target.shape:
+            raise ValueError(
+                f"first and second are for different architectures: {name} is {target.shape} in first, "
+                f"{theirs[name].shape} in second"
+            )
+    return AdapterSet(first.chain + second.chain, _combined_facts(first.facts, second.facts))
+
+
+def _combined_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for both, the words of both, and each one's own history under ``parts``."""
+    shared = {name: value for name, value in first.items() if name in second and second[name] == value}
+    either = {name: facts[name] for name in ("base", "prediction") for facts in (second, first) if name in facts}
+    words = [word for facts in (first, second) for word in trigger_words(facts.get("trigger", ""))]
+    prompts = [prompt for facts in (first, second) for prompt in facts.get("prompts", ())]
+    parts = [part for facts in (first, second) for part in facts.get("parts", [dict(facts)])]
+    return {
+        **shared,
+        **either,
+        **({"trigger": ", ".join(dict.fromkeys(words))} if words else {}),
+        "prompts": list(dict.fromkeys(prompts)),
+        "parts": parts,
+    }

@@ -1,0 +1,196 @@
+"""LoRA files of other programs: every spelling that ComfyUI's stock loader reads, as our LoRA."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .adapter_set import AdapterSet, Link
+from .adapters import LoRA
+from .dialects import KOHYA, SPELLINGS, Place, swap_halves
+from .metadata import facts_of
+from .targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
+
+_TEXT_STEMS = ("lora_te", "lora_prior_te", "text_encoder", "text_encoders")
+_OTHERS = {
+    r"dora_scale|lora_magnitude_vector.*": "DoRA",
+    r"hada_\w+": "LoHa",
+    r"lokr_\w+": "LoKr",
+    r"lora_mid\.weight": "CP-decomposed LoCon",
+    r"oft_\w+": "OFT",
+    r"lora_B\.bias": "biased LoRA",
+    r"diff|diff_b|set_weight|reshape_weight|[wb]_norm": "whole-weight",
+}
+"""End of a tensor's name -> what it belongs to, of the kinds that stock loaders know and we do not."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """How to read names that are not ComfyUI's own.
+
+    Args:
+        places: a dialect's name of a layer -> where it leads.
+        shapes: our name of a layer -> the shape of its weight, for every layer that an adapter can change.
+        model: what kind of model the names are of; empty if none is connected.
+        clip: whether its text encoder is connected too.
+    """
+
+    places: Mapping[str, Place] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    model: str = ""
+    clip: bool = False
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One pair of factors of the file, ``up`` of scale 1, as matrices unless a convolution."""
+
+    stem: str
+    up: Tensor
+    down: Tensor
+    alpha: float
+
+
+def check_is_lora(file: str, names: Iterable[str]) -> None:
+    """The tensors' names are those of a plain LoRA; told before anything large is read.
+
+    Raises:
+        ValueError: it is something else; the message says what and which node opens it.
+    """
+    names = list(names)
+    if not names:
+        raise ValueError(f"{file} holds no tensors; save or copy it again")
+    strange = [name for name in names if _split(name) is None]
+    kinds = {kind for name in strange for end, kind in _OTHERS.items() if re.search(rf"\.(?:{end})$", name)}
+    if kinds:
+        raise ValueError(
+            f"{file} holds {', '.join(sorted(kinds))} tensors (such as {strange[0]}), Load Adapter reads plain LoRA "
+            "only; the stock Load LoRA opens it"
+        )
+    if strange:
+        raise ValueError(
+            f"{file} is no LoRA: it holds {len(strange)} tensors such as {strange[0]}; "
+            "a checkpoint opens in the stock Load Checkpoint"
+        )
+
+
+def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: Names) -> AdapterSet:
+    """The LoRA that the tensors of ``file`` spell, under our names.
+
+    Several names that lead to parts of one layer (to_q, to_k, to_v of a fused projection) become one LoRA of that
+    layer: ``up`` in blocks, the rank their sum; parts that share one ``down`` share it again.
+
+    Raises:
+        ValueError: the file is not whole, its names need a model or clip, or the model lacks a layer of it.
+    """
+    grouped: dict[str, list[tuple[Place, _Part]]] = {}
+    unknown = []
+    for part in _parts(file, tensors):
+        place = names.places.get(part.stem)
+        if place is None and not names.model and part.stem.startswith(DIFFUSION_PREFIX):
+            place = Place(part.stem)
+        if place is None and not names.clip and part.stem.startswith(TEXT_PREFIX):
+            place = Place(part.stem)
+        if place is None:
+            unknown.append(part.stem)
+        else:
+            grouped.setdefault(place.layer, []).append((place, part))
+    if unknown:
+        raise ValueError(_why_unknown(file, unknown, names))
+    adapters, targets = {}, {}
+    for layer, parts in grouped.items():
+        targets[layer] = Target(layer, _shape(file, layer, parts, names))
+        adapters[layer] = _adapter(file, targets[layer], parts)
+    facts = {**({"base": names.model} if names.model else {}), **facts_of(metadata)}
+    return AdapterSet((Link(LoRA.family, adapters, targets),), facts)
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """``(layer's name, role)`` of a LoRA tensor's name, the role being up, down or alpha."""
+    if name.endswith(KOHYA.alpha):
+        return name.removesuffix(KOHYA.alpha), "alpha"
+    for spelling in SPELLINGS:
+        for role in ("up", "down"):
+            if name.endswith(ending := getattr(spelling, role)):
+                return name.removesuffix(ending), role
+    return None
+
+
+def _parts(file: str, tensors: Mapping[str, Tensor]) -> list[_Part]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        stem, role = _split(name) or (name, "")
+        if not tensor.is_floating_point() and role != "alpha":
+            raise ValueError(f"{file}: {name} holds {tensor.dtype}; a LoRA's factors are floating-point numbers")
+        if not torch.isfinite(tensor.float()).all():
+            raise ValueError(f"{file}: {name} holds NaN or infinite values; the file is of no use")
+        found.setdefault(stem, {})[role] = tensor.float()
+    parts = []
+    for stem, roles in found.items():
+        if missing := [role for role in ("up", "down") if role not in roles]:
+            raise ValueError(f"{file} lacks the {' and '.join(missing)} of {stem}; the file is not whole")
+        up, down = roles["up"], roles["down"]
+        if up.ndim < 2 or down.ndim < 2 or up.shape[1] != len(down) or up[0, 0].numel() != 1:
+            raise ValueError(
+                f"{file}: the factors of {stem} do not belong together, up {tuple(up.shape)} and down "
+                f"{tuple(down.shape)}; save or copy it again"
+            )
+        parts.append(_Part(stem, up, down, roles["alpha"].item() if "alpha" in roles else len(down)))
+    return parts
+
+
+def _why_unknown(file: str, unknown: list[str], names: Names) -> str:
+    if not names.model:
+        return f"{file} names its layers in its own way ({unknown[0]}); connect model and clip, to translate them"
+    text = [stem for stem in unknown if stem.startswith(_TEXT_STEMS)]
+    if text and not names.clip:
+        return f"{file} holds text-encoder layers ({text[0]}); connect clip as well, to translate their names"
+    return (
+        f"{file} changes {len(unknown)} layers that this {names.model} model lacks or cannot change: "
+        f"{', '.join(unknown[:4])}; it was made for another architecture"
+    )
+
+
+def _shape(file: str, layer: str, parts: list[tuple[Place, _Part]], names: Names) -> tuple[int, ...]:
+    """The weight's shape: as the model says, or without one as the factors say."""
+    known = names.model if layer.startswith(DIFFUSION_PREFIX) else names.clip
+    if not known:
+        _, part = parts[0]
+        return (len(part.up), *part.down.shape[1:])
+    if layer not in names.shapes:
+        raise ValueError(_why_unknown(file, [part.stem for _, part in parts], names))
+    return names.shapes[layer]
+
+
+def _adapter(file: str, target: Target, parts: list[tuple[Place, _Part]]) -> LoRA:
+    try:
+        whole = [part for place, part in parts if place == Place(target.name)]
+        if len(whole) > 1:
+            raise ValueError(f"is there under several names, {', '.join(part.stem for part in whole)}")
+        if len(parts) == 1 and whole:
+            values = (whole[0].up, whole[0].down, torch.tensor(whole[0].alpha))
+            return LoRA.from_file(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape)
+        return _fused(target.matrix, parts)
+    except ValueError as error:
+        raise ValueError(f"{file}: the LoRA of {target.name} {error}") from error
+
+
+def _fused(matrix: tuple[int, int], parts: list[tuple[Place, _Part]]) -> LoRA:
+    """One LoRA of scale 1 from LoRAs of a layer's parts."""
+    ups: list[Tensor] = []
+    downs: list[Tensor] = []
+    for place, part in parts:
+        up, down = part.up.flatten(1) * (part.alpha / len(part.down)), part.down.flatten(1)
+        if place.swapped:
+            up = swap_halves(up)
+        first, count = place.rows or (0, matrix[0])
+        if (len(up), down.shape[1]) != (count, matrix[1]):
+            raise ValueError(f"has a part {part.stem} of {len(up)} x {down.shape[1]}, not of {count} x {matrix[1]}")
+        same = next((i for i, other in enumerate(downs) if torch.equal(other, down)), len(downs))
+        if same == len(downs):
+            ups.append(torch.zeros(matrix[0], len(down)))
+            downs.append(down)
+        ups[same][first : first + count] += up
+    return LoRA(torch.cat(ups, 1), torch.cat(downs), alpha=sum(len(down) for down in downs))
