@@ -23,10 +23,11 @@ SD15_FULL: dict[str, Any] = {
 
 SD2_SMALL: dict[str, Any] = {
     **SD15_SMALL, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True, "context_dim": 1024,
-    "num_res_blocks": [11], "transformer_depth": [1, *[0] * 10], "transformer_depth_output": [1, *[0] * 11],
-    "transformer_depth_middle": -1,
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 1, 1, 1), "transformer_depth": [1, *[0] * 7],
+    "transformer_depth_output": [1, *[0] * 11], "transformer_depth_middle": -1,
 }  # fmt: skip
-"""SD2 with as many blocks as ComfyUI's test for a v model needs (it reads `output_blocks.11`), on one level."""
+"""SD2 with as many blocks as ComfyUI's test for a v model needs (it reads `output_blocks.11`), each level as narrow
+as the first."""
 
 SDXL_SMALL: dict[str, Any] = {
     **SD2_SMALL, "context_dim": 2048, "num_classes": "sequential", "adm_in_channels": 2816,
@@ -123,7 +124,8 @@ def pixart_dit(seed: int = 0) -> dict[str, Tensor]:
     """PixArt Sigma's: an eps DiT that also gives variances, which ComfyUI drops."""
     from comfy.ldm.pixart.pixartms import PixArtMS
 
-    return _filled(PixArtMS, PIXART_SMALL, seed)
+    positions = torch.zeros(1, 32 * 32, PIXART_SMALL["hidden_size"])  # in files for its size alone: 512 pixels
+    return {**_filled(PixArtMS, PIXART_SMALL, seed), "pos_embed": positions}
 
 
 def _filled(network: Callable[..., nn.Module], config: dict[str, Any], seed: int) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ EXPECTED = {"sd2": "v", "sdxl": "eps", "sd3": "flow", "flux": "flow", "flux2": "
 """Family -> what its network predicts. SD1.5 has a test file of its own."""
 TEXTS = {"flux2": (1, 9, 128), "pixart": (1, 9, 4096)}
 """Shape of the conditioning of those that come without a text encoder."""
-LATENTS = {"flux2": (128, 4, 4), "pixart": (4, 8, 8)}
+LATENTS = {"flux2": (128, 4, 4), "pixart": (4, 36, 36)}
+"""PixArt counts its positions in units of 64 cells: below 32 there is none."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,11 @@ def test_is_recognised(family: Loaded) -> None:
 
 @pytest.mark.parametrize("targets", ["attention", "all linear"])
 def test_learns_and_leaves_the_model_alone(family: Loaded, node: Any, targets: str) -> None:
-    method = lora(targets=targets, learning_rate=3e-3)
+    method, alone = lora(targets=targets, learning_rate=3e-3), replace(family.subject, class_examples=())
     with untouched(family.model):
-        adapter, loss_map, _ = train(node, (family.model,), family.subject, method, 45, batch_size=2)
+        adapter, loss_map, _ = train(node, (family.model,), alone, method, 36, batch_size=2)
     losses = loss_map["loss"]
-    assert sum(losses[-15:]) < 0.97 * sum(losses[:15])
+    assert sum(losses[-12:]) < 0.95 * sum(losses[:12])
     assert adapter.facts["base"] == FAMILIES[family.name].architecture
 
 
@@ -135,13 +136,15 @@ def test_text_encoders_learn(family: Loaded, node: Any) -> None:
         pytest.skip("comes without a text encoder")
     method = lora(text_encoder=True, learning_rate=3e-3, text_encoder_lr=3e-3)
     with untouched(family.model, family.clip):
-        adapter, loss_map, _ = train(node, (family.model,), family.subject, method, 12, clip=family.clip)
+        adapter, loss_map, _ = train(node, (family.model,), family.subject, method, 8, clip=family.clip)
     assert all(torch.isfinite(torch.tensor(loss_map["loss"])))
     encoders = {name for name, _ in family.clip.cond_stage_model.named_children()}
     trained = {name.split(".")[1] for name in adapter.targets() if name.startswith("text_encoders.")}
     assert trained == encoders
-    moved = [a.up.abs().sum() for name, a in adapter.chain[0].adapters.items() if name.startswith("text_encoders.")]
-    assert sum(float(change) > 0 for change in moved) > len(moved) // 2
+    moved = [
+        a.up.abs().sum().item() for name, a in adapter.chain[0].adapters.items() if name.startswith("text_encoders.")
+    ]
+    assert sum(change > 0 for change in moved) > len(moved) // 2
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
