@@ -1,6 +1,7 @@
 """The same nodes on every family of models: small checkpoints, stock loaders, real training."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import LoRAConfig
+from hyperbooth.models.checkpointing import checkpointed
 from hyperbooth.models.storage import save_adapter
 from hyperbooth.models.targets import select_targets
 from hyperbooth.nodes.bridge.conditions import Conditions
@@ -212,15 +214,15 @@ def link_for(bench: Any, rule: str) -> Link:
     return link
 
 
-def session_gradient(family: Loaded, options: TrainingOptions) -> tuple[float, dict[str, Tensor], Link, dict[str, Any]]:
+def session_gradient(
+    family: Loaded, checkpointing: bool = False
+) -> tuple[float, dict[str, Tensor], Link, dict[str, Any]]:
     """Loss, gradients by layer, the adapter, and what went into the network, for batch 0 of two."""
-    with workbench(family.model, options, family.subject, 2) as bench:
-        link = link_for(bench, "all linear")
-        spy = Spy(bench.denoiser)
-        losses = DreamBooth(
-            spy, bench.condition, bench.to_model, replace(family.subject, class_examples=()), options, 2, 0
-        )
-        with AdapterSet((link,)).attached(bench.layers):
+    own = replace(family.subject, class_examples=())
+    with workbench(family.model, QUIET, own, 2) as bench:
+        link, spy = link_for(bench, "all linear"), Spy(bench.denoiser)
+        losses = DreamBooth(spy, bench.condition, bench.to_model, own, QUIET, 2, 0, nullcontext)
+        with AdapterSet((link,)).attached(bench.layers), checkpointed(bench.blocks if checkpointing else ()):
             (loss,) = losses(0)
             loss.backward()
         gradients = {n: torch.cat([a.up.grad.flatten(), a.down.grad.flatten()]) for n, a in link.adapters.items()}
@@ -245,7 +247,7 @@ class Spy:
 
 def test_the_gradient_is_that_of_changed_weights(family: Loaded) -> None:
     """One batch through the session, against plain autograd on a float64 copy of the network with W + dW."""
-    loss, ours, link, seen = session_gradient(family, QUIET)
+    loss, ours, link, seen = session_gradient(family)
     literal, theirs = literal_gradient(family, link, seen)
     assert loss == pytest.approx(literal, rel=1e-3)
     assert {name: relative(ours[name].double(), theirs[name]) for name in ours if theirs[name].norm() > 0} == {
@@ -254,11 +256,11 @@ def test_the_gradient_is_that_of_changed_weights(family: Loaded) -> None:
 
 
 def test_checkpointing_changes_only_memory(family: Loaded) -> None:
-    plain, gradients, _, _ = session_gradient(family, QUIET)
-    again, checkpointed, _, _ = session_gradient(family, replace(QUIET, gradient_checkpointing=True))
+    plain, gradients, _, _ = session_gradient(family)
+    again, recomputed, _, _ = session_gradient(family, checkpointing=True)
     assert again == pytest.approx(plain, rel=1e-5)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
 
 
 def literal_gradient(family: Loaded, link: Link, seen: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
@@ -302,7 +304,7 @@ def float64_copy(model: Any) -> torch.nn.Module:
     config = {**model.model.model_config.unet_config, "dtype": torch.float64}
     network = type(original)(**config, device=None, operations=comfy.ops.disable_weight_init)
     network.load_state_dict({name: tensor.double() for name, tensor in original.state_dict().items()})
-    return network.double().requires_grad_(False)
+    return network.double().eval().requires_grad_(False)
 
 
 def changed(network: torch.nn.Module, name: str, adapter: Any) -> tuple[Tensor, Tensor]:
@@ -312,6 +314,34 @@ def changed(network: torch.nn.Module, name: str, adapter: Any) -> tuple[Tensor, 
     weight = layer.weight + up @ down
     layer.forward = lambda x: torch.nn.functional.linear(x, weight, layer.bias)
     return up, down
+
+
+def test_texts_of_different_lengths_share_a_batch(family: Loaded) -> None:
+    if family.clip is None:
+        pytest.skip("comes without a text encoder")
+    size = family.subject.examples[0].size
+    with torch.inference_mode():
+        texts = [
+            family.clip.encode_from_tokens_scheduled(family.clip.tokenize(text)) for text in ("a dog", "dog " * 300)
+        ]
+    pair = [Example(torch.zeros(1, *size), text) for text in texts]
+    x = torch.cat([noise(size), noise(size).flip(-1)])
+    sigma = level(family.model).expand(2)
+    with workbench(family.model, QUIET, family.subject, 2) as bench, torch.no_grad():
+        together = bench.denoiser(x, sigma, bench.condition(pair))
+        alone = [bench.denoiser(x[i : i + 1], sigma[:1], bench.condition(pair[i : i + 1])) for i in range(2)]
+    assert relative(together, torch.cat(alone)) < 1e-4
+
+
+def test_guidance_of_distilled_models(family: Loaded) -> None:
+    """Trained with guidance 1 unless the conditioning says otherwise; models without that entrance never see it."""
+    if family.name not in ("flux", "sd3"):
+        pytest.skip("one with the entrance and one without tell enough")
+    (example, *_) = family.subject.examples
+    conditions = Conditions(family.model.model, family.model.load_device)
+    chosen = [[text, {**extra, "guidance": 4.0}] for text, extra in example.cond]
+    given = [conditions.arguments(cond, example.size).get("guidance") for cond in (example.cond, chosen)]
+    assert given == ([torch.tensor([1.0]), torch.tensor([4.0])] if family.name == "flux" else [None, None])
 
 
 def test_batches_of_several_aspects_with_prior_and_previews(family: Loaded, node: Any) -> None:
