@@ -199,6 +199,17 @@ def test_samples(family: Loaded, node: Any) -> None:
     assert torch.isfinite(after).all() and relative(after, before) > 1e-4
 
 
+def test_class_images(family: Loaded, node: Any) -> None:
+    if family.clip is None:
+        pytest.skip("comes without a text encoder")
+    (images,) = node(
+        "ClassImages", model=family.model, clip=family.clip, vae=family.vae, class_prompt="a photo of a dog", count=1,
+        steps=2, cfg=2.0, sampler_name="euler", scheduler="normal", seed=0, resolution=64,
+    )  # fmt: skip
+    assert [image.shape for image in images] == [(1, 64, 64, 3)]
+    assert torch.isfinite(images[0]).all()
+
+
 def test_previews_show_a_picture(family: Loaded) -> None:
     with workbench(family.model, QUIET, family.subject, 1) as bench:
         picture = bench.picture(noise(family.subject.examples[0].size))
