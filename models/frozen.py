@@ -40,7 +40,7 @@ class FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: nn.Linear, borrow: Borrow) -> Tensor:
         ctx.layer, ctx.borrow = layer, borrow
         with borrow(layer, x) as (weight, bias):
-            return F.linear(x, weight, bias)
+            return _no_view(F.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -56,7 +56,8 @@ class FrozenConvolution(torch.autograd.Function):
         ctx.layer, ctx.borrow, ctx.shape = layer, borrow, x.shape
         ctx.few = few_places.pays(layer, x)
         with borrow(layer, x) as (weight, bias):
-            return few_places.convolve(layer, x, weight, bias) if ctx.few else layer._conv_forward(x, weight, bias)
+            y = few_places.convolve(layer, x, weight, bias) if ctx.few else layer._conv_forward(x, weight, bias)
+            return _no_view(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -80,8 +81,9 @@ def frozen(network: nn.Module, borrow: Borrow = own_weights, adds_in_place: bool
     autograd does keep, are copied for the session. After the block the network is as it was.
 
     Args:
-        adds_in_place: the network writes ``x += f(norm(x))`` (ComfyUI's text encoders do), which would spoil
-            the input that a norm keeps for backward; norms then keep a copy.
+        adds_in_place: the network writes ``x += f(norm(x))`` (ComfyUI's text encoders and Flux do), which would
+            spoil the input that a norm keeps for backward; norms then keep a copy, those of the network's own
+            make (T5's) as well.
     """
     with ExitStack() as stack:
         for module in network.modules():
@@ -109,10 +111,25 @@ def _freeze(module: nn.Module, borrow: Borrow, adds_in_place: bool, stack: ExitS
         stack.enter_context(replaced_forward(module, _norm(module, borrow, adds_in_place)))
     elif not isinstance(module, nn.Embedding):
         stack.enter_context(_copied_tensors(module))
+        if adds_in_place and _is_leaf_with_weights(module):
+            stack.enter_context(replaced_forward(module, _on_a_copy(module.forward)))
 
 
 def _through(function: type[torch.autograd.Function], layer: nn.Module, borrow: Borrow) -> Forward:
     return lambda x: function.apply(x, layer, borrow)
+
+
+def _no_view(y: Tensor) -> Tensor:
+    """The same numbers as a tensor of its own: autograd refuses ``y += ...`` on a view that a function returned."""
+    return y.data if y._is_view() else y
+
+
+def _is_leaf_with_weights(module: nn.Module) -> bool:
+    return bool(module._parameters) and not module._modules
+
+
+def _on_a_copy(forward: Forward) -> Forward:
+    return lambda x, *args, **kwargs: forward(x.clone(), *args, **kwargs)
 
 
 def _norm(layer: nn.Module, borrow: Borrow, copy_input: bool) -> Forward:

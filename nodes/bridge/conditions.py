@@ -12,6 +12,11 @@ from ...trainers.subject import Example
 
 Arguments = dict[str, Any]
 
+GUIDANCE = 1.0
+"""What guidance-distilled models (Flux [dev]) are told in training unless the conditioning says otherwise. At 1 their
+output stands for the plain conditional velocity, which is what the loss compares it with; at the sampler's default of
+3.5 it stands for the guided one, and a plain target would wear the distillation off. Trainers commonly do the same."""
+
 
 def encode_prompt(clip: Any, prompt: str) -> Any:
     """The CONDITIONING of ``prompt``, as the stock CLIP Text Encode gives it."""
@@ -43,7 +48,7 @@ class Conditions:
         self.model, self.device, self.clip = model, device, clip
         self._kept: dict[tuple[int, tuple[int, ...]], tuple[Any, dict[str, Any]]] = {}
 
-    def __call__(self, examples: Sequence[Example]) -> Arguments:
+    def __call__(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
         if self.clip is None:
             return _collate([self.kept(example.cond, example.size) for example in examples])
         encoded = {prompt: encode_prompt_with_gradient(self.clip, prompt) for prompt in _distinct(examples)}
@@ -64,6 +69,8 @@ class Conditions:
         entries = comfy.sampler_helpers.convert_cond(conditioning)
         if len(entries) != 1:
             raise ValueError(f"a prompt's conditioning has {len(entries)} parts; training takes one part per image")
+        if self.model.model_config.unet_config.get("guidance_embed"):
+            entries[0].setdefault("guidance", GUIDANCE)
         noise = torch.zeros((1, *size), device=self.device)
         (entry,) = comfy.samplers.encode_model_conds(
             self.model.extra_conds, entries, noise, self.device, "positive", latent_image=noise
@@ -76,12 +83,18 @@ def _distinct(examples: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(example.prompt for example in examples if example.prompt is not None))
 
 
-def _collate(prepared: Sequence[dict[str, Any]]) -> Arguments:
-    """One batch of arguments from single ones, joined as the core joins them."""
+def _collate(prepared: Sequence[dict[str, Any]]) -> Arguments | tuple[Arguments, ...]:
+    """One batch of arguments from single ones, joined as the core joins them; one by one where it cannot join them."""
     first, *others = prepared
     if not others:
         return {name: cond.cond for name, cond in first.items()}
+    if not all(_joins(first, other) for other in others):
+        return tuple(_collate([single]) for single in prepared)
     return {name: cond.concat([other[name] for other in others]) for name, cond in first.items()}
+
+
+def _joins(first: dict[str, Any], other: dict[str, Any]) -> bool:
+    return first.keys() == other.keys() and all(cond.can_concat(other[name]) for name, cond in first.items())
 
 
 def _ordinary(value: Any) -> Any:

@@ -29,6 +29,9 @@ class ComfyDenoiser:
         self.sigmas = self.sampling.sigmas.to(patcher.load_device, copy=True)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        """One pass for the batch, or one per sample where their texts do not fit into one (``cond`` a tuple)."""
+        if isinstance(cond, tuple):
+            return torch.cat([self(*single) for single in zip(x.split(1), sigma.split(1), cond, strict=True)])
         repeated = {name: _for_batch(value, len(x)) for name, value in cond.items()}
         return self.model.apply_model(x, sigma, transformer_options=_options(), **repeated)
 

@@ -98,7 +98,8 @@ def workbench(
     patchers = [patcher] + ([clip.patcher] if clip is not None else [])
     _load_alone(patchers, subject, batch_size)
     with torch.inference_mode(False), torch.enable_grad(), _training_flag(), ExitStack() as stack:
-        stack.enter_context(frozen(patcher.model, borrow))
+        in_place = adds_in_place(patcher.model.diffusion_model)
+        stack.enter_context(frozen(patcher.model, borrow, in_place))
         if clip is not None:
             stack.enter_context(frozen(clip.cond_stage_model, borrow, adds_in_place=True))
         yield _bench(patcher, clip)
@@ -135,6 +136,11 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
         parts = [*network.input_blocks, network.middle_block, *network.output_blocks]
         blocks = [layer for part in parts if part is not None for layer in part]
     return [block for block in blocks if any(True for _ in block.parameters())]
+
+
+def adds_in_place(network: nn.Module) -> bool:
+    """Whether its blocks write ``x += f(x)``: Flux and what descends from it do, U-Nets do not, others might."""
+    return not isinstance(network, UNetModel)
 
 
 def _check_trainable(model: Any) -> None:

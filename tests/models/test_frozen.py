@@ -114,6 +114,65 @@ def test_sums_in_place_do_not_spoil_the_norms_input() -> None:
     torch.testing.assert_close(in_place, y.grad)
 
 
+def test_sums_in_place_on_what_a_layer_returned() -> None:
+    """Flux begins so: ``img = img_in(img)``, then ``img += ...`` in every block."""
+    torch.manual_seed(0)
+    entrance, layer = (nn.Linear(8, 8).requires_grad_(False) for _ in range(2))
+    x, change = torch.randn(2, 5, 8), torch.randn(8, requires_grad=True)
+    with frozen(nn.ModuleList([entrance, layer])):
+        y = entrance(x * change)
+        y += layer(y)
+        y.square().sum().backward()
+    ours, change.grad = change.grad, None
+    h = entrance(x * change)
+    (h + layer(h)).square().sum().backward()
+    torch.testing.assert_close(ours, change.grad)
+
+
+def test_sums_in_place_do_not_spoil_norms_of_another_make() -> None:
+    """T5's norm is a plain module with a weight."""
+
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((8,), 1.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * x * x.pow(2).mean(-1, keepdim=True).rsqrt()
+
+    norm = Norm().requires_grad_(False)
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    with frozen(norm, adds_in_place=True):
+        y = x.clone().requires_grad_()
+        z = y * 1.0
+        z += norm(z)
+        z.square().sum().backward()
+    plain = x.clone().requires_grad_()
+    (plain + norm(plain)).square().sum().backward()
+    torch.testing.assert_close(y.grad, plain.grad)
+    assert "forward" not in vars(norm)
+
+
+def test_checkpointed_blocks_may_sum_in_place() -> None:
+    """Run again on an input that the block itself changed, it would give other numbers without an error."""
+
+    class Block(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            x += super().forward(x).sin()
+            return x
+
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Block(8, 8), Block(8, 8)).requires_grad_(False)
+    x = torch.randn(4, 8)
+    gradients = []
+    for units in ((), blocks):
+        y = x.clone().requires_grad_()
+        with checkpointed(units):
+            blocks(y * 1.0).square().sum().backward()
+        gradients.append(y.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_checkpointing_gives_the_same_gradients_and_keeps_less() -> None:
     blocks = nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32)) for _ in range(4)])
     x = torch.randn(4, 32)

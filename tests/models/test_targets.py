@@ -22,6 +22,9 @@ OTHERS = [
     "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj",
     "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q",
 ]
+NOT_FEED_FORWARD = ["t_embedder.mlp.0", "y_embedder.mlp.2", "time_in.in_layer", "joint_blocks.0.x_block.attn.qkv"]
+SELF_ATTENTION = ["joint_blocks.0.x_block.attn2.qkv", "blocks.0.attn.qkv", "blocks.0.self_attn.q"]
+CROSS_ATTENTION = ["blocks.0.cross_attn.kv_linear", "input_blocks.1.1.transformer_blocks.0.attn2.to_k"]
 NOT_ATTENTION = [
     "diffusion_model.joint_blocks.3.x_block.mlp.fc1",
     "diffusion_model.joint_blocks.3.x_block.adaLN_modulation.1",
@@ -44,7 +47,10 @@ def test_rules_on_a_unet() -> None:
     assert len(names("all linear and convolution")) == len(UNET) - 1, "all but the entrance"
 
 
-@pytest.mark.parametrize("name", ["input_blocks.0.0", "out.2", "final_layer.linear", "x_embedder.proj", "img_in"])
+ENDS = ["input_blocks.0.0", "out.2", "final_layer.linear", "x_embedder.proj", "img_in", "proj_out", "init_x_linear"]
+
+
+@pytest.mark.parametrize("name", ENDS)
 def test_entrance_and_exit_stay_out(name: str) -> None:
     shapes = {"diffusion_model.middle_block.0": (8, 8), f"diffusion_model.{name}": (4, 8)}
     assert [target.name for target in select_targets(shapes, "all linear")] == ["diffusion_model.middle_block.0"]
@@ -59,6 +65,20 @@ def test_attention_of_other_architectures(name: str) -> None:
 def test_what_is_not_attention(name: str) -> None:
     with pytest.raises(ValueError, match="matches none"):
         select_targets({name: (8, 8)}, "attention")
+
+
+@pytest.mark.parametrize("name", NOT_FEED_FORWARD)
+def test_embedders_are_no_feed_forward(name: str) -> None:
+    shapes = {f"diffusion_model.{part}": (8, 8) for part in ("joint_blocks.0.x_block.mlp.fc1", name)}
+    found = [target.name for target in select_targets(shapes, "attention and feed-forward")]
+    assert "diffusion_model.joint_blocks.0.x_block.mlp.fc1" in found
+    assert (f"diffusion_model.{name}" in found) == ("attn" in name)
+
+
+def test_self_and_cross_attention_of_other_architectures() -> None:
+    shapes = {f"diffusion_model.{name}": (8, 8) for name in [*SELF_ATTENTION, *CROSS_ATTENTION]}
+    for rule, names in (("self attention", SELF_ATTENTION), ("cross attention", CROSS_ATTENTION)):
+        assert [target.name for target in select_targets(shapes, rule)] == [f"diffusion_model.{n}" for n in names]
 
 
 def test_a_rule_without_a_match_names_both_sides() -> None:

@@ -1,7 +1,5 @@
 """Training on ComfyUI's loaded objects, in this process."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import comfy.lora
@@ -17,39 +15,10 @@ from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.subject import Example, Subject
+from rig import QUIET, lora, relative, train, untouched
 from torch import Tensor
 
 from devkit.checkpoints import sd15_unet
-
-QUIET = TrainingOptions(preview_every=0)
-
-
-def lora(**settings: Any) -> Method:
-    return Method("lora", LoRAConfig(4, 4.0), **{"learning_rate": 1e-3, "text_encoder_lr": 1e-3, **settings})
-
-
-def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit; a weight that no checkpoint fills may hold NaN, which equals nothing."""
-    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
-
-
-@contextmanager
-def untouched(model: Any, clip: Any = None) -> Iterator[None]:
-    """The weights, and every forward, are bit for bit as before."""
-    parts = [model.model] + ([clip.cond_stage_model] if clip is not None else [])
-    with torch.inference_mode():
-        before = [weights(part) for part in parts]
-    yield
-    for part, old in zip(parts, before, strict=True):
-        new = part.state_dict()
-        assert old.keys() == new.keys()
-        assert [name for name in old if not same_bits(old[name], new[name])] == []
-        assert not any("forward" in vars(module) for module in part.modules())
-    assert comfy.model_management.in_training is False
 
 
 def output(model: Any, clip: Any, prompt: str = "a photo of sks dog") -> Tensor:
@@ -59,15 +28,6 @@ def output(model: Any, clip: Any, prompt: str = "a photo of sks dog") -> Tensor:
         comfy.model_management.load_models_gpu([model])
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
         return model.model.apply_model(x, torch.tensor([5.0]), c_crossattn=cond).clone()
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
-def train(node: Any, loaded: Any, subject: Any, method: Method, steps: int = 6, **inputs: Any) -> tuple[Any, Any, str]:
-    inputs = {"options": QUIET, "batch_size": 1, "seed": 0, **inputs}
-    return node("Train", model=loaded[0], subject=subject, method=method, steps=steps, **inputs)
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])

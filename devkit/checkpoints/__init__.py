@@ -1,0 +1,7 @@
+"""Small checkpoints in the real layouts, with random weights, made on the spot."""
+
+from .families import FAMILIES, Family, write, write_sd15
+from .networks import SD15_FULL, SD15_SMALL, sd15_unet
+from .vae import thumbnail_vae
+
+__all__ = ["FAMILIES", "SD15_FULL", "SD15_SMALL", "Family", "sd15_unet", "thumbnail_vae", "write", "write_sd15"]
