@@ -40,17 +40,23 @@ CONTRACT = {
         "",
         "method HYPERBOOTH_METHOD",
     ),
+    "HyperBoothMethodDreamBooth": (
+        "targets COMBO, learning_rate FLOAT, text_encoder BOOLEAN, text_encoder_lr FLOAT",
+        "",
+        "method HYPERBOOTH_METHOD",
+    ),
     "HyperBoothTrainingOptions": (
         "optimizer COMBO, lr_scheduler COMBO, warmup_steps INT, loss_weighting COMBO, "
         "min_snr_gamma FLOAT, noise_sampling COMBO, prior_mode COMBO, prior_weight FLOAT, "
         "gradient_accumulation INT, max_grad_norm FLOAT, gradient_checkpointing BOOLEAN, "
         "precision COMBO, preview_every INT",
-        "",
+        "caption_dropout FLOAT, noise_offset FLOAT, noise_mean FLOAT, noise_std FLOAT, noise_shift FLOAT, "
+        "noise_low FLOAT, noise_high FLOAT, ema_decay FLOAT, checkpoint_every INT, validation INT, memory COMBO",
         "options HYPERBOOTH_OPTIONS",
     ),
     "HyperBoothTrain": (
         "model MODEL, subject HYPERBOOTH_SUBJECT, method HYPERBOOTH_METHOD, steps INT, batch_size INT, seed INT",
-        "clip CLIP, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER",
+        "clip CLIP, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER, resume COMBO",
         "adapter HYPERBOOTH_ADAPTER, loss_map LOSS_MAP, report STRING",
     ),
     "HyperBoothApply": (
