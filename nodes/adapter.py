@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
 from ..models.chain import combined
-from ..models.dialects import stock_tensors
+from ..models.dialects import link_tensors, plain_link
 from ..models.summary import change_per_block, summary
 from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
@@ -98,7 +98,7 @@ class ToLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: AdapterSet, model: Any) -> io.NodeOutput:
         check_fits(model, None, adapter)
-        return io.NodeOutput(stock_tensors(adapter))
+        return io.NodeOutput(link_tensors(plain_link(adapter)))
 
 
 class Info(io.ComfyNode):
