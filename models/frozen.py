@@ -40,7 +40,7 @@ class FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: nn.Linear, borrow: Borrow) -> Tensor:
         ctx.layer, ctx.borrow = layer, borrow
         with borrow(layer, x) as (weight, bias):
-            return _no_view(F.linear(x, weight, bias))
+            return no_view(F.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -57,7 +57,7 @@ class FrozenConvolution(torch.autograd.Function):
         ctx.few = few_places.pays(layer, x)
         with borrow(layer, x) as (weight, bias):
             y = few_places.convolve(layer, x, weight, bias) if ctx.few else layer._conv_forward(x, weight, bias)
-            return _no_view(y)
+            return no_view(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -119,7 +119,7 @@ def _through(function: type[torch.autograd.Function], layer: nn.Module, borrow: 
     return lambda x: function.apply(x, layer, borrow)
 
 
-def _no_view(y: Tensor) -> Tensor:
+def no_view(y: Tensor) -> Tensor:
     """The same numbers as a tensor of its own: autograd refuses ``y += ...`` on a view that a function returned."""
     return y.data if y._is_view() else y
 

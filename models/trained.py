@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .frozen import Borrow
+from .frozen import Borrow, no_view
 
 
 class TrainedLinear(torch.autograd.Function):
@@ -21,7 +21,7 @@ class TrainedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, diff)
         ctx.layer, ctx.borrow = layer, borrow
         with borrow(layer, x) as (weight, bias):
-            return F.linear(x, weight + diff.to(x.dtype), bias)
+            return no_view(F.linear(x, weight + diff.to(x.dtype), bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -43,7 +43,7 @@ class TrainedConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, diff)
         ctx.layer, ctx.borrow = layer, borrow
         with borrow(layer, x) as (weight, bias):
-            return layer._conv_forward(x, weight + diff.to(x.dtype).view_as(weight), bias)
+            return no_view(layer._conv_forward(x, weight + diff.to(x.dtype).view_as(weight), bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
