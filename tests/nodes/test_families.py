@@ -125,11 +125,13 @@ def test_is_recognised(family: Loaded) -> None:
 
 @pytest.mark.parametrize("targets", ["attention", "all linear"])
 def test_learns_and_leaves_the_model_alone(family: Loaded, node: Any, targets: str) -> None:
+    if targets == "attention" and family.clip is None:
+        pytest.skip("of those without a text encoder, the wider rule alone")
     method, alone = lora(targets=targets, learning_rate=3e-3), replace(family.subject, class_examples=())
     with untouched(family.model):
-        adapter, loss_map, _ = train(node, (family.model,), alone, method, 36, batch_size=2)
+        adapter, loss_map, _ = train(node, (family.model,), alone, method, 24, batch_size=2)
     losses = loss_map["loss"]
-    assert sum(losses[-12:]) < 0.95 * sum(losses[:12])
+    assert sum(losses[-8:]) < 0.95 * sum(losses[:8])
     assert adapter.facts["base"] == FAMILIES[family.name].architecture
 
 
