@@ -19,7 +19,7 @@ from devkit.checkpoints import write_sd15  # noqa: E402
 from devkit.server import Server, prepare_job, running_server  # noqa: E402
 
 sys.path.append(str(ROOT / "tests"))  # last: for reference.py
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # matrices this small make a second thread wait, on a shared machine for long
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ independently for the second term (prior preservation).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ class DreamBooth:
     options: TrainingOptions
     batch_size: int
     seed: int
-    without_adapter: Callable[[], AbstractContextManager[None]]
+    without_adapter: Callable[[], AbstractContextManager[None]] = nullcontext
     pieces: int = 1
 
     def __call__(self, batch: int) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ import comfy.sd
 import pytest
 import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
-from hyperbooth.models.adapters import LoRAConfig
+from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.checkpointing import checkpointed
 from hyperbooth.models.storage import save_adapter
 from hyperbooth.models.targets import select_targets
@@ -21,7 +21,7 @@ from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.sampling import sample_latents
 from hyperbooth.nodes.bridge.session import architecture, workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
-from hyperbooth.trainers.options import TrainingOptions
+from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.subject import Example, Subject
 from reference import l_simple_eps, l_simple_flow, l_simple_v
 from rig import QUIET, lora, relative, train, untouched
@@ -68,15 +68,6 @@ def level(model: Any) -> Tensor:
 
 def encoded(clip: Any) -> Any:
     return clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small make a second thread wait; on a machine that others use, eight times as long as they take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=EXPECTED)
@@ -133,6 +124,17 @@ def test_learns_and_leaves_the_model_alone(family: Loaded, node: Any, targets: s
     losses = loss_map["loss"]
     assert sum(losses[-8:]) < 0.95 * sum(losses[:8])
     assert adapter.facts["base"] == FAMILIES[family.name].architecture
+
+
+def test_every_number_learns(family: Loaded, node: Any) -> None:
+    """Full DreamBooth: the blocks of some families write over what a layer returned."""
+    method = Method("full", FullConfig(), "all weights", 1e-4)
+    with untouched(family.model):
+        adapter, loss_map, _ = train(node, (family.model,), family.subject, method, 3)
+    assert len(loss_map["loss"]) == 3
+    assert all(parameter.detach().any() for parameter in adapter.chain[0].parameters())
+    personalised, _ = node("Apply", model=family.model, adapter=adapter, strength_model=1.0)
+    assert relative(family.output(personalised), family.output(family.model)) > 1e-4
 
 
 def test_text_encoders_learn(family: Loaded, node: Any) -> None:

@@ -1,7 +1,7 @@
 """A trainer one can trust: resume, stopping before harm, validation, memory, on ComfyUI's loaded objects."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def test_prior_prediction_is_nothing_before_training_and_the_drift_of_the_class_
             with without():
                 assert [term.item() for term in loss(0)][1] == 0.0
                 base = next(iter(loss(0))).item()
-        (never,) = (term.item() for term in loss_of(bench, classy, QUIET, None)(0))
+        (never,) = (term.item() for term in loss_of(bench, classy, QUIET, nullcontext)(0))
     assert prior > 0 and own == alone and base == never != own
 
 
@@ -175,9 +175,9 @@ def test_caption_dropout_trains_on_the_empty_prompt(loaded: Any, subject: Any) -
     options = replace(QUIET, caption_dropout=1.0)
     blank = replace(subject, examples=tuple(replace(e, cond=subject.blank, prompt="") for e in subject.examples))
     with workbench(loaded[0], options, subject, 3) as bench, torch.no_grad():
-        dropped = [t.item() for t in loss_of(bench, subject, options, None)(0)]
-        never = [t.item() for t in loss_of(bench, subject, QUIET, None)(0)]
-        on_blank = [t.item() for t in loss_of(bench, blank, options, None)(0)]
+        dropped = [t.item() for t in loss_of(bench, subject, options, nullcontext)(0)]
+        never = [t.item() for t in loss_of(bench, subject, QUIET, nullcontext)(0)]
+        on_blank = [t.item() for t in loss_of(bench, blank, options, nullcontext)(0)]
     assert dropped == on_blank != never
 
 
