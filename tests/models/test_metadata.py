@@ -22,7 +22,8 @@ FACTS: dict[str, Any] = {
     "learning_rate": 1e-4, "text_encoder_lr": 5e-5, "images": 4, "class_images": 20, "prompts": ["a photo of sks dog"],
     "optimizer": "adamw", "lr_scheduler": "cosine", "loss_weighting": "min_snr", "min_snr_gamma": 5.0,
     "warmup_steps": 10, "gradient_accumulation": 3, "gradient_checkpointing": True, "max_grad_norm": 1.0,
-    "prior_weight": 1.0, "noise_offset": 0.05, "caption_dropout": 0.1, "precision": "bfloat16", "latent_sizes": {"64x64": 3, "48x80": 1}, "started": 1.7e9,
+    "prior_weight": 1.0, "noise_offset": 0.05, "caption_dropout": 0.1,
+    "precision": "bfloat16", "latent_sizes": {"64x64": 3, "48x80": 1}, "started": 1.7e9,
     "finished": 1.7e9 + 60, "trigger": "sks dog, sks",
 }  # fmt: skip
 
