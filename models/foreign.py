@@ -126,19 +126,25 @@ def _parts(file: str, tensors: Mapping[str, Tensor]) -> list[_Part]:
             raise ValueError(f"{file}: {name} holds {tensor.dtype}; a LoRA's factors are floating-point numbers")
         if not torch.isfinite(tensor.float()).all():
             raise ValueError(f"{file}: {name} holds NaN or infinite values; the file is of no use")
-        found.setdefault(stem, {})[role] = tensor.float()
-    parts = []
-    for stem, roles in found.items():
-        if missing := [role for role in ("up", "down") if role not in roles]:
-            raise ValueError(f"{file} lacks the {' and '.join(missing)} of {stem}; the file is not whole")
-        up, down = roles["up"], roles["down"]
-        if up.ndim < 2 or down.ndim < 2 or up.shape[1] != len(down) or up[0, 0].numel() != 1:
-            raise ValueError(
-                f"{file}: the factors of {stem} do not belong together, up {tuple(up.shape)} and down "
-                f"{tuple(down.shape)}; save or copy it again"
-            )
-        parts.append(_Part(stem, up, down, roles["alpha"].item() if "alpha" in roles else len(down)))
-    return parts
+        roles = found.setdefault(stem, {})
+        if role in roles:
+            raise ValueError(f"{file} holds the {role} of {stem} twice, in two spellings; save it anew")
+        roles[role] = tensor.float()
+    return [_part(file, stem, roles) for stem, roles in found.items()]
+
+
+def _part(file: str, stem: str, roles: Mapping[str, Tensor]) -> _Part:
+    if missing := [role for role in ("up", "down") if role not in roles]:
+        raise ValueError(f"{file} lacks the {' and '.join(missing)} of {stem}; the file is not whole")
+    up, down = roles["up"], roles["down"]
+    alpha = roles.get("alpha", torch.tensor(float(len(down))))
+    fit = min(up.ndim, down.ndim) >= 2 and up.shape[1] == len(down) and up.numel() == len(up) * len(down) > 0
+    if not fit or alpha.numel() != 1 or down.numel() == 0:
+        raise ValueError(
+            f"{file}: the tensors of {stem} do not belong together, up {tuple(up.shape)}, down {tuple(down.shape)}, "
+            f"alpha {tuple(alpha.shape)}; save or copy it again"
+        )
+    return _Part(stem, up, down, alpha.item())
 
 
 def _why_unknown(file: str, unknown: list[str], names: Names) -> str:

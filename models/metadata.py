@@ -41,6 +41,7 @@ _COPIED = {
     "ss_num_reg_images": "class_images", "ss_batch_size_per_device": "batch_size",
     "ss_gradient_accumulation_steps": "gradient_accumulation", "ss_max_grad_norm": "max_grad_norm",
     "ss_gradient_checkpointing": "gradient_checkpointing", "ss_prior_loss_weight": "prior_weight",
+    "ss_noise_offset": "noise_offset", "ss_caption_dropout_rate": "caption_dropout",
     "ss_training_started_at": "started", "ss_training_finished_at": "finished",
 }  # fmt: skip
 """kohya's entry -> the fact it repeats."""

@@ -22,7 +22,8 @@ FACTS: dict[str, Any] = {
     "learning_rate": 1e-4, "text_encoder_lr": 5e-5, "images": 4, "class_images": 20, "prompts": ["a photo of sks dog"],
     "optimizer": "adamw", "lr_scheduler": "cosine", "loss_weighting": "min_snr", "min_snr_gamma": 5.0,
     "warmup_steps": 10, "gradient_accumulation": 3, "gradient_checkpointing": True, "max_grad_norm": 1.0,
-    "prior_weight": 1.0, "precision": "bfloat16", "latent_sizes": {"64x64": 3, "48x80": 1}, "started": 1.7e9,
+    "prior_weight": 1.0, "noise_offset": 0.05, "caption_dropout": 0.1,
+    "precision": "bfloat16", "latent_sizes": {"64x64": 3, "48x80": 1}, "started": 1.7e9,
     "finished": 1.7e9 + 60, "trigger": "sks dog, sks",
 }  # fmt: skip
 
@@ -82,7 +83,8 @@ def test_kohyas_tools_find_network_and_training(tmp_path: Path) -> None:
         "ss_learning_rate": 1e-4, "ss_unet_lr": 1e-4, "ss_text_encoder_lr": 5e-5, "ss_seed": 7, "ss_steps": 400,
         "ss_max_train_steps": 400, "ss_num_train_images": 4, "ss_num_reg_images": 20, "ss_batch_size_per_device": 2,
         "ss_total_batch_size": 6, "ss_gradient_accumulation_steps": 3, "ss_lr_warmup_steps": 10,
-        "ss_max_grad_norm": 1, "ss_prior_loss_weight": 1, "ss_min_snr_gamma": 5, "ss_training_started_at": 1.7e9,
+        "ss_max_grad_norm": 1, "ss_prior_loss_weight": 1, "ss_min_snr_gamma": 5,
+        "ss_noise_offset": 0.05, "ss_caption_dropout_rate": 0.1, "ss_training_started_at": 1.7e9,
         "ss_training_finished_at": 1.7e9 + 60,
     }  # fmt: skip
     assert {name: float(said[name]) for name in numbers} == numbers

@@ -25,6 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from devkit.checkpoints import FAMILIES, write
+
 EVERYTHING = "all linear and convolution"
 CPU = torch.device("cpu")
 
@@ -193,6 +195,29 @@ def test_files_in_comfyuis_names_need_no_model(node: Any, families: Any, folder:
     for layer, ours in adapter.chain[0].adapters.items():
         theirs = again.chain[0].adapters[layer]
         assert torch.equal(ours.up, theirs.up) and torch.equal(ours.down, theirs.down)
+
+
+@pytest.mark.parametrize("name", ["sd2", "sdxl", "sd3", "flux", "flux2", "pixart"])
+def test_files_of_every_family_as_the_stock_loaders_give_it(node: Any, folder: Path, name: str) -> None:
+    """Whole checkpoints: kohya's and diffusers' files equal Apply in the stock loader, and load again."""
+    path, options = folder / f"{name}.safetensors", dict(FAMILIES[name].text_options)
+    write(path, FAMILIES[name])
+    with torch.inference_mode():
+        if name in ("flux2", "pixart"):
+            model, clip = comfy.sd.load_diffusion_model(str(path)), None
+        else:
+            model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(path), te_model_options=options)
+    # Flux.2's modulation, which all blocks share, is in nobody's map.
+    adapter = adapter_of(model, clip, "attention and feed-forward" if name == "flux2" else "all linear")
+    ours = changes(*apply(node, model, clip, adapter))
+    for format in ("kohya", "diffusers"):
+        file = folder / save(node, adapter, format, model)
+        assert_same_changes(ours, changes(*stock(model, clip, file)))
+        (again,) = node("Load", adapter_name=file.name, model=model, clip=clip)
+        assert_same_changes(ours, changes(*apply(node, model, clip, again)))
+    if name == "flux2":
+        single = "transformer.single_transformer_blocks.0.attn"
+        assert {f"{single}.to_qkv_mlp_proj.lora_A.weight", f"{single}.to_out.lora_B.weight"} <= load_file(file).keys()
 
 
 NAMES = {
