@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from .adapter_set import AdapterSet
+from .stream import contents
 
 STABILITY, DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
 COMFYUI, FLUX = "https://github.com/comfyanonymous/ComfyUI", "https://github.com/black-forest-labs/flux"
@@ -61,10 +61,10 @@ def with_hash(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dic
 
     kohya's definition: of the file that holds only the ss_ entries, without its header.
     """
-    kept = {name: value for name, value in metadata.items() if name.startswith("ss_")}
-    data = memoryview(save(dict(tensors), metadata=kept))
-    begin = 8 + int.from_bytes(data[:8], "little")
-    return {**metadata, "sshs_model_hash": hashlib.sha256(data[begin:]).hexdigest()}
+    digest = hashlib.sha256()
+    for part in contents(tensors):
+        digest.update(part)
+    return {**metadata, "sshs_model_hash": digest.hexdigest()}
 
 
 def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:

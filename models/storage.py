@@ -10,19 +10,19 @@ as a plain LoRA of another program, see :mod:`.foreign`.
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from .adapter_set import AdapterSet, Link
 from .adapters import FAMILIES
 from .dialects import link_tensors
 from .foreign import Names, check_is_lora, read_lora
+from .stream import chunks
 from .targets import Target
 
 VERSION = 1
@@ -104,7 +104,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
             raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(save(dict(tensors), metadata=dict(metadata or {})), path)
+        _write_whole(chunks(tensors, metadata or {}), path)
     except OSError as error:
         raise OSError(
             error.errno, f"{path.name} could not be written to {path.parent} ({error.strerror}); nothing was changed "
@@ -112,11 +112,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         ) from error  # fmt: skip
 
 
-def _write_whole(data: bytes, path: Path) -> None:
+def _write_whole(parts: Iterable[bytes | memoryview], path: Path) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -15,6 +15,8 @@ from .state import Snapshot, TrainState
 
 KEPT = 3
 """States in the folder, of the runs touched last: the one at work, and two to come back to."""
+MOST_BYTES = 8 * 2**30
+"""What the others together may take on the disk: a LoRA's state is some 10 MB, a full DreamBooth's ten thousand."""
 LEFTOVER = 600
 """Seconds after which a part of a file is what a killed process left, not what another one is writing."""
 HEADER = "hyperbooth_state"
@@ -80,9 +82,13 @@ class States:
             self._saved, self.failure = state.history.step, None
 
     def _prune(self) -> None:
-        states = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in [path for path in states if path != self.path][KEPT - 1 :]:
-            path.unlink(missing_ok=True)
+        others = [path for path in self.folder.glob("*.safetensors") if path != self.path]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        room = MOST_BYTES
+        for place, path in enumerate(others, 1):
+            room -= path.stat().st_size
+            if place >= KEPT or room < 0:
+                path.unlink(missing_ok=True)
         for path in self.folder.glob(".*.part"):
             if time.time() - path.stat().st_mtime > LEFTOVER:
                 path.unlink(missing_ok=True)

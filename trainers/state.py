@@ -51,7 +51,11 @@ class History:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state as tensors and plain numbers, on the CPU: what a file keeps."""
+    """A state as tensors and plain numbers, on the CPU: what a file keeps.
+
+    Where the state is on the CPU itself they are its own tensors, good until the next step: a full DreamBooth's are
+    gigabytes.
+    """
 
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, Any]
@@ -101,7 +105,7 @@ class TrainState:
         return all(math.isfinite(p.detach().sum().item()) for p in self.parameters)
 
     def snapshot(self) -> Snapshot:
-        """The state now, copied."""
+        """The state now."""
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         if self.average is not None:
             tensors |= {f"average/{i}": value for i, value in enumerate(self.average.values)}
@@ -111,8 +115,8 @@ class TrainState:
             plain[str(i)] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
         history = {**vars(self.history), "losses": None}
         tensors["losses"] = torch.tensor(self.history.losses, dtype=torch.float64)
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        return Snapshot(copies, {"history": history, "optimizer": plain, "scaler": self.scaler.state_dict()})
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return Snapshot(kept, {"history": history, "optimizer": plain, "scaler": self.scaler.state_dict()})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Be the state that was copied, bit for bit.
