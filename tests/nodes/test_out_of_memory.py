@@ -1,6 +1,12 @@
-"""Memory that really runs out: the process may not grow any further."""
+"""Memory that really runs out: the process may not grow any further.
 
+What earlier tests freed would still be the process's own, and no limit would be met; so these run in a new one.
+"""
+
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +18,17 @@ import torch
 from rig import QUIET, lora, train, untouched
 
 MIB = 2**20
+ALONE = "HYPERBOOTH_TEST_ALONE"
+alone = pytest.mark.skipif(ALONE not in os.environ, reason="run by test_in_a_process_of_its_own")
+
+
+@pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
+def test_in_a_process_of_its_own() -> None:
+    options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-I", "-m", "pytest", *options, __file__]
+    done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "2 passed" in done.stdout
 
 
 @contextmanager
@@ -34,6 +51,7 @@ def large(subject: Any) -> Any:
     return replace(subject, examples=examples)
 
 
+@alone
 def test_out_of_memory_says_what_to_turn_on_and_leaves_everything_healthy(
     node: Any, loaded: Any, subject: Any, large: Any
 ) -> None:
@@ -48,6 +66,7 @@ def test_out_of_memory_says_what_to_turn_on_and_leaves_everything_healthy(
     assert all(torch.isfinite(p).all() for p in again.parameters())
 
 
+@alone
 def test_a_run_that_does_not_fit_goes_on_with_less(node: Any, loaded: Any, large: Any, caplog: Any) -> None:
     """The plan cannot see this limit, so the run meets it, and takes the next plan by itself."""
     tight = replace(QUIET, memory="as set", gradient_checkpointing=True)
