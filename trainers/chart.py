@@ -37,7 +37,7 @@ def loss_chart(history: History, total: int) -> Image.Image:
     curve = smoothed(losses, total)
     axes.plot(steps, curve, color="#d1495b", linewidth=2)
     if history.best is not None:
-        _draw_validation(axes, history)
+        _draw_validation(axes, history, total)
     axes.set_xlim(0, total + 1)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
@@ -46,11 +46,14 @@ def loss_chart(history: History, total: int) -> Image.Image:
     return _rendered(figure)
 
 
-def _draw_validation(axes: Axes, history: History) -> None:
+def _draw_validation(axes: Axes, history: History, total: int) -> None:
     axes.plot(*zip(*history.validation, strict=True), color="#00798c", linewidth=1.5, marker="o", markersize=3)
     step, loss = history.best
+    side = "right" if step > 0.6 * total else "left"
     axes.plot(step, loss, "*", color="#edae49", markeredgecolor="#00798c", markersize=13)
-    axes.annotate(f"best: step {step}, {loss:.4f}", (step, loss), (4, 8), textcoords="offset points", fontsize=8)
+    axes.annotate(
+        f"best: step {step}, {loss:.4f}", (step, loss), (0, 9), textcoords="offset points", fontsize=8, ha=side
+    )
 
 
 def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
