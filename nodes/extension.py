@@ -5,9 +5,10 @@ from comfy_api.latest import ComfyExtension, io
 from .adapter import Apply, Combine, Info, ToLoRA
 from .class_images import ClassImages
 from .files import Load, Save
+from .latents import SubjectFromLatents
 from .method import MethodDreamBooth, MethodLoRA
 from .options import Options
-from .subject import Subject, SubjectFromLatents
+from .subject import Subject
 from .train import Train
 
 

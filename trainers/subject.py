@@ -65,11 +65,6 @@ class Example:
         """Shape of one latent; examples of one size make a batch."""
         return tuple(self.latents.shape[1:])
 
-    def variant(self, index: int) -> "Example":
-        """The example with that one variant only."""
-        part = slice(index, index + 1)
-        return replace(self, latents=self.latents[part], mask=None if self.mask is None else self.mask[part])
-
 
 @dataclass(frozen=True)
 class Subject:
