@@ -5,9 +5,11 @@ from comfy_api.latest import ComfyExtension, io
 from .adapter import Apply, Combine, Info, ToLoRA
 from .class_images import ClassImages
 from .files import Load, Save
+from .folder import ImagesFromFolder
+from .latents import SubjectFromLatents
 from .method import MethodDreamBooth, MethodLoRA
 from .options import Options
-from .subject import Subject, SubjectFromLatents
+from .subject import Subject
 from .train import Train
 
 
@@ -17,5 +19,5 @@ class HyperBooth(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
-            ToLoRA, Info, Combine,
+            ToLoRA, Info, Combine, ImagesFromFolder,
         ]  # fmt: skip

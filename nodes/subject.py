@@ -1,15 +1,13 @@
-"""What is learnt: pictures of the subject, from photographs or from the stock dataset nodes."""
+"""What is learnt: pictures of the subject, from photographs."""
 
 import re
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..trainers.augment import MOST, MOST_VARIANTS, Augmentation
 from ..trainers.gather import Framing, Pictures, Tools, gather, prompts_for
-from ..trainers.subject import Example
-from ..trainers.subject import Subject as SubjectData
 from . import sockets
 from .bridge.conditions import encode_prompt
 from .bridge.pixels import encode_pixels, latent_cell
@@ -53,7 +51,8 @@ class Subject(io.ComfyNode):
                     "captions",
                     optional=True,
                     force_input=True,
-                    tooltip="One text per image in place of the prompt: a list, or one text with a line per image.",
+                    tooltip="One text per image in place of the prompt: a list, or one text with a line per image. "
+                    "An image whose text in the list is empty takes the prompt.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -84,6 +83,7 @@ class Subject(io.ComfyNode):
                     default=FRAMING.flip,
                     tooltip="Also train on mirror images. Leave off for faces and for things with writing on them.",
                 ),
+                *_augmentation_inputs(),
             ],
             outputs=[sockets.Subject.Output(display_name="subject", tooltip="For Train Adapter.")],
         )
@@ -93,8 +93,10 @@ class Subject(io.ComfyNode):
         cls, images: list[Tensor], vae: list[Any], clip: list[Any], prompt: list[str], resolution: list[int],
         bucket: list[bool], flip: list[bool], class_prompt: list[str] | None = None,
         captions: list[str] | None = None, masks: list[Tensor] | None = None,
-        class_images: list[Tensor] | None = None,
+        class_images: list[Tensor] | None = None, variants: list[int] | None = None,
+        crop: list[float] | None = None, colour: list[float] | None = None, augment_seed: list[int] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
+        augmentation = _augmentation(variants=variants, crop=crop, colour=colour, seed=augment_seed)
         pictures = _one_by_one(images)
         texts = prompts_for(len(pictures), only("prompt", prompt), _lines(captions, len(pictures)))
         subject = Pictures(pictures, texts, _one_by_one(masks) if masks else None)
@@ -103,68 +105,60 @@ class Subject(io.ComfyNode):
         framing = Framing(only("resolution", resolution), only("bucket", bucket), only("flip", flip))
         total = len(pictures) + (len(others.images) if others else 0)
         tools = _tools(only("vae", vae), only("clip", clip), total)
-        return io.NodeOutput(gather(subject, others, framing, tools, class_text))
+        return io.NodeOutput(gather(subject, others, framing, tools, class_text, augmentation))
 
 
-class SubjectFromLatents(io.ComfyNode):
-    """Latents and conditioning of the stock dataset nodes -> subject."""
+def _augmentation_inputs() -> list[io.Input]:
+    keep, defaults = io.ControlAfterGenerate.fixed, Augmentation()
+    return [
+        io.Int.Input(
+            "variants",
+            optional=True,
+            default=defaults.variants,
+            min=1,
+            max=MOST_VARIANTS,
+            tooltip="Versions of each image that crop and colour make; every step takes one. All are encoded before "
+            "training, so the time to encode grows with it, the memory to train does not. 8 to 16 when augmenting.",
+        ),
+        io.Float.Input(
+            "crop",
+            optional=True,
+            default=defaults.crop,
+            min=0.0,
+            max=MOST,
+            step=0.01,
+            tooltip="How far a random crop may zoom in: 0 is off, 0.2 leaves four fifths of each side. Needs variants.",
+        ),
+        io.Float.Input(
+            "colour",
+            optional=True,
+            default=defaults.colour,
+            min=0.0,
+            max=MOST,
+            step=0.01,
+            tooltip="How much brightness, contrast, saturation and (a little) hue vary: 0 is off, 0.1 is subtle. "
+            "Leave off where colour is what makes the subject. Needs variants.",
+        ),
+        io.Int.Input(
+            "augment_seed",
+            optional=True,
+            default=defaults.seed,
+            min=0,
+            max=2**64 - 1,
+            control_after_generate=keep,
+            tooltip="Same seed, same versions.",
+        ),
+    ]
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="HyperBoothSubjectFromLatents",
-            display_name="Subject from Latents",
-            category=f"{sockets.CATEGORY}/data",
-            description="A subject from what the stock dataset nodes (Make Training Dataset, Resolution Bucket, "
-            "Load Training Dataset) give.",
-            is_input_list=True,
-            inputs=[
-                io.Latent.Input("latents", tooltip="Encoded pictures, as a list or in batches."),
-                io.Conditioning.Input("positive", tooltip="Their texts: one for all, or one per picture."),
-                io.Conditioning.Input(
-                    "class_positive", optional=True, tooltip="Text of the class pictures: one for all, or one each."
-                ),
-                io.Latent.Input("class_latents", optional=True, tooltip="Class pictures for prior preservation."),
-            ],
-            outputs=[sockets.Subject.Output(display_name="subject", tooltip="For Train Adapter.")],
-        )
 
-    @classmethod
-    def execute(
-        cls, latents: list[Any], positive: list[Any], class_positive: list[Any] | None = None,
-        class_latents: list[Any] | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
-        examples = _latent_examples("positive", _latents_one_by_one(latents), positive)
-        others = _latent_examples("class_positive", _latents_one_by_one(class_latents or []), class_positive or [])
-        notes = tuple(f"latent {i + 1}: {tuple(e.size)}" for i, e in enumerate(examples))
-        class_cond = (class_positive or [None])[0]
-        return io.NodeOutput(SubjectData(examples, others, class_cond=class_cond, notes=notes))
+def _augmentation(**inputs: list[Any] | None) -> Augmentation:
+    """From the inputs that are given; a shared workflow of before may lack them."""
+    return Augmentation(**{name: only(name, values) for name, values in inputs.items() if values})
 
 
 def _one_by_one(batches: list[Tensor]) -> list[Tensor]:
     """A list of batches -> a list of single pictures or masks."""
     return [picture for batch in batches for picture in batch]
-
-
-def _latents_one_by_one(latents: list[Any]) -> list[Tensor]:
-    """Stock LATENTs, each holding a batch or a list of batches, -> single latents ``[1, C, h, w]``."""
-    batches = []
-    for latent in latents:
-        samples = latent["samples"]
-        batches += samples if isinstance(samples, (list, tuple)) else [samples]
-    if not all(torch.isfinite(sample).all() for sample in batches):
-        raise ValueError("latents hold NaN or infinite values; encode the pictures again")
-    singles = [sample if sample.ndim >= 4 else sample[None] for sample in batches]
-    return [single[None] for batch in singles for single in batch]
-
-
-def _latent_examples(name: str, latents: list[Tensor], conds: list[Any]) -> tuple[Example, ...]:
-    if len(conds) == 1:
-        conds = conds * len(latents)
-    if len(conds) != len(latents):
-        raise ValueError(f"{name} holds {len(conds)} texts for {len(latents)} latents; give one, or one per latent")
-    with torch.inference_mode(False):
-        return tuple(Example(latent.clone(), cond) for latent, cond in zip(latents, conds, strict=True))
 
 
 def only(name: str, values: list[Any]) -> Any:

@@ -21,7 +21,8 @@ FILES = ("ckpt_name", "image", "adapter_name")
 CONTRACT = {
     "HyperBoothSubject": (
         "images IMAGE, vae VAE, clip CLIP, prompt STRING, resolution INT, bucket BOOLEAN, flip BOOLEAN",
-        "class_prompt STRING, captions STRING, masks MASK, class_images IMAGE",
+        "class_prompt STRING, captions STRING, masks MASK, class_images IMAGE, "
+        "variants INT, crop FLOAT, colour FLOAT, augment_seed INT",
         "subject HYPERBOOTH_SUBJECT",
     ),
     "HyperBoothSubjectFromLatents": (
@@ -88,6 +89,11 @@ CONTRACT = {
         "first HYPERBOOTH_ADAPTER, second HYPERBOOTH_ADAPTER",
         "",
         "adapter HYPERBOOTH_ADAPTER",
+    ),
+    "HyperBoothImagesFromFolder": (
+        "folder STRING",
+        "captions BOOLEAN, masks BOOLEAN, on_broken COMBO, longest_side INT",
+        "images IMAGE, captions STRING, masks MASK, report STRING",
     ),
 }
 

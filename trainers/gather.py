@@ -1,6 +1,5 @@
 """From pictures and texts to a Subject: sizes, latents, conditioning, each made once."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .augment import Augmentation, views
 from .options import check_number
-from .pictures import bucket_size, fit_picture
+from .pictures import bucket_size
+from .preparation import Job, class_notes, picture_notes
 from .subject import Example, Subject
 
 CHANNELS = (1, 3, 4)
@@ -53,10 +54,14 @@ class Framing:
     flip: bool = False
 
 
+PLAIN = Augmentation()
+
+
 def gather(
-    subject: Pictures, class_pictures: Pictures | None, framing: Framing, tools: Tools, class_prompt: str = ""
-) -> Subject:
-    """Encode everything once.
+    subject: Pictures, class_pictures: Pictures | None, framing: Framing, tools: Tools, class_prompt: str = "",
+    augmentation: Augmentation = PLAIN,
+) -> Subject:  # fmt: skip
+    """Encode everything once. Class pictures are not augmented: they stand for what the model makes by itself.
 
     Raises:
         ValueError: no picture, one smaller than a latent cell, or masks that do not fit; the input is named.
@@ -65,44 +70,86 @@ def gather(
     _check("images", subject, tools.cell)
     if class_pictures is not None:
         _check("class_images", class_pictures, tools.cell)
-    embedded = {"": tools.embed("")}
-    total = len(subject.images) + (len(class_pictures.images) if class_pictures else 0)
-    done = 0
-    examples: list[list[Example]] = [[], []]
-    notes: list[list[str]] = [[], []]
-    for part, pictures in enumerate([subject, class_pictures]):
-        for index in range(len(pictures.images) if pictures else 0):
-            prompt = pictures.prompts[index]
-            if prompt not in embedded:
-                embedded[prompt] = tools.embed(prompt)
-            example, note = _example(pictures, index, framing, tools, embedded[prompt])
-            examples[part].append(example)
-            notes[part].append(note)
-            done += 1
-            tools.progress(done, total)
-    each = [f"image {index}: {note}" for index, note in enumerate(notes[0], 1)]
-    classes = [f"{count} class images: {note}" for note, count in Counter(notes[1]).items()]
-    return Subject(
-        tuple(examples[0]), tuple(examples[1]), embedded[""], tools.embed(class_prompt) if class_prompt else None,
-        class_prompt or None, (*each, *classes),
-    )  # fmt: skip
+    jobs = _plan(subject, framing, tools.cell, augmentation)
+    class_jobs = _plan(class_pictures, framing, tools.cell, PLAIN) if class_pictures else []
+    count = _Count(tools.progress, sum(len(job.views) for job in (*jobs, *class_jobs)))
+    prompts = ("", *_prompts(jobs), *_prompts(class_jobs), *([class_prompt] if class_prompt else []))
+    embedded = {prompt: tools.embed(prompt) for prompt in dict.fromkeys(prompts)}
+    made = [[_example(job, tools, embedded[job.prompt], count) for job in part] for part in (jobs, class_jobs)]
+    notes = (*picture_notes(jobs, framing.flip, augmentation), *class_notes(class_jobs))
+    class_cond = embedded[class_prompt] if class_prompt else None
+    return Subject(tuple(made[0]), tuple(made[1]), embedded[""], class_cond, class_prompt or None, notes)
+
+
+def _plan(pictures: Pictures, framing: Framing, cell: int, augmentation: Augmentation) -> list[Job]:
+    """What is to be made of each picture."""
+    jobs = []
+    for index, (image, prompt) in enumerate(zip(pictures.images, pictures.prompts, strict=True)):
+        shape = tuple(image.shape[:2])
+        size = bucket_size(*shape, framing.resolution, cell, framing.bucket)
+        mask = None if pictures.masks is None else _counting(pictures.masks[index], image)
+        drawn = views(shape, size, framing.flip, augmentation, index, mask)
+        jobs.append(Job(index, image, prompt, mask, size, drawn))
+    return jobs
+
+
+def _prompts(jobs: Sequence[Job]) -> list[str]:
+    return [job.prompt for job in jobs]
+
+
+class _Count:
+    """Progress, one for each version encoded."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int):
+        self._progress, self._total, self._done = progress, total, 0
+
+    def one_more(self) -> None:
+        self._done += 1
+        self._progress(self._done, self._total)
+
+
+def _example(job: Job, tools: Tools, cond: Any, count: _Count) -> Example:
+    pixels, latents = _rgb(job.image), []
+    for view in job.views:
+        latents.append(tools.encode(view.picture(pixels, job.size)))
+        count.one_more()
+    encoded = torch.cat(latents)
+    frames = tuple(view.frame(*job.shape, job.size) for view in job.views)
+    return Example(encoded, cond, job.prompt, _masks(job, encoded), frames)
+
+
+def _masks(job: Job, latents: Tensor) -> Tensor | None:
+    """The picture's mask in every version, at the latents' size."""
+    if job.mask is None:
+        return None
+    framed = torch.cat([view.mask(job.mask[None, None].float(), job.size) for view in job.views])
+    small = F.interpolate(framed, latents.shape[-2:], mode="area").clamp(0, 1)
+    if small[0].amax() < 1 / 255:
+        raise ValueError(
+            f"masks: nothing of mask {job.index + 1} is left after cropping its picture to "
+            f"{job.size[1]} x {job.size[0]}; switch bucket on, or crop the picture yourself"
+        )
+    return small
 
 
 def prompts_for(count: int, prompt: str, captions: Sequence[str] | None) -> list[str]:
-    """One text per picture: the captions, or the prompt for all.
+    """One text per picture: its caption, or the prompt where there is none or an empty one.
 
     Raises:
         ValueError: there are not as many captions as pictures, or no text at all.
     """
-    if captions is not None:
-        if len(captions) != count:
-            raise ValueError(f"captions holds {len(captions)} texts for {count} images; give one per image, or none")
-        if empty := [str(i + 1) for i, caption in enumerate(captions) if not caption.strip()]:
-            raise ValueError(f"captions: text {', '.join(empty)} is empty; say what the picture shows")
-        return list(captions)
-    if not prompt.strip():
+    if captions is not None and len(captions) != count:
+        raise ValueError(f"captions holds {len(captions)} texts for {count} images; give one per image, or none")
+    texts = [(caption.strip() and caption) or prompt for caption in captions or [""] * count]
+    empty = [str(index) for index, text in enumerate(texts, 1) if not text.strip()]
+    if empty and captions is not None:
+        raise ValueError(
+            f"captions: text {', '.join(empty)} is empty, and so is prompt; say what the picture shows, "
+            "or give a prompt for those without a caption"
+        )
+    if empty:
         raise ValueError("prompt is empty; give one that names the subject, such as 'a photo of sks dog'")
-    return [prompt] * count
+    return texts
 
 
 def _check(name: str, pictures: Pictures, cell: int) -> None:
@@ -146,38 +193,12 @@ def _is_no_mask(mask: Tensor, image: Tensor) -> bool:
     return tuple(mask.shape) == NO_MASK != tuple(image.shape[:2]) and not mask.any()
 
 
-def _example(pictures: Pictures, index: int, framing: Framing, tools: Tools, cond: Any) -> tuple[Example, str]:
-    image = pictures.images[index]
-    size = bucket_size(*image.shape[:2], framing.resolution, tools.cell, framing.bucket)
-    pixels = _with_mirror(fit_picture(_rgb(image), *size), framing.flip)
-    latents = tools.encode(pixels)
-    mask = _mask(pictures, index, framing, size, latents) if pictures.masks is not None else None
-    grown = max(size[0] / image.shape[0], size[1] / image.shape[1])
-    note = f"{image.shape[1]} x {image.shape[0]} -> {size[1]} x {size[0]}"
-    note += f" (enlarged {grown:.1f} times: a larger picture would teach more)" if grown > 1.25 else ""
-    return Example(latents, cond, pictures.prompts[index], mask), note
-
-
-def _mask(pictures: Pictures, index: int, framing: Framing, size: tuple[int, int], latents: Tensor) -> Tensor | None:
-    """The picture's mask, framed as the picture, at the latents' size."""
-    mask = pictures.masks[index]
-    if _is_no_mask(mask, pictures.images[index]):
-        return None
-    framed = _with_mirror(fit_picture(mask[None, None].float(), *size), framing.flip)
-    small = F.interpolate(framed, latents.shape[-2:], mode="area").clamp(0, 1)
-    if small.amax() < 1 / 255:
-        raise ValueError(
-            f"masks: nothing of mask {index + 1} is left after cropping its picture to {size[1]} x {size[0]}; "
-            "switch bucket on, or crop the picture yourself"
-        )
-    return small
+def _counting(mask: Tensor, image: Tensor) -> Tensor | None:
+    """The mask, or None if everything counts: it is white all over, or stands for none."""
+    return None if _is_no_mask(mask, image) or bool((mask >= 1).all()) else mask
 
 
 def _rgb(image: Tensor) -> Tensor:
     """``[H, W, C]`` of any usual number of channels -> ``[1, 3, H, W]``; alpha is dropped, grey is repeated."""
     channels = image.movedim(-1, 0)[None].float().clamp(0, 1)
     return channels.expand(-1, 3, -1, -1) if channels.shape[1] == 1 else channels[:, :3]
-
-
-def _with_mirror(pixels: Tensor, flip: bool) -> Tensor:
-    return torch.cat([pixels, pixels.flip(-1)]) if flip else pixels

@@ -198,7 +198,7 @@ class _Job:
     def sample(self) -> Image.Image | None:
         """A picture of the first example's prompt, always from the same noise."""
         run, bench = self.run, self.bench
-        example = run.subject.examples[0].variant(0)
+        example = run.subject.examples[0].variant(0).unframed()
         seed = generator_for(run.seed, _PREVIEW).initial_seed()
         with self.state.result():
             cond, blank = bench.condition([example]), bench.blank(run.subject)

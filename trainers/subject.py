@@ -11,6 +11,24 @@ from .noise import generator_for
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Which part of which picture a latent shows: SDXL's size conditioning (2307.01952, section 2.2).
+
+    Args:
+        width, height: of the whole picture before it was resized.
+        crop_w, crop_h: left and top edge of the crop, in pixels of the resized picture.
+        target_width, target_height: of the crop, what the latent decodes to.
+    """
+
+    width: int
+    height: int
+    crop_w: int
+    crop_h: int
+    target_width: int
+    target_height: int
+
+
+@dataclass(frozen=True)
 class Example:
     """One picture, ready to train on.
 
@@ -19,22 +37,33 @@ class Example:
         cond: what the denoiser takes for the prompt (opaque here).
         prompt: the text, or None if only its conditioning is known.
         mask: weights of the loss ``[variants, 1, h, w]``, or None.
+        frames: what each variant shows of its picture, or None if that is not known.
     """
 
     latents: Tensor
     cond: Any
     prompt: str | None = None
     mask: Tensor | None = None
+    frames: tuple[Frame, ...] | None = None
+
+    def variant(self, index: int) -> "Example":
+        """The example with that variant only."""
+        only = slice(index, index + 1)
+        return replace(
+            self,
+            latents=self.latents[only],
+            mask=None if self.mask is None else self.mask[only],
+            frames=None if self.frames is None else self.frames[only],
+        )
+
+    def unframed(self) -> "Example":
+        """The example without its frames: a picture of its own size, nothing cut away, as samples are asked for."""
+        return replace(self, frames=None)
 
     @property
     def size(self) -> tuple[int, ...]:
         """Shape of one latent; examples of one size make a batch."""
         return tuple(self.latents.shape[1:])
-
-    def variant(self, index: int) -> "Example":
-        """The example with that one variant only."""
-        part = slice(index, index + 1)
-        return replace(self, latents=self.latents[part], mask=None if self.mask is None else self.mask[part])
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Prompts on their way into the model: encoding, and CONDITIONING -> arguments of the model's forward."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+import comfy.model_base
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...trainers.subject import Example
+from ...trainers.subject import Example, Frame
 
 Arguments = dict[str, Any]
 
@@ -37,43 +39,57 @@ def encode_prompt_with_gradient(clip: Any, prompt: str) -> Any:
     return [[cond, {"pooled_output": pooled, **(extra[0] if extra else {})}]]
 
 
+SIZED = (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner)
+"""Models that are told the picture's size and crop (2307.01952, section 2.2)."""
+
+
 class Conditions:
     """Batches of examples -> arguments of ``apply_model``, by the model's own ``extra_conds``.
 
-    What a prompt gives is kept per latent size, unless the text encoder trains (``clip`` given): then every
-    batch encodes its prompts anew, each distinct one once.
+    What a prompt gives is kept per latent size (and per frame, where the model takes one), unless the text encoder
+    trains (``clip`` given): then every batch encodes its prompts anew, each distinct one once. All that is kept
+    for one prompt shares the prompt's own tensors.
     """
 
     def __init__(self, model: Any, device: torch.device, clip: Any = None):
         self.model, self.device, self.clip = model, device, clip
-        self._kept: dict[tuple[int, tuple[int, ...]], tuple[Any, dict[str, Any]]] = {}
+        self._ordinary: dict[int, tuple[Any, Any]] = {}
+        self._kept: dict[tuple[int, tuple[int, ...], Frame | None], dict[str, Any]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
+        """For examples of one variant each (of several, the first one's frame counts)."""
         if self.clip is None:
-            return _collate([self.kept(example.cond, example.size) for example in examples])
+            return _collate([self.kept(e.cond, e.size, self._frame(e)) for e in examples])
         encoded = {prompt: encode_prompt_with_gradient(self.clip, prompt) for prompt in _distinct(examples)}
-        return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size) for e in examples])
+        return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
 
-    def kept(self, conditioning: Any, size: tuple[int, ...]) -> dict[str, Any]:
-        """The model's conditions for one conditioning and latent size, made once, free of inference mode."""
-        key = (id(conditioning), size)
+    def kept(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None = None) -> dict[str, Any]:
+        """The model's conditions for one conditioning, latent size and frame, made once, free of inference mode."""
+        key = (id(conditioning), size, frame)
         if key not in self._kept:
-            self._kept[key] = (conditioning, self._prepare(_ordinary(conditioning), size))
-        return self._kept[key][1]
+            if id(conditioning) not in self._ordinary:
+                self._ordinary[id(conditioning)] = (conditioning, _ordinary(conditioning, self.device))
+            self._kept[key] = self._prepare(self._ordinary[id(conditioning)][1], size, frame)
+        return self._kept[key]
 
     def arguments(self, conditioning: Any, size: tuple[int, ...]) -> Arguments:
         """The arguments for a batch of one."""
         return _collate([self.kept(conditioning, size)])
 
-    def _prepare(self, conditioning: Any, size: tuple[int, ...]) -> dict[str, Any]:
+    def _frame(self, example: Example) -> Frame | None:
+        return example.frames[0] if example.frames and isinstance(self.model, SIZED) else None
+
+    def _prepare(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None) -> dict[str, Any]:
+        """Without a frame the sizes are those that the conditioning itself carries, or the latent's."""
         entries = comfy.sampler_helpers.convert_cond(conditioning)
         if len(entries) != 1:
             raise ValueError(f"a prompt's conditioning has {len(entries)} parts; training takes one part per image")
+        sizes = asdict(frame) if frame is not None else {}
         if self.model.model_config.unet_config.get("guidance_embed"):
             entries[0].setdefault("guidance", GUIDANCE)
         noise = torch.zeros((1, *size), device=self.device)
         (entry,) = comfy.samplers.encode_model_conds(
-            self.model.extra_conds, entries, noise, self.device, "positive", latent_image=noise
+            self.model.extra_conds, [{**entries[0], **sizes}], noise, self.device, "positive", latent_image=noise
         )
         conditions = entry["model_conds"]
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conditions.items()}
@@ -97,12 +113,12 @@ def _joins(first: dict[str, Any], other: dict[str, Any]) -> bool:
     return first.keys() == other.keys() and all(cond.can_concat(other[name]) for name, cond in first.items())
 
 
-def _ordinary(value: Any) -> Any:
-    """A copy in which every tensor is an ordinary one: autograd cannot keep inference tensors."""
+def _ordinary(value: Any, device: torch.device) -> Any:
+    """A copy on the device in which every tensor is an ordinary one: autograd cannot keep inference tensors."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().to(device, copy=True)
     if isinstance(value, dict):
-        return {key: _ordinary(item) for key, item in value.items()}
+        return {key: _ordinary(item, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_ordinary(item) for item in value)
+        return type(value)(_ordinary(item, device) for item in value)
     return value

@@ -55,3 +55,22 @@ def output_name(path: Path) -> str:
 def state_folder() -> Path:
     """Where training states wait to be taken up: in the output folder, which outlives the server."""
     return Path(folder_paths.get_output_directory()) / "hyperbooth_states"
+
+
+def input_folder(name: str) -> Path:
+    """The folder of that name below ComfyUI's input folder.
+
+    Raises:
+        ValueError: there is none, or the name leads out of the input folder.
+    """
+    root = Path(folder_paths.get_input_directory()).resolve()
+    given = name.strip().replace("\\", "/")
+    there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none yet"
+    if not given or not given.isprintable():
+        raise ValueError(f"folder {given!r} is no folder's name; give one in {root}: {there}")
+    path = (root / given).resolve()
+    if Path(given).is_absolute() or path == root or not path.is_relative_to(root):
+        raise ValueError(f"folder {given!r} leads out of the input folder; give the name of one in it: {there}")
+    if not path.is_dir():
+        raise ValueError(f"folder {given!r} is not in {root}; there are: {there}")
+    return path

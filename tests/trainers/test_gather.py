@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hyperbooth.trainers.augment import Augmentation
 from hyperbooth.trainers.gather import Framing, Pictures, Tools, gather, prompts_for
+from hyperbooth.trainers.subject import Frame
 from torch import Tensor
 
 FRAMING = Framing(resolution=32)
@@ -27,10 +29,12 @@ def pictures(*sizes: tuple[int, ...], masks: list[Tensor] | None = None) -> Pict
 
 def test_each_picture_has_its_size_its_prompt_and_its_note() -> None:
     made = gather(pictures((32, 32, 3), (40, 20, 3)), None, FRAMING, tools())
-    assert [example.size for example in made.examples] == [(3, 8, 8), (3, 11, 6)]
+    assert [example.size for example in made.examples] == [(3, 8, 8), (3, 11, 5)]
     assert [example.cond for example in made.examples] == ["<p0>", "<p1>"]
     assert made.blank == "<>"
-    assert made.notes == ("image 1: 32 x 32 -> 32 x 32", "image 2: 20 x 40 -> 24 x 44")
+    assert made.notes == (
+        "sizes: 1 of 32 x 32, 1 of 20 x 44", "image 1: 32 x 32 -> 32 x 32", "image 2: 20 x 40 -> 20 x 44"
+    )  # fmt: skip
 
 
 def test_texts_are_encoded_once_and_progress_counts_every_picture() -> None:
@@ -94,9 +98,10 @@ def test_a_subject_needs_a_text() -> None:
         prompts_for(2, "  ", None)
 
 
-def test_captions_are_not_empty() -> None:
-    with pytest.raises(ValueError, match="captions: text 2 is empty"):
-        prompts_for(2, "p", ["a", " "])
+def test_a_picture_without_a_caption_takes_the_prompt_and_one_without_either_is_refused() -> None:
+    assert prompts_for(2, "p", ["a", " "]) == ["a", "p"]
+    with pytest.raises(ValueError, match="captions: text 2 is empty, and so is prompt"):
+        prompts_for(2, " ", ["a", " "])
 
 
 def test_a_mask_that_the_crop_leaves_nothing_of_is_refused() -> None:
@@ -117,3 +122,47 @@ def test_load_images_stand_in_for_no_mask_means_everything_counts() -> None:
 def test_many_class_images_are_one_line_of_the_report() -> None:
     made = gather(pictures((32, 32, 3)), pictures(*[(32, 32, 3)] * 7), FRAMING, tools())
     assert made.notes == ("image 1: 32 x 32 -> 32 x 32", "7 class images: 32 x 32 -> 32 x 32")
+
+
+def test_versions_are_encoded_one_by_one_with_their_masks_and_frames() -> None:
+    seen: list[Any] = []
+    mask = torch.zeros(60, 40)
+    mask[10:50, 10:30] = 1
+    given, augmentation = pictures((60, 40, 3), masks=[mask]), Augmentation(6, 0.3, 0.2)
+    made = gather(given, pictures((32, 32, 3)), Framing(32, True, True), tools(seen), augmentation=augmentation)
+    (example,) = made.examples
+    assert len(example.latents) == len(example.mask) == len(example.frames) == 6
+    assert len({latent.numpy().tobytes() for latent in example.latents}) == 6
+    assert [entry for entry in seen if not isinstance(entry, str)] == [(i, 8) for i in range(1, 9)]
+    assert len(made.class_examples[0].latents) == 2, "class images are mirrored, not augmented"
+    assert (
+        "6 versions of each image: cropped by up to 30%, colours changed by up to 20%, every second one mirrored"
+        in (made.notes)
+    )
+    assert "masks: 1 of 1 images" in made.notes
+
+
+def test_frames_say_what_was_cropped() -> None:
+    (wide,) = gather(pictures((32, 64, 3)), None, Framing(32, False, True), tools()).examples
+    assert wide.frames == (Frame(64, 32, 16, 0, 32, 32),) * 2
+    (large,) = gather(pictures((96, 64, 3)), None, Framing(32, False, False), tools()).examples
+    assert large.frames == (Frame(64, 96, 0, 8, 32, 32),)
+
+
+def test_the_report_names_what_was_cut_away_and_what_is_there_twice() -> None:
+    image = torch.rand(32, 64, 3)
+    made = gather(Pictures([image, torch.rand(32, 32, 3), image.clone()], ["p"] * 3), None, Framing(32, False), tools())
+    assert "sizes: 3 of 32 x 32" in made.notes
+    assert any(note.startswith("image 1: 64 x 32 -> 32 x 32 (the crop cuts away 50%") for note in made.notes)
+    assert "image 3 is the same picture as image 1, which so counts twice" in made.notes
+
+
+def test_variants_without_crop_or_colour_are_one_version_and_the_report_says_so() -> None:
+    made = gather(pictures((32, 32, 3)), None, FRAMING, tools(), augmentation=Augmentation(8))
+    assert len(made.examples[0].latents) == 1
+    assert "variants has no effect: crop and colour are 0" in made.notes
+
+
+def test_a_white_mask_counts_as_none() -> None:
+    made = gather(pictures((32, 32, 3), masks=[torch.ones(32, 32)]), None, FRAMING, tools())
+    assert made.examples[0].mask is None

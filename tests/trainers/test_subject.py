@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hyperbooth.trainers.subject import Batches, Example, Subject
+from hyperbooth.trainers.subject import Batches, Example, Frame, Subject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +43,14 @@ def test_a_subject_without_images_is_refused() -> None:
 def test_prompts_are_distinct_and_in_order() -> None:
     made = [Example(torch.zeros(1, 4, 2, 2), None, text) for text in ("b", "a", "b", None)]
     assert Subject(tuple(made)).prompts == ["b", "a"]
+
+
+def test_a_variant_has_its_own_latent_mask_and_frame_and_the_same_text() -> None:
+    frames = (Frame(9, 9, 0, 0, 8, 8), Frame(9, 9, 1, 1, 8, 8))
+    example = Example(torch.rand(2, 4, 3, 3), object(), "p", torch.rand(2, 1, 3, 3), frames)
+    second = example.variant(1)
+    assert second.latents.shape == (1, 4, 3, 3) and torch.equal(second.latents[0], example.latents[1])
+    assert second.mask is not None and torch.equal(second.mask[0], example.mask[1])
+    assert second.frames == frames[1:] and second.cond is example.cond and second.prompt == "p"
+    assert second.unframed().frames is None
+    assert Example(torch.rand(2, 4, 3, 3), None).variant(0).frames is None

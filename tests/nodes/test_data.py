@@ -1,0 +1,56 @@
+"""Data on its way through the nodes."""
+
+from typing import Any
+
+import pytest
+import torch
+from comfy_extras.nodes_dataset import ResolutionBucket
+from torch import Tensor
+
+
+def conditioning(value: float) -> Any:
+    return [[torch.full((1, 77, 768), value), {"pooled_output": torch.full((1, 768), value)}]]
+
+
+def test_stock_buckets_keep_each_picture_with_its_text(node: Any) -> None:
+    sizes = [(8, 8), (6, 10), (8, 8), (6, 10), (10, 6)]
+    latents = [{"samples": torch.full((1, 4, *size), float(index))} for index, size in enumerate(sizes)]
+    buckets, conds = ResolutionBucket.execute(latents, [conditioning(float(i)) for i in range(5)]).result
+    assert [len(bucket["samples"]) for bucket in buckets] == [2, 2, 1]
+    (made,) = node("SubjectFromLatents", latents=buckets, positive=conds)
+    assert sorted(example.size for example in made.examples) == sorted((4, *size) for size in sizes)
+    for example in made.examples:
+        assert example.latents.unique().item() == example.cond[0][0].unique().item()
+        assert len(example.cond) == 1 and example.frames is None
+
+
+def subject(node: Any, loaded: Any, pictures: Tensor, **inputs: list[Any]) -> Any:
+    given = {
+        "images": [pictures], "vae": [loaded[2]], "clip": [loaded[1]], "prompt": ["a photo of sks dog"],
+        "resolution": [64], "bucket": [True], "flip": [False],
+    }  # fmt: skip
+    (made,) = node("Subject", **{**given, **inputs})
+    return made
+
+
+def test_versions_reach_the_subject_and_the_same_seed_makes_the_same(node: Any, loaded: Any, pictures: Tensor) -> None:
+    augmented = {"variants": [5], "crop": [0.3], "colour": [0.2], "augment_seed": [7]}
+    first, again = (subject(node, loaded, pictures, **augmented) for _ in range(2))
+    plain = subject(node, loaded, pictures)
+    for example, other, whole in zip(first.examples, again.examples, plain.examples, strict=True):
+        assert example.latents.shape == (5, 4, 8, 8) and len(example.frames) == 5
+        assert torch.equal(example.latents, other.latents)
+        torch.testing.assert_close(example.latents[0], whole.latents[0])
+        assert example.frames[0] == whole.frames[0]
+    different = subject(node, loaded, pictures, **{**augmented, "augment_seed": [8]})
+    assert not torch.equal(first.examples[0].latents, different.examples[0].latents)
+
+
+def test_a_picture_without_a_caption_takes_the_prompt(node: Any, loaded: Any, pictures: Tensor) -> None:
+    made = subject(node, loaded, pictures, captions=["one", "", "three"])
+    assert [example.prompt for example in made.examples] == ["one", "a photo of sks dog", "three"]
+
+
+def test_crop_without_variants_is_refused(node: Any, loaded: Any, pictures: Tensor) -> None:
+    with pytest.raises(ValueError, match="raise variants"):
+        subject(node, loaded, pictures, colour=[0.1])

@@ -1,0 +1,177 @@
+"""Data as users have it, on a real server: the stock dataset nodes, and a folder of photographs good and bad."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from devkit.graphs import Graph
+from devkit.server import Outcome, Server
+
+TEXTS = ("a photo of sks dog", "sks dog in the snow", "sks dog asleep", "sks dog running")
+
+
+def photo(seed: int, height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def training(checkpoint: Path, subject: dict[str, Any], steps: int = 6) -> Graph:
+    """Checkpoint, subject and a short run whose report is shown; links to ``data`` are the caller's."""
+    graph: Graph = {
+        "model": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}},
+        "subject": subject,
+        "method": {
+            "class_type": "HyperBoothMethodLoRA",
+            "inputs": {
+                "rank": 2, "alpha": 2.0, "targets": "attention", "learning_rate": 1e-3, "text_encoder": False,
+                "text_encoder_lr": 0.0,
+            },
+        },
+        "train": {
+            "class_type": "HyperBoothTrain",
+            "inputs": {
+                "model": ["model", 0], "subject": ["subject", 0], "method": ["method", 0], "steps": steps,
+                "batch_size": 1, "seed": 0,
+            },
+        },
+        "shown": {"class_type": "PreviewAny", "inputs": {"source": ["train", 2]}},
+    }  # fmt: skip
+    return graph
+
+
+def from_latents(node: str) -> dict[str, Any]:
+    inputs = {"latents": [node, 0], "positive": [node, 1]}
+    return {"class_type": "HyperBoothSubjectFromLatents", "inputs": inputs}
+
+
+def shown(outcome: Outcome, node: str = "shown") -> str:
+    assert outcome.status == "success", outcome.message
+    return outcome.outputs[node]["text"][0]
+
+
+@pytest.fixture(scope="module")
+def dataset(server: Server) -> str:
+    """Four pictures of two sizes, each with its text, as the stock folder node takes them."""
+    folder = server.base / "input" / "stock set"
+    folder.mkdir()
+    for index, text in enumerate(TEXTS):
+        photo(index, *((64, 64) if index % 2 else (72, 56))).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(text)
+    return folder.name
+
+
+def encoded(folder: str) -> Graph:
+    return {
+        "files": {"class_type": "LoadImageTextDataSetFromFolder", "inputs": {"folder": folder}},
+        "made": {
+            "class_type": "MakeTrainingDataset",
+            "inputs": {"images": ["files", 0], "texts": ["files", 1], "vae": ["model", 2], "clip": ["model", 1]},
+        },
+    }
+
+
+def test_the_stock_dataset_nodes_train(server: Server, checkpoint: Path, dataset: str) -> None:
+    report = shown(server.run({**training(checkpoint, from_latents("made")), **encoded(dataset)}))
+    assert "6 steps of 1 on 4 images" in report
+
+
+def test_stock_buckets_train_with_a_text_for_each_picture(server: Server, checkpoint: Path, dataset: str) -> None:
+    bucket = {
+        "class_type": "ResolutionBucket",
+        "inputs": {"latents": ["made", 0], "conditioning": ["made", 1]},
+    }
+    graph = {**training(checkpoint, from_latents("bucket")), **encoded(dataset), "bucket": bucket}
+    report = shown(server.run(graph))
+    assert "6 steps of 1 on 4 images" in report
+    assert "latent 1: (4, " in report and "latent 4: (4, " in report
+
+
+def test_a_saved_stock_dataset_trains(server: Server, checkpoint: Path, dataset: str) -> None:
+    save = {
+        "class_type": "SaveTrainingDataset",
+        "inputs": {"latents": ["made", 0], "conditioning": ["made", 1], "folder_name": "dogs", "shard_size": 2},
+    }
+    loader = {"model": training(checkpoint, {})["model"]}
+    outcome = server.run({**loader, **encoded(dataset), "save": save})
+    assert outcome.status == "success", outcome.message
+    load = {"class_type": "LoadTrainingDataset", "inputs": {"folder_name": "dogs"}}
+    report = shown(server.run({**training(checkpoint, from_latents("load")), "load": load}))
+    assert "6 steps of 1 on 4 images" in report
+
+
+@pytest.fixture
+def album(server: Server) -> Path:
+    """A folder with a turned photograph, a truncated one, a text named .png, transparency, and 16 bits."""
+    folder = server.base / "input" / "album"
+    folder.mkdir(exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(1, 64, 96).save(folder / "turned.jpg", exif=exif)
+    (folder / "turned.txt").write_text("sks dog, turned")
+    photo(2, 80, 80).save(folder / "whole.jpg")
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "text.png").write_text("no picture")
+    cut_out = photo(3, 80, 80).convert("RGBA")
+    cut_out.putalpha(Image.fromarray(np.repeat(np.uint8([[0] * 30 + [255] * 50]), 80, 0)))
+    cut_out.save(folder / "cut out.png")
+    deep = np.random.default_rng(4).integers(0, 65536, (80, 80), dtype=np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
+    return folder
+
+
+def from_folder(checkpoint: Path, folder: str, **subject: Any) -> Graph:
+    inputs = {
+        "images": ["folder", 0], "captions": ["folder", 1], "masks": ["folder", 2], "vae": ["model", 2],
+        "clip": ["model", 1], "prompt": TEXTS[0], "resolution": 64, "bucket": True, "flip": True, **subject,
+    }  # fmt: skip
+    return {
+        **training(checkpoint, {"class_type": "HyperBoothSubject", "inputs": inputs}),
+        "folder": {"class_type": "HyperBoothImagesFromFolder", "inputs": {"folder": folder}},
+        "read": {"class_type": "PreviewAny", "inputs": {"source": ["folder", 3]}},
+    }
+
+
+def test_a_folder_of_all_kinds_trains_and_both_reports_say_what_became_of_it(
+    server: Server, checkpoint: Path, album: Path
+) -> None:
+    graph = from_folder(checkpoint, album.name, variants=4, crop=0.2, colour=0.1)
+    outcome = server.run(graph)
+    read, report = shown(outcome, "read"), shown(outcome)
+    assert "4 photographs from album" in read
+    assert "turned.jpg: 64 x 96, turned upright" in read
+    assert "cut out.png: 80 x 80, its mask" in read
+    assert "no text for cut out.png, deep.png, whole.jpg: the Subject's prompt is taken" in read
+    assert "left out: text.png: not a picture, whatever its name says" in read
+    assert "left out: truncated.jpg: truncated: the end of the file is missing" in read
+    assert "6 steps of 1 on 4 images" in report
+    assert "masks: 1 of 4 images" in report
+    assert "4 versions of each image: cropped by up to 20%, colours changed by up to 10%, every second one" in report
+    again = server.run(graph)
+    assert again.status == "success" and "folder" not in again.executed
+    (album / "deep.txt").write_text("sks dog, deep")
+    third = server.run(graph)
+    assert third.status == "success" and {"folder", "subject", "train"} <= set(third.executed)
+    assert "no text for cut out.png, whole.jpg" in shown(third, "read")
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("nowhere", "folder 'nowhere' is not in "),
+        ("../output", "leads out of the input folder"),
+        ("/tmp", "leads out of the input folder"),
+        (" ", "is no folder's name"),
+        ("a\0b", "is no folder's name"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_named(server: Server, checkpoint: Path, folder: str, message: str) -> None:
+    outcome = server.run(from_folder(checkpoint, folder))
+    assert outcome.status == "error" and message in outcome.message
+
+
+def test_augmentation_without_variants_is_refused(server: Server, checkpoint: Path, album: Path) -> None:
+    outcome = server.run(from_folder(checkpoint, album.name, crop=0.2))
+    assert outcome.status == "error" and "raise variants" in outcome.message
