@@ -11,9 +11,9 @@ from .server import Outcome, Server
 Graph = dict[str, Any]
 
 
-def small_job(checkpoint: str, steps: int = 8) -> Graph:
-    """The main job on a small checkpoint, at a size for two cores."""
-    graph = json.loads((ROOT / "workflows" / "api" / "hyperbooth_dreambooth_lora.json").read_text())
+def small_job(checkpoint: str, steps: int = 8, name: str = "hyperbooth_dreambooth_lora") -> Graph:
+    """A shipped workflow (the main job) on a small checkpoint, at a size for two cores."""
+    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
     sizes: dict[str, dict[str, Any]] = {
         "CheckpointLoaderSimple": {"ckpt_name": checkpoint},
         "HyperBoothClassImages": {"count": 2, "steps": 2, "resolution": 64},

@@ -153,12 +153,14 @@ def prepare_base(base: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
 
 
 def prepare_job(base: Path, checkpoint: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
-    """The same with a checkpoint and four small photographs, of different sizes, for the shipped workflow."""
+    """The same with a checkpoint and four small photographs of different sizes, for the shipped workflows."""
     prepare_base(base, pack_folder)
     (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
     for index in range(4):
         noise = np.random.default_rng(index).integers(0, 256, (72 + 8 * index, 64, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(base / "input" / f"subject_{index + 1}.png")
+        for folder in (base / "input", base / "input" / "my dog"):
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(noise).save(folder / f"subject_{index + 1}.png")
     return base
 
 
