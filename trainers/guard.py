@@ -30,26 +30,26 @@ def check_finite(what: str, value: float, step: int) -> None:
         raise Diverged(f"the {what} is {value} at step {step}. {ADVICE.format(half=HALF)}.")
 
 
-def check_course(losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> None:
+def check_course(losses: Sequence[float], validation: Sequence[tuple[int, float]], worse: float = WORSE) -> None:
     """The losses so far are not far above those at the start.
 
     Raises:
-        Diverged: the median of the last :data:`WINDOW` is :data:`WORSE` times that of the first, or a validation is
+        Diverged: the median of the last :data:`WINDOW` is ``worse`` times that of the first, or a validation is
             :data:`WORSE_VALIDATED` times the first one.
     """
     step = len(losses)
     if step >= 2 * WINDOW and step % (WINDOW // 4) == 0:
         first, last = statistics.median(losses[:WINDOW]), statistics.median(losses[-WINDOW:])
-        if last > WORSE * first:
+        if last > worse * first:
             raise _diverging("loss", last, first, step)
     if validation and validation[-1][0] == step and validation[-1][1] > WORSE_VALIDATED * validation[0][1]:
         raise _diverging("validation loss", validation[-1][1], validation[0][1], step)
 
 
-def is_healthy(losses: Sequence[float]) -> bool:
+def is_healthy(losses: Sequence[float], worse: float = WORSE) -> bool:
     """Whether a state of now is worth keeping: losses of the last steps are of the size of the first ones."""
     short = WINDOW // 4
-    return len(losses) < WINDOW or statistics.median(losses[-short:]) <= WORSE / 2 * statistics.median(losses[:WINDOW])
+    return len(losses) < WINDOW or statistics.median(losses[-short:]) <= worse / 2 * statistics.median(losses[:WINDOW])
 
 
 def _diverging(what: str, now: float, first: float, step: int) -> Diverged:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .guard import check_course, check_finite
+from .guard import WORSE, check_course, check_finite
 from .state import TrainState
 
 MOST_SKIPPED = 20
@@ -24,6 +24,7 @@ class FitConfig:
     Args:
         steps: optimiser updates.
         validation: steps between validations, 0 for none.
+        worse: how many times the first losses the last ones may be, see :mod:`.guard`.
     """
 
     steps: int
@@ -32,6 +33,7 @@ class FitConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     validation: int = 0
+    worse: float = WORSE
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -62,7 +64,7 @@ def fit(
     while state.history.step < config.steps:
         _step(losses, state, config)
         _validate(state, config, validate)
-        check_course(state.history.losses, state.history.validation)
+        check_course(state.history.losses, state.history.validation, config.worse)
         if on_step is not None:
             on_step(state)
 

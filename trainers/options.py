@@ -7,6 +7,7 @@ from typing import Any
 
 from ..models.adapters import LoRAConfig
 from ..models.targets import RULES
+from .guard import WORSE
 from .losses import WEIGHTINGS
 from .noise import DISTRIBUTIONS, NoiseLevels
 from .optimizers import OPTIMIZERS
@@ -124,6 +125,12 @@ class TrainingOptions:
         return NoiseLevels(
             self.noise_sampling, self.noise_mean, self.noise_std, self.noise_shift, self.noise_low, self.noise_high
         )
+
+    @property
+    def worse(self) -> float:
+        """How many times the first losses later ones may be: a prior term taught by prediction starts at nothing, and
+        grows by its weight."""
+        return WORSE * max(1.0, self.prior_weight)
 
 
 _CHOICES: Mapping[str, Any] = {

@@ -66,7 +66,7 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
         logging.info("HyperBooth: going on from step %d of an earlier run", job.state.history.step)
     resumed = job.state.history.step
     try:
-        line = job.fit(_keeping(states, run.options.checkpoint_every, watch(job.sample)))
+        line = job.fit(_keeping(states, run, watch(job.sample)))
     except Diverged as error:
         raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
     except BaseException:
@@ -76,11 +76,13 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
     return Result(job.result(), job.state.history, resumed, (line, *([states.failure] if states.failure else [])))
 
 
-def _keeping(states: States, every: int, watch: Watch) -> OnStep:
+def _keeping(states: States, run: Run, watch: Watch) -> OnStep:
     """State on disk every so many steps, then what the user sees (where a cancel comes in)."""
+    every = run.options.checkpoint_every
 
     def on_step(state: TrainState) -> None:
-        if every and state.history.step % every == 0 and is_healthy(state.history.losses):
+        due = every and state.history.step % every == 0
+        if due and is_healthy(state.history.losses, run.options.worse):
             states.save(state)
         watch(state.history)
 
@@ -91,8 +93,12 @@ def _rescue(job: "_Job", states: States, run: Run, rescue: Rescue) -> str:
     """Put the last good state where the user finds it; a sentence that says so."""
     if not states.load(job.state, run.steps):
         return "No state had been kept yet (checkpoint_every), so nothing was saved."
-    name = rescue(job.result())
-    return f"The adapter as of step {job.state.history.step}, the last good state, was saved as {name}."
+    step = job.state.history.step
+    try:
+        name = rescue(job.result())
+    except OSError as error:
+        return f"The adapter as of step {step}, the last good state, could not be saved: {error}."
+    return f"The adapter as of step {step}, the last good state, was saved as {name}."
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class _Job:
         options = self.run.options
         config = FitConfig(
             self.run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
-            options.max_grad_norm, options.validation,
+            options.max_grad_norm, options.validation, options.worse,
         )  # fmt: skip
         self.state.history.pieces = plan.pieces
         loss = replace(loss, pieces=plan.pieces)

@@ -18,7 +18,9 @@ def identity_of(model: Any, clip: Any = None) -> str:
         weights = {name: _plain(_unpatched(patcher, name, t)) for name, t in patcher.model.state_dict().items()}
         parts += [weights, _plain(patcher.patches), sorted(patcher.object_patches)]
     sampling = model.get_model_object("model_sampling")
-    return fingerprint(*parts, type(sampling).__mro__[1].__name__, dict(sampling.state_dict()), sampling.sigmas)
+    equations = [kind.__name__ for kind in type(sampling).__mro__]
+    words = None if clip is None else clip.layer_idx
+    return fingerprint(*parts, equations, dict(sampling.state_dict()), sampling.sigmas, words)
 
 
 def _unpatched(patcher: Any, name: str, weight: Any) -> Any:

@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.utils
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from hyperbooth.models.storage import load_adapter
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
@@ -88,6 +89,23 @@ def test_a_run_belongs_to_its_model(node: Any, loaded: Any, subject: Any) -> Non
     assert "taken up" not in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
     assert "taken up" in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
     assert "taken up" in train(node, loaded, subject, lora(), 3)[2]
+
+
+def test_a_run_belongs_to_its_sampling_equations(node: Any, loaded: Any, subject: Any) -> None:
+    with torch.inference_mode():
+        (v, zero), eps = (
+            [ModelSamplingDiscrete().patch(loaded[0], "v_prediction", zsnr)[0] for zsnr in (False, True)],
+            ModelSamplingDiscrete().patch(loaded[0], "eps", False)[0],
+        )
+    for model in (v, zero, eps):
+        assert "taken up" not in train(node, (model, *loaded[1:]), subject, lora(), 2)[2]
+
+
+def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded: Any, subject: Any) -> None:
+    options = replace(QUIET, prior_mode="prediction", prior_weight=100.0)
+    classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
+    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=3e-3), 150, options=options)
+    assert len(loss_map["loss"]) == 150
 
 
 def test_a_diverging_run_stops_names_the_step_and_rescues_the_last_good_state(
