@@ -40,9 +40,8 @@ def test_clock_ticks_at_any_optimiser_and_takes_its_hook_off(harness: ModuleType
 def test_peak_sees_memory_that_is_gone_again(harness: ModuleType) -> None:
     with harness.peak_memory() as before:
         pass
-    with harness.peak_memory() as peak:
-        with mmap.mmap(-1, 200_000_000) as fresh:  # never a part of what earlier tests left to the process
-            fresh.write(b"1" * 200_000_000)
+    with harness.peak_memory() as peak, mmap.mmap(-1, 200_000_000) as fresh:  # new, whatever earlier tests left
+        fresh.write(b"1" * 200_000_000)
     with harness.peak_memory() as after:
         pass
     assert peak.bytes - before.bytes > 150e6

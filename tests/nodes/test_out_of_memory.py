@@ -24,9 +24,11 @@ alone = pytest.mark.skipif(ALONE not in os.environ, reason="run by test_in_a_pro
 
 @pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
 def test_in_a_process_of_its_own() -> None:
+    # Every large block is the system's own and goes back to it, so that the limit is met where it is set.
+    environment = {**os.environ, ALONE: "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
     command = [sys.executable, "-I", "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "2 passed" in done.stdout
 
@@ -68,10 +70,13 @@ def test_out_of_memory_says_what_to_turn_on_and_leaves_everything_healthy(
 
 @alone
 def test_a_run_that_does_not_fit_goes_on_with_less(node: Any, loaded: Any, large: Any, caplog: Any) -> None:
-    """The plan cannot see this limit, so the run meets it, and takes the next plan by itself."""
+    """The plan cannot see this limit, so the run meets it, and takes the next plan by itself.
+
+    A step takes between 360 and 420 MiB, with checkpointing between 120 and 180.
+    """
     tight = replace(QUIET, memory="as set", gradient_checkpointing=True)
     expected = [train(node, loaded, large, lora(), 1, batch_size=1, options=tight, resume="start over")[0]]
-    with untouched(loaded[0]), room(330):
+    with untouched(loaded[0]), room(270):
         adapter, _, report = train(node, loaded, large, lora(), 1, batch_size=1, resume="start over")
     assert "out of memory at step 1; going on with" in caplog.text
     assert "checkpointing on (as set)" in report
