@@ -78,18 +78,21 @@ def ours(job: Job, _tick: Tick, targets: str = "attention") -> Train:
     from hyperbooth.models.adapters import LoRAConfig
     from hyperbooth.nodes.bridge.session import workbench
     from hyperbooth.trainers.options import Method, TrainingOptions
-    from hyperbooth.trainers.personalize import Run, personalize
+    from hyperbooth.trainers.personalize import personalize
+    from hyperbooth.trainers.resume import States
+    from hyperbooth.trainers.run import Run
     from hyperbooth.trainers.subject import Example, Subject
 
-    options = TrainingOptions(precision="float32", preview_every=0)
+    options = TrainingOptions(precision="float32", preview_every=0, checkpoint_every=0)
     method = Method(config=LoRAConfig(RANK, RANK), targets=targets, learning_rate=LEARNING_RATE)
 
     @torch.inference_mode()
     def train() -> None:
         latent, prompt = _data()
         subject = Subject((Example(latent, [[prompt, {}]]),))
-        with workbench(model, options, subject, 1) as bench:
-            personalize(Run(subject, method, options, job.updates), bench, lambda _sample: lambda _state: None)
+        run = Run(subject, method, options, job.updates)
+        with workbench(model, options, subject, 1) as bench, tempfile.TemporaryDirectory() as folder:
+            personalize(run, bench, lambda _sample: lambda _history: None, States(Path(folder), "bench"), str)
 
     return train
 

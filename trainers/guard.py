@@ -48,8 +48,9 @@ def check_course(losses: Sequence[float], validation: Sequence[tuple[int, float]
 
 def is_healthy(losses: Sequence[float], worse: float = WORSE) -> bool:
     """Whether a state of now is worth keeping: losses of the last steps are of the size of the first ones."""
-    short = WINDOW // 4
-    return len(losses) < WINDOW or statistics.median(losses[-short:]) <= worse / 2 * statistics.median(losses[:WINDOW])
+    if len(losses) < WINDOW:
+        return losses[-1] <= worse * max(losses[:4])
+    return statistics.median(losses[-WINDOW // 4 :]) <= worse / 2 * statistics.median(losses[:WINDOW])
 
 
 def _diverging(what: str, now: float, first: float, step: int) -> Diverged:
