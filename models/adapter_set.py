@@ -125,7 +125,11 @@ class AdapterSet:
         Gives a way to be without the change for a moment.
         """
         with ExitStack() as stack:
-            off = [stack.enter_context(attached(link.adapters, modules, borrow)) for link in self.chain]
+            off: list[Without] = []
+            changed: set[str] = set()
+            for link in self.chain:
+                off.append(stack.enter_context(attached(link.adapters, modules, borrow, changed)))
+                changed |= link.adapters.keys()
             yield partial(_without, off)
 
     def as_lora(self, weight_of: WeightOf | None = None) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
 """An adapter on a model's layers while it trains, and off them for a moment."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
@@ -16,12 +16,16 @@ Without = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def attached(
-    adapters: Mapping[str, Adapter], modules: Mapping[str, nn.Module], borrow: Borrow = own_weights
+    adapters: Mapping[str, Adapter],
+    modules: Mapping[str, nn.Module],
+    borrow: Borrow = own_weights,
+    changed: Collection[str] = (),
 ) -> Iterator[Without]:
     """Inside the block, each module's output carries the change of the adapter of its name.
 
     Args:
         borrow: gives a layer's weights to the families that need them, see :mod:`.frozen`.
+        changed: layers that carry another change already.
 
     Raises:
         KeyError: an adapter names a layer that ``modules`` lacks.
@@ -29,7 +33,8 @@ def attached(
     before = {name: modules[name].forward for name in adapters}
     with ExitStack() as stack:
         for name, adapter in adapters.items():
-            stack.enter_context(replaced_forward(modules[name], adapter.on(modules[name], before[name], borrow)))
+            weights = None if name in changed else borrow
+            stack.enter_context(replaced_forward(modules[name], adapter.on(modules[name], before[name], weights)))
         yield partial(_with_forwards, before, modules)
 
 

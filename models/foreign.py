@@ -129,7 +129,7 @@ def _parts(file: str, tensors: Mapping[str, Tensor]) -> list[_Part]:
         roles = found.setdefault(stem, {})
         if role in roles:
             raise ValueError(f"{file} holds the {role} of {stem} twice, in two spellings; save it anew")
-        roles[role] = tensor.float()
+        roles[role] = tensor.to(torch.float32, copy=True)
     return [_part(file, stem, roles) for stem, roles in found.items()]
 
 

@@ -148,6 +148,13 @@ def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor])
     return AdapterSet(tuple(links), header["facts"])
 
 
+def _own(file: str, name: str, tensor: Tensor) -> Tensor:
+    """In float32 and memory of its own: the file may be written over while the adapter is in use."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{file}: {name} holds NaN or infinite values; the file is of no use")
+    return tensor.to(torch.float32, copy=True)
+
+
 def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Link:
     if entry["family"] not in FAMILIES:
         raise ValueError(f"{file} holds the family {entry['family']!r}, this pack knows {', '.join(FAMILIES)}")
@@ -158,7 +165,8 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
         expected = [f"{prefix}{name}.{key}" for key in kind.tensor_names]
         if missing := [key for key in expected if key not in tensors]:
             raise ValueError(f"{file} lacks {', '.join(missing)}; the file is not whole")
-        values = {key: tensors.pop(full).float() for key, full in zip(kind.tensor_names, expected, strict=True)}
+        taken = zip(kind.tensor_names, expected, strict=True)
+        values = {key: _own(file, full, tensors.pop(full)) for key, full in taken}
         try:
             adapters[name] = kind.from_file(values, target.shape)
         except ValueError as error:

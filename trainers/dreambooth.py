@@ -25,6 +25,8 @@ _ORDER, _PRIOR_ORDER, _DRAWS, _PRIOR_DRAWS, _VALIDATION = range(5)
 
 LEVELS = 8
 """Noise levels of a validation: quantiles of the distribution trained on."""
+PROBED = 4
+"""The same of a look at whether the run still learns: about the time of two steps."""
 MOST_VALIDATED = 4
 """Pictures of a validation at most; 32 forwards are enough for a curve."""
 
@@ -98,10 +100,14 @@ class DreamBooth:
         only = replace(self.subject, examples=(self.largest,))
         return next(iter(replace(self, subject=only, batch_size=1, pieces=1)(0)))
 
+    def probe(self) -> float:
+        """The loss of the first picture on a few fixed levels: enough to see that a model is ruined."""
+        return self.validate(self.subject.examples[:1], PROBED)
+
     @torch.no_grad()
-    def validate(self, examples: Sequence[Example]) -> float:
+    def validate(self, examples: Sequence[Example], levels: int = LEVELS) -> float:
         """Mean loss over fixed noise and fixed levels: a number that differs only as the model does."""
-        sigma = self.options.levels.spread(self.denoiser.sigmas, LEVELS)
+        sigma = self.options.levels.spread(self.denoiser.sigmas, levels)
         losses = []
         for index, example in enumerate(examples[:MOST_VALIDATED]):
             generator = generator_for(self.seed, _VALIDATION, index)

@@ -10,7 +10,9 @@ WORSE = 8.0
 """A median this many times the first one is no chance: under ``x0``, the weighting whose losses spread most (their
 logarithm by about 2), medians of 64 differ by a factor of 1.6 at one standard error."""
 WORSE_VALIDATED = 3.0
-"""The same for validation losses, which differ only as the model does."""
+"""The same for losses measured on fixed noise, which differ only as the model does."""
+FIRST_LOOK = 64
+"""Steps after which a run is first looked at so; then at every doubling, and at the end."""
 
 ADVICE = "Try a lower learning rate{half}, a longer warm-up, or max_grad_norm 1 in Training Options"
 HALF = ", precision bfloat16 or float32"
@@ -30,27 +32,35 @@ def check_finite(what: str, value: float, step: int) -> None:
         raise Diverged(f"the {what} is {value} at step {step}. {ADVICE.format(half=HALF)}.")
 
 
-def check_course(losses: Sequence[float], validation: Sequence[tuple[int, float]], worse: float = WORSE) -> None:
+def check_course(losses: Sequence[float], worse: float = WORSE) -> None:
     """The losses so far are not far above those at the start.
 
     Raises:
-        Diverged: the median of the last :data:`WINDOW` is ``worse`` times that of the first, or a validation is
-            :data:`WORSE_VALIDATED` times the first one.
+        Diverged: the median of the last :data:`WINDOW` is ``worse`` times that of the first.
     """
     step = len(losses)
     if step >= 2 * WINDOW and step % (WINDOW // 4) == 0:
         first, last = statistics.median(losses[:WINDOW]), statistics.median(losses[-WINDOW:])
         if last > worse * first:
             raise _diverging("loss", last, first, step)
-    if validation and validation[-1][0] == step and validation[-1][1] > WORSE_VALIDATED * validation[0][1]:
-        raise _diverging("validation loss", validation[-1][1], validation[0][1], step)
 
 
-def is_healthy(losses: Sequence[float], worse: float = WORSE) -> bool:
-    """Whether a state of now is worth keeping: losses of the last steps are of the size of the first ones."""
-    if len(losses) < WINDOW:
-        return losses[-1] <= worse * max(losses[:4])
-    return statistics.median(losses[-WINDOW // 4 :]) <= worse / 2 * statistics.median(losses[:WINDOW])
+def check_measured(what: str, measured: Sequence[tuple[int, float]]) -> None:
+    """The last of ``measured`` (step, loss), taken on fixed noise, is not far above the first.
+
+    Raises:
+        Diverged: it is :data:`WORSE_VALIDATED` times the first one, or no number.
+    """
+    step, loss = measured[-1]
+    check_finite(what, loss, step)
+    if loss > WORSE_VALIDATED * measured[0][1]:
+        raise _diverging(what, loss, measured[0][1], step)
+
+
+def is_due(step: int, steps: int) -> bool:
+    """Whether the run is to be looked at after ``step`` of ``steps``: at the start, at doublings, at the end."""
+    doubled = step >= FIRST_LOOK and step % FIRST_LOOK == 0 and (step // FIRST_LOOK).bit_count() == 1
+    return step in (0, steps) or doubled
 
 
 def _diverging(what: str, now: float, first: float, step: int) -> Diverged:

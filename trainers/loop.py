@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .guard import WORSE, check_course, check_finite
+from .guard import WORSE, check_course, check_finite, check_measured, is_due
 from .state import TrainState
 
 MOST_SKIPPED = 20
@@ -15,6 +15,7 @@ MOST_SKIPPED = 20
 Losses = Callable[[int], Iterable[Tensor]]
 """Batch number -> the batch's loss terms, scalars, each made when it is asked for and freed after its backward."""
 OnStep = Callable[[TrainState], None]
+Measure = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FitConfig:
 
 def fit(
     losses: Losses, state: TrainState, config: FitConfig, on_step: OnStep | None = None,
-    validate: Callable[[], float] | None = None,
+    validate: Measure | None = None, probe: Measure | None = None,
 ) -> None:  # fmt: skip
     """Take ``state`` on to ``config.steps``, minimising the sum of ``losses(batch)``.
 
@@ -55,16 +56,17 @@ def fit(
         on_step: called after every step.
         validate: a loss that differs only as the parameters do; measured before the first step, every
             ``config.validation`` steps, and at the end.
+        probe: a cheaper one, measured when :func:`.guard.is_due` says so.
 
     Raises:
         Diverged: the loss or gradient is no number, or the loss has grown out of proportion; the message names the
             step and what to try.
     """
-    _validate(state, config, validate)
+    _look(state, config, validate, probe)
     while state.history.step < config.steps:
         _step(losses, state, config)
-        _validate(state, config, validate)
-        check_course(state.history.losses, state.history.validation, config.worse)
+        _look(state, config, validate, probe)
+        check_course(state.history.losses, config.worse)
         if on_step is not None:
             on_step(state)
 
@@ -111,15 +113,21 @@ def _count_skipped(state: TrainState, norm: float) -> None:
     history.skipped_in_a_row += 1
 
 
-def _validate(state: TrainState, config: FitConfig, validate: Callable[[], float] | None) -> None:
-    history = state.history
-    if validate is None or not config.validation or any(step == history.step for step, _ in history.validation):
+def _look(state: TrainState, config: FitConfig, validate: Measure | None, probe: Measure | None) -> None:
+    """Measure what is due now, and see whether the run still learns."""
+    step, last = state.history.step, state.history.step == config.steps
+    if config.validation and (step % config.validation == 0 or last):
+        _measured("validation loss", state, state.history.validation, validate)
+    if is_due(step, config.steps):
+        _measured("loss on fixed noise", state, state.history.probes, probe)
+
+
+def _measured(what: str, state: TrainState, record: list[tuple[int, float]], measure: Measure | None) -> None:
+    if measure is None or any(step == state.history.step for step, _ in record):
         return
-    if history.step % config.validation == 0 or history.step == config.steps:
-        with state.result():
-            loss = validate()
-        check_finite("validation loss", loss, history.step)
-        history.validation.append((history.step, loss))
+    with state.result():
+        record.append((state.history.step, measure()))
+    check_measured(what, record)
 
 
 def rate(step: int, config: FitConfig) -> float:

@@ -80,7 +80,7 @@ class TrainingOptions:
         precision: of the computation; ``auto`` takes what the model runs with.
         memory: ``auto`` also splits batches and switches checkpointing on where memory asks for it.
         ema_decay: the result is a moving average of the steps with this decay; 0 for the last step itself.
-        checkpoint_every: steps between states on disk, from which a stopped run goes on; 0 for none.
+        checkpoint_every: steps between states on disk, from which a stopped run goes on; 0: at cancel and end only.
         validation: steps between validations, 0 for none; with four pictures or more, one is held out for it.
         preview_every: steps between samples in the running node, 0 for none. One costs about 20 forwards,
             so at 100 they are a tenth of the time; at 250, 4 %.
@@ -130,7 +130,7 @@ class TrainingOptions:
     def worse(self) -> float:
         """How many times the first losses later ones may be: a prior term taught by prediction starts at nothing, and
         grows by its weight."""
-        return WORSE * max(1.0, self.prior_weight)
+        return WORSE * (max(1.0, self.prior_weight) if self.prior_mode == "prediction" else 1.0)
 
 
 _CHOICES: Mapping[str, Any] = {

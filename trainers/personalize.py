@@ -15,7 +15,7 @@ from ..models.checkpointing import checkpointed
 from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
 from . import memory
 from .dreambooth import DreamBooth
-from .guard import Diverged, is_healthy
+from .guard import Diverged
 from .loop import FitConfig, OnStep, fit
 from .noise import generator_for
 from .options import Method
@@ -68,11 +68,13 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
     try:
         line = job.fit(_keeping(states, run, watch(job.sample)))
     except Diverged as error:
+        states.forget()
         raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
     except BaseException:
         states.save(job.state)
         raise
     states.save(job.state)
+    states.good.forget()
     return Result(job.result(), job.state.history, resumed, (line, *([states.failure] if states.failure else [])))
 
 
@@ -81,9 +83,11 @@ def _keeping(states: States, run: Run, watch: Watch) -> OnStep:
     every = run.options.checkpoint_every
 
     def on_step(state: TrainState) -> None:
-        due = every and state.history.step % every == 0
-        if due and is_healthy(state.history.losses, run.options.worse):
+        history = state.history
+        if every and history.step % every == 0:
             states.save(state)
+        if history.probes[-1][0] == history.step < run.steps:
+            states.good.save(state)
         watch(state.history)
 
     return on_step
@@ -91,12 +95,12 @@ def _keeping(states: States, run: Run, watch: Watch) -> OnStep:
 
 def _rescue(job: "_Job", states: States, run: Run, rescue: Rescue) -> str:
     """Put the last good state where the user finds it; a sentence that says so."""
-    if not states.load(job.state, run.steps):
-        return "No state had been kept yet (checkpoint_every), so nothing was saved."
+    if not states.good.load(job.state, run.steps):
+        return "It went wrong before the first look at it, so nothing was saved."
     step = job.state.history.step
     try:
         name = rescue(job.result())
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return f"The adapter as of step {step}, the last good state, could not be saved: {error}."
     return f"The adapter as of step {step}, the last good state, was saved as {name}."
 
@@ -144,12 +148,12 @@ class _Job:
             self.run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
             options.max_grad_norm, options.validation, options.worse,
         )  # fmt: skip
-        self.state.history.pieces = plan.pieces
+        self.state.history.pieces, self.state.history.checkpointing = plan.pieces, plan.checkpointing
         loss = replace(loss, pieces=plan.pieces)
         validate = partial(loss.validate, self.run.validation) if options.validation else None
         with checkpointed(self.bench.blocks if plan.checkpointing else ()):
             try:
-                fit(loss, self.state, config, on_step, validate)
+                fit(loss, self.state, config, on_step, validate, loss.probe)
             except Exception as error:
                 if not self.bench.is_out_of_memory(error):
                     raise
@@ -158,7 +162,8 @@ class _Job:
 
     def _plan(self, loss: DreamBooth) -> tuple[memory.Plan, str]:
         run, bench, options = self.run, self.bench, self.run.options
-        start = memory.Plan(self.state.history.pieces, options.gradient_checkpointing)
+        history = self.state.history
+        start = memory.Plan(history.pieces, options.gradient_checkpointing or history.checkpointing)
         if options.memory == "as set":
             return start, memory.describe(start, None, 0, run.batch_size, bench.precision)
         needs = self._measured(loss)

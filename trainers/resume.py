@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ LEFTOVER = 600
 """Seconds after which a part of a file is what a killed process left, not what another one is writing."""
 HEADER = "hyperbooth_state"
 VERSION = 1
+_STATE = re.compile(r"[0-9a-f]{32}(?:\.good)?\.safetensors")
 
 
 @dataclass
@@ -39,14 +41,29 @@ class States:
     about: Mapping[str, Any] = field(default_factory=dict)
     failure: str | None = None
     _saved: int = field(default=-1, init=False)
+    _good: "States | None" = field(default=None, init=False)
 
     @property
     def path(self) -> Path:
         return self.folder / f"{self.key}.safetensors"
 
+    @property
+    def good(self) -> "States":
+        """The run's last state that was looked at and found good, in a file of its own."""
+        if self._good is None:
+            self._good = States(self.folder, f"{self.key}.good")
+        return self._good
+
     def forget(self) -> None:
-        """Remove the run's state, so that it starts over."""
-        self.path.unlink(missing_ok=True)
+        """Remove the run's state, so that it starts over.
+
+        Raises:
+            ValueError: it cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"the saved state {self.path} cannot be removed ({error}); remove it by hand") from error
 
     def load(self, state: TrainState, most: int) -> bool:
         """Bring ``state`` to where the run stood, if a whole state of at most ``most`` steps is there.
@@ -60,7 +77,7 @@ class States:
             if snapshot.numbers["history"]["step"] > most:
                 return False
             state.restore(snapshot)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             logging.warning("HyperBooth: the saved state %s cannot be used (%s); starting over", self.path.name, error)
             return False
         self._saved = state.history.step
@@ -82,16 +99,23 @@ class States:
             self._saved, self.failure = state.history.step, None
 
     def _prune(self) -> None:
-        others = [path for path in self.folder.glob("*.safetensors") if path != self.path]
-        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        own = self.key.removesuffix(".good")
+        others = [path for path in self.folder.iterdir() if _STATE.fullmatch(path.name) and path.name[:32] != own]
+        others.sort(key=_touched, reverse=True)
         room = MOST_BYTES
         for place, path in enumerate(others, 1):
-            room -= path.stat().st_size
-            if place >= KEPT or room < 0:
+            room -= path.stat().st_size if path.exists() else 0
+            at_work = time.time() - _touched(path) < LEFTOVER
+            if (place >= KEPT and not at_work) or room < 0:
                 path.unlink(missing_ok=True)
         for path in self.folder.glob(".*.part"):
             if time.time() - path.stat().st_mtime > LEFTOVER:
                 path.unlink(missing_ok=True)
+
+
+def _touched(path: Path) -> float:
+    """When the file was written, or long ago if another server has just removed it."""
+    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def _read(path: Path) -> Snapshot:

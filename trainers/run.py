@@ -14,7 +14,7 @@ from .subject import Example, Subject
 
 HELD_OUT_FROM = 4
 """Pictures from which on one can be spared for validation."""
-COSMETIC = {"preview_every": 0, "checkpoint_every": 0, "memory": "auto", "gradient_checkpointing": False}
+COSMETIC = {"preview_every": 0, "checkpoint_every": 0, "memory": "auto"}
 """Options that change nothing about the result, at one value for the run's name."""
 OPTION_FACTS = (
     "min_snr_gamma", "noise_sampling", "noise_offset", "prior_mode", "prior_weight", "caption_dropout",

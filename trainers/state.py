@@ -32,16 +32,19 @@ class History:
         step: optimiser updates done.
         losses: of each step.
         validation: ``(step, loss)`` of each validation.
+        probes: the same of each look at whether the run still learns, see :mod:`.guard`.
         skipped: updates that float16's range made impossible, and how many of them in a row just now.
-        pieces: parts that batches go through the network in: another number gives another rounding.
+        pieces, checkpointing: the memory plan the run was under: another gives another rounding.
     """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    probes: list[tuple[int, float]] = field(default_factory=list)
     skipped: int = 0
     skipped_in_a_row: int = 0
     pieces: int = 1
+    checkpointing: bool = False
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -116,7 +119,8 @@ class TrainState:
         history = {**vars(self.history), "losses": None}
         tensors["losses"] = torch.tensor(self.history.losses, dtype=torch.float64)
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return Snapshot(kept, {"history": history, "optimizer": plain, "scaler": self.scaler.state_dict()})
+        numbers = {"history": history, "optimizer": plain, "scaler": self.scaler.state_dict(), "tensors": sorted(kept)}
+        return Snapshot(kept, numbers)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Be the state that was copied, bit for bit.
@@ -124,20 +128,33 @@ class TrainState:
         Raises:
             KeyError, ValueError, RuntimeError: the snapshot is of another run.
         """
+        if sorted(snapshot.tensors) != snapshot.numbers["tensors"]:
+            raise ValueError("it is not whole")
         places = {f"parameter/{i}": parameter for i, parameter in enumerate(self.parameters)}
         places |= {f"average/{i}": value for i, value in enumerate(self.average.values if self.average else ())}
         if wrong := [name for name, place in places.items() if snapshot.tensors[name].shape != place.shape]:
             raise ValueError(f"{', '.join(wrong[:4])}: other shapes")
+        if not all(torch.isfinite(snapshot.tensors[name]).all() for name in places):
+            raise ValueError("it holds numbers that are none")
+        history, optimizer = _history(snapshot), _optimizer_state(snapshot)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
+        if snapshot.numbers["scaler"]:
+            self.scaler.load_state_dict(dict(snapshot.numbers["scaler"]))
         with torch.no_grad():
             for name, place in places.items():
                 place.copy_(snapshot.tensors[name])
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": _optimizer_state(snapshot)})
-        if snapshot.numbers["scaler"]:
-            self.scaler.load_state_dict(dict(snapshot.numbers["scaler"]))
-        history = dict(snapshot.numbers["history"])
-        history["losses"] = snapshot.tensors["losses"].tolist()
-        history["validation"] = [(step, loss) for step, loss in history["validation"]]
-        self.history = History(**history)
+        self.history = history
+
+
+def _history(snapshot: Snapshot) -> History:
+    entries = dict(snapshot.numbers["history"])
+    entries["losses"] = snapshot.tensors["losses"].tolist()
+    for name in ("validation", "probes"):
+        entries[name] = [(step, loss) for step, loss in entries[name]]
+    history = History(**entries)
+    if len(history.losses) != history.step:
+        raise ValueError(f"it holds {len(history.losses)} losses of {history.step} steps")
+    return history
 
 
 def _optimizer_state(snapshot: Snapshot) -> dict[int, dict[str, Any]]:
@@ -145,5 +162,5 @@ def _optimizer_state(snapshot: Snapshot) -> dict[int, dict[str, Any]]:
     for name, tensor in snapshot.tensors.items():
         if name.startswith("optimizer/"):
             _, i, key = name.split("/")
-            state[int(i)][key] = tensor
+            state[int(i)][key] = tensor.clone()  # a file is read in place, and may be replaced
     return state

@@ -52,12 +52,13 @@ class Adapter(nn.Module):
         up, down = self.factors(weight)
         return up @ down
 
-    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow) -> Forward:
+    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow | None) -> Forward:
         """The layer's forward with the change: ``y = f(x) + up (down x)`` for every low-rank family.
 
         Args:
             forward: the layer's own, f.
-            borrow: gives the layer's weights to the families that need them.
+            borrow: gives the layer's weights to the families that need them; None where an earlier link has changed
+                the layer, so that its weights alone are not what ``forward`` computes.
         """
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..forward import Forward
@@ -59,10 +60,20 @@ class Full(Adapter):
     def delta(self, weight: Tensor | None = None) -> Tensor:
         return self.diff
 
-    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow) -> Forward:
-        """The layer with ``W + D`` for a weight, put together for each use and not kept."""
+    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow | None) -> Forward:
+        """The layer with ``W + D`` for a weight, put together for each use and not kept; ``D x`` beside a layer that
+        an earlier link has changed."""
+        if borrow is None:
+            return lambda x: forward(x) + self._alone(layer, x)
         function = TrainedConvolution if isinstance(layer, nn.Conv2d) else TrainedLinear
         return lambda x: function.apply(x, self.diff, layer, borrow)
+
+    def _alone(self, layer: nn.Module, x: Tensor) -> Tensor:
+        diff = self.diff.to(x.dtype)
+        if not isinstance(layer, nn.Conv2d):
+            return F.linear(x, diff)
+        kernel = diff.view(len(diff), -1, *layer.kernel_size)
+        return F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"diff": self.diff.detach()}

@@ -19,8 +19,9 @@ def identity_of(model: Any, clip: Any = None) -> str:
         parts += [weights, _plain(patcher.patches), sorted(patcher.object_patches)]
     sampling = model.get_model_object("model_sampling")
     equations = [kind.__name__ for kind in type(sampling).__mro__]
+    numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, (bool, int, float, str))}
     words = None if clip is None else clip.layer_idx
-    return fingerprint(*parts, equations, dict(sampling.state_dict()), sampling.sigmas, words)
+    return fingerprint(*parts, equations, numbers, dict(sampling.state_dict()), sampling.sigmas, words)
 
 
 def _unpatched(patcher: Any, name: str, weight: Any) -> Any:

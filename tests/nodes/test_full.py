@@ -17,7 +17,7 @@ from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.run import targets_of
-from rig import QUIET, relative, train, untouched
+from rig import QUIET, lora, relative, train, untouched
 
 
 def full(targets: str = "all weights", **settings: Any) -> Method:
@@ -96,6 +96,24 @@ def test_the_file_applies_as_the_adapter_does_and_by_the_stock_loader(
     assert torch.equal(output(ours, cond), output(again, cond))
     assert relative(output(ours, cond), output(stock, cond)) < 1e-5
     assert relative(output(ours, cond), output(model, cond)) > 1e-4
+
+
+@pytest.mark.parametrize("order", [("lora", "full"), ("full", "lora"), ("full", "full")], ids=" then ".join)
+def test_in_a_chain_training_sees_what_apply_gives(
+    node: Any, loaded: Any, subject: Any, order: tuple[str, str]
+) -> None:
+    model = loaded[0]
+    kinds = {"lora": lora(learning_rate=1e-2), "full": full("attention", learning_rate=1e-3)}
+    links = [train(node, loaded, subject, kinds[kind], 3, seed=place)[0] for place, kind in enumerate(order)]
+    (chain,) = node("Combine", first=links[0], second=links[1])
+    example = subject.examples[0]
+    patched = output(node("Apply", model=model, adapter=chain, strength_model=1.0)[0], example.cond[0][0])
+    with workbench(model, QUIET, subject, 1) as bench, torch.no_grad():
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
+        with chain.attached(bench.layers, bench.borrow):
+            attached = bench.denoiser(x, torch.tensor([5.0]), bench.condition([example]))
+        alone = bench.denoiser(x, torch.tensor([5.0]), bench.condition([example]))
+    assert relative(attached, patched) < 0.02 * relative(attached, alone)
 
 
 def test_the_stock_save_checkpoint_keeps_the_result(

@@ -1,6 +1,7 @@
 """States on disk: the run taken up equals the run never stopped, and no file does harm."""
 
 import contextlib
+import json
 import os
 import time
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from hyperbooth.trainers.loop import FitConfig, fit
 from hyperbooth.trainers.noise import generator_for
 from hyperbooth.trainers.optimizers import OPTIMIZERS
-from hyperbooth.trainers.resume import KEPT, LEFTOVER, States
+from hyperbooth.trainers.resume import HEADER, KEPT, LEFTOVER, States
 from hyperbooth.trainers.state import Group, TrainState
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 
@@ -118,16 +121,63 @@ def test_a_state_of_another_shape_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_states_are_bounded_in_number_and_leftovers_go(tmp_path: Path) -> None:
-    old, new = tmp_path / ".old.part", tmp_path / ".new.part"
-    for path in (old, new):
+    old, new, foreign = tmp_path / ".old.part", tmp_path / ".new.part", tmp_path / "mine.safetensors"
+    for path in (old, new, foreign):
         path.write_bytes(b"x")
     os.utime(old, (0, time.time() - LEFTOVER - 1))
-    for index in range(6):
-        saved(tmp_path, f"run{index}")
-        os.utime(States(tmp_path, f"run{index}").path, (0, 1000 + index))
-    saved(tmp_path, "last")
-    assert sorted(p.stem for p in tmp_path.glob("*.safetensors")) == ["last", "run4", "run5"][:KEPT]
-    assert not old.exists() and new.exists()
+    keys = [f"{index:032x}" for index in range(7)]
+    for index, key in enumerate(keys[:-1]):
+        saved(tmp_path, key)
+        os.utime(States(tmp_path, key).path, (0, 1000 + index))
+    saved(tmp_path, keys[-1])
+    kept = [p.stem for p in tmp_path.glob("*.safetensors") if p != foreign]
+    assert sorted(kept) == [keys[4], keys[5], keys[6]] and len(kept) == KEPT
+    assert not old.exists() and new.exists() and foreign.exists()
+
+
+def test_states_of_runs_at_work_elsewhere_stay(tmp_path: Path) -> None:
+    keys = [f"{index:032x}" for index in range(6)]
+    for key in keys:
+        saved(tmp_path, key)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+
+
+def edited(path: Path, **entries: Any) -> None:
+    """The state with other entries in its header."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[HEADER])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    for name in entries.pop("without", ()):
+        del tensors[name]
+    save_file(tensors, path, {HEADER: json.dumps({**header, **entries})})
+
+
+WRONG = {
+    "no optimizer": {"optimizer": {}, "without": ["optimizer/0/exp_avg"]},
+    "optimizer of another kind": {"optimizer": []},
+    "another history": {"history": {"step": 3, "surprise": 1}},
+    "no losses": {"without": ["losses"]},
+    "history of other steps": {"history": {"step": 2, "validation": [], "probes": []}},
+}
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_a_state_that_is_not_whole_changes_nothing(tmp_path: Path, case: str) -> None:
+    saved(tmp_path)
+    edited(States(tmp_path, "run").path, **WRONG[case])
+    state, clean = fresh(), fresh()
+    assert not States(tmp_path, "run").load(state, 10)
+    same(state, clean)
+
+
+def test_what_was_taken_up_is_no_longer_the_files(tmp_path: Path) -> None:
+    before, state = saved(tmp_path), fresh()
+    assert States(tmp_path, "run").load(state, 10)
+    path = States(tmp_path, "run").path
+    with open(path, "r+b") as file:
+        file.seek(-200, os.SEEK_END)
+        file.write(bytes(200))
+    same(state, before)
 
 
 def test_a_state_with_a_number_that_is_none_is_never_written(tmp_path: Path) -> None:
