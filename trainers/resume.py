@@ -41,6 +41,8 @@ class States:
     about: Mapping[str, Any] = field(default_factory=dict)
     failure: str | None = None
     _saved: int = field(default=-1, init=False)
+    _ahead: bool = field(default=False, init=False)
+    """A longer run's state is there, and is not to be replaced by a shorter one's."""
     _good: "States | None" = field(default=None, init=False)
 
     @property
@@ -75,6 +77,7 @@ class States:
         try:
             snapshot = _read(self.path)
             if snapshot.numbers["history"]["step"] > most:
+                self._ahead = True
                 return False
             state.restore(snapshot)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -85,7 +88,7 @@ class States:
 
     def save(self, state: TrainState) -> None:
         """Keep ``state``, unless it is kept already; too little space is reported, and the run goes on."""
-        if state.history.step in (0, self._saved) or not state.is_finite():
+        if self._ahead or state.history.step in (0, self._saved) or not state.is_finite():
             return
         snapshot = state.snapshot()
         header = {"version": VERSION, **snapshot.numbers, "about": dict(self.about)}
@@ -100,7 +103,8 @@ class States:
 
     def _prune(self) -> None:
         own = self.key.removesuffix(".good")
-        others = [path for path in self.folder.iterdir() if _STATE.fullmatch(path.name) and path.name[:32] != own]
+        others = [path for path in self.folder.iterdir() if _STATE.fullmatch(path.name) and path.is_file()]
+        others = [path for path in others if path.name[:32] != own]
         others.sort(key=_touched, reverse=True)
         room = MOST_BYTES
         for place, path in enumerate(others, 1):

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from ...trainers.fingerprint import fingerprint, sampled
 
+UNFILLED = "text_projection.weight"
+"""A weight that SD1.5's checkpoints do not fill: it holds whatever the memory did, and reaches no prompt."""
+
 
 def identity_of(model: Any, clip: Any = None) -> str:
     """The same name for the same MODEL (and CLIP), also in another process; another one after any change.
@@ -15,7 +18,11 @@ def identity_of(model: Any, clip: Any = None) -> str:
     """
     parts: list[Any] = [type(model.model).__name__, model.model.manual_cast_dtype, str(model.load_device)]
     for patcher in [model] + ([clip.patcher] if clip is not None else []):
-        weights = {name: _plain(_unpatched(patcher, name, t)) for name, t in patcher.model.state_dict().items()}
+        weights = {
+            name: _plain(_unpatched(patcher, name, weight))
+            for name, weight in patcher.model.state_dict().items()
+            if not name.endswith(UNFILLED)
+        }
         parts += [weights, _plain(patcher.patches), sorted(patcher.object_patches)]
     sampling = model.get_model_object("model_sampling")
     equations = [kind.__name__ for kind in type(sampling).__mro__]

@@ -202,3 +202,14 @@ def test_forgotten_is_forgotten(tmp_path: Path) -> None:
     saved(tmp_path)
     States(tmp_path, "run").forget()
     assert not States(tmp_path, "run").load(fresh(), 10)
+
+
+def test_a_shorter_run_does_not_replace_the_state_of_a_longer_one(tmp_path: Path) -> None:
+    longer, shorter = saved(tmp_path, steps=7), fresh()
+    states = States(tmp_path, "run")
+    assert not states.load(shorter, 4)
+    train(shorter, 10, 4)
+    states.save(shorter)
+    again = fresh()
+    assert States(tmp_path, "run").load(again, 10)
+    same(again, longer)
