@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .adapters import FAMILIES, Adapter
 from .attach import Without, attached
 from .frozen import Borrow, own_weights
+from .steps import Step, depends_on_weight, total_factors
 from .targets import Target
 
 WeightOf = Callable[[str], Tensor]
@@ -32,13 +33,22 @@ class Link:
         self.family, self.adapters, self.targets = family, dict(adapters), dict(targets)
 
     @classmethod
-    def create(cls, family: str, targets: Sequence[Target], config: Any, generator: torch.Generator) -> "Link":
-        """A new adapter on every target, drawn in the targets' order from ``generator``."""
+    def create(
+        cls, family: str, targets: Sequence[Target], config: Any, generator: torch.Generator,
+        weight_of: WeightOf | None = None,
+    ) -> "Link":  # fmt: skip
+        """A new adapter on every target, drawn in the targets' order from ``generator``.
+
+        Args:
+            weight_of: layer name -> its weight, for settings that start from it; without it only the sizes are right.
+        """
         kind = FAMILIES[family]
         adapters = {}
         for target in targets:
             try:
                 adapters[target.name] = kind.create(target.matrix, config, generator)
+                if weight_of is not None:
+                    adapters[target.name].settle(partial(weight_of, target.name), config)
             except ValueError as error:
                 raise ValueError(f"layer {target.name}: {error}") from error
         return cls(family, adapters, {target.name: target for target in targets})
@@ -71,7 +81,7 @@ class Link:
         """The same values in new parameters on ``device``."""
         with torch.inference_mode(False):
             copies = {
-                name: type(adapter).from_tensors({k: v.to(device, copy=True) for k, v in adapter.to_tensors().items()})
+                name: adapter.with_tensors({k: v.to(device, copy=True) for k, v in adapter.to_tensors().items()})
                 for name, adapter in self.adapters.items()
             }
         return Link(self.family, copies, self.targets)
@@ -109,14 +119,14 @@ class AdapterSet:
                 links.append(Link(link.family, kept, {name: link.targets[name] for name in kept}))
         return AdapterSet(tuple(links), self.facts)
 
-    def dense_changes(self) -> dict[str, Tensor]:
-        """Layer name -> change ``[out, in]`` of the layers that some link changes without low-rank factors."""
-        on = {name: [link.adapters[name] for link in self.chain if name in link.adapters] for name in self.targets()}
-        return {
-            name: reduce(torch.add, (adapter.delta().detach() for adapter in adapters))
-            for name, adapters in on.items()
-            if not all(adapter.low_rank for adapter in adapters)
-        }
+    @torch.no_grad()
+    def steps(self) -> dict[str, list[Step]]:
+        """Layer name -> what is done to its weight, in order."""
+        steps: dict[str, list[Step]] = {}
+        for link in self.chain:
+            for name, adapter in link.adapters.items():
+                steps.setdefault(name, []).append(adapter.step())
+        return steps
 
     @contextmanager
     def attached(self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights) -> Iterator[Without]:
@@ -132,25 +142,22 @@ class AdapterSet:
                 changed |= link.adapters.keys()
             yield partial(_without, off)
 
+    @torch.no_grad()
     def as_lora(self, weight_of: WeightOf | None = None) -> dict[str, tuple[Tensor, Tensor]]:
         """The whole chain as one plain LoRA: layer name -> ``(up [out, r], down [r, in])`` of scale 1.
 
-        ``W_n = W_0 + sum_i up_i down_i``, so the factors of the links stand side by side and the rank is
-        their sum. ``weight_of`` gives the base weight by layer name, for the families that need it.
-        """
-        return {name: self._layer_as_lora(name, weight_of) for name in self.targets()}
+        ``weight_of`` gives the base weight by layer name, for the families that need it; what the others give is
+        exact on every base.
 
-    @torch.no_grad()
-    def _layer_as_lora(self, name: str, weight_of: WeightOf | None) -> tuple[Tensor, Tensor]:
-        weight = weight_of(name).float().flatten(1) if weight_of else None
-        ups, downs = [], []
-        for link in self.chain:
-            if name in link.adapters:
-                up, down = link.adapters[name].factors(weight)
-                ups.append(up)
-                downs.append(down)
-                weight = None if weight is None else weight + up @ down
-        return torch.cat(ups, dim=-1), torch.cat(downs, dim=-2)
+        Raises:
+            ValueError: a layer's change has no low rank, or depends on a base that is not given.
+        """
+        return {name: total_factors(steps, base_of(name, steps, weight_of)) for name, steps in self.steps().items()}
+
+
+def base_of(name: str, steps: Sequence[Step], weight_of: WeightOf | None) -> Tensor | None:
+    """The layer's weight ``[out, in]`` in float32, if the steps ask for it and it can be had."""
+    return weight_of(name).float().flatten(1) if weight_of and depends_on_weight(steps) else None
 
 
 @contextmanager

@@ -31,10 +31,12 @@ def attached(
         KeyError: an adapter names a layer that ``modules`` lacks.
     """
     before = {name: modules[name].forward for name in adapters}
+    for kind in {type(adapter) for adapter in adapters.values()}:
+        kind.gather(adapters.values())
     with ExitStack() as stack:
         for name, adapter in adapters.items():
-            weights = None if name in changed else borrow
-            stack.enter_context(replaced_forward(modules[name], adapter.on(modules[name], before[name], weights)))
+            forward = adapter.on(modules[name], before[name], borrow, alone=name not in changed)
+            stack.enter_context(replaced_forward(modules[name], forward))
         yield partial(_with_forwards, before, modules)
 
 

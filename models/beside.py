@@ -2,6 +2,8 @@
 
 ``y = f(x) + up (down x)``: the changed weight ``W + up @ down`` is never built, so that a step costs
 ``r (in + out)`` products per token beside the layer's own ``in * out``, and no memory of the weight's size.
+
+Factors with a leading dimension are a batch of subjects: sample i of the input goes through the factors i.
 """
 
 import torch
@@ -10,18 +12,42 @@ from torch import Tensor, nn
 
 
 def beside(layer: nn.Module, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """``y + up (down x)``, with ``up [out, r]`` and ``down [r, in]`` (a kernel flattened) in the dtype of ``x``."""
-    return (_beside_convolution if isinstance(layer, nn.Conv2d) else _beside_linear)(layer, y, x, up, down)
+    """``y + up (down x)``, with ``up [..., out, r]`` and ``down [..., r, in]`` (a kernel flattened) in the dtype of
+    ``x``.
+
+    Raises:
+        ValueError: the batch has another size than that of the subjects.
+    """
+    several = up.ndim == 3
+    if several and len(x) != len(up):
+        raise ValueError(f"a batch of {len(x)} samples for {len(up)} subjects; give each subject one sample")
+    if isinstance(layer, nn.Conv2d):
+        return (_convolutions if several else _convolution)(layer, y, x, up, down)
+    return (_linears if several else _linear)(y, x, up, down)
 
 
-def _beside_linear(layer: nn.Module, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def _linear(y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """``y + (x down^T) up^T``, the sum inside the second product: one pass over ``y`` less."""
     hidden = F.linear(x, down)
     return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), up.t()).view_as(y)
 
 
-def _beside_convolution(layer: nn.Conv2d, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def _linears(y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    subjects = len(up)
+    hidden = x.reshape(subjects, -1, x.shape[-1]) @ down.mT
+    return torch.baddbmm(y.reshape(subjects, -1, y.shape[-1]), hidden, up.mT).view_as(y)
+
+
+def _convolution(layer: nn.Conv2d, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """A convolution of the layer's own geometry to r channels, then 1 x 1 to the output's."""
-    kernel = layer.kernel_size
-    hidden = F.conv2d(x, down.unflatten(1, (-1, *kernel)), None, layer.stride, layer.padding, layer.dilation)
+    kernel = down.unflatten(1, (-1, *layer.kernel_size))
+    hidden = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
     return y + F.conv2d(hidden, up[:, :, None, None])
+
+
+def _convolutions(layer: nn.Conv2d, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """The subjects as groups of one convolution."""
+    kernel = down.unflatten(2, (-1, *layer.kernel_size)).flatten(0, 1)
+    hidden = F.conv2d(x.flatten(0, 1)[None], kernel, None, layer.stride, layer.padding, layer.dilation, len(up))
+    hidden = hidden.view(*down.shape[:2], -1)
+    return torch.baddbmm(y.flatten(2), up, hidden).view_as(y)

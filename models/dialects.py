@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .adapter_set import AdapterSet, Link
+from .adapter_set import AdapterSet, Link, WeightOf, base_of
 from .adapters import LoRA
+from .steps import is_dense, total_change
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,31 @@ class Name:
     spelling: Spelling = KOHYA
 
 
-def plain_link(adapter: AdapterSet) -> Link:
+def plain_link(adapter: AdapterSet, weight_of: WeightOf | None = None) -> Link:
     """The chain as one LoRA: itself if it is one, so that its alpha stays, or the sum of its links at scale 1.
 
+    Args:
+        weight_of: layer name -> the base's weight, for chains whose change depends on it.
+
     Raises:
-        ValueError: a family of the chain has no low-rank form.
+        ValueError: a family of the chain has no low-rank form, or needs the base.
     """
     if [link.family for link in adapter.chain] == [LoRA.family]:
         return adapter.chain[0]
-    plain = {name: LoRA(up, down, alpha=up.shape[-1]) for name, (up, down) in adapter.as_lora().items()}
+    plain = {name: LoRA(up, down, alpha=up.shape[-1]) for name, (up, down) in adapter.as_lora(weight_of).items()}
     return Link(LoRA.family, plain, adapter.targets())
 
 
-def stock_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
+def stock_tensors(adapter: AdapterSet, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
     """The chain in ComfyUI's own names: a plain LoRA, and a whole difference where a layer has no low rank."""
-    targets, dense = adapter.targets(), adapter.dense_changes()
+    targets, all_steps = adapter.targets(), adapter.steps()
+    dense = {name: steps for name, steps in all_steps.items() if is_dense(steps)}
     low_rank = adapter.only(targets.keys() - dense.keys())
-    tensors = link_tensors(plain_link(low_rank)) if low_rank.chain else {}
-    return tensors | {f"{name}.diff": change.reshape(targets[name].shape) for name, change in dense.items()}
+    tensors = link_tensors(plain_link(low_rank, weight_of)) if low_rank.chain else {}
+    for name, steps in dense.items():
+        change = total_change(steps, base_of(name, steps, weight_of))
+        tensors[f"{name}.diff"] = change.reshape(targets[name].shape)
+    return tensors
 
 
 def link_tensors(link: Link) -> dict[str, Tensor]:

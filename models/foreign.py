@@ -177,7 +177,7 @@ def _adapter(file: str, target: Target, parts: list[tuple[Place, _Part]]) -> LoR
             raise ValueError(f"is there under several names, {', '.join(part.stem for part in whole)}")
         if len(parts) == 1 and whole:
             values = (whole[0].up, whole[0].down, torch.tensor(whole[0].alpha))
-            return LoRA.from_file(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape)
+            return LoRA.from_file(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape, {})
         return _fused(target.matrix, parts)
     except ValueError as error:
         raise ValueError(f"{file}: the LoRA of {target.name} {error}") from error

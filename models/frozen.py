@@ -33,6 +33,23 @@ def own_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor
     yield layer.weight.to(like), None if bias is None else bias.to(like)
 
 
+class Bias:
+    """A layer's bias in the dtype and on the device of its output; asked for once, and copied."""
+
+    def __init__(self, layer: nn.Module, borrow: Borrow):
+        self._layer, self._borrow = layer, borrow
+        self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, y: Tensor) -> Tensor | None:
+        if self._layer.bias is None:
+            return None
+        key = (y.dtype, y.device)
+        if key not in self._copies:
+            with self._borrow(self._layer, y) as (_, bias):
+                self._copies[key] = bias.detach().clone()
+        return self._copies[key]
+
+
 class FrozenLinear(torch.autograd.Function):
     """``y = x W^T + b``; backward to ``x`` only: ``dL/dx = dL/dy W``."""
 

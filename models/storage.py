@@ -86,7 +86,11 @@ def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
 def header_of(adapter: AdapterSet) -> str:
     """The entry under :data:`HEADER` that makes a file ours."""
     chain = [
-        {"family": link.family, "targets": {name: list(target.shape) for name, target in link.targets.items()}}
+        {
+            "family": link.family,
+            "facts": FAMILIES[link.family].link_facts(link.adapters.values()),
+            "targets": {name: list(target.shape) for name, target in link.targets.items()},
+        }
         for link in adapter.chain
     ]
     return json.dumps({"version": VERSION, "chain": chain, "facts": dict(adapter.facts)})
@@ -160,6 +164,11 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
         raise ValueError(f"{file} holds the family {entry['family']!r}, this pack knows {', '.join(FAMILIES)}")
     kind = FAMILIES[entry["family"]]
     targets = {name: Target(name, tuple(shape)) for name, shape in entry["targets"].items()}
+    facts = entry.get("facts", {})
+    try:
+        kind.check_facts(facts)
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
     adapters = {}
     for name, target in targets.items():
         expected = [f"{prefix}{name}.{key}" for key in kind.tensor_names]
@@ -168,7 +177,7 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
         taken = zip(kind.tensor_names, expected, strict=True)
         values = {key: _own(file, full, tensors.pop(full)) for key, full in taken}
         try:
-            adapters[name] = kind.from_file(values, target.shape)
+            adapters[name] = kind.from_file(values, target.shape, facts)
         except ValueError as error:
             raise ValueError(f"{file}: the adapter of {name} {error}") from error
     return Link(entry["family"], adapters, targets)

@@ -2,13 +2,13 @@
 
 import datetime
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .adapter_set import AdapterSet
+from .adapter_set import AdapterSet, WeightOf, base_of
+from .steps import Step, is_dense, total_change, total_factors
 
 _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(\w+?_?blocks?\.\d+|middle_block|layers\.\d+)")
 
@@ -36,15 +36,12 @@ def _time(seconds: float) -> str:
 
 
 @torch.no_grad()
-def change_per_block(adapter: AdapterSet, weight_of: Callable[[str], Tensor] | None = None) -> dict[str, float]:
+def change_per_block(adapter: AdapterSet, weight_of: WeightOf | None = None) -> dict[str, float]:
     """Mean over a block's layers of ``||dW||_F``, relative to ``||W||_F`` if the weights are given.
 
     ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built for low-rank families.
     """
-    dense = adapter.dense_changes()
-    changes = {name: change.norm().item() for name, change in dense.items()}
-    for name, (up, down) in adapter.only(adapter.targets().keys() - dense.keys()).as_lora(weight_of).items():
-        changes[name] = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+    changes = {name: _norm(name, steps, weight_of) for name, steps in adapter.steps().items()}
     blocks: dict[str, list[float]] = {}
     for name in adapter.targets():
         change = changes[name]
@@ -52,6 +49,15 @@ def change_per_block(adapter: AdapterSet, weight_of: Callable[[str], Tensor] | N
             change /= weight_of(name).float().norm().item()
         blocks.setdefault(block_of(name), []).append(change)
     return {block: sum(changes) / len(changes) for block, changes in blocks.items()}
+
+
+def _norm(name: str, steps: Sequence[Step], weight_of: WeightOf | None) -> float:
+    """``||dW||_F`` of a layer."""
+    weight = base_of(name, steps, weight_of)
+    if is_dense(steps):
+        return total_change(steps, weight).norm().item()
+    up, down = total_factors(steps, weight)
+    return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
 
 
 def block_of(name: str) -> str:

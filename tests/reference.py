@@ -47,3 +47,14 @@ def debiased_eps(loss_on_eps: Tensor, signal_to_noise: Tensor) -> Tensor:
 def full(weight: Tensor, diff: Tensor) -> Tensor:
     """Fine-tuning of every number: ``W' = W + D``."""
     return weight.double() + diff.double()
+
+
+def lidb(weight: Tensor, a_aux: Tensor, a_train: Tensor, b_train: Tensor, b_aux: Tensor) -> Tensor:
+    """LiDB (2307.06949, section 4.1): ``W' = W + A_aux A_train B_train B_aux``."""
+    return weight.double() + a_aux.double() @ a_train.double() @ b_train.double() @ b_aux.double()
+
+
+def para(weight: Tensor, basis: Tensor) -> Tensor:
+    """PaRa (2406.05641, eq. 3): ``B = Q R``, ``W' = W - Q Q^T W``."""
+    q, _ = torch.linalg.qr(basis.double())
+    return weight.double() - q @ q.T @ weight.double()

@@ -1,4 +1,5 @@
-"""What every low-rank family is: one function, ``factors(W) -> (up, down)`` with ``dW = up @ down``.
+"""What every family is: one step on a weight, and for those of low rank ``factors(W) -> (up, down)``,
+``dW = up @ down``.
 
 | code   | LoRA paper | LiDB (HyperDreamBooth)  | PaRa     |
 |--------|------------|-------------------------|----------|
@@ -7,7 +8,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..beside import beside
 from ..forward import Forward
 from ..frozen import Borrow
+from ..steps import Step
 
 
 class Adapter(nn.Module):
@@ -28,8 +30,8 @@ class Adapter(nn.Module):
     """Name of the family in files and reports."""
     starts_as_identity: ClassVar[bool]
     """Whether a new adapter changes nothing."""
-    low_rank: ClassVar[bool] = True
-    """Whether the change has factors, so that a plain LoRA can hold it."""
+    packed: ClassVar[bool] = False
+    """Whether a file keeps all adapters of a link as one tensor: where names would outweigh the numbers."""
     tensor_names: ClassVar[tuple[str, ...]]
     """Names of the adapter's tensors in a file, after the target's name and a dot."""
 
@@ -38,42 +40,47 @@ class Adapter(nn.Module):
         """A new adapter for a matrix of ``shape = (out, in)``, drawn from ``generator`` (on the CPU)."""
         raise NotImplementedError
 
+    def settle(self, weight_of: Callable[[], Tensor], config: Any) -> None:
+        """Move to a start that depends on the weight ``W [out, in]``, for settings that ask for one."""
+
     @property
     def matrix(self) -> tuple[int, int]:
         """The shape ``(out, in)`` of the matrix it changes."""
         raise NotImplementedError
 
-    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``up [..., out, r]`` and ``down [..., r, in]``; families that project ``W`` need ``weight``."""
+    def step(self) -> Step:
+        """What it does to a weight, see :mod:`..steps`; gradients flow to the parameters."""
         raise NotImplementedError
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
-        """The change of the weight, ``up @ down``, ``[..., out, in]``."""
-        up, down = self.factors(weight)
-        return up @ down
+        """The change of the weight, ``[..., out, in]``; families that project ``W`` need it."""
+        return self.step().delta(weight)
 
-    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow | None) -> Forward:
-        """The layer's forward with the change: ``y = f(x) + up (down x)`` for every low-rank family.
+    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow, alone: bool) -> Forward:
+        """The layer's forward with the change: ``y = f(x) + up (down x)`` for families that add a low rank.
 
         Args:
-            forward: the layer's own, f.
-            borrow: gives the layer's weights to the families that need them; None where an earlier link has changed
-                the layer, so that its weights alone are not what ``forward`` computes.
+            forward: what there was before, f.
+            borrow: gives the layer's own weight and bias to the families that need them.
+            alone: no earlier link has changed the layer, so that its weights are what ``forward`` computes with.
         """
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-            up, down = (factor.to(x.dtype) for factor in self.factors())
+            up, down = (factor.to(x.dtype) for factor in self.step().factors())
             return beside(layer, forward(x, *args, **kwargs), x, up, down)
 
         return adapted
 
+    @classmethod
+    def gather(cls, adapters: Iterable["Adapter"]) -> None:
+        """Adapters that will work side by side; for families that can do part of the work for all at once."""
+
     def to_tensors(self) -> dict[str, Tensor]:
-        """The tensors that a file keeps, by the names in ``tensor_names``."""
+        """The numbers it is made of, by the names in ``tensor_names``."""
         raise NotImplementedError
 
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Adapter":
-        """The adapter that ``to_tensors`` described, bit for bit."""
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Adapter":
+        """The same adapter with other ``to_tensors``."""
         raise NotImplementedError
 
     def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -81,17 +88,25 @@ class Adapter(nn.Module):
         return self.to_tensors()
 
     @classmethod
-    def from_file(cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> "Adapter":
-        """The adapter that ``to_file`` described; kernels of a convolution are flattened.
+    def from_file(cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]) -> "Adapter":
+        """The adapter that ``to_file`` described, bit for bit.
+
+        Args:
+            facts: what ``link_facts`` gave.
 
         Raises:
             ValueError: the tensors are not for a weight of ``shape``.
         """
-        adapter = cls.from_tensors({name: t.flatten(1) if t.ndim > 2 else t for name, t in tensors.items()})
-        given, wanted = adapter.matrix, (shape[0], math.prod(shape[1:]))
-        if given != wanted:
-            raise ValueError(f"is for a matrix of {given[0]} x {given[1]}, not of {wanted[0]} x {wanted[1]}")
-        return adapter
+        raise NotImplementedError
+
+    @classmethod
+    def link_facts(cls, adapters: Iterable["Adapter"]) -> dict[str, Any]:
+        """What a file must say of a link's adapters beside their numbers; as JSON takes it."""
+        return {}
+
+    @classmethod
+    def check_facts(cls, facts: Mapping[str, Any]) -> None:
+        """The facts mean here what they meant to the writer; ValueError if not."""
 
     def settings(self) -> dict[str, float]:
         """The settings that may differ from layer to layer, by name, in the order of reports."""
@@ -100,3 +115,14 @@ class Adapter(nn.Module):
     def describe(self) -> str:
         """The settings in a few words, for reports: ``rank 8, alpha 8``."""
         return ", ".join(f"{name} {value:g}" for name, value in self.settings().items())
+
+
+def check_matrix(given: tuple[int, int], shape: tuple[int, ...]) -> None:
+    """A file's adapter is for a matrix of the size ``given``; its layer has a weight of ``shape``.
+
+    Raises:
+        ValueError: they differ.
+    """
+    wanted = (shape[0], math.prod(shape[1:]))
+    if given != wanted:
+        raise ValueError(f"is for a matrix of {given[0]} x {given[1]}, not of {wanted[0]} x {wanted[1]}")

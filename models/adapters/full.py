@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from ..forward import Forward
 from ..frozen import Borrow
+from ..steps import Difference
 from ..trained import TrainedConvolution, TrainedLinear
-from .base import Adapter
+from .base import Adapter, check_matrix
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,6 @@ class Full(Adapter):
 
     family = "full"
     starts_as_identity = True
-    low_rank = False
     tensor_names = ("diff",)
 
     def __init__(self, diff: Tensor):
@@ -46,24 +47,13 @@ class Full(Adapter):
     def matrix(self) -> tuple[int, int]:
         return self.diff.shape[-2], self.diff.shape[-1]
 
-    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """There are none of low rank.
+    def step(self) -> Difference:
+        return Difference(self.diff)
 
-        Raises:
-            ValueError: always; the message says what to do instead.
-        """
-        raise ValueError(
-            "the adapter holds full differences of weights, which no LoRA can hold; save it as 'hyperbooth' or "
-            "'comfyui', or apply it and use Save Checkpoint"
-        )
-
-    def delta(self, weight: Tensor | None = None) -> Tensor:
-        return self.diff
-
-    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow | None) -> Forward:
+    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow, alone: bool) -> Forward:
         """The layer with ``W + D`` for a weight, put together for each use and not kept; ``D x`` beside a layer that
         an earlier link has changed."""
-        if borrow is None:
+        if not alone:
             return lambda x: forward(x) + self._alone(layer, x)
         function = TrainedConvolution if isinstance(layer, nn.Conv2d) else TrainedLinear
         return lambda x: function.apply(x, self.diff, layer, borrow)
@@ -78,13 +68,20 @@ class Full(Adapter):
     def to_tensors(self) -> dict[str, Tensor]:
         return {"diff": self.diff.detach()}
 
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Full":
-        return cls(tensors["diff"])
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Full":
+        return Full(tensors["diff"])
 
     def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """In the weight's own shape, as stock loaders take a difference."""
         return {"diff": self.diff.detach().reshape(shape)}
+
+    @classmethod
+    def from_file(
+        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
+    ) -> "Full":  # fmt: skip
+        adapter = cls(tensors["diff"].flatten(1))
+        check_matrix(adapter.matrix, shape)
+        return adapter
 
     def describe(self) -> str:
         return "every number"

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter
+from ..steps import Sum
+from .base import Adapter, check_matrix
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,19 @@ class LoRA(Adapter):
     def matrix(self) -> tuple[int, int]:
         return self.up.shape[-2], self.down.shape[-1]
 
-    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``((alpha / r) up, down)``; the weight is not needed."""
-        return self.up * (self.alpha / self.rank), self.down
+    def step(self) -> Sum:
+        return Sum(self.up * (self.alpha / self.rank), self.down)
 
     def to_tensors(self) -> dict[str, Tensor]:
         values = (self.up.detach(), self.down.detach(), torch.tensor(self.alpha))
         return dict(zip(self.tensor_names, values, strict=True))
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LoRA":
+        return LoRA.of(tensors)
+
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "LoRA":
+    def of(cls, tensors: Mapping[str, Tensor]) -> "LoRA":
+        """The LoRA of ``to_tensors``."""
         up, down, alpha = (tensors[name] for name in cls.tensor_names)
         return cls(up, down, alpha.item())
 
@@ -94,6 +99,14 @@ class LoRA(Adapter):
             tensors[up] = tensors[up][:, :, None, None]
             tensors[down] = tensors[down].unflatten(1, shape[1:])
         return tensors
+
+    @classmethod
+    def from_file(
+        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
+    ) -> "LoRA":  # fmt: skip
+        adapter = cls.of({name: t.flatten(1) if t.ndim > 2 else t for name, t in tensors.items()})
+        check_matrix(adapter.matrix, shape)
+        return adapter
 
     def settings(self) -> dict[str, float]:
         return {"rank": self.rank, "alpha": self.alpha}

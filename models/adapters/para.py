@@ -1,0 +1,148 @@
+"""PaRa, personalisation by parameter rank reduction (Chen et al. 2024, arXiv 2406.05641)."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..forward import Forward
+from ..frozen import Bias, Borrow, is_convolution
+from ..projected import Projected
+from ..steps import Projection
+from .base import Adapter
+
+INITS = ("random", "smallest singular")
+
+
+@dataclass(frozen=True)
+class PaRaConfig:
+    """Settings of PaRa.
+
+    Args:
+        rank: r, the number of directions removed per layer. 4 is the paper's middle choice.
+        init: where the directions start; see :meth:`PaRa.settle`.
+    """
+
+    rank: int = 4
+    init: str = "random"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; give a whole number of at least 1")
+        if self.init not in INITS:
+            raise ValueError(f"init is {self.init!r}; give one of {', '.join(map(repr, INITS))}")
+
+
+class PaRa(Adapter):
+    """``W' = W - Q Q^T W`` with ``B = Q R`` (eq. 3 of the paper): r directions of the output are removed, and which
+    ones is learnt.
+
+    Only the span of B counts, so that a new adapter is never without effect: a random Q removes ``sqrt(r / out)`` of
+    the weight's Frobenius norm.
+
+    Args:
+        basis: B ``[..., out, r]``.
+        columns: in, the width of the matrix.
+    """
+
+    family = "para"
+    starts_as_identity = False
+    tensor_names = ("basis",)
+
+    def __init__(self, basis: Tensor, columns: int):
+        super().__init__()
+        self.basis, self.columns = nn.Parameter(basis), columns
+        self.together = Decompositions([self.basis])
+
+    @classmethod
+    def create(cls, shape: tuple[int, int], config: PaRaConfig, generator: torch.Generator) -> "PaRa":
+        """B orthonormal, of random span.
+
+        Raises:
+            ValueError: the rank leaves nothing of the layer.
+        """
+        rows, columns = shape
+        if config.rank >= rows:
+            raise ValueError(
+                f"rank {config.rank} would remove all of a layer of {rows} x {columns}; give a rank far below {rows}, "
+                f"a fortieth of it at most, or other targets"
+            )
+        drawn = torch.randn(rows, config.rank, generator=generator)
+        return cls(torch.linalg.qr(drawn).Q.contiguous(), columns)
+
+    @property
+    def rank(self) -> int:
+        return self.basis.shape[-1]
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.basis.shape[-2], self.columns
+
+    def step(self) -> Projection:
+        return Projection(torch.linalg.qr(self.basis).Q)
+
+    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow, alone: bool) -> Forward:
+        """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
+        places, bias = is_convolution(layer), Bias(layer, borrow)
+
+        def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+            y = forward(x, *args, **kwargs)
+            q, r = self.together(self.basis)
+            return Projected.apply(y, self.basis, q, r, bias(y), places)
+
+        return adapted
+
+    @classmethod
+    def gather(cls, adapters: Iterable["PaRa"]) -> None:
+        """Layers of one shape are decomposed together from now on."""
+        alike: dict[tuple[object, ...], list[PaRa]] = {}
+        for adapter in adapters:
+            alike.setdefault((adapter.basis.shape, adapter.basis.device), []).append(adapter)
+        for group in alike.values():
+            together = Decompositions([adapter.basis for adapter in group])
+            for adapter in group:
+                adapter.together = together
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return {"basis": self.basis.detach()}
+
+    @classmethod
+    def from_file(
+        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
+    ) -> "PaRa":  # fmt: skip
+        if tensors["basis"].ndim != 2:
+            raise ValueError(f"holds a basis of shape {tuple(tensors['basis'].shape)}, not of out x rank")
+        return cls(tensors["basis"], math.prod(shape[1:]))
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PaRa":
+        return PaRa(tensors["basis"], self.columns)
+
+    def settings(self) -> dict[str, float]:
+        return {"rank": self.rank}
+
+
+class Decompositions:
+    """``B = Q R`` of bases of one shape, in one call, once for each value of the bases.
+
+    Args:
+        bases: parameters ``[..., out, r]``.
+    """
+
+    def __init__(self, bases: Sequence[nn.Parameter]):
+        self._bases = bases
+        self._places = {id(basis): place for place, basis in enumerate(bases)}
+        self._values: tuple[object, ...] = ()
+        self._q = self._r = torch.empty(0)
+
+    def __call__(self, basis: nn.Parameter) -> tuple[Tensor, Tensor]:
+        """``q [..., out, r]`` with orthonormal columns and ``r [..., r, r]``, float32, outside of autograd."""
+        values = tuple((base._version, base.data_ptr()) for base in self._bases)
+        if values != self._values:
+            with torch.inference_mode(False), torch.no_grad():
+                self._q, self._r = torch.linalg.qr(torch.stack([base.detach() for base in self._bases]).float())
+            self._values = values
+        place = self._places[id(basis)]
+        return self._q[place], self._r[place]
