@@ -129,16 +129,22 @@ class AdapterSet:
         return steps
 
     @contextmanager
-    def attached(self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights) -> Iterator[Without]:
+    def attached(
+        self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights, written_over: Collection[str] = ()
+    ) -> Iterator[Without]:
         """Inside the block the modules' outputs carry the chain's change; always taken off again.
 
         Gives a way to be without the change for a moment.
+
+        Args:
+            borrow: gives a layer's weights, see :mod:`.frozen`.
+            written_over: layers whose output the network may write over, see :class:`.site.Site`.
         """
         with ExitStack() as stack:
             off: list[Without] = []
             changed: set[str] = set()
             for link in self.chain:
-                off.append(stack.enter_context(attached(link.adapters, modules, borrow, changed)))
+                off.append(stack.enter_context(attached(link.adapters, modules, borrow, changed, written_over)))
                 changed |= link.adapters.keys()
             yield partial(_without, off)
 

@@ -9,6 +9,7 @@ from torch import nn
 from .adapters.base import Adapter
 from .forward import Forward, replaced_forward
 from .frozen import Borrow, own_weights
+from .site import Site
 
 Without = Callable[[], AbstractContextManager[None]]
 """Makes a block inside which the modules are as they were before anything was attached."""
@@ -20,12 +21,14 @@ def attached(
     modules: Mapping[str, nn.Module],
     borrow: Borrow = own_weights,
     changed: Collection[str] = (),
+    written_over: Collection[str] = (),
 ) -> Iterator[Without]:
     """Inside the block, each module's output carries the change of the adapter of its name.
 
     Args:
         borrow: gives a layer's weights to the families that need them, see :mod:`.frozen`.
         changed: layers that carry another change already.
+        written_over: layers whose output the network may write over.
 
     Raises:
         KeyError: an adapter names a layer that ``modules`` lacks.
@@ -35,8 +38,8 @@ def attached(
         kind.gather(adapters.values())
     with ExitStack() as stack:
         for name, adapter in adapters.items():
-            forward = adapter.on(modules[name], before[name], borrow, alone=name not in changed)
-            stack.enter_context(replaced_forward(modules[name], forward))
+            site = Site(modules[name], before[name], borrow, name not in changed, name in written_over)
+            stack.enter_context(replaced_forward(modules[name], adapter.on(site)))
         yield partial(_with_forwards, before, modules)
 
 

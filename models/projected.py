@@ -27,11 +27,13 @@ class Projected(torch.autograd.Function):
         q, r: its decomposition, in float32.
         bias: b ``[out]`` or None.
         places: whether ``y`` is a convolution's.
+        written_over: the result may be written over, so that y is kept instead of y'.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, basis: Tensor, q: Tensor, r: Tensor, bias: Tensor | None, places: bool
+        ctx: Any, y: Tensor, basis: Tensor, q: Tensor, r: Tensor, bias: Tensor | None, places: bool,
+        written_over: bool = False,
     ) -> Tensor:  # fmt: skip
         q = q.to(y.dtype)
         flat = _flat(y, q, places)
@@ -40,26 +42,28 @@ class Projected(torch.autograd.Function):
             offset = q.mT @ bias  # [..., r]
             hidden = hidden - (offset[..., :, None] if places else offset[..., None, :])
         out = no_view(_minus(flat, q, hidden, places).view_as(y))
-        ctx.save_for_backward(out, hidden, q, r, bias)
-        ctx.places = places
+        ctx.save_for_backward(y if written_over else out, hidden, q, r, bias)
+        ctx.places, ctx.projected = places, not written_over
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        out, hidden, q, r, bias = ctx.saved_tensors
+        kept, hidden, q, r, bias = ctx.saved_tensors
         flat = _flat(gradient, q, ctx.places)
         k = q.mT @ flat if ctx.places else flat @ q
         to_y = _minus(flat, q, k, ctx.places)
         to_basis = None
         if ctx.needs_input_grad[1]:
-            span = _outer(to_y, hidden, ctx.places) + _outer(_flat(out, q, ctx.places), k, ctx.places)
+            span = _outer(to_y, hidden, ctx.places) + _outer(_flat(kept, q, ctx.places), k, ctx.places)
+            if not ctx.projected:  # (y' - b)^T k = (I - P) (y - b)^T k
+                span = span - q.float() @ _outer(hidden, k, ctx.places)
             if bias is not None:
                 total = k.float().sum(-1 if ctx.places else -2)
                 span = span - bias.float()[:, None] * total[..., None, :]
             while span.ndim > r.ndim:
                 span = span.sum(0)
             to_basis = torch.linalg.solve_triangular(r.mT, -span, upper=False, left=False)
-        return to_y.view_as(gradient), to_basis, None, None, None, None
+        return to_y.view_as(gradient), to_basis, None, None, None, None, None
 
 
 def _flat(y: Tensor, q: Tensor, places: bool) -> Tensor:

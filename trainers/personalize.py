@@ -129,7 +129,7 @@ class _Job:
     def fit(self, on_step: OnStep) -> str:
         """Train within the memory there is; the line that says how."""
         run, bench = self.run, self.bench
-        with self.adapter.attached(bench.layers, bench.borrow) as without:
+        with self.adapter.attached(bench.layers, bench.borrow, bench.written_over) as without:
             loss = DreamBooth(
                 bench.denoiser, bench.condition, bench.to_model, run.training, run.options, run.batch_size, run.seed,
                 without,

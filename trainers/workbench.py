@@ -1,6 +1,6 @@
 """What a model must offer to be trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,8 @@ class Workbench(Protocol):
     """A model laid out for training; made by whoever owns the model.
 
     ``shapes`` and ``layers`` name every layer that an adapter could change, of the diffusion model
-    (``diffusion_model.…``) and, if it is to be trained, of the text encoder (``text_encoders.…``).
+    (``diffusion_model.…``) and, if it is to be trained, of the text encoder (``text_encoders.…``); ``written_over``
+    those of them whose output the network may write over.
     """
 
     denoiser: Denoiser
@@ -26,6 +27,7 @@ class Workbench(Protocol):
     shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, nn.Module]
     blocks: Sequence[nn.Module]
+    written_over: Collection[str]
     borrow: Borrow
     facts: Mapping[str, Any]
     identity: str

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..beside import beside
 from ..forward import Forward
-from ..frozen import Borrow
+from ..site import Site
 from ..steps import Step
 
 
@@ -56,18 +56,12 @@ class Adapter(nn.Module):
         """The change of the weight, ``[..., out, in]``; families that project ``W`` need it."""
         return self.step().delta(weight)
 
-    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow, alone: bool) -> Forward:
-        """The layer's forward with the change: ``y = f(x) + up (down x)`` for families that add a low rank.
-
-        Args:
-            forward: what there was before, f.
-            borrow: gives the layer's own weight and bias to the families that need them.
-            alone: no earlier link has changed the layer, so that its weights are what ``forward`` computes with.
-        """
+    def on(self, site: Site) -> Forward:
+        """The site's forward f with the change: ``y = f(x) + up (down x)`` for families that add a low rank."""
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             up, down = (factor.to(x.dtype) for factor in self.step().factors())
-            return beside(layer, forward(x, *args, **kwargs), x, up, down)
+            return beside(site.layer, site.forward(x, *args, **kwargs), x, up, down)
 
         return adapted
 

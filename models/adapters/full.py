@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..forward import Forward
-from ..frozen import Borrow
+from ..site import Site
 from ..steps import Difference
 from ..trained import TrainedConvolution, TrainedLinear
 from .base import Adapter, check_matrix
@@ -50,15 +50,15 @@ class Full(Adapter):
     def step(self) -> Difference:
         return Difference(self.diff)
 
-    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow, alone: bool) -> Forward:
+    def on(self, site: Site) -> Forward:
         """The layer with ``W + D`` for a weight, put together for each use and not kept; ``D x`` beside a layer that
         an earlier link has changed."""
-        if not alone:
-            return lambda x: forward(x) + self._alone(layer, x)
-        function = TrainedConvolution if isinstance(layer, nn.Conv2d) else TrainedLinear
-        return lambda x: function.apply(x, self.diff, layer, borrow)
+        if not site.alone:
+            return lambda x: site.forward(x) + self._beside(site.layer, x)
+        function = TrainedConvolution if isinstance(site.layer, nn.Conv2d) else TrainedLinear
+        return lambda x: function.apply(x, self.diff, site.layer, site.borrow)
 
-    def _alone(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _beside(self, layer: nn.Module, x: Tensor) -> Tensor:
         diff = self.diff.to(x.dtype)
         if not isinstance(layer, nn.Conv2d):
             return F.linear(x, diff)

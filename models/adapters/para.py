@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..forward import Forward
-from ..frozen import Bias, Borrow, is_convolution
+from ..frozen import Bias, is_convolution
 from ..projected import Projected
+from ..site import Site
 from ..steps import Projection
 from .base import Adapter
 
@@ -84,14 +85,14 @@ class PaRa(Adapter):
     def step(self) -> Projection:
         return Projection(torch.linalg.qr(self.basis).Q)
 
-    def on(self, layer: nn.Module, forward: Forward, borrow: Borrow, alone: bool) -> Forward:
+    def on(self, site: Site) -> Forward:
         """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
-        places, bias = is_convolution(layer), Bias(layer, borrow)
+        places, bias = is_convolution(site.layer), Bias(site.layer, site.borrow)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-            y = forward(x, *args, **kwargs)
+            y = site.forward(x, *args, **kwargs)
             q, r = self.together(self.basis)
-            return Projected.apply(y, self.basis, q, r, bias(y), places)
+            return Projected.apply(y, self.basis, q, r, bias(y), places, site.written_over)
 
         return adapted
 

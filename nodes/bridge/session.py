@@ -1,6 +1,6 @@
 """A loaded MODEL (and CLIP) laid out for training, and put back afterwards."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,7 @@ class ComfyWorkbench:
     shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, nn.Module]
     blocks: Sequence[nn.Module]
+    written_over: Collection[str]
     facts: Mapping[str, Any]
     identity: str
     borrow: Borrow
@@ -204,6 +205,7 @@ def _training_flag() -> Iterator[None]:
 
 def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
     layers, denoiser = adaptable_layers(patcher, clip), ComfyDenoiser(patcher)
+    in_place = adds_in_place(patcher.model.diffusion_model)
     return ComfyWorkbench(
         patchers=[patcher] + ([clip.patcher] if clip is not None else []),
         denoiser=denoiser,
@@ -214,6 +216,7 @@ def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
         shapes=layer_shapes(layers),
         layers=layers,
         blocks=blocks_of(patcher.model.diffusion_model),
+        written_over={name for name in layers if name.startswith(TEXT_PREFIX) or in_place},
         identity=identity_of(patcher, clip),
         borrow=borrow,
         facts={

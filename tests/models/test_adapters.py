@@ -192,12 +192,19 @@ def test_gradients_are_finite_and_the_adapters_only(family: Family, layer: Layer
 
 @by_family
 @by_layer
-def test_gradients_are_those_through_the_papers_formula(family: Family, layer: Layer) -> None:
+@pytest.mark.parametrize("written_over", [(), ("l",)], ids=["left alone", "written over"])
+def test_gradients_are_those_through_the_papers_formula(
+    family: Family, layer: Layer, written_over: tuple[str, ...]
+) -> None:
     """Of the adapter and of the input, against autograd on the float64 formula."""
     made = case(family, layer)
     x = made.x.clone().requires_grad_()
-    with frozen(made.module), made.set.attached({"l": made.module}):
-        made.module(x).square().sum().backward()
+    with frozen(made.module), made.set.attached({"l": made.module}, written_over=written_over):
+        y = made.module(x)
+        loss = (y.clone() if written_over else y).square().sum()
+        if written_over:
+            y += 1
+        loss.backward()
     attached = [parameter.grad.clone() for parameter in made.link.parameters()]
     made.adapter.zero_grad()
     again = made.x.double().requires_grad_()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hyperbooth.models.adapters import Full, FullConfig
+from hyperbooth.models.site import Site
 from hyperbooth.models.storage import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
@@ -63,7 +64,7 @@ def test_gradients_are_those_of_the_weights_themselves(loaded: Any, subject: Any
             adapter = Full(diff)
             size = (2, shape[1], 6, 6) if len(shape) == 4 else (2, 5, shape[1])
             x = torch.randn(size, generator=generator).requires_grad_()
-            y = adapter.on(layer, layer.forward, bench.borrow)(x)
+            y = adapter.on(Site(layer, layer.forward, bench.borrow))(x)
             seed = torch.randn(y.shape, generator=generator)
             (y * seed).sum().backward()
             weight = (layer.weight.double() + diff.double().view(shape)).requires_grad_()
