@@ -16,13 +16,14 @@ TEXT_PREFIX = "text_encoders."
 # fused linear1/linear2 hold q, k, v and out), Wan and CLIP (self_attn, cross_attn), T5 (SelfAttention).
 _ATTENTION = r"\.\w*(?:attn|attention)\d?\.(?:.*\.)?[a-z_0-9]+$|\.single_blocks\.\d+\.linear[12]$"
 _FEED_FORWARD = r"(?<!embedder)\.(?:ff|ffn|mlp|img_mlp|txt_mlp|feed_forward|densereludense)\.[a-z_0-9.]+$"
-# An embedder's mlp is none. Joint attention (MMDiT, Flux) is neither self nor cross; SD3.5's second one is self.
 # Everything but the entrance and the exit, which speak latent channels: a matrix of four rows holds no rank of 8.
 _INNER = (
     r"^(?!diffusion_model\.(?:input_blocks\.0|out|x_embedder|img_in|patch_embedding|patchify_proj|init_x_linear|first|"
     r"final_layer|final_linear|head|last|proj_out)(?:\.|$))"
 )
 
+# An embedder's mlp is no feed-forward. Joint attention (MMDiT, Flux) is neither self nor cross; SD3.5's second one is
+# self.
 RULES: dict[str, tuple[str, bool]] = {
     "attention": (_ATTENTION, False),
     "self attention": (r"\.(?:attn1|self_attn|selfattention)\.|\.x_block\.attn2\.|\.blocks\.\d+\.attn\.", False),

@@ -53,7 +53,7 @@ def _add(digest: Any, value: Any) -> None:
         _add(digest, dict(value.state_dict()))
     else:
         plain = value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype))
-        digest.update(f"{type(value).__qualname__}:{value!r};".encode() if plain else type(value).__qualname__.encode())
+        digest.update(f"{type(value).__qualname__}:{repr(value) if plain else ''};".encode())
 
 
 def _add_tensor(digest: Any, tensor: Tensor) -> None:

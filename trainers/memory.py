@@ -68,12 +68,12 @@ def choose(needs: Needs, free: int, batch_size: int, start: Plan) -> Plan:
 
 
 def describe(plan: Plan, needs: Needs | None, free: int, batch_size: int, precision: str) -> str:
-    """One line for the log and the report."""
+    """One line for the log and the report; without ``needs`` nothing was measured."""
     size = -(-batch_size // plan.pieces)
     batch = f"batch {batch_size}" if plan.pieces == 1 else f"batch {batch_size} in parts of {size}"
     chosen = f"memory: computing in {precision}, {batch}, checkpointing {'on' if plan.checkpointing else 'off'}"
     if needs is None:
-        return f"{chosen} (as set)"
+        return chosen
     need = needs.of(plan, batch_size)
     line = f"{chosen}: about {need / 2**30:.2f} GiB beside the model, of {free / 2**30:.2f} GiB free"
     return line if need <= free else f"{line}. That may not be enough; {ADVICE}"

@@ -165,7 +165,7 @@ class _Job:
         history = self.state.history
         start = memory.Plan(history.pieces, options.gradient_checkpointing or history.checkpointing)
         if options.memory == "as set":
-            return start, memory.describe(start, None, 0, run.batch_size, bench.precision)
+            return start, f"{memory.describe(start, None, 0, run.batch_size, bench.precision)} (as set)"
         needs = self._measured(loss)
         if needs is None:
             tightest = memory.Plan(run.batch_size, checkpointing=True)

@@ -4,10 +4,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -32,13 +30,11 @@ class States:
     Args:
         folder: where states of all runs are kept.
         key: names the run: whatever the result depends on, see :func:`.fingerprint.fingerprint`.
-        about: plain facts kept beside the state.
         failure: what went wrong with the last write, for the report; None if nothing.
     """
 
     folder: Path
     key: str
-    about: Mapping[str, Any] = field(default_factory=dict)
     failure: str | None = None
     _saved: int = field(default=-1, init=False)
     _ahead: bool = field(default=False, init=False)
@@ -91,35 +87,52 @@ class States:
         if self._ahead or state.history.step in (0, self._saved) or not state.is_finite():
             return
         snapshot = state.snapshot()
-        header = {"version": VERSION, **snapshot.numbers, "about": dict(self.about)}
+        header = {"version": VERSION, **snapshot.numbers}
         try:
             write_tensors(snapshot.tensors, self.path, {HEADER: json.dumps(header)})
-            self._prune()
         except (OSError, ValueError) as error:
             self.failure = f"the state at step {state.history.step} could not be saved: {error}"
             logging.warning("HyperBooth: %s", self.failure)
         else:
             self._saved, self.failure = state.history.step, None
+            self._prune()
 
     def _prune(self) -> None:
+        """Make room; what another server removes at the same moment, or holds open, is left to it."""
         own = self.key.removesuffix(".good")
         others = [path for path in self.folder.iterdir() if _STATE.fullmatch(path.name) and path.is_file()]
         others = [path for path in others if path.name[:32] != own]
         others.sort(key=_touched, reverse=True)
         room = MOST_BYTES
         for place, path in enumerate(others, 1):
-            room -= path.stat().st_size if path.exists() else 0
-            at_work = time.time() - _touched(path) < LEFTOVER
-            if (place >= KEPT and not at_work) or room < 0:
-                path.unlink(missing_ok=True)
+            room -= _size(path)
+            if (place >= KEPT and time.time() - _touched(path) > LEFTOVER) or room < 0:
+                _remove(path)
         for path in self.folder.glob(".*.part"):
-            if time.time() - path.stat().st_mtime > LEFTOVER:
-                path.unlink(missing_ok=True)
+            if time.time() - _touched(path) > LEFTOVER:
+                _remove(path)
 
 
 def _touched(path: Path) -> float:
     """When the file was written, or long ago if another server has just removed it."""
-    return path.stat().st_mtime if path.exists() else 0.0
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logging.info("HyperBooth: %s could not be removed: %s", path.name, error)
 
 
 def _read(path: Path) -> Snapshot:
