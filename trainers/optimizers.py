@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 Settings = Sequence[dict[str, Any]]
 """PyTorch's parameter groups: ``params`` and ``lr`` each."""
@@ -14,8 +15,12 @@ FUSED = ("cpu", "cuda", "mps", "xpu")
 
 def _adamw(groups: Settings) -> torch.optim.Optimizer:
     """Decoupled weight decay (1711.05101); two numbers of state per weight."""
-    fused = all(parameter.device.type in FUSED for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(groups, weight_decay=1e-2, fused=fused)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = all(parameter.device.type in FUSED for parameter in parameters)
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-2, fused=fused)
+    if fused:  # which writes without telling autograd; what is computed once for each value of a parameter must know
+        optimizer.register_step_post_hook(lambda *_: increment_version(parameters))
+    return optimizer
 
 
 def _adafactor(groups: Settings) -> torch.optim.Optimizer:
