@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
+import pytest
 import torch
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.trainers.options import Method, TrainingOptions
@@ -48,3 +50,25 @@ def relative(a: Tensor, b: Tensor) -> float:
 def train(node: Any, loaded: Any, subject: Any, method: Method, steps: int = 6, **inputs: Any) -> tuple[Any, Any, str]:
     inputs = {"options": QUIET, "batch_size": 1, "seed": 0, **inputs}
     return node("Train", model=loaded[0], subject=subject, method=method, steps=steps, **inputs)
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """ComfyUI's cancel button is pressed when the progress bar shows ``step`` or, since it skips some, a later one."""
+
+    def press(value: int, *_: Any, **__: Any) -> None:
+        if value >= step:
+            comfy.model_management.interrupt_current_processing()
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(press)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            yield
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Two adapters, bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -1,13 +1,10 @@
 """A trainer one can trust: resume, stopping before harm, validation, memory, on ComfyUI's loaded objects."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
@@ -17,30 +14,9 @@ from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.guard import Diverged
 from hyperbooth.trainers.memory import Plan, choose, measure
 from hyperbooth.trainers.options import TrainingOptions
-from rig import QUIET, lora, train, untouched
+from rig import QUIET, interrupted_at, lora, same, train, untouched
 
 OPTIONS = replace(QUIET, checkpoint_every=2)
-
-
-@contextmanager
-def interrupted_at(step: int) -> Iterator[None]:
-    """ComfyUI's cancel button is pressed when the progress bar shows ``step`` or, since it skips some, a later one."""
-
-    def press(value: int, *_: Any, **__: Any) -> None:
-        if value >= step:
-            comfy.model_management.interrupt_current_processing()
-
-    before = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(press)
-    try:
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
-            yield
-    finally:
-        comfy.utils.set_progress_bar_global_hook(before)
-
-
-def same(first: Any, second: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 CHANGES = {
