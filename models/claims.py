@@ -77,11 +77,11 @@ def is_text(value: str) -> bool:
     return not re.search("[\ud800-\udfff]", value)
 
 
-def tensor_names(names: Iterable[str]) -> None:
+def tensor_names(file: str, names: Iterable[str]) -> None:
     """ValueError if a tensor's name is none that a message could show."""
     for name in names:
         if not is_name(name):
-            raise ValueError(f"holds a tensor named {name!r:.80}, which is no name; save it again")
+            raise ValueError(f"{file} holds a tensor named {name!r:.80}, which is no name; save it again")
 
 
 def targets(entries: Any) -> dict[str, Target]:
@@ -108,10 +108,10 @@ def numbers(tensor: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: it holds no floating-point numbers, or one is no weight's.
     """
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        raise ValueError(
-            f"holds {tensor.dtype} of shape {tuple(tensor.shape)} in {name}; expected floating-point numbers"
-        )
+    if not tensor.is_floating_point():
+        raise ValueError(f"holds {tensor.dtype} in {name}; an adapter's numbers are floating-point")
+    if tensor.numel() == 0:
+        raise ValueError(f"holds nothing in {name}, of shape {tuple(tensor.shape)}; save or copy it again")
     own = tensor.to(torch.float32, copy=True)
     if not is_finite(own):
         raise ValueError(f"holds {NOT_FINITE} in {name}; the file is of no use")

@@ -76,7 +76,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
-            claims.tensor_names(names)
+            claims.tensor_names(path.name, names)
             if HEADER not in metadata:
                 check_is_lora(path.name, names)
             return metadata, {name: file.get_tensor(name) for name in names}
