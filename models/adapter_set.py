@@ -94,10 +94,22 @@ class AdapterSet:
     Args:
         chain: the links in order of application.
         facts: what is known of how it was made (base model, steps, prompt ...); saved beside the weights.
+
+    Raises:
+        ValueError: links disagree on the shape of a layer's weight.
     """
 
     chain: tuple[Link, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for target in (target for link in self.chain for target in link.targets.values()):
+            if shapes.setdefault(target.name, target.shape) != target.shape:
+                raise ValueError(
+                    f"its links are for different models: {target.name} is {shapes[target.name]} in one, "
+                    f"{target.shape} in another"
+                )
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for link in self.chain for parameter in link.parameters()]

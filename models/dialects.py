@@ -35,6 +35,8 @@ NAMED_PEFT = Spelling(".lora_B.default.weight", ".lora_A.default.weight")
 BARE = Spelling(".lora_B", ".lora_A")
 SPELLINGS = (KOHYA, PEFT, DIFFUSERS, PROCESSOR, TEXT_LAYER, NAMED_PEFT, BARE)
 """Every spelling that ComfyUI's stock loader reads."""
+DIFFERENCE = ".diff"
+"""The end of the name of a whole difference of a weight, in every dialect."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def stock_tensors(adapter: AdapterSet, weight_of: WeightOf | None = None) -> dic
     tensors = link_tensors(plain_link(low_rank, weight_of)) if low_rank.chain else {}
     for name, steps in dense.items():
         change = total_change(steps, base_of(name, steps, weight_of))
-        tensors[f"{name}.diff"] = change.reshape(targets[name].shape)
+        tensors[name + DIFFERENCE] = change.reshape(targets[name].shape)
     return tensors
 
 

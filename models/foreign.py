@@ -1,15 +1,17 @@
-"""LoRA files of other programs: every spelling that ComfyUI's stock loader reads, as our LoRA."""
+"""LoRA files of other programs: every spelling that ComfyUI's stock loader reads, as our LoRA; whole differences of
+weights, as our full family."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from . import claims
 from .adapter_set import AdapterSet, Link
-from .adapters import LoRA
-from .dialects import KOHYA, SPELLINGS, Place, swap_halves
+from .adapters import Full, LoRA
+from .dialects import DIFFERENCE, KOHYA, SPELLINGS, Place, swap_halves
 from .metadata import facts_of
 from .targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
 
@@ -21,7 +23,7 @@ _OTHERS = {
     r"lora_mid\.weight": "CP-decomposed LoCon",
     r"oft_\w+": "OFT",
     r"lora_B\.bias": "biased LoRA",
-    r"diff|diff_b|set_weight|reshape_weight|[wb]_norm": "whole-weight",
+    r"diff_b|set_weight|reshape_weight|[wb]_norm": "whole-weight",
 }
 """End of a tensor's name -> what it belongs to, of the kinds that stock loaders know and we do not."""
 
@@ -62,12 +64,12 @@ def check_is_lora(file: str, names: Iterable[str]) -> None:
     names = list(names)
     if not names:
         raise ValueError(f"{file} holds no tensors; save or copy it again")
-    strange = [name for name in names if _split(name) is None]
+    strange = [name for name in names if _split(name) is None and not name.endswith(DIFFERENCE)]
     kinds = {kind for name in strange for end, kind in _OTHERS.items() if re.search(rf"\.(?:{end})$", name)}
     if kinds:
         raise ValueError(
             f"{file} holds {', '.join(sorted(kinds))} tensors (such as {strange[0]}), Load Adapter reads plain LoRA "
-            "only; the stock Load LoRA opens it"
+            "and differences of weights only; the stock Load LoRA opens it"
         )
     if strange:
         raise ValueError(
@@ -77,7 +79,7 @@ def check_is_lora(file: str, names: Iterable[str]) -> None:
 
 
 def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: Names) -> AdapterSet:
-    """The LoRA that the tensors of ``file`` spell, under our names.
+    """The LoRA that the tensors of ``file`` spell, under our names; then the whole differences, as a link of their own.
 
     Several names that lead to parts of one layer (to_q, to_k, to_v of a fused projection) become one LoRA of that
     layer: ``up`` in blocks, the rank their sum; parts that share one ``down`` share it again.
@@ -85,26 +87,62 @@ def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     Raises:
         ValueError: the file is not whole, its names need a model or clip, or the model lacks a layer of it.
     """
+    try:
+        differences = {name: tensor for name, tensor in tensors.items() if name.endswith(DIFFERENCE)}
+        factors = {name: tensor for name, tensor in tensors.items() if name not in differences}
+        chain = [_lora_link(factors, names)] if factors else []
+        chain += [_full_link(differences, names)] if differences else []
+        facts = {**({"base": names.model} if names.model else {}), **facts_of(metadata)}
+        return AdapterSet(tuple(chain), facts)
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+
+
+def _lora_link(tensors: Mapping[str, Tensor], names: Names) -> Link:
     grouped: dict[str, list[tuple[Place, _Part]]] = {}
-    unknown = []
-    for part in _parts(file, tensors):
-        place = names.places.get(part.stem)
-        if place is None and not names.model and part.stem.startswith(DIFFUSION_PREFIX):
-            place = Place(part.stem)
-        if place is None and not names.clip and part.stem.startswith(TEXT_PREFIX):
-            place = Place(part.stem)
-        if place is None:
-            unknown.append(part.stem)
-        else:
-            grouped.setdefault(place.layer, []).append((place, part))
-    if unknown:
-        raise ValueError(_why_unknown(file, unknown, names))
+    parts = _parts(tensors)
+    for part, place in zip(parts, _places([part.stem for part in parts], names), strict=True):
+        grouped.setdefault(place.layer, []).append((place, part))
     adapters, targets = {}, {}
     for layer, parts in grouped.items():
-        targets[layer] = Target(layer, _shape(file, layer, parts, names))
-        adapters[layer] = _adapter(file, targets[layer], parts)
-    facts = {**({"base": names.model} if names.model else {}), **facts_of(metadata)}
-    return AdapterSet((Link(LoRA.family, adapters, targets),), facts)
+        _, first = parts[0]
+        shape = (len(first.up), *first.down.shape[1:])
+        targets[layer] = Target(layer, _shape(layer, first.stem, shape, names))
+        adapters[layer] = _adapter(targets[layer], parts)
+    return Link(LoRA.family, adapters, targets)
+
+
+def _full_link(tensors: Mapping[str, Tensor], names: Names) -> Link:
+    stems = [name.removesuffix(DIFFERENCE) for name in tensors]
+    adapters, targets = {}, {}
+    for stem, place, (name, tensor) in zip(stems, _places(stems, names), tensors.items(), strict=True):
+        if place != Place(place.layer) or place.layer in targets:
+            raise ValueError(f"holds {name} for a part of {place.layer} or a second time; the stock Load LoRA opens it")
+        target = Target(place.layer, _shape(place.layer, stem, tuple(tensor.shape), names))
+        difference = claims.numbers(tensor, name)
+        try:
+            adapters[target.name] = Full.from_file({"diff": difference}, target.shape, {})
+        except ValueError as error:
+            raise ValueError(f"is of no use: {name} {error}") from error
+        targets[target.name] = target
+    return Link(Full.family, adapters, targets)
+
+
+def _places(stems: Sequence[str], names: Names) -> list[Place]:
+    """Where each of the file's names leads.
+
+    Raises:
+        ValueError: nowhere, for one of them.
+    """
+    found = [_place(stem, names) for stem in stems]
+    if unknown := [stem for stem, place in zip(stems, found, strict=True) if place is None]:
+        raise ValueError(_why_unknown(unknown, names))
+    return [place for place in found if place is not None]
+
+
+def _place(stem: str, names: Names) -> Place | None:
+    ours = (not names.model and stem.startswith(DIFFUSION_PREFIX)) or (not names.clip and stem.startswith(TEXT_PREFIX))
+    return names.places.get(stem) or (Place(stem) if ours else None)
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -118,59 +156,55 @@ def _split(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _parts(file: str, tensors: Mapping[str, Tensor]) -> list[_Part]:
+def _parts(tensors: Mapping[str, Tensor]) -> list[_Part]:
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         stem, role = _split(name) or (name, "")
-        if not tensor.is_floating_point() and role != "alpha":
-            raise ValueError(f"{file}: {name} holds {tensor.dtype}; a LoRA's factors are floating-point numbers")
-        if not torch.isfinite(tensor.float()).all():
-            raise ValueError(f"{file}: {name} holds NaN or infinite values; the file is of no use")
         roles = found.setdefault(stem, {})
         if role in roles:
-            raise ValueError(f"{file} holds the {role} of {stem} twice, in two spellings; save it anew")
-        roles[role] = tensor.to(torch.float32, copy=True)
-    return [_part(file, stem, roles) for stem, roles in found.items()]
+            raise ValueError(f"holds the {role} of {stem} twice, in two spellings; save it anew")
+        whole = role == "alpha" and tensor.dtype in (torch.int32, torch.int64)
+        roles[role] = claims.numbers(tensor.float() if whole else tensor, name)
+    return [_part(stem, roles) for stem, roles in found.items()]
 
 
-def _part(file: str, stem: str, roles: Mapping[str, Tensor]) -> _Part:
+def _part(stem: str, roles: Mapping[str, Tensor]) -> _Part:
     if missing := [role for role in ("up", "down") if role not in roles]:
-        raise ValueError(f"{file} lacks the {' and '.join(missing)} of {stem}; the file is not whole")
+        raise ValueError(f"lacks the {' and '.join(missing)} of {stem}; the file is not whole")
     up, down = roles["up"], roles["down"]
-    alpha = roles.get("alpha", torch.tensor(float(len(down))))
-    fit = min(up.ndim, down.ndim) >= 2 and up.shape[1] == len(down) and up.numel() == len(up) * len(down) > 0
-    if not fit or alpha.numel() != 1 or down.numel() == 0:
+    fit = min(up.ndim, down.ndim) >= 2 and up.shape[1] == len(down) and up.numel() == len(up) * len(down)
+    alpha = roles.get("alpha", torch.tensor(float(len(down)) if fit else 1.0))
+    if not fit or alpha.numel() != 1:
         raise ValueError(
-            f"{file}: the tensors of {stem} do not belong together, up {tuple(up.shape)}, down {tuple(down.shape)}, "
+            f"holds tensors of {stem} that do not belong together, up {tuple(up.shape)}, down {tuple(down.shape)}, "
             f"alpha {tuple(alpha.shape)}; save or copy it again"
         )
     return _Part(stem, up, down, alpha.item())
 
 
-def _why_unknown(file: str, unknown: list[str], names: Names) -> str:
+def _why_unknown(unknown: list[str], names: Names) -> str:
     if not names.model:
-        return f"{file} names its layers in its own way ({unknown[0]}); connect model and clip, to translate them"
+        return f"names its layers in its own way ({unknown[0]}); connect model and clip, to translate them"
     text = [stem for stem in unknown if stem.startswith(_TEXT_STEMS)]
     if text and not names.clip:
-        return f"{file} holds text-encoder layers ({text[0]}); connect clip as well, to translate their names"
+        return f"holds text-encoder layers ({text[0]}); connect clip as well, to translate their names"
     return (
-        f"{file} changes {len(unknown)} layers that this {names.model} model lacks or cannot change: "
+        f"changes {len(unknown)} layers that this {names.model} model lacks or cannot change: "
         f"{', '.join(unknown[:4])}; it was made for another architecture"
     )
 
 
-def _shape(file: str, layer: str, parts: list[tuple[Place, _Part]], names: Names) -> tuple[int, ...]:
-    """The weight's shape: as the model says, or without one as the factors say."""
+def _shape(layer: str, stem: str, said: tuple[int, ...], names: Names) -> tuple[int, ...]:
+    """The weight's shape: as the model says, or without one as the file says."""
     known = names.model if layer.startswith(DIFFUSION_PREFIX) else names.clip
     if not known:
-        _, part = parts[0]
-        return (len(part.up), *part.down.shape[1:])
+        return said
     if layer not in names.shapes:
-        raise ValueError(_why_unknown(file, [part.stem for _, part in parts], names))
+        raise ValueError(_why_unknown([stem], names))
     return names.shapes[layer]
 
 
-def _adapter(file: str, target: Target, parts: list[tuple[Place, _Part]]) -> LoRA:
+def _adapter(target: Target, parts: list[tuple[Place, _Part]]) -> LoRA:
     try:
         whole = [part for place, part in parts if place == Place(target.name)]
         if len(whole) > 1:
@@ -180,7 +214,7 @@ def _adapter(file: str, target: Target, parts: list[tuple[Place, _Part]]) -> LoR
             return LoRA.from_file(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape, {})
         return _fused(target.matrix, parts)
     except ValueError as error:
-        raise ValueError(f"{file}: the LoRA of {target.name} {error}") from error
+        raise ValueError(f"is of no use: the LoRA of {target.name} {error}") from error
 
 
 def _fused(matrix: tuple[int, int], parts: list[tuple[Place, _Part]]) -> LoRA:

@@ -7,12 +7,14 @@ written; files and folders are never named.
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from .adapter_set import AdapterSet
+from .claims import parsed
 from .stream import contents
 
 STABILITY, DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
@@ -74,7 +76,7 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     base = max((known for known in _VERSIONS if version.startswith(known)), key=len, default=None)
     if base is not None:
         facts["base"] = _VERSIONS[base]
-    if metadata.get("ss_steps", "").isdecimal():
+    if re.fullmatch("[0-9]{1,18}", metadata.get("ss_steps", "")):
         facts["steps"] = int(metadata["ss_steps"])
     if trigger := metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", "")):
         facts["trigger"] = trigger
@@ -202,7 +204,7 @@ def _iso(seconds: float) -> str:
 def _class_tokens(datasets: str) -> str:
     """The trigger words in kohya's description of the data set."""
     try:
-        tokens = json.loads(datasets)[0]["subsets"][0]["class_tokens"]
-    except (json.JSONDecodeError, LookupError, TypeError):
+        tokens = parsed(datasets)[0]["subsets"][0]["class_tokens"]
+    except (ValueError, LookupError, TypeError):
         return ""
     return tokens if isinstance(tokens, str) else ""

@@ -2,9 +2,12 @@
 
 Tensors are named ``<layer>.<tensor of the family>``, where the layer's name is ComfyUI's own, so that a file
 holding one LoRA is at once a LoRA that ComfyUI's stock loaders read. A chain of several links prefixes each
-with its place, ``1/``, ``2/``, so that no other tool mistakes a part for the whole. The header's
-``hyperbooth`` entry (JSON) holds the format version, the chain in order, and the facts. A file without it is read
-as a plain LoRA of another program, see :mod:`.foreign`.
+with its place, ``1/``, ``2/``, so that no other tool mistakes a part for the whole. Families of very few numbers keep
+a link as one tensor, see :mod:`.packing`. The header's ``hyperbooth`` entry (JSON) holds the format version, the chain
+in order, and the facts. A file without it is read as a plain LoRA of another program, see :mod:`.foreign`.
+
+A file's tensors are no larger than the file, which the safetensors library checks; all else that it says is checked
+by :mod:`.claims` before memory is taken for it.
 """
 
 import json
@@ -18,12 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import claims
 from .adapter_set import AdapterSet, Link
-from .adapters import FAMILIES
+from .adapters import FAMILIES, Adapter
 from .dialects import link_tensors
 from .foreign import Names, check_is_lora, read_lora
+from .packing import LAYOUT, PACKED, packed, unpacked
 from .stream import chunks
-from .targets import Target
 
 VERSION = 1
 SUFFIXES = (".safetensors", ".sft")
@@ -36,7 +40,7 @@ def save_adapter(
     """Write ``adapter`` to ``path``.
 
     Raises:
-        ValueError: a value is not finite (a broken run must not reach a file).
+        ValueError: a value is not finite.
         OSError: the disk is full or the folder cannot be written; the former file, if any, is untouched.
     """
     tensors = in_file(adapter_tensors(adapter), dtype)
@@ -58,20 +62,26 @@ def load_adapter(path: Path, names: Names | None = None) -> AdapterSet:
             f"{path.name} is no safetensors file; files of other kinds can run code when opened, so none is. "
             "Convert it to safetensors"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if HEADER not in metadata:
-                check_is_lora(path.name, file.keys())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or no safetensors file ({error}); save it again") from error
+    metadata, tensors = _read(path)
     if HEADER not in metadata:
         return read_lora(path.name, tensors, metadata, names or Names())
     try:
-        return _from_file(path.name, json.loads(metadata[HEADER]), tensors)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} has a damaged {HEADER!r} header ({error!r}); save it again") from error
+        return _from_file(path.name, _header(path.name, metadata[HEADER]), tensors)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(_damaged(path.name, error)) from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header's texts and the tensors, of the kinds that an adapter can be made of."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            claims.tensor_names(path.name, names)
+            if HEADER not in metadata:
+                check_is_lora(path.name, names)
+            return metadata, {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged or no safetensors file ({error!s:.200}); save it again") from error
 
 
 def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
@@ -79,21 +89,25 @@ def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
     return {
         _prefix(adapter, i) + name: tensor
         for i, link in enumerate(adapter.chain)
-        for name, tensor in link_tensors(link).items()
+        for name, tensor in (packed(link) if FAMILIES[link.family].packed else link_tensors(link)).items()
     }
 
 
 def header_of(adapter: AdapterSet) -> str:
     """The entry under :data:`HEADER` that makes a file ours."""
-    chain = [
-        {
-            "family": link.family,
-            "facts": FAMILIES[link.family].link_facts(link.adapters.values()),
-            "targets": {name: list(target.shape) for name, target in link.targets.items()},
-        }
-        for link in adapter.chain
-    ]
+    chain = [_entry(link) for link in adapter.chain]
     return json.dumps({"version": VERSION, "chain": chain, "facts": dict(adapter.facts)})
+
+
+def _entry(link: Link) -> dict[str, Any]:
+    """What the header says of a link; of a packed one its layout says the rest."""
+    if FAMILIES[link.family].packed:
+        return {"family": link.family}
+    return {
+        "family": link.family,
+        "facts": FAMILIES[link.family].link_facts(link.adapters.values()),
+        "targets": {name: list(target.shape) for name, target in link.targets.items()},
+    }
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -130,17 +144,39 @@ def _write_whole(parts: Iterable[bytes | memoryview], path: Path) -> None:
 
 
 def in_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors as a file takes them; single numbers (an alpha) stay exact whatever the precision."""
-    return {name: (tensor.to(dtype) if tensor.ndim else tensor).contiguous().cpu() for name, tensor in tensors.items()}
+    """The tensors as a file takes them; bytes, and single numbers (an alpha), stay exact whatever the precision.
+
+    Raises:
+        ValueError: a number is none that :func:`load_adapter` would take (a broken run must not reach a file).
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        found[name] = (tensor.to(dtype) if tensor.ndim and tensor.is_floating_point() else tensor).contiguous().cpu()
+        if not claims.is_finite(found[name]):
+            raise ValueError(f"{name} holds {claims.NOT_FINITE}; nothing was written")
+    return found
 
 
 def _prefix(adapter: AdapterSet, place: int) -> str:
     return f"{place + 1}/" if len(adapter.chain) > 1 else ""
 
 
+def _damaged(file: str, error: Exception) -> str:
+    return f"{file} has a damaged {HEADER!r} header ({error!r:.80}); save it again"
+
+
+def _header(file: str, text: str) -> Mapping[str, Any]:
+    """The header, whose version is ours and whose facts can be relied on."""
+    try:
+        header = claims.parsed(text)
+        if header["version"] == VERSION:
+            return {**header, "facts": claims.facts(header["facts"])}
+    except ValueError as error:
+        raise ValueError(_damaged(file, error)) from error
+    raise ValueError(f"{file} has format version {header['version']!r:.40}, this pack reads {VERSION}; update the pack")
+
+
 def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterSet:
-    if header["version"] != VERSION:
-        raise ValueError(f"{file} has format version {header['version']}, this pack reads {VERSION}; update the pack")
     if not header["chain"]:
         raise ValueError(f"{file} holds no adapter: its chain is empty")
     several = len(header["chain"]) > 1
@@ -149,35 +185,54 @@ def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor])
         links.append(_link(file, entry, tensors, f"{place + 1}/" if several else ""))
     if tensors:
         raise ValueError(f"{file} holds tensors its header does not name: {', '.join(sorted(tensors)[:4])}")
-    return AdapterSet(tuple(links), header["facts"])
-
-
-def _own(file: str, name: str, tensor: Tensor) -> Tensor:
-    """In float32 and memory of its own: the file may be written over while the adapter is in use."""
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{file}: {name} holds NaN or infinite values; the file is of no use")
-    return tensor.to(torch.float32, copy=True)
+    try:
+        return AdapterSet(tuple(links), header["facts"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Link:
+    """The link that ``entry`` describes; its tensors are taken out of ``tensors``."""
     if entry["family"] not in FAMILIES:
-        raise ValueError(f"{file} holds the family {entry['family']!r}, this pack knows {', '.join(FAMILIES)}")
+        raise ValueError(f"{file} holds the family {entry['family']!r:.40}, this pack knows {', '.join(FAMILIES)}")
     kind = FAMILIES[entry["family"]]
-    targets = {name: Target(name, tuple(shape)) for name, shape in entry["targets"].items()}
-    facts = entry.get("facts", {})
     try:
-        kind.check_facts(facts)
+        link = _packed_link(kind, tensors, prefix) if kind.packed else _named_link(kind, entry, tensors, prefix)
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error
+    return link
+
+
+def _packed_link(kind: type[Adapter], tensors: dict[str, Tensor], prefix: str) -> Link:
+    link = unpacked(tensors, prefix)
+    if link.family != kind.family:
+        raise ValueError(f"holds {link.family} where its header says {kind.family}; save it again")
+    del tensors[prefix + PACKED], tensors[prefix + LAYOUT]
+    return link
+
+
+def _named_link(kind: type[Adapter], entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Link:
+    targets, facts = claims.targets(entry["targets"]), entry.get("facts", {})
     adapters = {}
     for name, target in targets.items():
         expected = [f"{prefix}{name}.{key}" for key in kind.tensor_names]
         if missing := [key for key in expected if key not in tensors]:
-            raise ValueError(f"{file} lacks {', '.join(missing)}; the file is not whole")
+            raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
         taken = zip(kind.tensor_names, expected, strict=True)
-        values = {key: _own(file, full, tensors.pop(full)) for key, full in taken}
+        values = {key: claims.numbers(tensors.pop(full), full) for key, full in taken}
         try:
-            adapters[name] = kind.from_file(values, target.shape, facts)
+            adapters[name] = _adapter(kind, values, target.shape, facts)
         except ValueError as error:
-            raise ValueError(f"{file}: the adapter of {name} {error}") from error
-    return Link(entry["family"], adapters, targets)
+            raise ValueError(f"is of no use: the adapter of {name} {error}") from error
+    kind.check_facts(facts, adapters.values())
+    return Link(kind.family, adapters, targets)
+
+
+def _adapter(kind: type[Adapter], values: Mapping[str, Tensor], shape: tuple[int, ...], facts: Any) -> Adapter:
+    """The adapter of ``values``, which have the very form that it would be saved in."""
+    adapter = kind.from_file(values, shape, facts)
+    given = {key: tuple(value.shape) for key, value in values.items()}
+    wanted = {key: tuple(value.shape) for key, value in adapter.to_file(shape).items()}
+    if given != wanted:
+        raise ValueError(f"has tensors of the shapes {given}, not {wanted}")
+    return adapter

@@ -63,4 +63,4 @@ def _norm(name: str, steps: Sequence[Step], weight_of: WeightOf | None) -> float
 def block_of(name: str) -> str:
     """The block a layer belongs to: ``input_blocks.4``, ``middle_block``, ``double_blocks.7``, ``layers.3``."""
     match = _BLOCK.match(name)
-    return match.group(1) if match else name.split(".")[1]
+    return match.group(1) if match else name.removeprefix(f"{name.split('.')[0]}.").split(".")[0]

@@ -36,17 +36,43 @@ RULES: dict[str, tuple[str, bool]] = {
 """Rule name -> (pattern on the layer's name, whether convolutions count)."""
 
 
+LARGEST = 2**20
+"""Of a weight's sizes: far beyond any layer's, so that products of a few stay numbers."""
+
+
+LONGEST = 500
+"""Of a name, in characters; the longest known to us has 90."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """One layer to change: its name and the shape of its weight, ``(out, in)`` or ``(out, in, kh, kw)``."""
+    """One layer to change: its name and the shape of its weight, ``(out, in)`` or ``(out, in, kh, kw)``.
+
+    Raises:
+        ValueError: the name cannot be printed, or the shape is not of one of these forms.
+    """
 
     name: str
     shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ValueError(f"{self.name!r:.80} is no layer's name; names have 1 to {LONGEST} printable characters")
+        if len(self.shape) not in (2, 4) or not all(0 < size <= LARGEST for size in self.shape):
+            raise ValueError(
+                f"layer {self.name} has a weight of shape {self.shape!r:.80}; expected (out, in) or (out, in, kh, kw), "
+                f"each from 1 to {LARGEST}"
+            )
 
     @property
     def matrix(self) -> tuple[int, int]:
         """The shape an adapter sees: ``(out, in)`` with a convolution's kernel flattened into ``in``."""
         return self.shape[0], math.prod(self.shape[1:])
+
+
+def is_name(name: str) -> bool:
+    """Whether a layer or a tensor can be called that."""
+    return 0 < len(name) <= LONGEST and name.isprintable()
 
 
 def select_targets(shapes: Mapping[str, tuple[int, ...]], rule: str) -> list[Target]:

@@ -8,7 +8,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -99,8 +99,16 @@ class Adapter(nn.Module):
         return {}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any]) -> None:
-        """The facts mean here what they meant to the writer; ValueError if not."""
+    def check_facts(cls, facts: Mapping[str, Any], adapters: Iterable["Adapter"]) -> None:
+        """The facts mean here, for the ``adapters`` made with them, what the writer meant; ValueError if not."""
+
+    @classmethod
+    def check_shapes(cls, shapes: Iterable[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> None:
+        """What adapters need beside their numbers can be had; ValueError if not.
+
+        Args:
+            shapes: of each layer's weight, and of its adapter's tensors.
+        """
 
     def settings(self) -> dict[str, float]:
         """The settings that may differ from layer to layer, by name, in the order of reports."""

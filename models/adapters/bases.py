@@ -6,6 +6,7 @@ Muller's transform in float64, and orthonormal by the QR decomposition with a po
 """
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from weakref import WeakValueDictionary
 
@@ -18,6 +19,11 @@ PROBES = 3
 TOLERANCE = 1e-5
 """Of a probe: float32 leaves 6e-8 of such a number."""
 
+LARGEST = 2**24
+"""Numbers in a basis (64 MiB): a layer of 21,504, the widest of Flux, takes 780 columns."""
+MOST = 2**27
+"""Numbers in the bases of one file. A file of a kilobyte can ask for any; the numbers themselves are not in it."""
+
 _on_device: WeakValueDictionary[tuple[str, int, int, int, torch.device], Tensor] = WeakValueDictionary()
 
 
@@ -29,6 +35,7 @@ def basis(role: str, seed: int, size: int, columns: int, device: torch.device | 
     Args:
         role: which of a layer's bases, ``out`` or ``in``; they are independent.
     """
+    check_sizes([(size, columns)])
     device = torch.device(device)
     key = (role, seed, size, columns, device)
     kept = _on_device.get(key)
@@ -37,6 +44,23 @@ def basis(role: str, seed: int, size: int, columns: int, device: torch.device | 
             kept = torch.from_numpy(_orthonormal(role, seed, size, columns)).to(device, copy=True)
         _on_device[key] = kept
     return kept
+
+
+def check_sizes(sizes: Iterable[tuple[int, int]]) -> None:
+    """Bases ``[size, columns]`` exist and fit in memory.
+
+    Raises:
+        ValueError: they do not.
+    """
+    sizes = list(sizes)
+    for size, columns in sizes:
+        if columns > size or size * columns > LARGEST:
+            raise ValueError(
+                f"needs a basis of {size} x {columns}; a basis has no more columns than rows and at most {LARGEST} "
+                "numbers, give a smaller a or b"
+            )
+    if (total := sum(size * columns for size, columns in sizes)) > MOST:
+        raise ValueError(f"needs bases of {total} numbers, at most {MOST} are made; give a smaller a or b")
 
 
 def probes(role: str, seed: int, size: int, columns: int) -> list[float]:

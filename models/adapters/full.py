@@ -79,6 +79,8 @@ class Full(Adapter):
     def from_file(
         cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
     ) -> "Full":  # fmt: skip
+        if tensors["diff"].ndim < 2:
+            raise ValueError(f"holds a difference of shape {tuple(tensors['diff'].shape)}, not of a matrix")
         adapter = cls(tensors["diff"].flatten(1))
         check_matrix(adapter.matrix, shape)
         return adapter

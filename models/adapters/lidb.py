@@ -1,7 +1,7 @@
 """LiDB, the lightweight DreamBooth of HyperDreamBooth (Ruiz et al. 2023, arXiv 2307.06949, section 4.1)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..steps import Sum
 from .base import Adapter
-from .bases import PROBES, TOLERANCE, basis, probes
+from .bases import PROBES, TOLERANCE, basis, check_sizes, probes
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,13 @@ class LiDB(Adapter):
         cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
     ) -> "LiDB":  # fmt: skip
         """With the seed of ``facts``."""
-        matrix = shape[0], math.prod(shape[1:])
-        return cls(tensors["a_train"], tensors["b_train"], matrix, facts["basis_seed"])
+        a_train, b_train, seed = tensors["a_train"], tensors["b_train"], facts["basis_seed"]
+        if a_train.ndim != 2 or b_train.ndim != 2 or type(seed) is not int or not 0 <= seed < 2**64:
+            raise ValueError(
+                f"holds LiDB factors {tuple(a_train.shape)} and {tuple(b_train.shape)} in bases of seed {seed!r:.40}; "
+                "expected two matrices and a whole number from 0 to 2^64 - 1"
+            )
+        return cls(a_train, b_train, (shape[0], math.prod(shape[1:])), seed)
 
     @classmethod
     def link_facts(cls, adapters: Iterable["LiDB"]) -> dict[str, Any]:
@@ -112,21 +117,30 @@ class LiDB(Adapter):
         return {"basis_seed": seed, "probes": found}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any]) -> None:
+    def check_facts(cls, facts: Mapping[str, Any], adapters: Iterable["LiDB"]) -> None:
         """The bases made here are those that the file was written with.
 
         Raises:
             ValueError: they are not; both sides' numbers are named.
         """
-        seed, kept = facts["basis_seed"], facts["probes"]
-        for name, theirs in kept.items():
-            role, size, columns = name.split()
-            ours = probes(role, seed, int(size), int(columns))
+        expected = cls.link_facts(adapters)["probes"]
+        if facts["probes"].keys() != expected.keys():
+            raise ValueError(f"has probes of {len(facts['probes'])} bases, but uses {len(expected)}; save it again")
+        for name, ours in expected.items():
+            theirs = facts["probes"][name]
             if len(theirs) != PROBES or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
                 raise ValueError(
-                    f"was trained in other bases than seed {seed} gives here: the basis {name} starts with {theirs} "
-                    f"in the file, {ours} here; applied, it would be another subject"
+                    f"was trained in other bases than seed {facts['basis_seed']} gives here: the basis {name} starts "
+                    f"with {theirs} in the file, {ours} here; applied, it would be another subject"
                 )
+
+    @classmethod
+    def check_shapes(cls, shapes: Iterable[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> None:
+        """The bases can be had, see :func:`.bases.check_sizes`."""
+        used = set()
+        for shape, (a_train, b_train) in shapes:
+            used |= {("out", shape[0], a_train[0]), ("in", math.prod(shape[1:]), b_train[-1])}
+        check_sizes((size, columns) for _, size, columns in used)
 
     def _bases(self) -> list[tuple[str, int, int]]:
         rows, columns = self._matrix

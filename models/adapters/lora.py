@@ -104,7 +104,13 @@ class LoRA(Adapter):
     def from_file(
         cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
     ) -> "LoRA":  # fmt: skip
-        adapter = cls.of({name: t.flatten(1) if t.ndim > 2 else t for name, t in tensors.items()})
+        up, down, alpha = (tensors[name] for name in cls.tensor_names)
+        if min(up.ndim, down.ndim) < 2 or alpha.numel() != 1:
+            raise ValueError(
+                f"holds LoRA factors {tuple(up.shape)} and {tuple(down.shape)} with alpha {tuple(alpha.shape)}; "
+                "expected two matrices and a number"
+            )
+        adapter = cls(up.flatten(1), down.flatten(1), alpha.item())
         check_matrix(adapter.matrix, shape)
         return adapter
 

@@ -13,7 +13,7 @@ from ..frozen import Bias, is_convolution
 from ..projected import Projected
 from ..site import Site
 from ..steps import Projection
-from .base import Adapter
+from .base import Adapter, check_matrix
 
 INITS = ("random", "smallest singular")
 
@@ -114,9 +114,12 @@ class PaRa(Adapter):
     def from_file(
         cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
     ) -> "PaRa":  # fmt: skip
-        if tensors["basis"].ndim != 2:
-            raise ValueError(f"holds a basis of shape {tuple(tensors['basis'].shape)}, not of out x rank")
-        return cls(tensors["basis"], math.prod(shape[1:]))
+        basis = tensors["basis"]
+        if basis.ndim != 2 or not 0 < basis.shape[1] < basis.shape[0]:
+            raise ValueError(f"holds a basis of shape {tuple(basis.shape)}, not of out x rank with a rank below out")
+        adapter = cls(basis, math.prod(shape[1:]))
+        check_matrix(adapter.matrix, shape)
+        return adapter
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PaRa":
         return PaRa(tensors["basis"], self.columns)

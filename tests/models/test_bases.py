@@ -56,10 +56,10 @@ def test_a_link_keeps_its_seed_and_probes_and_another_basis_is_refused() -> None
     link = Link.create("lidb", [Target("l", (32, 16))], LiDBConfig(basis_seed=5), torch.Generator())
     facts = LiDB.link_facts(link.adapters.values())
     assert facts["basis_seed"] == 5 and set(facts["probes"]) == {"out 32 32", "in 16 16"}
-    LiDB.check_facts(facts)
+    LiDB.check_facts(facts, link.adapters.values())
     facts["probes"]["out 32 32"][1] += 1e-3
     with pytest.raises(ValueError, match=r"other bases than seed 5 gives here: the basis out 32 32 starts with"):
-        LiDB.check_facts(facts)
+        LiDB.check_facts(facts, link.adapters.values())
 
 
 def test_bases_made_in_inference_mode_train() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperbooth.models.dialects import Place
+from hyperbooth.models.dialects import Place, stock_tensors
 from hyperbooth.models.foreign import Names
 from hyperbooth.models.storage import load_adapter
 from safetensors.torch import save_file
@@ -13,6 +13,8 @@ from torch import Tensor
 
 UP, DOWN = ".lora_up.weight", ".lora_down.weight"
 KOHYA = Names({"lora_unet_a": Place("diffusion_model.a")}, {"diffusion_model.a": (6, 4)}, "SD15", False)
+
+PART = Names({"lora_unet_a": Place("diffusion_model.a", (2, 3))}, KOHYA.shapes, "x")
 
 
 def pair(stem: str = "lora_unet_a", rank: int = 2, rows: int = 6, **more: Tensor) -> dict[str, Tensor]:
@@ -62,15 +64,19 @@ def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
         (pair(lora_mid__weight=torch.ones(2, 2, 3, 3)), KOHYA, "holds CP-decomposed LoCon"),
         ({"lora_unet_a.hada_w1_a": torch.ones(2, 2)}, KOHYA, "holds LoHa tensors"),
         ({"lora_unet_a.lokr_w1": torch.ones(2, 2)}, KOHYA, "holds LoKr tensors"),
-        ({"diffusion_model.a.diff": torch.ones(2, 2)}, KOHYA, "holds whole-weight tensors"),
+        ({"diffusion_model.a.diff_b": torch.ones(2)}, KOHYA, "holds whole-weight tensors .*differences of weights"),
+        ({"diffusion_model.a.diff": torch.ones(2)}, None, r"a weight of shape \(2,\); expected"),
+        ({"lora_unet_a.diff": torch.ones(2, 2)}, None, "in its own way .*connect model"),
+        ({"lora_unet_a.diff": torch.ones(2, 2)}, KOHYA, "lora_unet_a.diff is for a matrix of 2 x 2, not of 6 x 4"),
+        ({"lora_unet_a.diff": torch.ones(2, 4)}, PART, "holds lora_unet_a.diff for a part of diffusion_model.a"),
         ({"transformer.a.lora_B.bias": torch.ones(2)}, KOHYA, "holds biased LoRA tensors"),
         ({"lora_unet_a" + UP: torch.ones(6, 2)}, KOHYA, "lacks the down of lora_unet_a; the file is not whole"),
         ({"lora_unet_a.alpha": torch.ones(())}, KOHYA, "lacks the up and down of lora_unet_a"),
         ({**pair(), "lora_unet_a" + DOWN: torch.ones(3, 4)}, KOHYA, "do not belong together"),
         ({**pair(), "lora_unet_a" + UP: torch.ones(6)}, KOHYA, "do not belong together"),
         (pair(alpha=torch.ones(2)), KOHYA, r"do not belong together.*alpha \(2,\)"),
-        (pair(rows=0), KOHYA, "do not belong together"),
-        (pair(rank=0), KOHYA, "do not belong together"),
+        (pair(rows=0), KOHYA, r"holds nothing in lora_unet_a.lora_up.weight, of shape \(0, 2\)"),
+        (pair(rank=0), KOHYA, "holds nothing in"),
         ({**pair(), "lora_unet_a.lora_B.weight": torch.ones(6, 2)}, KOHYA, "holds the up of lora_unet_a twice"),
         ({**pair(), "lora_unet_a" + UP: torch.full((6, 2), torch.nan)}, KOHYA, "holds NaN or infinite"),
         ({**pair(), "lora_unet_a" + UP: torch.ones(6, 2, dtype=torch.int8)}, KOHYA, "holds torch.int8"),
@@ -80,8 +86,7 @@ def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
         (pair(), None, r"names its layers in its own way \(lora_unet_a\); connect model and clip"),
         ({**pair(), **pair("unet.a")}, Names({**KOHYA.places, "unet.a": Place("diffusion_model.a")}, KOHYA.shapes, "x"),
          "several names, lora_unet_a, unet.a"),
-        (pair(), Names({"lora_unet_a": Place("diffusion_model.a", (2, 3))}, KOHYA.shapes, "x"),
-         "part lora_unet_a of 6 x 4"),
+        (pair(), PART, "part lora_unet_a of 6 x 4"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(tmp_path: Path, tensors, names, message: str) -> None:
@@ -107,6 +112,20 @@ def test_a_pickle_is_never_opened(tmp_path: Path, suffix: str) -> None:
         load_adapter(path, KOHYA)
     with pytest.raises(ValueError, match="is damaged or no safetensors file"):
         load_adapter(path.rename(tmp_path / "theirs.safetensors"), KOHYA)
+
+
+def test_whole_differences_are_read_as_the_full_family_beside_a_lora(tmp_path: Path) -> None:
+    """What format 'comfyui' makes of a chain whose layers are not all of low rank."""
+    kernel = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    native = {"diffusion_model.c.diff": kernel, **pair("diffusion_model.a")}
+    adapter = load_adapter(written(tmp_path, native))
+    assert [link.family for link in adapter.chain] == ["lora", "full"]
+    assert adapter.chain[1].targets["diffusion_model.c"].shape == (6, 4, 3, 3)
+    assert torch.equal(adapter.chain[1].adapters["diffusion_model.c"].delta(), kernel.flatten(1))
+    again = load_adapter(written(tmp_path, stock_tensors(adapter)))
+    assert again.targets() == adapter.targets()
+    (theirs,) = load_adapter(written(tmp_path, {"lora_unet_a.diff": torch.ones(6, 4)}), KOHYA).chain
+    assert theirs.family == "full" and theirs.adapters["diffusion_model.a"].delta().sum() == 24
 
 
 def test_native_names_need_no_model_and_take_their_shapes_from_the_factors(tmp_path: Path) -> None:
