@@ -14,6 +14,10 @@ from torch import Tensor
 
 from .targets import Target, is_name
 
+LONGEST_TEXT = 2**21
+"""Characters of a header; 500 layers take 40,000. What it says takes up to 25 times as much memory."""
+MOST_GROUPS = 2**17
+"""Lists and mappings in a header: an empty one takes 3 characters there and 80 bytes in memory."""
 DEEPEST = 16
 """Levels of a header; ours have five."""
 LARGEST_NUMBER = 2**64
@@ -30,6 +34,8 @@ def parsed(text: str) -> Any:
     Raises:
         ValueError: it is none, names a key twice, is nested too deep, or holds half a character (a lone surrogate).
     """
+    if len(text) > LONGEST_TEXT or text.count("[") + text.count("{") > MOST_GROUPS:
+        raise ValueError(f"has {len(text)} characters; at most {LONGEST_TEXT}, and {MOST_GROUPS} lists, are read")
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
     except RecursionError:

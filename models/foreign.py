@@ -46,13 +46,18 @@ class Names:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One pair of factors of the file, ``up`` of scale 1, as matrices unless a convolution."""
+class Part:
+    """One pair of factors of the file, as matrices unless a convolution, and the alpha of their scale."""
 
     stem: str
     up: Tensor
     down: Tensor
     alpha: float
+
+    @property
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """``up [out, r]`` with the scale in it, and ``down [r, in]``."""
+        return self.up.flatten(1) * (self.alpha / len(self.down)), self.down.flatten(1)
 
 
 def check_is_lora(file: str, names: Iterable[str]) -> None:
@@ -99,8 +104,8 @@ def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
 
 
 def _lora_link(tensors: Mapping[str, Tensor], names: Names) -> Link:
-    grouped: dict[str, list[tuple[Place, _Part]]] = {}
-    parts = _parts(tensors)
+    grouped: dict[str, list[tuple[Place, Part]]] = {}
+    parts = factors_of(tensors)
     for part, place in zip(parts, _places([part.stem for part in parts], names), strict=True):
         grouped.setdefault(place.layer, []).append((place, part))
     adapters, targets = {}, {}
@@ -156,7 +161,12 @@ def _split(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> list[_Part]:
+def factors_of(tensors: Mapping[str, Tensor]) -> list[Part]:
+    """The pairs of factors that the tensors of a plain LoRA are, in any spelling.
+
+    Raises:
+        ValueError: one of a pair is missing, or they do not belong together.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         stem, role = _split(name) or (name, "")
@@ -168,7 +178,7 @@ def _parts(tensors: Mapping[str, Tensor]) -> list[_Part]:
     return [_part(stem, roles) for stem, roles in found.items()]
 
 
-def _part(stem: str, roles: Mapping[str, Tensor]) -> _Part:
+def _part(stem: str, roles: Mapping[str, Tensor]) -> Part:
     if missing := [role for role in ("up", "down") if role not in roles]:
         raise ValueError(f"lacks the {' and '.join(missing)} of {stem}; the file is not whole")
     up, down = roles["up"], roles["down"]
@@ -179,7 +189,7 @@ def _part(stem: str, roles: Mapping[str, Tensor]) -> _Part:
             f"holds tensors of {stem} that do not belong together, up {tuple(up.shape)}, down {tuple(down.shape)}, "
             f"alpha {tuple(alpha.shape)}; save or copy it again"
         )
-    return _Part(stem, up, down, alpha.item())
+    return Part(stem, up, down, alpha.item())
 
 
 def _why_unknown(unknown: list[str], names: Names) -> str:
@@ -204,7 +214,7 @@ def _shape(layer: str, stem: str, said: tuple[int, ...], names: Names) -> tuple[
     return names.shapes[layer]
 
 
-def _adapter(target: Target, parts: list[tuple[Place, _Part]]) -> LoRA:
+def _adapter(target: Target, parts: list[tuple[Place, Part]]) -> LoRA:
     try:
         whole = [part for place, part in parts if place == Place(target.name)]
         if len(whole) > 1:
@@ -217,12 +227,12 @@ def _adapter(target: Target, parts: list[tuple[Place, _Part]]) -> LoRA:
         raise ValueError(f"is of no use: the LoRA of {target.name} {error}") from error
 
 
-def _fused(matrix: tuple[int, int], parts: list[tuple[Place, _Part]]) -> LoRA:
+def _fused(matrix: tuple[int, int], parts: list[tuple[Place, Part]]) -> LoRA:
     """One LoRA of scale 1 from LoRAs of a layer's parts."""
     ups: list[Tensor] = []
     downs: list[Tensor] = []
     for place, part in parts:
-        up, down = part.up.flatten(1) * (part.alpha / len(part.down)), part.down.flatten(1)
+        up, down = part.matrices
         if place.swapped:
             up = swap_halves(up)
         first, count = place.rows or (0, matrix[0])

@@ -24,7 +24,7 @@ from .targets import Target
 PACKED, LAYOUT = "packed", "layout"
 VERSION = 1
 LARGEST_LAYOUT = 1 << 20
-"""Bytes of a layout when inflated, which a deflated one of a thousandth could fill; 200 layers take 16 KB."""
+"""Bytes of a layout when inflated, which one of a thousandth could fill; 200 layers take 16 KB."""
 
 
 def packed(link: Link) -> dict[str, Tensor]:

@@ -1,13 +1,16 @@
 """What fewer bits cost: a file in half precision holds a change that is not quite the one trained."""
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from .adapter_set import AdapterSet
 from .adapters import Adapter
-from .steps import Difference, Projection, Step
+from .dialects import DIFFERENCE
+from .foreign import factors_of
+from .steps import Difference, Projection, Step, Sum
 from .storage import in_file
 
 
@@ -17,12 +20,27 @@ def half_precision_cost(adapter: AdapterSet, dtype: torch.dtype) -> float:
 
     Of a projection it is the projector's, ``Q Q^T``, whatever weight it is put on. 0 if nothing is changed at all.
     """
+    adapters = [one for link in adapter.chain for one in link.adapters.values()]
+    return _relative((one.step(), _rounded(one, dtype).step()) for one in adapters)
+
+
+@torch.no_grad()
+def plain_cost(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
+    """The same for the tensors of a file in another tool's form: a plain LoRA, and whole differences."""
+    return _relative(zip(_plain_steps(tensors), _plain_steps(in_file(tensors, dtype)), strict=True))
+
+
+def _plain_steps(tensors: Mapping[str, Tensor]) -> list[Step]:
+    dense = [Difference(tensor.float()) for name, tensor in tensors.items() if name.endswith(DIFFERENCE)]
+    low_rank = {name: tensor for name, tensor in tensors.items() if not name.endswith(DIFFERENCE)}
+    return [*dense, *(Sum(*part.matrices) for part in factors_of(low_rank))]
+
+
+def _relative(steps: Iterable[tuple[Step, Step]]) -> float:
     error = norm = 0.0
-    for link in adapter.chain:
-        for one in link.adapters.values():
-            exact, rounded = one.step(), _rounded(one, dtype).step()
-            error += _squared_distance(exact, rounded)
-            norm += _squared_distance(exact, None)
+    for exact, rounded in steps:
+        error += _squared_distance(exact, rounded)
+        norm += _squared_distance(exact, None)
     return math.sqrt(error / norm) if norm else 0.0
 
 

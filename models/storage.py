@@ -94,9 +94,18 @@ def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
 
 
 def header_of(adapter: AdapterSet) -> str:
-    """The entry under :data:`HEADER` that makes a file ours."""
+    """The entry under :data:`HEADER` that makes a file ours.
+
+    Raises:
+        ValueError: :func:`load_adapter` would not take it.
+    """
     chain = [_entry(link) for link in adapter.chain]
-    return json.dumps({"version": VERSION, "chain": chain, "facts": dict(adapter.facts)})
+    text = json.dumps({"version": VERSION, "chain": chain, "facts": dict(adapter.facts)})
+    try:
+        claims.facts(claims.parsed(text)["facts"])
+    except ValueError as error:
+        raise ValueError(f"what is known of the adapter {error}, so that no file could be read again") from error
+    return text
 
 
 def _entry(link: Link) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Adapters on disk."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.adapter_set import AdapterSet
+from ..models.claims import is_text
 from ..models.dialects import plain_link, spelt, stock_tensors
 from ..models.metadata import lora_metadata, with_hash
+from ..models.rounding import half_precision_cost, plain_cost
 from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, write_tensors
 from . import sockets
 from .bridge.files import adapter_files, adapter_path, output_file, output_name
@@ -79,16 +82,28 @@ class Save(io.ComfyNode):
         trigger: str = "", metadata: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
         path = output_file(filename_prefix, ".safetensors")
+        if not is_text(trigger):
+            raise ValueError(f"trigger {trigger!r:.60} holds half a character (a lone surrogate); give plain text")
         if trigger.strip():
             adapter = AdapterSet(adapter.chain, {**adapter.facts, "trigger": trigger.strip()})
-        tensors = in_file(contents(adapter, format, model), PRECISIONS[precision])
+        exact = contents(adapter, format, model)
+        tensors = in_file(exact, PRECISIONS[precision])
         entries = {HEADER: header_of(adapter)} if format == "hyperbooth" else {}
         if metadata:
             title = path.stem.rstrip("_")
             entries |= with_hash(lora_metadata(adapter, title), tensors)
         write_tensors(tensors, path, entries)
         name = output_name(path)
-        return io.NodeOutput(name, ui={"text": (f"saved {name}",)})
+        return io.NodeOutput(name, ui={"text": (f"saved {name}{cost(adapter, exact, format, precision)}",)})
+
+
+def cost(adapter: AdapterSet, tensors: Mapping[str, Tensor], format: str, precision: str) -> str:
+    """What half precision does to the change, for the report."""
+    dtype = PRECISIONS[precision]
+    if dtype == torch.float32:
+        return ""
+    error = half_precision_cost(adapter, dtype) if format == "hyperbooth" else plain_cost(tensors, dtype)
+    return f", {precision} costs {error:.1e} of the change"
 
 
 def contents(adapter: AdapterSet, format: str, model: Any) -> dict[str, Tensor]:

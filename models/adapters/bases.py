@@ -19,9 +19,9 @@ PROBES = 3
 TOLERANCE = 1e-5
 """Of a probe: float32 leaves 6e-8 of such a number."""
 
-LARGEST = 2**24
-"""Numbers in a basis (64 MiB): a layer of 21,504, the widest of Flux, takes 780 columns."""
-MOST = 2**27
+LARGEST = 2**22
+"""Numbers in a basis (16 MiB): a layer of 21,504, the widest of Flux, takes 195 columns."""
+MOST = 2**25
 """Numbers in the bases of one file. A file of a kilobyte can ask for any; the numbers themselves are not in it."""
 
 _on_device: WeakValueDictionary[tuple[str, int, int, int, torch.device], Tensor] = WeakValueDictionary()

@@ -131,7 +131,7 @@ class LiDB(Adapter):
             if len(theirs) != PROBES or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
                 raise ValueError(
                     f"was trained in other bases than seed {facts['basis_seed']} gives here: the basis {name} starts "
-                    f"with {theirs} in the file, {ours} here; applied, it would be another subject"
+                    f"with {theirs!r:.80} in the file, {ours} here; applied, it would be another subject"
                 )
 
     @classmethod

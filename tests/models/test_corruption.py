@@ -1,8 +1,11 @@
 """A thousand corrupted files: each is refused in a clear sentence, or is an adapter like any other."""
 
 import json
+import os
 import random
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections import Counter
@@ -14,6 +17,7 @@ import pytest
 import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
+from hyperbooth.models.adapters.bases import LARGEST
 from hyperbooth.models.chain import combined
 from hyperbooth.models.dialects import Place
 from hyperbooth.models.foreign import Names
@@ -32,6 +36,8 @@ FACTS: dict[str, Any] = {
 }  # fmt: skip
 THEIRS = {"lora_unet_a": Place(LAYERS[0].name), "unet.a": Place(LAYERS[0].name), "lora_te_b": Place(LAYERS[1].name)}
 NAMES = Names(THEIRS, {layer.name: layer.shape for layer in LAYERS}, "SD15", True)
+MIB = 2**20
+ALONE = "HYPERBOOTH_TEST_ALONE"
 SLOWEST = 5.0
 """Seconds that a file of a few kilobytes may take, on a machine that does other things too."""
 
@@ -313,3 +319,109 @@ def test_corrupted_files_are_refused_or_whole(tmp_path: Path, kind: str) -> None
             except BaseException as error:
                 raise AssertionError(f"{damage.__name__} with seed {seed}: {error!r:.500}") from error
     assert outcomes["refused"] >= 50
+
+
+def large(family: str, dtype: torch.dtype) -> bytes:
+    """A file of 4 MiB."""
+    rows = 2**21 // dtype.itemsize
+    numbers = {
+        "lora": {"lora_up.weight": (rows // 4, 4), "lora_down.weight": (4, rows // 4), "alpha": ()},
+        "para": {"basis": (rows // 2, 4)}, "full": {"diff": (1024, rows // 512)},
+    }[family]  # fmt: skip
+    shape = [rows // 4, rows // 4] if family == "lora" else [rows // 2, 8] if family == "para" else [1024, rows // 512]
+    tensors = {f"diffusion_model.a.{name}": torch.ones(size, dtype=dtype) for name, size in numbers.items()}
+    chain = [{"family": family, "facts": {}, "targets": {"diffusion_model.a": shape}}]
+    return save(tensors, {"hyperbooth": json.dumps({"version": 1, "chain": chain, "facts": {}})})
+
+
+def claimed(text: str) -> bytes:
+    return save({"x": torch.ones(1)}, {"hyperbooth": text})
+
+
+def kohya(rows: int, rank: int, dtype: torch.dtype) -> bytes:
+    return save({"lora_unet_a.lora_up.weight": torch.ones(rows, rank, dtype=dtype),
+                 "lora_unet_a.lora_down.weight": torch.ones(rank, 24, dtype=dtype)})  # fmt: skip
+
+
+def bases_of(rows: int) -> bytes:
+    """A file of a kilobyte that asks for bases of ``rows`` rows."""
+    shape, packed = [rows, rows], torch.ones(16)
+    layout = {"version": 1, "family": "lidb", "facts": {"basis_seed": 0, "probes": {}},
+              "kinds": [[shape, [8, 1], [1, 8]]], "layers": {"diffusion_model.a": 0}}  # fmt: skip
+    coded = torch.frombuffer(bytearray(zlib.compress(json.dumps(layout).encode())), dtype=torch.uint8)
+    said = json.dumps({"version": 1, "chain": [{"family": "lidb"}], "facts": {}})
+    return save({"packed": packed, "layout": coded}, {"hyperbooth": said})
+
+
+HUNGRY: dict[str, Callable[[], bytes]] = {
+    **{f"{family} {dtype}": lambda family=family, dtype=dtype: large(family, dtype)
+       for family in ("lora", "para", "full") for dtype in (torch.float8_e4m3fn, torch.float16, torch.float32)},
+    "kohya": lambda: kohya(2**18, 8, torch.float8_e4m3fn),
+    "kohya of high rank": lambda: kohya(40, 2**15, torch.float8_e4m3fn),
+    "bomb": lambda: rewrite_the_layout(bases_of(8), BOMB),
+    "lists": lambda: claimed("[" + "[]," * 120_000 + "1]"),
+    "strings": lambda: claimed("[" + '"ab",' * 400_000 + "1]"),
+    "names": lambda: claimed("{" + "".join(f'"{i:06}":1,' for i in range(180_000)) + '"a":1}'),
+    "numbers": lambda: claimed("[" + "0.5," * 500_000 + "1]"),
+    "emoji": lambda: claimed('["' + "\U0001f600" * 2_000_000 + '"]'),
+    "deep": lambda: claimed("[" * 100_000),
+    "too much": lambda: claimed("[" + "[]," * 2**20 + "1]"),
+    "many tensors": lambda: save({f"diffusion_model.{i}.lora_up.weight": torch.ones(1, 1) for i in range(20_000)}),
+    "declared": lambda: declare_huge_sizes(large("full", torch.float32), random.Random(0)),
+    "bases": lambda: bases_of(LARGEST // 8),
+    "too large bases": lambda: bases_of(LARGEST // 8 + 1),
+}  # fmt: skip
+"""Files that ask for most, each of its sort; of a few MiB, so that ten times their size can be told from noise."""
+BESIDE = {"lists": 8, "names": 24, "bases": 224}
+"""MiB that a file may take beside ten times its size. A header's text is bounded, and so are the bases of LiDB, which
+are made, not read."""
+
+
+class _Bomb(random.Random):
+    """Always the layout that inflates to a hundred megabytes."""
+
+    def random(self) -> float:
+        return 0.95
+
+
+BOMB = _Bomb(0)
+
+
+def grown(path: Path) -> int:
+    """Bytes by which the process grew, at most, while it read the file."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = resident("VmRSS")
+    kept = None
+    try:
+        kept = load_adapter(path, NAMES)
+    except ValueError as error:
+        assert path.name in str(error)
+    after = resident("VmHWM")
+    del kept
+    return after - before
+
+
+def resident(line: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{line}:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_files_take_ten_times_their_size_at_most")
+@pytest.mark.parametrize("kind", HUNGRY)
+def test_memory(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "hungry.safetensors"
+    path.write_bytes(HUNGRY[kind]())
+    size, taken = path.stat().st_size, grown(path)
+    print(f"{kind}: {taken / MIB:.1f} MiB for a file of {size / MIB:.2f} MiB")
+    assert taken <= 10 * size + (BESIDE.get(kind, 0) + 3) * MIB
+
+
+@pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
+def test_files_take_ten_times_their_size_at_most() -> None:
+    """Peak of the resident memory, in a process whose large blocks are the system's own and go back to it."""
+    environment = {**os.environ, ALONE: "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    options = ["-q", "-k", "test_memory", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-I", "-m", "pytest", *options, __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert f"{len(HUNGRY)} passed" in done.stdout

@@ -11,7 +11,7 @@ from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.metadata import lora_metadata, with_hash
 from hyperbooth.models.packing import LARGEST_LAYOUT, LAYOUT, PACKED, packed, unpacked
-from hyperbooth.models.rounding import half_precision_cost
+from hyperbooth.models.rounding import half_precision_cost, plain_cost
 from hyperbooth.models.storage import adapter_tensors, in_file, load_adapter, save_adapter
 from hyperbooth.models.targets import Target
 from safetensors import safe_open
@@ -153,7 +153,7 @@ def edited(change: Any) -> dict[str, Tensor]:
         ({PACKED: torch.ones(3), LAYOUT: torch.ones(3, 3, dtype=torch.uint8)}, "holds a layout of .*3, 3"),
         ({PACKED: torch.ones(3), LAYOUT: torch.ones(30, dtype=torch.uint8)}, "has a damaged layout"),
         ({PACKED: torch.ones(3), LAYOUT: layout(b" " * (LARGEST_LAYOUT + 1))}, "damaged layout .*more than 1048576"),
-        ({PACKED: torch.ones(3), LAYOUT: layout(b"[" * 10**6)}, "damaged layout .*too deep"),
+        ({PACKED: torch.ones(3), LAYOUT: layout(b"[" * 10**5)}, "damaged layout .*too deep"),
         ({PACKED: torch.ones(3), LAYOUT: layout(b"\xff\xff")}, "damaged layout"),
         ({PACKED: torch.ones(3), LAYOUT: torch.cat([layout(b"{}"), layout(b"{}")])}, "damaged layout"),
         ({PACKED: torch.ones(3), LAYOUT: layout(b"{}")[:-3]}, "damaged layout"),
@@ -215,6 +215,16 @@ def test_the_cost_of_half_precision_is_the_change_of_the_change(
     assert half_precision_cost(adapter, dtype) == pytest.approx(expected, rel=1e-2, abs=1e-6)
     low, high = {torch.float16: (1e-5, 1e-3), torch.bfloat16: (1e-4, 1e-2), torch.float32: (0, 1e-7)}[dtype]
     assert low <= half_precision_cost(adapter, dtype) <= high
+
+
+@pytest.mark.parametrize("alpha", [1.5, 3.0])
+def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> None:
+    link = lidb(SMALL, LoRAConfig(3, alpha), "lora")
+    adapter = AdapterSet((link, lidb(SMALL[:1], FullConfig(), "full")))
+    tensors = {name.split("/")[1]: tensor for name, tensor in adapter_tensors(adapter).items()}
+    expected = half_precision_cost(adapter, torch.float16)
+    assert plain_cost(tensors, torch.float16) == pytest.approx(expected, rel=1e-6) != 0
+    assert plain_cost(tensors, torch.float32) == pytest.approx(0, abs=1e-7)
 
 
 def test_the_cost_of_nothing_is_nothing() -> None:
