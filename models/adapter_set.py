@@ -48,7 +48,7 @@ class Link:
             try:
                 adapters[target.name] = kind.create(target.matrix, config, generator)
                 if weight_of is not None:
-                    adapters[target.name].settle(partial(weight_of, target.name), config)
+                    adapters[target.name].settle(partial(weight_of, target.name), config, generator)
             except ValueError as error:
                 raise ValueError(f"layer {target.name}: {error}") from error
         return cls(family, adapters, {target.name: target for target in targets})

@@ -1,7 +1,7 @@
 """PaRa, personalisation by parameter rank reduction (Chen et al. 2024, arXiv 2406.05641)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..projected import Projected
 from ..site import Site
 from ..steps import Projection
 from .base import Adapter, check_matrix
+from .singular import smallest_left
 
 INITS = ("random", "smallest singular")
 
@@ -73,6 +74,12 @@ class PaRa(Adapter):
             )
         drawn = torch.randn(rows, config.rank, generator=generator)
         return cls(torch.linalg.qr(drawn).Q.contiguous(), columns)
+
+    @torch.no_grad()
+    def settle(self, weight_of: Callable[[], Tensor], config: PaRaConfig, generator: torch.Generator) -> None:
+        """For ``smallest singular``: B spans the directions that W uses least."""
+        if config.init == "smallest singular":
+            self.basis.copy_(smallest_left(weight_of(), self.rank, generator))
 
     @property
     def rank(self) -> int:
