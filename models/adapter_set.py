@@ -73,9 +73,11 @@ class Link:
         )
 
     def describe_size(self) -> str:
-        """``797,184 numbers, 3.04 MiB in float32``."""
+        """``797,184 numbers, 3.04 MiB in float32``; where it is another number, also what a LoRA would have."""
         numbers = sum(parameter.numel() for parameter in self.parameters())
-        return f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32"
+        lora = sum(a.settings().get("rank", 0) * sum(a.matrix) for a in self.adapters.values())
+        other = f"; a LoRA of this rank would have {lora:,}" if lora not in (0, numbers) else ""
+        return f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32{other}"
 
     def copy_to(self, device: torch.device | str) -> "Link":
         """The same values in new parameters on ``device``."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..models.adapter_set import AdapterSet, WeightOf
 from ..models.checkpointing import checkpointed
+from ..models.removal import removal_warning
 from . import memory
 from .dreambooth import DreamBooth
 from .guard import Diverged
@@ -62,7 +63,7 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
     seen = watch(lambda: job.sample())
     weight_of = weights_of(bench, lambda: seen(History()))
     job = _taken_up(run, bench, states) or _Job.begin(run, bench, weight_of)
-    resumed = job.state.history.step
+    resumed, warnings = job.state.history.step, _warnings(job.adapter)
     try:
         line = job.fit(_keeping(states, run, seen))
     except Diverged as error:
@@ -73,7 +74,17 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
         raise
     states.save(job.state)
     states.good.forget()
-    return Result(job.result(), job.state.history, resumed, (line, *([states.failure] if states.failure else [])))
+    notes = (line, *warnings, *([states.failure] if states.failure else []))
+    return Result(job.result(), job.state.history, resumed, notes)
+
+
+def _warnings(adapter: AdapterSet) -> list[str]:
+    """What to beware of in the chain that trains; in the log as well."""
+    warning = removal_warning(adapter)
+    if warning is None:
+        return []
+    logging.warning("HyperBooth: %s", warning)
+    return [f"warning: {warning}"]
 
 
 def _taken_up(run: Run, bench: Workbench, states: States) -> "_Job | None":
