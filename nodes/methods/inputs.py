@@ -33,5 +33,5 @@ def text_encoder(method: Method) -> tuple[io.Boolean.Input, io.Float.Input]:
     )  # fmt: skip
 
 
-def output() -> io.Custom.Output:
+def output() -> io.Output:
     return sockets.Method.Output(display_name="method", tooltip="For Train Adapter.")
