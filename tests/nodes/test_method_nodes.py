@@ -11,7 +11,7 @@ from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes, workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.run import targets_of
-from rig import QUIET, train, untouched
+from rig import QUIET, train
 from torch import nn
 
 from devkit.checkpoints import SD15_FULL
@@ -90,16 +90,6 @@ def test_settings_reach_the_family(node: Any) -> None:
     assert para.learning_rate == 2e-3 and not para.text_encoder
 
 
-@pytest.mark.parametrize("init", ["random", "smallest singular"])
-def test_para_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any, init: str) -> None:
-    method = Method("para", PaRaConfig(4, init), learning_rate=1e-2)
-    with untouched(*loaded[:2]):
-        _, loss_map, report = train(node, loaded, subject, method, 30)
-    losses = loss_map["loss"]
-    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
-    assert "para (rank 4) on" in report and "a LoRA of this rank would have" in report
-
-
 def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: Any, subject: Any) -> None:
     """At a rate of nothing the adapter stays at its start."""
     method = Method("para", PaRaConfig(4, "smallest singular"), learning_rate=0.0)
@@ -136,7 +126,7 @@ def test_training_warns_where_para_removes_too_much(
     method = Method("para", PaRaConfig(9), "cross attention", 1e-3)
     adapter, _, report = train(node, loaded, subject, method, 1)
     assert "warning: PaRa removes 9 of the 320 directions of diffusion_model." in report
-    assert "removes 9 of the 320" in caplog.text
+    assert "removes 9 of the 320" in caplog.text and "a LoRA of this rank would have" in report
     caplog.clear()
     (both,) = node("Combine", first=adapter, second=adapter)
     assert "removes 18 of the 320" in caplog.text
