@@ -184,6 +184,30 @@ def best_of(name: str, runs: Iterable[Row], figure: str) -> Row:
     return {"name": name, **min(whole, key=lambda run: run[figure]), f"{figure}_worst": max(values), "runs": len(whole)}
 
 
+def in_turn(names: Sequence[str], run: Callable[[str], Row], repeats: int, figure: str) -> dict[str, Row]:
+    """Every row ``repeats`` times in turn, so that a disturbance hits all alike; the best of each by ``figure``."""
+    runs: dict[str, list[Row]] = {name: [] for name in names}
+    for number in range(repeats):
+        for name in names:
+            runs[name].append(done := run(name))
+            words = done.get("skipped") or f"{done[figure]:.3f} {figure}"
+            print(f"run {number + 1} of {repeats}, {name}: {words}", file=sys.stderr, flush=True)
+    return {name: best_of(name, of_row, figure) for name, of_row in runs.items()}
+
+
+def in_own_process_if_it_fits(script: str, arguments: Sequence[str], needed: float) -> Row:
+    """:func:`in_own_process`; a skipped row if it fails, or if the machine lacks the ``needed`` bytes for it."""
+    import torch
+
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    if free < needed:
+        return {"skipped": f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"}
+    try:
+        return in_own_process(script, arguments)
+    except RuntimeError as error:
+        return {"skipped": str(error)}
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 

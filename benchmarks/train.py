@@ -6,7 +6,6 @@ batch 1, on the same number of threads, in a process of its own. See README.md f
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import _harness as harness
-import psutil
 import torch
 from _harness import Aim, Column, Row
 from torch import Tensor
@@ -45,13 +43,13 @@ class Job:
         return self.steps + 1
 
 
-Train = Callable[[], None]
+Train = Callable[[], Any]
 Tick = Callable[[], None]
 
 
 def floor(job: Job, tick: Tick) -> Train:
     """Two forwards per step: what a backward to the inputs alone must cost at the least."""
-    model = _loaded(job)
+    model = loaded(job)
     import comfy.model_management
     from comfy.ldm.modules.attention import attention_pytorch
 
@@ -60,7 +58,7 @@ def floor(job: Job, tick: Tick) -> Train:
     @torch.inference_mode()
     def train() -> None:
         comfy.model_management.load_models_gpu([model])
-        latent, prompt = (tensor.to(model.load_device) for tensor in _data())
+        latent, prompt = (tensor.to(model.load_device) for tensor in data())
         for _ in range(job.updates):
             for _forward in range(2):
                 model.model.apply_model(
@@ -72,10 +70,17 @@ def floor(job: Job, tick: Tick) -> Train:
 
 
 def ours(job: Job, _tick: Tick, targets: str = "attention") -> Train:
-    """The pack's own path, below the node: the session on the loaded MODEL, and ``personalize`` in it."""
-    model = _loaded(job)
+    """The pack's own path, below the node."""
+    return personalizing(job, "lora", {"rank": RANK, "alpha": RANK}, targets)
+
+
+def personalizing(
+    job: Job, family: str, settings: dict[str, Any], targets: str, optimizer: str = "adamw"
+) -> Callable[[], Any]:  # fmt: skip
+    """The session on the loaded MODEL, and ``personalize`` in it; gives the adapter."""
+    model = loaded(job)
     harness.devkit("pack").load_pack()
-    from hyperbooth.models.adapters import LoRAConfig
+    from hyperbooth.models import adapters
     from hyperbooth.nodes.bridge.session import workbench
     from hyperbooth.trainers.options import Method, TrainingOptions
     from hyperbooth.trainers.personalize import personalize
@@ -83,23 +88,25 @@ def ours(job: Job, _tick: Tick, targets: str = "attention") -> Train:
     from hyperbooth.trainers.run import Run
     from hyperbooth.trainers.subject import Example, Subject
 
-    options = TrainingOptions(precision="float32", preview_every=0, checkpoint_every=0)
-    method = Method(config=LoRAConfig(RANK, RANK), targets=targets, learning_rate=LEARNING_RATE)
+    options = TrainingOptions(precision="float32", preview_every=0, checkpoint_every=0, optimizer=optimizer)
+    config = getattr(adapters, f"{adapters.FAMILIES[family].__name__}Config")(**settings)
+    method = Method(family, config, targets, LEARNING_RATE)
 
     @torch.inference_mode()
-    def train() -> None:
-        latent, prompt = _data()
+    def train() -> Any:
+        latent, prompt = data()
         subject = Subject((Example(latent, [[prompt, {}]]),))
         run = Run(subject, method, options, job.updates)
         with workbench(model, options, subject, 1) as bench, tempfile.TemporaryDirectory() as folder:
-            personalize(run, bench, lambda _sample: lambda _history: None, States(Path(folder), "bench"), str)
+            states = States(Path(folder), "bench")
+            return personalize(run, bench, lambda _sample: lambda _history: None, states, str).adapter
 
     return train
 
 
 def stock(job: Job, _tick: Tick, bypass: bool = False) -> Train:
     """The stock Train LoRA node, called as the server calls it: every input a list, under inference mode."""
-    model = _loaded(job)
+    model = loaded(job)
     from comfy_extras.nodes_train import TrainLoraNode
 
     # "none" would mean bfloat16 autocast for a float32 model; fp32 switches autocast off.
@@ -113,7 +120,7 @@ def stock(job: Job, _tick: Tick, bypass: bool = False) -> Train:
 
     @torch.inference_mode()
     def train() -> None:
-        latent, prompt = _data()
+        latent, prompt = data()
         inputs = {"model": model, "latents": {"samples": latent}, "positive": [[prompt, {}]], **settings}
         TrainLoraNode.execute(**{name: [value] for name, value in inputs.items()})
 
@@ -134,7 +141,7 @@ def diffusers_peft(job: Job, _tick: Tick) -> Train:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
     def train() -> None:
-        latent, prompt = (tensor.to(device) for tensor in _data())
+        latent, prompt = (tensor.to(device) for tensor in data())
         optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
         for _ in range(job.updates):
             noise = torch.randn_like(latent)
@@ -181,14 +188,14 @@ COLUMNS = (
 )
 
 
-def _data() -> tuple[Tensor, Tensor]:
+def data() -> tuple[Tensor, Tensor]:
     """A latent and a prompt's conditioning; random, since time and memory do not depend on them."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(LATENT, generator=generator), torch.randn(PROMPT, generator=generator)
 
 
 @torch.inference_mode()
-def _loaded(job: Job) -> Any:
+def loaded(job: Job) -> Any:
     """MODEL by the stock loader of diffusion models, under inference mode as in the server."""
     harness.devkit("pack").import_comfyui()
     import comfy.sd
@@ -240,31 +247,18 @@ def measure(name: str, job: Job) -> Row:
 
 
 def compare(names: list[str], job: Job, repeats: int, passed: list[str]) -> list[Row]:
-    """Every row ``repeats`` times in turn, so that a disturbance hits all alike; the best of each, with its ratios."""
-    runs: dict[str, list[Row]] = {name: [] for name in names}
-    for number in range(repeats):
-        for name in names:
-            runs[name].append(run := _run(name, job, passed))
-            figure = run.get("skipped") or f"{run['seconds_per_step']:.3f} s per step"
-            print(f"run {number + 1} of {repeats}, {name}: {figure}", file=sys.stderr, flush=True)
-    rows = {name: harness.best_of(name, of_row, "seconds_per_step") for name, of_row in runs.items()}
+    """The best of each row's runs, with its ratios."""
+
+    def run(name: str) -> Row:
+        needed = NEEDED_TIMES_WEIGHTS.get(name, 2) * job.weights.stat().st_size
+        return harness.in_own_process_if_it_fits(__file__, ["--row", name, *passed], needed)
+
+    rows = harness.in_turn(names, run, repeats, "seconds_per_step")
     for row in rows.values():
         for other in ("floor", "diffusers_peft", "stock"):
             if "seconds_per_step" in row and "seconds_per_step" in rows.get(other, {}):
                 row[f"times_{other}"] = row["seconds_per_step"] / rows[other]["seconds_per_step"]
     return list(rows.values())
-
-
-def _run(name: str, job: Job, passed: list[str]) -> Row:
-    """One run of a row in its own process; a skipped row if it fails, or if the machine lacks the memory for it."""
-    needed = NEEDED_TIMES_WEIGHTS.get(name, 2) * job.weights.stat().st_size
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-    if free < needed:
-        return {"skipped": f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"}
-    try:
-        return harness.in_own_process(__file__, ["--row", name, *passed])
-    except RuntimeError as error:
-        return {"skipped": str(error)}
 
 
 def arguments() -> argparse.Namespace:

@@ -48,7 +48,7 @@ class Link:
             try:
                 adapters[target.name] = kind.create(target.matrix, config, generator)
                 if weight_of is not None:
-                    adapters[target.name].settle(partial(weight_of, target.name), config)
+                    adapters[target.name].settle(partial(weight_of, target.name), config, generator)
             except ValueError as error:
                 raise ValueError(f"layer {target.name}: {error}") from error
         return cls(family, adapters, {target.name: target for target in targets})
@@ -73,9 +73,11 @@ class Link:
         )
 
     def describe_size(self) -> str:
-        """``797,184 numbers, 3.04 MiB in float32``."""
+        """``797,184 numbers, 3.04 MiB in float32``; where it is another number, also what a LoRA would have."""
         numbers = sum(parameter.numel() for parameter in self.parameters())
-        return f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32"
+        lora = sum(a.settings().get("rank", 0) * sum(a.matrix) for a in self.adapters.values())
+        other = f"; a LoRA of this rank would have {lora:,}" if lora not in (0, numbers) else ""
+        return f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32{other}"
 
     def copy_to(self, device: torch.device | str) -> "Link":
         """The same values in new parameters on ``device``."""

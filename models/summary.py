@@ -8,14 +8,17 @@ from typing import Any
 import torch
 
 from .adapter_set import AdapterSet, WeightOf, base_of
+from .removal import removal_warning
 from .steps import Step, is_dense, total_change, total_factors
 
 _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(\w+?_?blocks?\.\d+|middle_block|layers\.\d+)")
 
 
 def summary(adapter: AdapterSet) -> str:
-    """Families, settings, size and history, a line each."""
+    """Families, settings, size, what to beware of, and history, a line each."""
     lines = [f"{place}. {link.describe()}: {link.describe_size()}" for place, link in enumerate(adapter.chain, 1)]
+    warning = removal_warning(adapter)
+    lines += [f"warning: {warning}"] if warning else []
     lines += _facts(adapter.facts)
     return "\n".join(lines)
 

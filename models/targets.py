@@ -24,14 +24,17 @@ _INNER = (
 
 # An embedder's mlp is no feed-forward. Joint attention (MMDiT, Flux) is neither self nor cross; SD3.5's second one is
 # self.
+_CROSS_ATTENTION = r"(?<!\.x_block)\.(?:attn2|cross_attn)\."
+
 RULES: dict[str, tuple[str, bool]] = {
     "attention": (_ATTENTION, False),
     "self attention": (r"\.(?:attn1|self_attn|selfattention)\.|\.x_block\.attn2\.|\.blocks\.\d+\.attn\.", False),
-    "cross attention": (r"(?<!\.x_block)\.(?:attn2|cross_attn)\.", False),
+    "cross attention": (_CROSS_ATTENTION, False),
     "attention and feed-forward": (f"{_ATTENTION}|{_FEED_FORWARD}", False),
     "all linear": (_INNER, False),
     "all linear and convolution": (_INNER, True),
     "all weights": ("", True),
+    "all but cross attention": (f"^(?!.*{_CROSS_ATTENTION}){_INNER}", False),
 }
 """Rule name -> (pattern on the layer's name, whether convolutions count)."""
 

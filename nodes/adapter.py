@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..models.adapter_set import AdapterSet
 from ..models.chain import combined
 from ..models.dialects import link_tensors, plain_link
+from ..models.removal import removal_warning
 from ..models.summary import change_per_block, summary
 from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
@@ -75,7 +76,10 @@ class Combine(io.ComfyNode):
 
     @classmethod
     def execute(cls, first: AdapterSet, second: AdapterSet) -> io.NodeOutput:
-        return io.NodeOutput(combined(first, second))
+        adapter = combined(first, second)
+        if warning := removal_warning(adapter):
+            logging.warning("HyperBooth Combine Adapters: %s", warning)
+        return io.NodeOutput(adapter)
 
 
 class ToLoRA(io.ComfyNode):

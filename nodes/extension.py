@@ -7,7 +7,7 @@ from .class_images import ClassImages
 from .files import Load, Save
 from .folder import ImagesFromFolder
 from .latents import SubjectFromLatents
-from .method import MethodDreamBooth, MethodLoRA
+from .methods import MethodDreamBooth, MethodLiDB, MethodLoRA, MethodPaRa
 from .options import Options
 from .subject import Subject
 from .train import Train
@@ -19,5 +19,5 @@ class HyperBooth(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
-            ToLoRA, Info, Combine, ImagesFromFolder,
+            ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa,
         ]  # fmt: skip

@@ -51,7 +51,7 @@ class Train(io.ComfyNode):
                 sockets.Adapter.Input(
                     "start_from",
                     optional=True,
-                    tooltip="An adapter to train further; the method must have the same rank, alpha and targets.",
+                    tooltip="An adapter to train further; the method must be of its family, with the same settings.",
                 ),
                 io.Combo.Input(
                     "resume",

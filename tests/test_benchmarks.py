@@ -111,3 +111,15 @@ def test_the_training_benchmark_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(report.read_text())["rows"]
     assert row["seconds_per_step"] > 0 and row["peak_bytes"] > 0, done.stdout
+
+
+def test_the_families_benchmark_runs(tmp_path: Path) -> None:
+    """On the small U-Net, two of its rows."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, str(BENCHMARKS / "families.py"), "--small", "--rows", "lora,para"]
+    command += ["--steps", "1", "--repeats", "1", "--json", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lora, para = json.loads(report.read_text())["rows"]
+    assert para["times_lora"] > 0 and para["peak_times_lora"] > 0
+    assert para["parameters"] < lora["parameters"] and para["file_bytes"] < lora["file_bytes"]

@@ -95,6 +95,17 @@ CONTRACT = {
         "captions BOOLEAN, masks BOOLEAN, on_broken COMBO, longest_side INT",
         "images IMAGE, captions STRING, masks MASK, report STRING",
     ),
+    "HyperBoothMethodLiDB": (
+        "rank INT, a INT, b INT, basis_seed INT, targets COMBO, learning_rate FLOAT, text_encoder BOOLEAN, "
+        "text_encoder_lr FLOAT",
+        "",
+        "method HYPERBOOTH_METHOD",
+    ),
+    "HyperBoothMethodPaRa": (
+        "rank INT, init COMBO, targets COMBO, learning_rate FLOAT",
+        "",
+        "method HYPERBOOTH_METHOD",
+    ),
 }
 
 

@@ -42,6 +42,7 @@ class Method:
         learning_rate: of the diffusion model's part. 1e-4 is AdamW's usual rate for LoRA.
         text_encoder: also train the text encoder.
         text_encoder_lr: its rate; half the other is customary, since it overfits to words first.
+        text_targets: rule for its layers; "" follows ``targets``, see :func:`models.targets.text_rule`.
     """
 
     family: str = "lora"
@@ -50,9 +51,11 @@ class Method:
     learning_rate: float = 1e-4
     text_encoder: bool = False
     text_encoder_lr: float = 5e-5
+    text_targets: str = ""
 
     def __post_init__(self) -> None:
         check_choice("targets", self.targets, RULES)
+        check_choice("text_targets", self.text_targets, ("", *RULES))
         for name in ("learning_rate", "text_encoder_lr"):
             check_number(name, getattr(self, name), 0.0, 1.0)
 

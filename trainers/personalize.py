@@ -2,27 +2,26 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from PIL import Image
 
-from ..models.adapter_set import AdapterSet, Link
+from ..models.adapter_set import AdapterSet, WeightOf
 from ..models.checkpointing import checkpointed
-from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
+from ..models.removal import removal_warning
 from . import memory
 from .dreambooth import DreamBooth
 from .guard import Diverged
 from .loop import FitConfig, OnStep, fit
 from .noise import generator_for
-from .options import Method
 from .preview import preview
 from .resume import States
 from .run import Run, targets_of
-from .state import Group, History, TrainState
+from .start import groups_of, starting_chain, weights_of
+from .state import History, TrainState
 from .workbench import Workbench
 
 Watch = Callable[[History], None]
@@ -31,7 +30,7 @@ MakeWatch = Callable[[Callable[[], Image.Image | None]], Watch]
 Rescue = Callable[[AdapterSet], str]
 """Puts an adapter in a safe place and names it."""
 
-_START, _PREVIEW = 100, 101
+_PREVIEW = 101
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
         Diverged: the run no longer learns; the last good state is rescued, and the message says where.
         torch.OutOfMemoryError: whatever the plan; the message says what to turn down.
     """
-    job = _Job.begin(run, bench)
-    if states.load(job.state, run.steps):
-        logging.info("HyperBooth: going on from step %d of an earlier run", job.state.history.step)
-    resumed = job.state.history.step
+    seen = watch(lambda: job.sample())
+    weight_of = weights_of(bench, lambda: seen(History()))
+    job = _taken_up(run, bench, states) or _Job.begin(run, bench, weight_of)
+    resumed, warnings = job.state.history.step, _warnings(job.adapter)
     try:
-        line = job.fit(_keeping(states, run, watch(job.sample)))
+        line = job.fit(_keeping(states, run, seen))
     except Diverged as error:
         states.forget()
         raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
@@ -75,7 +74,28 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
         raise
     states.save(job.state)
     states.good.forget()
-    return Result(job.result(), job.state.history, resumed, (line, *([states.failure] if states.failure else [])))
+    notes = (line, *warnings, *([states.failure] if states.failure else []))
+    return Result(job.result(), job.state.history, resumed, notes)
+
+
+def _warnings(adapter: AdapterSet) -> list[str]:
+    """What to beware of in the chain that trains; in the log as well."""
+    warning = removal_warning(adapter)
+    if warning is None:
+        return []
+    logging.warning("HyperBooth: %s", warning)
+    return [f"warning: {warning}"]
+
+
+def _taken_up(run: Run, bench: Workbench, states: States) -> "_Job | None":
+    """The job as an earlier run left it, if that left a state; a start from the weights is not worked out for it."""
+    if not states.path.exists():
+        return None
+    job = _Job.begin(run, bench)
+    if not states.load(job.state, run.steps):
+        return None
+    logging.info("HyperBooth: going on from step %d of an earlier run", job.state.history.step)
+    return job
 
 
 def _keeping(states: States, run: Run, watch: Watch) -> OnStep:
@@ -116,13 +136,13 @@ class _Job:
     started: float
 
     @classmethod
-    def begin(cls, run: Run, bench: Workbench) -> "_Job":
+    def begin(cls, run: Run, bench: Workbench, weight_of: WeightOf | None = None) -> "_Job":
         started = time.time()
-        adapter = _begin(run, targets_of(run.method, bench.shapes), bench.device)
+        adapter = starting_chain(run, targets_of(run.method, bench.shapes), bench.device, weight_of)
         for frozen_link in adapter.chain[:-1]:
             for parameter in frozen_link.parameters():
                 parameter.requires_grad_(False)
-        groups = _groups(adapter.chain[-1], run.method)
+        groups = groups_of(adapter.chain[-1], run.method)
         state = TrainState(groups, run.options.optimizer, run.options.ema_decay, bench.half)
         return cls(run, bench, adapter, state, started)
 
@@ -214,38 +234,3 @@ class _Job:
         with self.state.result():
             cond, blank = bench.condition([example]), bench.blank(run.subject)
             return bench.picture(preview(bench.denoiser, cond, blank, example.size, seed))
-
-
-def _begin(run: Run, targets: Sequence[Target], device: torch.device) -> AdapterSet:
-    """The chain to train, on the training device, as ordinary float32 parameters."""
-    method = run.method
-    if run.start_from is None:
-        link = Link.create(method.family, targets, method.config, generator_for(run.seed, _START))
-        return AdapterSet((link.copy_to(device),))
-    chain = tuple(link.copy_to(device) for link in run.start_from.chain)
-    _check_same_kind(chain[-1], Link.create(method.family, targets, method.config, generator_for(0)))
-    return AdapterSet(chain, run.start_from.facts)
-
-
-def _check_same_kind(given: Link, wanted: Link) -> None:
-    """``start_from`` can go on under the method only if both have the same family, layers and sizes."""
-    if _kind(given) != _kind(wanted):
-        raise ValueError(
-            f"start_from is {given.describe()}; the method makes {wanted.describe()}. "
-            "Set the method's rank, alpha, targets and text_encoder as they were, or train without start_from"
-        )
-
-
-def _kind(link: Link) -> Any:
-    sizes = {name: [tuple(p.shape) for p in adapter.parameters()] for name, adapter in link.adapters.items()}
-    return link.describe(), sizes
-
-
-def _groups(link: Link, method: Method) -> list[Group]:
-    """Parameters by learning rate."""
-    groups = []
-    for prefix, rate in ((DIFFUSION_PREFIX, method.learning_rate), (TEXT_PREFIX, method.text_encoder_lr)):
-        adapters = [adapter for name, adapter in link.adapters.items() if name.startswith(prefix)]
-        if adapters:
-            groups.append(Group([p for adapter in adapters for p in adapter.parameters()], rate))
-    return groups

@@ -124,5 +124,5 @@ def targets_of(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[Ta
     targets = select_targets(unet, method.targets)
     if method.text_encoder:
         text = {name: shape for name, shape in shapes.items() if name.startswith(TEXT_PREFIX)}
-        targets += select_targets(text, text_rule(method.targets))
+        targets += select_targets(text, method.text_targets or text_rule(method.targets))
     return targets

@@ -18,7 +18,7 @@ Show = Callable[[int, int, Image.Image | None], None]
 
 @dataclass
 class Watch:
-    """Called after every step; shows progress, with a new picture now and then.
+    """Called after every step; shows progress, with a new picture now and then. Before the first step, a sign of life.
 
     Args:
         total: steps of the run.
@@ -37,6 +37,9 @@ class Watch:
 
     def __call__(self, history: History) -> None:
         step = history.step
+        if step == 0:
+            self.show(step, self.total, None)
+            return
         new_sample = self.preview_every > 0 and step % self.preview_every == 0
         if new_sample:
             self._sample = self.sample()

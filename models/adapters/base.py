@@ -40,7 +40,7 @@ class Adapter(nn.Module):
         """A new adapter for a matrix of ``shape = (out, in)``, drawn from ``generator`` (on the CPU)."""
         raise NotImplementedError
 
-    def settle(self, weight_of: Callable[[], Tensor], config: Any) -> None:
+    def settle(self, weight_of: Callable[[], Tensor], config: Any, generator: torch.Generator) -> None:
         """Move to a start that depends on the weight ``W [out, in]``, for settings that ask for one."""
 
     @property

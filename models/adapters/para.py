@@ -1,7 +1,7 @@
 """PaRa, personalisation by parameter rank reduction (Chen et al. 2024, arXiv 2406.05641)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..projected import Projected
 from ..site import Site
 from ..steps import Projection
 from .base import Adapter, check_matrix
+from .singular import smallest_left
 
 INITS = ("random", "smallest singular")
 
@@ -74,6 +75,12 @@ class PaRa(Adapter):
         drawn = torch.randn(rows, config.rank, generator=generator)
         return cls(torch.linalg.qr(drawn).Q.contiguous(), columns)
 
+    @torch.no_grad()
+    def settle(self, weight_of: Callable[[], Tensor], config: PaRaConfig, generator: torch.Generator) -> None:
+        """For ``smallest singular``: B spans the directions that W uses least."""
+        if config.init == "smallest singular":
+            self.basis.copy_(smallest_left(weight_of(), self.rank, generator))
+
     @property
     def rank(self) -> int:
         return self.basis.shape[-1]
@@ -89,10 +96,13 @@ class PaRa(Adapter):
         """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
         places, bias = is_convolution(site.layer), Bias(site.layer, site.borrow)
 
+        def used() -> None:
+            self.together.used(self.basis)
+
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y = site.forward(x, *args, **kwargs)
             q, r = self.together(self.basis)
-            return Projected.apply(y, self.basis, q, r, bias(y), places, site.written_over)
+            return Projected.apply(y, self.basis, q, r, bias(y), places, site.written_over, used)
 
         return adapted
 
@@ -131,6 +141,9 @@ class PaRa(Adapter):
 class Decompositions:
     """``B = Q R`` of bases of one shape, in one call, once for each value of the bases.
 
+    A basis may have another value after its backward, or where PyTorch has counted a change. The count alone does not
+    tell: fused optimizers write without it.
+
     Args:
         bases: parameters ``[..., out, r]``.
     """
@@ -138,15 +151,22 @@ class Decompositions:
     def __init__(self, bases: Sequence[nn.Parameter]):
         self._bases = bases
         self._places = {id(basis): place for place, basis in enumerate(bases)}
-        self._values: tuple[object, ...] = ()
+        self._values: list[object] = [None] * len(bases)
         self._q = self._r = torch.empty(0)
 
     def __call__(self, basis: nn.Parameter) -> tuple[Tensor, Tensor]:
         """``q [..., out, r]`` with orthonormal columns and ``r [..., r, r]``, float32, outside of autograd."""
-        values = tuple((base._version, base.data_ptr()) for base in self._bases)
-        if values != self._values:
+        place = self._places[id(basis)]
+        if self._values[place] != _value(basis):
             with torch.inference_mode(False), torch.no_grad():
                 self._q, self._r = torch.linalg.qr(torch.stack([base.detach() for base in self._bases]).float())
-            self._values = values
-        place = self._places[id(basis)]
+            self._values = [_value(base) for base in self._bases]
         return self._q[place], self._r[place]
+
+    def used(self, basis: nn.Parameter) -> None:
+        """The basis gets its gradient now: its decomposition will not do for another forward."""
+        self._values[self._places[id(basis)]] = None
+
+
+def _value(basis: nn.Parameter) -> object:
+    return basis._version, basis.data_ptr()

@@ -170,6 +170,22 @@ def test_starts_as_it_says(family: Family, layer: Layer) -> None:
 
 @by_family
 @by_layer
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_step_of_an_optimizer_is_seen(family: Family, layer: Layer, fused: bool) -> None:
+    """Fused ones change parameters without a word to autograd."""
+    made = case(family, layer)
+    optimizer = torch.optim.AdamW(made.link.parameters(), lr=0.1, fused=fused)
+    with frozen(made.module), made.set.attached({"l": made.module}):
+        for _ in range(2):
+            optimizer.zero_grad()
+            made.module(made.x).square().sum().backward()
+            optimizer.step()
+            expected = layer.apply(family.formula(made.adapter, made.weight), made.module, made.x)
+            assert distance(made.module(made.x), expected) < TOLERANCE[torch.float32]
+
+
+@by_family
+@by_layer
 @by_dtype
 def test_strength_zero_changes_nothing(family: Family, layer: Layer, dtype: torch.dtype) -> None:
     made = case(family, layer, dtype)

@@ -44,6 +44,7 @@ def test_rules_on_a_unet() -> None:
     assert names("cross attention") == ["attn2.to_k"]
     assert names("attention and feed-forward") == [*names("attention"), "ff.net.0.proj"]
     assert len(names("all linear")) == 6
+    assert names("all but cross attention") == [name for name in names("all linear") if "attn2" not in name]
     assert len(names("all linear and convolution")) == len(UNET) - 1, "all but the entrance"
 
 
@@ -79,6 +80,13 @@ def test_self_and_cross_attention_of_other_architectures() -> None:
     shapes = {f"diffusion_model.{name}": (8, 8) for name in [*SELF_ATTENTION, *CROSS_ATTENTION]}
     for rule, names in (("self attention", SELF_ATTENTION), ("cross attention", CROSS_ATTENTION)):
         assert [target.name for target in select_targets(shapes, rule)] == [f"diffusion_model.{n}" for n in names]
+
+
+def test_all_but_cross_attention_of_other_architectures() -> None:
+    rest = [*SELF_ATTENTION, "joint_blocks.0.context_block.mlp.fc1", "double_blocks.0.img_mod.lin"]
+    shapes = {f"diffusion_model.{name}": (8, 8) for name in [*rest, *CROSS_ATTENTION, "final_layer.linear"]}
+    found = [target.name for target in select_targets(shapes, "all but cross attention")]
+    assert found == [f"diffusion_model.{name}" for name in rest]
 
 
 def test_a_rule_without_a_match_names_both_sides() -> None:

@@ -1,0 +1,8 @@
+"""How it is learnt: the parametrisation of the change, a node each."""
+
+from .dreambooth import MethodDreamBooth
+from .lidb import MethodLiDB
+from .lora import MethodLoRA
+from .para import MethodPaRa
+
+__all__ = ["MethodDreamBooth", "MethodLiDB", "MethodLoRA", "MethodPaRa"]

@@ -1,0 +1,64 @@
+"""LiDB's node."""
+
+from comfy_api.latest import io
+
+from ...models.adapters import LiDBConfig
+from ...trainers.options import Method
+from . import inputs
+
+CONFIG = LiDBConfig()
+METHOD = Method("lidb", CONFIG, "attention", 1e-3, True, 5e-4, "attention and feed-forward")
+"""On SD1.5 200 layers: attention of the U-Net (128), attention and feed-forward of CLIP (72)."""
+
+
+class MethodLiDB(io.ComfyNode):
+    """LiDB's settings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothMethodLiDB",
+            display_name="LiDB",
+            category=inputs.CATEGORY,
+            description="Lightweight DreamBooth: a LoRA inside a small random space, 30,000 numbers and about 120 KB "
+            "for SD1.5. For very many small adapters.",
+            inputs=[
+                inputs.rank(CONFIG.rank, "Directions per layer, inside the random space. 1 in the paper."),
+                io.Int.Input(
+                    "a",
+                    default=CONFIG.a,
+                    min=1,
+                    max=65536,
+                    tooltip="Width of the random space on a layer's output side. 100 in the paper.",
+                ),
+                io.Int.Input(
+                    "b",
+                    default=CONFIG.b,
+                    min=1,
+                    max=65536,
+                    tooltip="Width of the random space on a layer's input side. 50 in the paper.",
+                ),
+                io.Int.Input(
+                    "basis_seed",
+                    default=CONFIG.basis_seed,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Which random space. Keep 0: only adapters of one seed can be compared and predicted.",
+                ),
+                inputs.targets(METHOD.targets, "Which layers change. Attention is the paper's choice."),
+                inputs.learning_rate(METHOD.learning_rate, "LR"),
+                *inputs.text_encoder(METHOD),
+            ],
+            outputs=[inputs.output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, rank: int, a: int, b: int, basis_seed: int, targets: str, learning_rate: float, text_encoder: bool,
+        text_encoder_lr: float,
+    ) -> io.NodeOutput:  # fmt: skip
+        config = LiDBConfig(rank, a, b, basis_seed)
+        return io.NodeOutput(
+            Method("lidb", config, targets, learning_rate, text_encoder, text_encoder_lr, METHOD.text_targets)
+        )

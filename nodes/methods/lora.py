@@ -1,0 +1,50 @@
+"""LoRA's node."""
+
+from comfy_api.latest import io
+
+from ...models.adapters import LoRAConfig
+from ...trainers.options import Method
+from . import inputs
+
+CONFIG = LoRAConfig()
+METHOD = Method()
+
+
+class MethodLoRA(io.ComfyNode):
+    """LoRA's settings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothMethodLoRA",
+            display_name="LoRA",
+            category=inputs.CATEGORY,
+            description="Low-rank adaptation: a small matrix pair beside each layer. The usual choice.",
+            inputs=[
+                inputs.rank(
+                    CONFIG.rank, "Directions per layer. 4 to 16 for one subject; more holds more and overfits sooner."
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=CONFIG.alpha,
+                    min=0.001,
+                    max=4096.0,
+                    step=0.5,
+                    tooltip="The change is scaled by alpha / rank. Equal to the rank: not scaled.",
+                ),
+                inputs.targets(METHOD.targets, "Which layers change. Attention is the paper's choice and the fastest."),
+                inputs.learning_rate(
+                    METHOD.learning_rate,
+                    "Of the diffusion model's part. 1e-4 with AdamW; lower if samples turn to noise.",
+                ),
+                *inputs.text_encoder(METHOD),
+            ],
+            outputs=[inputs.output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, rank: int, alpha: float, targets: str, learning_rate: float, text_encoder: bool, text_encoder_lr: float
+    ) -> io.NodeOutput:
+        config = LoRAConfig(rank, alpha)
+        return io.NodeOutput(Method("lora", config, targets, learning_rate, text_encoder, text_encoder_lr))
