@@ -169,6 +169,15 @@ def _are_sizes(value: Any) -> bool:
     )
 
 
+def _are_samples(value: Any) -> bool:
+    numbers = [n for record in value for n in record.values()] if _are_records(value) else [None]
+    return all(isinstance(some, list) and all(type(n) in (int, float) for n in some) for some in numbers)
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(record, dict) for record in value)
+
+
 _Check = tuple[Callable[[Any], bool], str]
 _COUNT: _Check = (_is_count, "a whole number")
 _TIME: _Check = (_is_time, "seconds since 1970")
@@ -178,6 +187,7 @@ _FACTS: dict[str, _Check] = {
     "base": _TEXT, "prediction": _TEXT, "precision": _TEXT, "loss_weighting": _TEXT, "trigger": _TEXT,
     "steps": _COUNT, "images": _COUNT, "batch_size": _COUNT, "gradient_accumulation": _COUNT, "latent_cell": _COUNT,
     "started": _TIME, "finished": _TIME,
+    "made_for": (_are_samples, "records of layers, each with numbers of its weight"),
     "prompts": (_is_texts, "a list of texts"),
     "latent_sizes": (_are_sizes, "sizes such as '64x96', each with a number of pictures"),
     "parts": (lambda value: isinstance(value, list), "a list of facts, one for each part"),

@@ -97,7 +97,7 @@ def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
         factors = {name: tensor for name, tensor in tensors.items() if name not in differences}
         chain = [_lora_link(factors, names)] if factors else []
         chain += [_full_link(differences, names)] if differences else []
-        facts = {**({"base": names.model} if names.model else {}), **facts_of(metadata)}
+        facts = {**({"base": names.model} if names.model else {}), **claims.facts(facts_of(metadata))}
         return AdapterSet(tuple(chain), facts)
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .adapter_set import AdapterSet
 from .claims import parsed
+from .provenance import FACT, records
 from .stream import contents
 
 STABILITY, DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
@@ -55,6 +56,8 @@ def lora_metadata(adapter: AdapterSet, title: str) -> dict[str, str]:
     entries = {name: facts[fact] for name, fact in _COPIED.items() if facts.get(fact) is not None}
     entries |= _network(adapter) | _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
     entries |= {"ss_output_name": title, **_model_spec(facts, title)}
+    if bases := records(facts):
+        entries[f"hyperbooth_{FACT}"] = bases
     return {name: value if isinstance(value, str) else _text(value) for name, value in entries.items()}
 
 
@@ -80,6 +83,8 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
         facts["steps"] = int(metadata["ss_steps"])
     if trigger := metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", "")):
         facts["trigger"] = trigger
+    if (recorded := metadata.get(f"hyperbooth_{FACT}")) is not None:
+        facts[FACT] = parsed(recorded)
     return facts
 
 

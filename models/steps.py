@@ -96,12 +96,14 @@ def is_dense(steps: Iterable[Step]) -> bool:
     return any(isinstance(step, Difference) for step in steps)
 
 
-def total_change(steps: Iterable[Step], weight: Tensor | None) -> Tensor:
-    """``W_n - W_0`` after the steps, ``[out, in]``; ``weight`` is W_0, needed if they depend on it."""
+def total_change(steps: Iterable[Step], weight: Tensor | None, strength: float = 1.0) -> Tensor:
+    """``W_n - W_0`` after the steps, each at ``strength``, ``[out, in]``; ``weight`` is W_0, needed if they depend on
+    it."""
     change: Tensor | None = None
     for step in steps:
         now = weight if weight is None or change is None else weight + change
-        change = step.delta(now) if change is None else change + step.delta(now)
+        more = strength * step.delta(now)
+        change = more if change is None else change + more
     if change is None:
         raise ValueError("a layer without a step has no change")
     return change

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .adapter_set import AdapterSet, WeightOf, base_of
+from .provenance import FACT
 from .removal import removal_warning
 from .steps import Step, is_dense, total_change, total_factors
 
@@ -27,7 +28,7 @@ def _facts(facts: Mapping[str, Any], indent: str = "") -> list[str]:
     """A line each; of a combined adapter, then those of its parts."""
     lines = [
         f"{indent}{name}: {_time(value) if name in ('started', 'finished') else value}"
-        for name, value in facts.items() if name != "parts" and value not in (None, [], "")
+        for name, value in facts.items() if name not in ("parts", FACT) and value not in (None, [], "")
     ]  # fmt: skip
     for place, part in enumerate(facts.get("parts", ()), 1):
         lines += [f"part {place}:", *_facts(part, "  ")]

@@ -8,13 +8,15 @@ from comfy_api.latest import io
 from ..models.adapter_set import AdapterSet
 from ..models.chain import combined
 from ..models.dialects import link_tensors, plain_link
+from ..models.provenance import disagree
 from ..models.removal import removal_warning
+from ..models.steps import depends_on_weight
 from ..models.summary import change_per_block, summary
 from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
 from ..trainers.options import check_number
 from . import sockets
-from .bridge.lora import apply_adapter, base_weights, check_fits, has_text_layers
+from .bridge.lora import apply_adapter, base_weights, check_fits, has_text_layers, warn_of_another_base
 from .bridge.pixels import to_image
 
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
@@ -54,6 +56,8 @@ class Apply(io.ComfyNode):
             logging.warning(
                 "HyperBooth Apply Adapter: the adapter also holds text-encoder layers; connect clip to use them"
             )
+        if strength_model or strength_clip:
+            warn_of_another_base(model, clip, adapter)
         return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
 
 
@@ -79,6 +83,11 @@ class Combine(io.ComfyNode):
         adapter = combined(first, second)
         if warning := removal_warning(adapter):
             logging.warning("HyperBooth Combine Adapters: %s", warning)
+        if disagree(adapter.facts):
+            logging.warning(
+                "HyperBooth Combine Adapters: first and second are PaRas written down as LoRAs for different bases; no "
+                "model fits both. Use the files in format 'hyperbooth', which fit every base"
+            )
         return io.NodeOutput(adapter)
 
 
@@ -95,14 +104,19 @@ class ToLoRA(io.ComfyNode):
             inputs=[
                 sockets.Adapter.Input("adapter", tooltip="The adapter."),
                 io.Model.Input("model", tooltip="The model it was trained on; some families need its weights."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Its text encoder; only needed for a PaRa that changes the text encoder.",
+                ),
             ],
             outputs=[io.LoraModel.Output(display_name="lora", tooltip="A plain LoRA.")],
         )
 
     @classmethod
-    def execute(cls, adapter: AdapterSet, model: Any) -> io.NodeOutput:
-        check_fits(model, None, adapter)
-        return io.NodeOutput(link_tensors(plain_link(adapter)))
+    def execute(cls, adapter: AdapterSet, model: Any, clip: Any = None) -> io.NodeOutput:
+        check_fits(model, clip, adapter)
+        return io.NodeOutput(link_tensors(plain_link(adapter, base_weights(model, clip))))
 
 
 class Info(io.ComfyNode):
@@ -127,9 +141,17 @@ class Info(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: AdapterSet, model: Any = None) -> io.NodeOutput:
+        report = summary(adapter)
         if model is None:
-            changes = change_per_block(adapter)
+            steps = adapter.steps()
+            known = {name for name in steps if not depends_on_weight(steps[name])}
+            changes = change_per_block(adapter.only(known))
+            if len(known) < len(steps):
+                report += (
+                    f"\nchart: without {len(steps) - len(known)} layers, whose change depends on the model's weights; "
+                    "connect model to see them"
+                )
         else:
             check_fits(model, None, adapter)
             changes = change_per_block(adapter.restricted(DIFFUSION_PREFIX), base_weights(model))
-        return io.NodeOutput(summary(adapter), to_image(block_chart(changes, relative=model is not None)))
+        return io.NodeOutput(report, to_image(block_chart(changes, relative=model is not None)))

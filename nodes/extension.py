@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import Apply, Combine, Info, ToLoRA
+from .bridge.weight_adapter import register
 from .class_images import ClassImages
 from .files import Load, Save
 from .folder import ImagesFromFolder
@@ -15,6 +16,9 @@ from .train import Train
 
 class HyperBooth(ComfyExtension):
     """The pack."""
+
+    async def on_load(self) -> None:
+        register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -11,11 +11,12 @@ from ..models.adapter_set import AdapterSet
 from ..models.claims import is_text
 from ..models.dialects import plain_link, spelt, stock_tensors
 from ..models.metadata import lora_metadata, with_hash
+from ..models.provenance import with_base
 from ..models.rounding import half_precision_cost, plain_cost
 from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, write_tensors
 from . import sockets
 from .bridge.files import adapter_files, adapter_path, output_file, output_name
-from .bridge.lora import check_fits
+from .bridge.lora import base_weights, check_fits
 from .bridge.names import file_names, read_names
 
 FORMATS = ("hyperbooth", "kohya", "diffusers", "comfyui")
@@ -72,6 +73,11 @@ class Save(io.ComfyNode):
                     tooltip="Write settings, prompts and trigger words into the file. Off: none of it, except what "
                     "format hyperbooth needs to be read.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only needed to write a PaRa that changes the text encoder as a plain LoRA.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where it was saved, below the output folder.")],
         )
@@ -79,19 +85,22 @@ class Save(io.ComfyNode):
     @classmethod
     def execute(
         cls, adapter: AdapterSet, filename_prefix: str, format: str, precision: str, model: Any = None,
-        trigger: str = "", metadata: bool = True,
+        trigger: str = "", metadata: bool = True, clip: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         path = output_file(filename_prefix, ".safetensors")
         if not is_text(trigger):
             raise ValueError(f"trigger {trigger!r:.60} holds half a character (a lone surrogate); give plain text")
         if trigger.strip():
             adapter = AdapterSet(adapter.chain, {**adapter.facts, "trigger": trigger.strip()})
-        exact = contents(adapter, format, model)
+        exact = contents(adapter, format, model, clip)
         tensors = in_file(exact, PRECISIONS[precision])
         entries = {HEADER: header_of(adapter)} if format == "hyperbooth" else {}
         if metadata:
             title = path.stem.rstrip("_")
-            entries |= with_hash(lora_metadata(adapter, title), tensors)
+            known = (
+                adapter if format == "hyperbooth" or model is None else with_base(adapter, base_weights(model, clip))
+            )
+            entries |= with_hash(lora_metadata(known, title), tensors)
         write_tensors(tensors, path, entries)
         name = output_name(path)
         return io.NodeOutput(name, ui={"text": (f"saved {name}{cost(adapter, exact, format, precision)}",)})
@@ -106,19 +115,21 @@ def cost(adapter: AdapterSet, tensors: Mapping[str, Tensor], format: str, precis
     return f", {precision} costs {error:.1e} of the change"
 
 
-def contents(adapter: AdapterSet, format: str, model: Any) -> dict[str, Tensor]:
+def contents(adapter: AdapterSet, format: str, model: Any, clip: Any = None) -> dict[str, Tensor]:
     """The tensors of the file, by the names of ``format``."""
     if format == "hyperbooth":
         return adapter_tensors(adapter)
+    if model is not None:
+        check_fits(model, clip, adapter)
+    weight_of = None if model is None else base_weights(model, clip)
     if format == "comfyui":
-        return stock_tensors(adapter)
+        return stock_tensors(adapter, weight_of)
     if model is None:
         raise ValueError(
             f"model is not connected, but the names in a {format} file depend on the architecture; connect the model "
             "the adapter was trained on, or save in format 'comfyui' or 'hyperbooth'"
         )
-    check_fits(model, None, adapter)
-    return spelt(plain_link(adapter), file_names(model, format, adapter.targets()), format)
+    return spelt(plain_link(adapter, weight_of), file_names(model, format, adapter.targets()), format)
 
 
 class Load(io.ComfyNode):

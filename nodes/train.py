@@ -15,6 +15,7 @@ from ..trainers.subject import Subject
 from ..trainers.watch import Watch
 from . import sockets
 from .bridge.files import output_file, output_name, state_folder
+from .bridge.lora import warn_of_another_base
 from .bridge.progress import Progress
 from .bridge.session import workbench
 
@@ -78,6 +79,8 @@ class Train(io.ComfyNode):
         if method.text_encoder and clip is None:
             raise ValueError("clip is not connected, but the method trains the text encoder; connect it, or switch "
                              "text_encoder off in the method")  # fmt: skip
+        if start_from is not None:
+            warn_of_another_base(model, clip, start_from)
         run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from)
         result = train(run, model, clip if method.text_encoder else None, resume == RESUME[0])
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))

@@ -55,6 +55,7 @@ def node() -> Any:
     import asyncio
 
     extension = asyncio.run(load_pack().comfy_entrypoint())
+    asyncio.run(extension.on_load())
     nodes = {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(extension.get_node_list())}
 
     def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:

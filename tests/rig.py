@@ -9,10 +9,12 @@ import comfy.utils
 import pytest
 import torch
 from hyperbooth.models.adapters import LoRAConfig
+from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.trainers.options import Method, TrainingOptions
 from torch import Tensor
 
 QUIET = TrainingOptions(preview_every=0)
+PROMPT = "a photo of sks dog"
 
 
 def lora(**settings: Any) -> Method:
@@ -41,6 +43,19 @@ def untouched(model: Any, clip: Any = None) -> Iterator[None]:
         assert [name for name in old if not same_bits(old[name], new[name])] == []
         assert not any("forward" in vars(module) for module in part.modules())
     assert comfy.model_management.in_training is False
+
+
+def noise() -> Tensor:
+    """What a small SD1.5 U-Net is shown."""
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
+
+
+def output(model: Any, clip: Any, prompt: str = PROMPT) -> Tensor:
+    """The U-Net's estimate for fixed noise, through whatever patches the model and clip carry."""
+    with torch.inference_mode():
+        cond = encode_prompt(clip, prompt)[0][0]
+        comfy.model_management.load_models_gpu([model])
+        return model.model.apply_model(noise(), torch.tensor([5.0]), c_crossattn=cond).clone()
 
 
 def relative(a: Tensor, b: Tensor) -> float:

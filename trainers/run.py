@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..models.adapter_set import AdapterSet
+from ..models.provenance import FACT
 from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
 from .fingerprint import fingerprint
 from .options import Method, TrainingOptions, check_number
@@ -98,7 +99,7 @@ class Run:
         """What a file should say of the run."""
         before = dict(self.start_from.facts) if self.start_from else {}
         return {
-            **{name: before[name] for name in ("trigger", "parts") if name in before},
+            **{name: before[name] for name in ("trigger", "parts", FACT) if name in before},
             "steps": before.get("steps", 0) + history.step,
             "batch_size": self.batch_size,
             "seed": self.seed,

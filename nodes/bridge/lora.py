@@ -1,36 +1,49 @@
 """Adapters on ComfyUI's models, by its own LoRA code."""
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import comfy.lora
+import comfy.model_patcher
 import torch
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from ...models.adapter_set import AdapterSet
+from ...models.adapter_set import AdapterSet, WeightOf
+from ...models.adapters import Full, LoRA
 from ...models.dialects import stock_tensors
+from ...models.provenance import other_base
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from .session import adaptable_layers, architecture, layer_shapes
-from .weights import borrow
+from .weight_adapter import ChainAdapter
 
 
 def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: float, strength_clip: float) -> tuple:
-    """New MODEL and CLIP with the adapter's patches on them, by the stock LoRA code.
+    """New MODEL and CLIP with the adapter's patches on them, as the stock loader would put the saved file.
 
     Raises:
         ValueError: the adapter's layers are not the model's; both sides are named.
     """
     check_fits(model, clip, adapter)
+    patches = _patches(model, clip, adapter)
+    patched = model.clone()
+    if strength_model:
+        patched.add_patches(_part(patches, DIFFUSION_PREFIX, True), strength_model)
+    if clip is not None:
+        clip = clip.clone()
+        if strength_clip:
+            clip.add_patches(_part(patches, DIFFUSION_PREFIX, False), strength_clip)
+    return patched, clip
+
+
+def _patches(model: Any, clip: Any, adapter: AdapterSet) -> dict[Any, Any]:
+    """ComfyUI's key -> patch. Single links that bear stock names in files are stock patches here too."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    patches = comfy.lora.load_lora(stock_tensors(adapter), keys, log_missing=False)
-    patched = model.clone()
-    patched.add_patches(_part(patches, DIFFUSION_PREFIX, True), strength_model)
-    if clip is not None:
-        clip = clip.clone()
-        clip.add_patches(_part(patches, DIFFUSION_PREFIX, False), strength_clip)
-    return patched, clip
+    if [link.family for link in adapter.chain] in ([LoRA.family], [Full.family]):
+        return comfy.lora.load_lora(stock_tensors(adapter), keys, log_missing=False)
+    return {keys[name]: ChainAdapter.of(steps) for name, steps in adapter.steps().items() if name in keys}
 
 
 def check_fits(model: Any, clip: Any, adapter: AdapterSet) -> None:
@@ -47,16 +60,49 @@ def check_fits(model: Any, clip: Any, adapter: AdapterSet) -> None:
             )
 
 
-def base_weights(model: Any) -> Callable[[str], Tensor]:
-    """Layer name -> the model's weight in float32, wherever and however it is kept."""
-    layers = adaptable_layers(model)
-    like = torch.empty(0, device=model.load_device)
+def base_weights(model: Any, clip: Any = None) -> WeightOf:
+    """Layer name -> the weight in float32, as the sampler would see it: with the patches that the MODEL (and CLIP)
+    carries, whichever are in place at the moment.
+
+    Raises:
+        ValueError (when called): a text-encoder layer is asked for, and there is no ``clip``.
+    """
 
     def weight_of(name: str) -> Tensor:
-        with borrow(layers[name], like) as (weight, _):
-            return weight.float().cpu()
+        if name.startswith(TEXT_PREFIX) and clip is None:
+            raise ValueError(f"clip is not connected, but {name} is a layer of the text encoder; connect it")
+        patcher = clip.patcher if name.startswith(TEXT_PREFIX) else model
+        return _weight(patcher, f"{name.removeprefix(TEXT_PREFIX)}.weight")
 
     return weight_of
+
+
+def _weight(patcher: Any, key: str) -> Tensor:
+    """The weight under ``key``: as it was loaded, then the patches on it."""
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    if key in patcher.backup:
+        weight = patcher.backup[key].weight
+    if key in patcher.hook_backup:
+        weight = patcher.hook_backup[key][0]
+    if isinstance(weight, QuantizedTensor):
+        weight, convert = weight.dequantize(), None
+    with torch.inference_mode():
+        weight = weight.to("cpu", torch.float32, copy=True)
+        if convert is not None:
+            weight = convert(weight, inplace=True)
+        weight = comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
+    return weight.clone()
+
+
+def warn_of_another_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
+    """Say so in the log if the adapter was written down for other weights than these."""
+    layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
+    if far := other_base(adapter.facts, base_weights(model, clip), layers):
+        logging.warning(
+            "HyperBooth: the adapter is a PaRa written down as a LoRA for another base: the weights here differ from "
+            "those recorded by %.1f %%, so that it will not do what it did there. Use the adapter file in format "
+            "'hyperbooth', which fits every base, or the base it was exported from", 100 * far,
+        )  # fmt: skip
 
 
 def has_text_layers(adapter: AdapterSet) -> bool:

@@ -12,8 +12,7 @@ from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.subject import Example
-from rig import QUIET, interrupted_at, relative, same, train, untouched
-from torch import Tensor
+from rig import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 
 METHODS = {
     "lidb": Method("lidb", LiDBConfig(), "attention", 1e-2),
@@ -105,20 +104,3 @@ def test_trains_further_from_a_file(
         start_from=load_adapter(tmp_path / "a.safetensors"), **inputs(method, loaded),
     )  # fmt: skip
     assert same(first, further) and further.facts["steps"] == 3
-
-
-PROMPT = "a photo of sks dog"
-
-
-def noise() -> Tensor:
-    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
-
-
-def output(model: Any, clip: Any) -> Tensor:
-    """The U-Net's estimate for fixed noise, through whatever patches the model and clip carry."""
-    import comfy.model_management
-
-    with torch.inference_mode():
-        cond = encode_prompt(clip, PROMPT)[0][0]
-        comfy.model_management.load_models_gpu([model])
-        return model.model.apply_model(noise(), torch.tensor([5.0]), c_crossattn=cond).clone()

@@ -15,19 +15,10 @@ from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.subject import Example, Subject
-from rig import QUIET, lora, relative, train, untouched
+from rig import QUIET, lora, output, relative, train, untouched
 from torch import Tensor
 
 from devkit.checkpoints import sd15_unet
-
-
-def output(model: Any, clip: Any, prompt: str = "a photo of sks dog") -> Tensor:
-    """The U-Net's estimate for fixed noise, through whatever patches the model and clip carry."""
-    with torch.inference_mode():
-        cond = encode_prompt(clip, prompt)[0][0]
-        comfy.model_management.load_models_gpu([model])
-        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
-        return model.model.apply_model(x, torch.tensor([5.0]), c_crossattn=cond).clone()
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])

@@ -1,0 +1,96 @@
+"""Adapter files as ComfyUI's stock loaders see them: tensors by name, one layer at a time, and no header.
+
+A plain LoRA, or whole differences alone, bear stock names and are none of ours. Ours are those of other families, and
+chains: ``<place>/<layer>.<tensor>``. What is done to a layer follows from the names alone.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import claims
+from .adapters import Full, LoRA, PaRa
+from .packing import LAYOUT, PACKED, unpacked
+from .steps import Step
+
+_NAME = re.compile(r"(?:(?P<place>[1-9]\d*)/)?(?P<layer>.+?)\.(?P<tensor>basis|lora_up\.weight|diff)")
+_PACKED = re.compile(rf"(?:[1-9]\d*/)?{PACKED}")
+_FAMILY = {"basis": PaRa, "lora_up.weight": LoRA, "diff": Full}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one link of a file does to one layer.
+
+    Args:
+        prefix: the link's, ``2/``, or nothing where the file is a single link.
+        steps: of a packed link, taken out of it; None if the layer has tensors of its own.
+        family: of a link with tensors of its own.
+    """
+
+    prefix: str
+    family: type = PaRa
+    steps: tuple[Step, ...] | None = None
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:
+    """Layer -> what the file's links do to it, in order; empty if the file is none of ours.
+
+    Raises:
+        ValueError: a link is missing, or a packed one cannot be read, or is in other bases than it would be here.
+    """
+    found: dict[str, dict[int, Part]] = {}
+    for name in tensors:
+        match = _NAME.fullmatch(name)
+        if match and (match["place"] or match["tensor"] == "basis"):
+            prefix = f"{match['place']}/" if match["place"] else ""
+            part = Part(prefix, _FAMILY[match["tensor"]])
+            found.setdefault(match["layer"], {})[int(match["place"] or 1)] = part
+        elif _PACKED.fullmatch(name) and name.removesuffix(PACKED) + LAYOUT in tensors:
+            prefix = name.removesuffix(PACKED)
+            for layer, steps in _packed_steps(tensors, prefix).items():
+                found.setdefault(layer, {})[int(prefix.rstrip("/") or 1)] = Part(prefix, steps=steps)
+    places = {place for by_place in found.values() for place in by_place}
+    if places != set(range(1, len(places) + 1)):
+        raise ValueError(f"the adapter file holds the links {sorted(places)} of a chain; one is missing, save it again")
+    return {layer: [by_place[place] for place in sorted(by_place)] for layer, by_place in found.items()}
+
+
+@torch.no_grad()
+def _packed_steps(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[Step, ...]]:
+    link = unpacked(tensors, prefix)
+    return {layer: (adapter.step(),) for layer, adapter in link.adapters.items()}
+
+
+@torch.no_grad()
+def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[list[Step], set[str]]:
+    """The steps of ``part`` on ``layer``, in float32, and the names of the tensors they came from.
+
+    Raises:
+        ValueError: a tensor is missing, or holds what no adapter's does.
+    """
+    if part.steps is not None:
+        return list(part.steps), {part.prefix + PACKED, part.prefix + LAYOUT}
+    names = [f"{part.prefix}{layer}.{name}" for name in part.family.tensor_names]
+    if missing := [name for name in names if name not in tensors]:
+        raise ValueError(f"the adapter file lacks {', '.join(missing)}; it is not whole")
+    try:
+        values = {
+            key: claims.numbers(tensors[name], name) for key, name in zip(part.family.tensor_names, names, strict=True)
+        }
+        adapter = part.family.from_file(values, _shape(part.family, values), {})
+    except ValueError as error:
+        raise ValueError(f"the adapter file, at {layer}: {error}") from error
+    return [adapter.step()], set(names)
+
+
+def _shape(family: type, values: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The weight's, as far as an adapter's tensors say; a PaRa fits every width."""
+    if family is PaRa:
+        return len(values["basis"]), 1
+    if family is LoRA:
+        return len(values["lora_up.weight"]), *values["lora_down.weight"].shape[1:]
+    return tuple(values["diff"].shape)

@@ -1,0 +1,156 @@
+"""Our adapters as ComfyUI's own kind: what a chain does to one layer, for the stock loaders and for Apply.
+
+Registered with ``comfy.weight_adapter``, so that files of every family open in the stock *Load LoRA* nodes, with
+strength, hooks and their schedules, patches before and after, and bypass.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import comfy.weight_adapter
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...models.native import Part, parts_of, read_part
+from ...models.steps import Difference, Projection, Step, Sum, depends_on_weight, total_change
+
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (Sum, Projection, Difference)}
+
+
+class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
+    """The steps of a chain on one layer, in order, each at the strength given.
+
+    ComfyUI rebuilds adapters as ``type(a)(a.loaded_keys, tensors moved)`` and moves the tensors at the top level of
+    ``weights`` only, so that steps lie flat in it: a step's name, then its tensors.
+    """
+
+    name = "hyperbooth"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]):
+        self.loaded_keys, self.weights = loaded_keys, weights
+
+    @classmethod
+    def of(cls, steps: Iterable[Step], loaded_keys: Iterable[str] = ()) -> "ChainAdapter":
+        """The adapter of ``steps``."""
+        return cls(set(loaded_keys), tuple(part for step in steps for part in _flat(step)))
+
+    @classmethod
+    def load(
+        cls, x: str, lora: Mapping[str, Tensor], alpha: float | None, dora_scale: Tensor | None,
+        loaded_keys: set[str] | None = None,
+    ) -> "ChainAdapter | None":  # fmt: skip
+        """What the file's tensors say of layer ``x``; None if they are not ours."""
+        steps: list[Step] = []
+        names: set[str] = set()
+        for part in _parts(lora).get(x, ()):
+            more, taken = read_part(lora, x, part)
+            steps += more
+            names |= taken
+        return cls.of(steps, names) if steps else None
+
+    def steps(self, device: torch.device, dtype: torch.dtype) -> Iterator[Step]:
+        """The steps, moved."""
+        rest = list(self.weights)
+        while rest:
+            kind = _KINDS[rest.pop(0)]
+            values = [rest.pop(0).to(device, dtype) for _ in kind._fields]
+            yield kind(*values)
+
+    def calculate_weight(
+        self, weight: Tensor, key: str, strength: float, strength_model: float, offset: Any,
+        function: Callable[[Tensor], Tensor], intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> Tensor:  # fmt: skip
+        """Every step on what the weight is by then, in float32, and rounded once; in place, because ComfyUI may have
+        given a part of a larger weight."""
+        flat = weight.flatten(1).float()
+        try:
+            change = total_change(self.steps(weight.device, torch.float32), flat, strength)
+            weight += function(change.reshape(weight.shape).to(weight.dtype))
+        except RuntimeError as error:  # as stock adapters do: a picture without it, and a line in the log
+            logging.error("HyperBooth: the adapter does not fit %s, %s: %s", key, tuple(weight.shape), error)
+        return weight
+
+    def bypass_forward(self, org_forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The steps beside the layer, whose weight is not needed."""
+        y = org_forward(x, *args, **kwargs)
+        steps = list(self.steps(x.device, x.dtype))
+        bias = self._bias(org_forward, x) if depends_on_weight(steps) else None
+        for step in steps:
+            if isinstance(step, Projection):
+                y = y - self.multiplier * self._projection(step.q, y - bias)
+            else:
+                factors = (step.diff,) if isinstance(step, Difference) else (step.down, step.up)
+                y = y + self.multiplier * self._product(factors, x)
+        return y
+
+    def _product(self, factors: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """The first factor in the layer's own geometry, then the second token by token."""
+        if not self.is_conv:
+            for factor in factors:
+                x = F.linear(x, factor)
+            return x
+        first, *others = factors
+        x = self._convolve(x, first.unflatten(1, (-1, *self.kernel_size)), **self.kw_dict)
+        for factor in others:
+            x = self._convolve(x, factor[(...,) + (None,) * self.conv_dim])
+        return x
+
+    def _projection(self, q: Tensor, y: Tensor) -> Tensor:
+        """``q q^T y``."""
+        if not self.is_conv:
+            return F.linear(F.linear(y, q.mT), q)
+        one = (...,) + (None,) * self.conv_dim
+        return self._convolve(self._convolve(y, q.mT[one]), q[one])
+
+    def _bias(self, org_forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """b, whatever is before us: all of it is affine, so that it gives its bias for an input of zeros; no step of
+        ours changes it."""
+        if not self.is_conv:
+            return org_forward(x.new_zeros([1] * (x.ndim - 1) + [x.shape[-1]])).flatten()
+        b = org_forward(x.new_zeros(1, x.shape[1], *(self._reach())))
+        return b.flatten(2)[:, :, :1].unflatten(2, (1,) * self.conv_dim)
+
+    def _reach(self) -> list[int]:
+        """The smallest picture that the layer takes."""
+        return [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.kw_dict["dilation"], strict=True)]
+
+    def _convolve(self, x: Tensor, kernel: Tensor, **geometry: Any) -> Tensor:
+        return (F.conv1d, F.conv2d, F.conv3d)[self.conv_dim - 1](x, kernel, **geometry)
+
+
+def _flat(step: Step) -> tuple[Any, ...]:
+    return (type(step).__name__, *(tensor.detach() for tensor in step))
+
+
+class _Last:
+    """The parts of the file asked for last: a loader asks for every layer of the model in turn."""
+
+    def __init__(self) -> None:
+        self.first: Callable[[], Tensor | None] = lambda: None
+        self.names: tuple[int, int] = (0, 0)
+        self.parts: dict[str, list[Part]] = {}
+
+
+_last = _Last()
+
+
+def _parts(lora: Mapping[str, Tensor]) -> dict[str, list[Part]]:
+    first = next(iter(lora.values()), None)
+    if first is None:
+        return {}
+    names = (id(lora), len(lora))
+    if _last.first() is not first or _last.names != names:
+        _last.parts = parts_of(lora)
+        _last.first, _last.names = weakref.ref(first), names
+    return _last.parts
+
+
+def register() -> None:
+    """Make the stock loaders know our files; once, however often the pack is loaded."""
+    adapters = comfy.weight_adapter.adapters
+    adapters[:] = [kind for kind in adapters if kind.__name__ != ChainAdapter.__name__]
+    adapters.append(ChainAdapter)
