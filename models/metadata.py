@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .adapter_set import AdapterSet
-from .claims import parsed
+from .claims import LONGEST_FACT, parsed
 from .stream import contents
 
 STABILITY, DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
@@ -78,7 +78,8 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
         facts["base"] = _VERSIONS[base]
     if re.fullmatch("[0-9]{1,18}", metadata.get("ss_steps", "")):
         facts["steps"] = int(metadata["ss_steps"])
-    if trigger := metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", "")):
+    trigger = metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", ""))
+    if 0 < len(trigger) <= LONGEST_FACT:
         facts["trigger"] = trigger
     return facts
 
