@@ -21,7 +21,7 @@ MOST_GROUPS = 2**17
 DEEPEST = 16
 """Levels of a header; ours have five."""
 LONGEST_FACT = 10_000
-"""Characters of a prompt or a trigger word; encoders read a few hundred."""
+"""Characters of a prompt or a trigger word: more than any encoder reads."""
 LARGEST_NUMBER = 2**64
 LARGEST_WEIGHT = 1e9
 """Of a tensor's numbers: a product of three of them, summed over any rank, is finite in float32."""
