@@ -9,6 +9,7 @@ from .pack import ROOT
 from .server import Outcome, Server
 
 Graph = dict[str, Any]
+SUFFIX = ".safetensors"
 
 
 def small_job(checkpoint: str, steps: int = 8, name: str = "hyperbooth_dreambooth_lora") -> Graph:
@@ -52,4 +53,4 @@ def with_options(server: Server, graph: Graph, **inputs: Any) -> Graph:
 def saved(server: Server, graph: Graph, outcome: Outcome) -> Path:
     """The file that Save Adapter wrote."""
     text = outcome.outputs[find(graph, "HyperBoothSave")]["text"][0]
-    return server.output / text.removeprefix("saved ")
+    return server.output / (text.removeprefix("saved ").split(SUFFIX)[0] + SUFFIX)

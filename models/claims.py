@@ -20,6 +20,8 @@ MOST_GROUPS = 2**17
 """Lists and mappings in a header: an empty one takes 3 characters there and 80 bytes in memory."""
 DEEPEST = 16
 """Levels of a header; ours have five."""
+LONGEST_FACT = 10_000
+"""Characters of a prompt or a trigger word: more than any encoder reads."""
 LARGEST_NUMBER = 2**64
 LARGEST_WEIGHT = 1e9
 """Of a tensor's numbers: a product of three of them, summed over any rank, is finite in float32."""
@@ -104,7 +106,7 @@ def targets(entries: Any) -> dict[str, Target]:
 def shape_of(sizes: Any, of: str) -> tuple[int, ...]:
     """A shape that a header gives as a list of whole numbers."""
     if not isinstance(sizes, list | tuple) or not all(type(size) is int for size in sizes):
-        raise ValueError(f"gives {of} the shape {sizes!r:.80}; expected a list of whole numbers")
+        raise ValueError(f"gives {of:.80} the shape {sizes!r:.80}; expected a list of whole numbers")
     return tuple(sizes)
 
 
@@ -156,7 +158,7 @@ def _is_time(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and len(value) <= LONGEST_FACT
 
 
 def _is_texts(value: Any) -> bool:
@@ -181,14 +183,14 @@ def _are_records(value: Any) -> bool:
 _Check = tuple[Callable[[Any], bool], str]
 _COUNT: _Check = (_is_count, "a whole number")
 _TIME: _Check = (_is_time, "seconds since 1970")
-_TEXT: _Check = (_is_text, "a text")
+_TEXT: _Check = (_is_text, f"a text of at most {LONGEST_FACT} characters")
 _ANYTHING: _Check = (lambda value: True, "")
 _FACTS: dict[str, _Check] = {
     "base": _TEXT, "prediction": _TEXT, "precision": _TEXT, "loss_weighting": _TEXT, "trigger": _TEXT,
     "steps": _COUNT, "images": _COUNT, "batch_size": _COUNT, "gradient_accumulation": _COUNT, "latent_cell": _COUNT,
     "started": _TIME, "finished": _TIME,
     "made_for": (_are_samples, "records of layers, each with numbers of its weight"),
-    "prompts": (_is_texts, "a list of texts"),
+    "prompts": (_is_texts, f"a list of texts of at most {LONGEST_FACT} characters"),
     "latent_sizes": (_are_sizes, "sizes such as '64x96', each with a number of pictures"),
     "parts": (lambda value: isinstance(value, list), "a list of facts, one for each part"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .adapter_set import AdapterSet
-from .claims import parsed
+from .claims import LONGEST_FACT, parsed
 from .provenance import FACT, records
 from .stream import contents
 
@@ -81,7 +81,8 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
         facts["base"] = _VERSIONS[base]
     if re.fullmatch("[0-9]{1,18}", metadata.get("ss_steps", "")):
         facts["steps"] = int(metadata["ss_steps"])
-    if trigger := metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", "")):
+    trigger = metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", ""))
+    if 0 < len(trigger) <= LONGEST_FACT:
         facts["trigger"] = trigger
     if (recorded := metadata.get(f"hyperbooth_{FACT}")) is not None:
         facts[FACT] = parsed(recorded)

@@ -78,9 +78,8 @@ def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[li
     if missing := [name for name in names if name not in tensors]:
         raise ValueError(f"the adapter file lacks {', '.join(missing)}; it is not whole")
     try:
-        values = {
-            key: claims.numbers(tensors[name], name) for key, name in zip(part.family.tensor_names, names, strict=True)
-        }
+        own = [claims.numbers(tensors[name], name) for name in names]
+        values = dict(zip(part.family.tensor_names, own, strict=True))
         adapter = part.family.from_file(values, _shape(part.family, values), {})
     except ValueError as error:
         raise ValueError(f"the adapter file, at {layer}: {error}") from error

@@ -81,7 +81,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 check_is_lora(path.name, names)
             return metadata, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or no safetensors file ({error!s:.200}); save it again") from error
+        why = "".join(letter for letter in str(error)[:200] if letter.isprintable())
+        raise ValueError(f"{path.name} is damaged or no safetensors file ({why}); save it again") from error
 
 
 def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:

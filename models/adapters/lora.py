@@ -47,7 +47,7 @@ class LoRA(Adapter):
     def __init__(self, up: Tensor, down: Tensor, alpha: float):
         super().__init__()
         if up.shape[-1] != down.shape[-2]:
-            raise ValueError(f"LoRA factors disagree on the rank: up {tuple(up.shape)}, down {tuple(down.shape)}")
+            raise ValueError(f"holds LoRA factors of two ranks, up {tuple(up.shape)}, down {tuple(down.shape)}")
         self.up, self.down, self.alpha = nn.Parameter(up), nn.Parameter(down), float(alpha)
 
     @classmethod

@@ -68,3 +68,12 @@ def test_bases_made_in_inference_mode_train() -> None:
     copy = AdapterSet((Link("lidb", {"l": adapter}, {"l": Target("l", (33, 17))}),)).chain[0].copy_to("cpu")
     copy.adapters["l"].delta().sum().backward()
     assert copy.adapters["l"].a_train.grad.abs().sum() > 0
+
+
+def test_bases_that_no_memory_should_hold_are_refused_before_they_are_made() -> None:
+    LiDB.create((21504, 3072), LiDBConfig(), torch.Generator())
+    with pytest.raises(ValueError, match=r"layer l: needs a basis of 21504 x 300.* give a smaller a or b"):
+        Link.create("lidb", [Target("l", (21504, 3072))], LiDBConfig(a=300), torch.Generator())
+    shapes = [((size, size), ((100, 1), (1, 100))) for size in range(20_000, 20_010)]
+    with pytest.raises(ValueError, match=r"needs bases of 40\d+ numbers, at most 33554432 are made"):
+        LiDB.check_shapes(shapes)

@@ -1,5 +1,6 @@
 """A thousand corrupted files: each is refused in a clear sentence, or is an adapter like any other."""
 
+import copy
 import json
 import os
 import random
@@ -95,7 +96,7 @@ def rewritten(tree: Any, rng: random.Random) -> Any:
     """The tree with one value lost, given twice, renamed, exchanged, or made a strange one."""
     *way, last = rng.choice(places(tree)[1:] or [(None,)])
     if last is None:
-        return rng.choice(STRANGE)
+        return copy.deepcopy(rng.choice(STRANGE))
     parent = tree
     for key in way:
         parent = parent[key]
@@ -108,7 +109,7 @@ def rewritten(tree: Any, rng: random.Random) -> Any:
     elif action == 2 and isinstance(parent, dict):
         parent[rng.choice(["", "x", "\ud800", "diffusion_model.c", "text_encoders.", "x" * 5000])] = parent.pop(last)
     else:
-        parent[last] = rng.choice(STRANGE)
+        parent[last] = copy.deepcopy(rng.choice(STRANGE))
     return tree
 
 

@@ -21,6 +21,7 @@ from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.targets import Target, select_targets
 from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes
+from hyperbooth.nodes.files import Save
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -598,12 +599,94 @@ def test_full_differences_alone_and_after_a_lora_open_in_the_stock_loader(
         path = folder / save(node, adapter, format, model)
         if format == "comfyui" or adapter is full:
             assert_same_changes(ours, changes(*stock(model, clip, path)))
-        if format == "hyperbooth":
-            (again,) = node("Load", adapter_name=path.name)
-            assert_same_changes(ours, changes(*apply(node, model, clip, again)))
+        (again,) = node("Load", adapter_name=path.name)
+        assert_same_changes(ours, changes(*apply(node, model, clip, again)))
         with safe_open(path, "pt") as file:
             assert "ss_network_dim" not in file.metadata() and file.metadata()["ss_base_model_version"]
     report, chart = node("Info", adapter=chain)
     assert "2. full (every number) on 5 layers" in report and chart.shape[-1] == 3
     with pytest.raises(ValueError, match="full differences of weights, which no LoRA can hold; save it as"):
         save(node, full, "kohya", model)
+
+
+def rewritten(path: Path, change: Any) -> None:
+    """The file with its tensors and its ``hyperbooth`` entry changed."""
+    with safe_open(path, "pt") as file:
+        said = json.loads(file.metadata()["hyperbooth"])
+    tensors = load_file(path)
+    text = change(said, tensors)
+    save_file(tensors, path, {"hyperbooth": text if isinstance(text, str) else json.dumps(said)})
+
+
+LAYER = "diffusion_model.a"
+UP = f"{LAYER}.lora_up.weight"
+BAD_FILES: dict[str, tuple[Any, str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "is damaged or no safetensors file .*; save it again"),
+    "half of it": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or no safetensors file"),
+    "a header of 8 EiB": (lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]), "is damaged or no"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is damaged or no safetensors"),
+    "nested too deep": (lambda path: rewritten(path, lambda s, t: "[" * 99_999), "damaged 'hyperbooth' header .*deep"),
+    "too much to read": (lambda path: rewritten(path, lambda s, t: "[]," * 10**6), "damaged .*3000000 characters"),
+    "a number without end": (lambda path: rewritten(path, lambda s, t: '{"version": NaN}'), "holds the number NaN"),
+    "half a character": (
+        lambda path: rewritten(path, lambda s, t: s["facts"].update(trigger="\ud800")), "holds half a character"),
+    "steps in words": (
+        lambda path: rewritten(path, lambda s, t: s["facts"].update(steps="seven")),
+        "gives 'seven' for 'steps'; expected a whole number"),
+    "a newer pack's": (lambda path: rewritten(path, lambda s, t: s.update(version=2)), "version 2, .* update the pack"),
+    "an unknown family": (lambda path: rewritten(path, lambda s, t: s["chain"][0].update(family="x")), "family 'x'"),
+    "an enormous layer": (
+        lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({LAYER: [2**40, 4]})),
+        r"shape \(1099511627776, 4\); expected \(out, in\)"),
+    "no list of sizes": (
+        lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({LAYER: [True, 4]})),
+        r"the shape \[True, 4\]; expected a list of whole numbers"),
+    "a layer without a name": (
+        lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({"": [6, 4]})), "is no layer's name"),
+    "a tensor lost": (lambda path: rewritten(path, lambda s, t: t.pop(UP)), f"lacks {UP}; the file is not"),
+    "a tensor too many": (lambda path: rewritten(path, lambda s, t: t.update(x=torch.ones(1))), "does not name: x"),
+    "rank 0": (lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(6, 0)})), f"holds nothing in {UP}"),
+    "turned over": (
+        lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(2, 6)})), f"the adapter of {LAYER} .*rank"),
+    "whole numbers": (
+        lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(6, 2, dtype=torch.int32)})),
+        f"holds torch.int32 in {UP}"),
+    "NaN": (lambda path: rewritten(path, lambda s, t: t[UP].__setitem__(0, torch.nan)), f"holds NaN .* in {UP}"),
+    "an infinite alpha": (
+        lambda path: rewritten(path, lambda s, t: t.update({f"{LAYER}.alpha": torch.tensor(torch.inf)})),
+        f"holds NaN or infinite values.* in {LAYER}.alpha"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sort", BAD_FILES)
+def test_a_bad_file_of_every_sort_is_refused_in_one_sentence(node: Any, folder: Path, sort: str) -> None:
+    """The thousand of tests/models/test_corruption.py are drawn; these say what a user reads."""
+    path = folder / save(node, factors([Target(LAYER, (6, 4))]), "hyperbooth")
+    damage, message = BAD_FILES[sort]
+    damage(path)
+    with pytest.raises(ValueError, match=rf"^a_00001_\.safetensors .*{message}") as caught:
+        node("Load", adapter_name=path.name)
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("format", ["hyperbooth", "kohya", "comfyui"])
+def test_a_trigger_that_cannot_be_written_is_refused_before_anything_is(
+    node: Any, families: Any, folder: Path, format: str
+) -> None:
+    with pytest.raises(ValueError, match=r"trigger 'sks \\ud800' holds half a character .*; give plain text"):
+        save(node, adapter_of(*families("SD15"), "attention"), format, families("SD15")[0], trigger="sks \ud800")
+    assert not list(folder.rglob("*.*"))
+
+
+@pytest.mark.parametrize("format", ["hyperbooth", "kohya", "comfyui"])
+def test_the_report_says_what_half_precision_costs(families: Any, folder: Path, format: str) -> None:
+    model, clip = families("SD15")
+    adapter, text = adapter_of(model, clip, "attention"), {}
+    for precision in ("float32", "float16", "bfloat16"):
+        done = Save.execute(adapter, f"loras/{precision}", format, precision, model)
+        (text[precision],) = done.ui["text"]
+    assert text["float32"] == "saved loras/float32_00001_.safetensors"
+    for precision, low, high in (("float16", 1e-4, 5e-4), ("bfloat16", 1e-3, 5e-3)):
+        start = f"saved loras/{precision}_00001_.safetensors, {precision} costs "
+        assert text[precision].startswith(start) and text[precision].endswith(" of the change")
+        assert low < float(text[precision].removeprefix(start).split()[0]) < high

@@ -14,12 +14,14 @@ import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.chain import combined
+from hyperbooth.models.steps import Projection, changed
 from hyperbooth.models.storage import load_adapter, save_adapter
 from hyperbooth.models.targets import select_targets
 from hyperbooth.nodes.bridge.lora import base_weights
+from hyperbooth.nodes.bridge.names import read_names
 from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes
 from hyperbooth.nodes.bridge.weight_adapter import ChainAdapter, register
-from rig import output, relative, untouched
+from rig import output, relative, same_bits, weights
 from torch import Tensor
 
 CONFIGS = {"lora": LoRAConfig(3, 1.5), "lidb": LiDBConfig(1, 40, 30, 3), "para": PaRaConfig(3), "full": FullConfig()}
@@ -117,9 +119,9 @@ def test_bypassed_is_applied(
             source = {name: weight.float() for name, weight in model.model.diffusion_model.state_dict().items()}
             exact.model.diffusion_model.load_state_dict(source)
     expected, _ = node("Apply", model=exact, adapter=adapter, strength_model=0.7)
-    with untouched(model):
-        assert relative(output(bypassed, loaded[1]), output(expected, loaded[1])) < 1e-5
-        bypassed.detach()
+    before = weights(model.model)
+    assert relative(output(bypassed, loaded[1]), output(expected, loaded[1])) < 1e-5
+    assert all(same_bits(weight, before[name]) for name, weight in model.model.state_dict().items())
     assert relative(output(expected, loaded[1]), output(exact, loaded[1])) > 1e-3
 
 
@@ -207,7 +209,7 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     (name,) = node(
         "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float16", model=model
     )  # fmt: skip
-    (again,) = node("Load", adapter_name=Path(name).name, model=model)
+    again = load_adapter(output_folder / name, read_names(model))
     other, _ = node("Apply", model=model, adapter=chain(("lora",), loaded), strength_model=1.0)
     node("Apply", model=model, adapter=again, strength_model=1.0)
     assert "another base" not in caplog.text
@@ -215,13 +217,28 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     assert "written down as a LoRA for another base" in caplog.text and "%" in caplog.text
     caplog.clear()
     (joined,) = node("Combine", first=chain(("lora",), loaded), second=again)
-    node("Apply", model=other, adapter=joined, strength_model=1.0)
-    assert "another base" in caplog.text
+    (name,) = node(
+        "Save", adapter=joined, filename_prefix="loras/b", format="kohya", precision="float16", model=model
+    )  # fmt: skip
+    once_more = load_adapter(output_folder / name, read_names(model))
+    for one in (joined, once_more):
+        caplog.clear()
+        node("Apply", model=other, adapter=one, strength_model=1.0)
+        assert "another base" in caplog.text
+    (for_other,) = node(
+        "Save", adapter=adapter, filename_prefix="loras/c", format="kohya", precision="float16", model=other
+    )  # fmt: skip
+    caplog.clear()
+    node("Combine", first=again, second=load_adapter(output_folder / for_other, read_names(model)))
+    assert "for different bases" in caplog.text
+    caplog.clear()
+    node("Combine", first=again, second=once_more)
+    assert "for different bases" not in caplog.text
     (plain,) = node(
         "Save", adapter=chain(("lora", "lidb"), loaded), filename_prefix="loras/b", format="kohya",
         precision="float16", model=model,
     )  # fmt: skip
-    (independent,) = node("Load", adapter_name=Path(plain).name, model=model)
+    independent = load_adapter(output_folder / plain, read_names(model))
     assert "made_for" in again.facts and "made_for" not in independent.facts
 
 
@@ -257,6 +274,57 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     with torch.inference_mode(), pytest.raises(ValueError, match="other bases than seed 3 gives here"):
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
         comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.fill_(float("nan")), r"at diffusion_model\..*: holds NaN or infinite values"),
+        (lambda t: t.to(torch.int32), "an adapter's numbers are floating-point"),
+        (lambda t: t[:, 0], "holds a basis of shape"),
+        (lambda t: t[None], "holds a basis of shape"),
+    ],
+    ids=["NaN", "whole numbers", "a row", "three dimensions"],
+)
+def test_numbers_that_are_no_adapters_are_refused_by_the_stock_loader(
+    loaded: Any, damage: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(chain(("para",), loaded), path)
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(path), safe_load=True)
+        name = next(iter(file))
+        file[name] = damage(file[name].clone())
+        with pytest.raises(ValueError, match=message):
+            comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
+
+
+def test_a_chain_with_a_gap_is_refused(loaded: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(chain(("para", "lidb", "para"), loaded), path)
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(path), safe_load=True)
+        del file["2/packed"]
+        with pytest.raises(ValueError, match=r"holds the links \[1, 3\] of a chain"):
+            comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
+
+
+def test_on_a_layer_it_does_not_fit_the_weight_stays_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    adapter = ChainAdapter.of([Projection(torch.linalg.qr(torch.randn(8, 2)).Q)])
+    weight = torch.randn(6, 4)
+    before = weight.clone()
+    patch = (1.0, adapter, 1.0, None, None)
+    assert torch.equal(comfy.lora.calculate_weight([patch], weight, "layer.weight"), before)
+    assert "does not fit layer.weight, (6, 4)" in caplog.text
+
+
+def test_half_precision_weights_are_rounded_once() -> None:
+    """ComfyUI may ask for a computation in half precision (low VRAM); the steps of a chain are in float32."""
+    weight, steps = torch.randn(32, 24), [Projection(torch.linalg.qr(torch.randn(32, 2)).Q) for _ in range(3)]
+    patch = (1.0, ChainAdapter.of(steps), 1.0, None, None)
+    got = comfy.lora.calculate_weight([patch], weight.bfloat16(), "w", intermediate_dtype=torch.bfloat16)
+    exact = changed(weight.bfloat16().double(), [Projection(step.q.double()) for step in steps])
+    assert relative(got.double(), exact) < 4e-3
 
 
 def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
