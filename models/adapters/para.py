@@ -29,7 +29,7 @@ class PaRaConfig:
     """
 
     rank: int = 4
-    init: str = "random"
+    init: str = "smallest singular"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
