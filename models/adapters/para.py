@@ -25,7 +25,10 @@ class PaRaConfig:
 
     Args:
         rank: r, the number of directions removed per layer. 4 is the paper's middle choice.
-        init: where the directions start; see :meth:`PaRa.settle`.
+        init: where the directions start. ``smallest singular``, the left singular vectors of W of smallest singular
+            value, start next to the unchanged model; ``random`` ones have removed ``sqrt(r / out)`` of every weight.
+            Measured on SD1.5's smallest U-Net (26 M numbers, 500 steps of full training on 15 photographs), rank 4 on
+            attention, validation loss on a held-out photograph of another subject: FIGURES
     """
 
     rank: int = 4
