@@ -29,9 +29,10 @@ class PaRaConfig:
             value, start next to the unchanged model; ``random`` ones have removed ``sqrt(r / out)`` of every weight.
             Measured on SD1.5's smallest U-Net (26 M numbers, 500 steps of full training on 15 photographs), rank 4 on
             attention, six photographs of another subject: the validation loss starts at 0.120, the unchanged model's,
-            against 0.123, and both learn alike, to 0.092 and 0.093 in 120 steps at 3e-4, 0.084 and 0.083 at 1e-3 (of
-            a second subject and seed 0.087 both). But the mean ``||dW|| / ||W||`` is 0.01 at the start and 0.03 at
-            the end, not 0.11 throughout: as much is learnt by a third of the change.
+            against 0.123, and both learn alike, to 0.092 and 0.093 in 120 steps at 3e-4, 0.084 and 0.083 at 1e-3; with
+            another seed, on a subject seen in that training, 0.088 at 3e-4 and 0.087 at 1e-3, both. But the mean
+            ``||dW|| / ||W||`` is 0.01 at the start and 0.03 after it at 3e-4, not 0.11 throughout: as much is learnt
+            by a third of the change.
     """
 
     rank: int = 4
