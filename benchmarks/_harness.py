@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from importlib import import_module, metadata
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,9 +86,11 @@ class StepClock:
     """
 
     stamps: list[float] = field(default_factory=list)
+    cpu_stamps: list[float] = field(default_factory=list)
 
     def tick(self, *_: Any) -> None:
         self.stamps.append(time.perf_counter())
+        self.cpu_stamps.append(time.process_time())
 
     @contextmanager
     def on_optimizer_steps(self) -> Iterator[None]:
@@ -102,7 +105,16 @@ class StepClock:
     @property
     def seconds(self) -> list[float]:
         """One figure per step but the first, whose start nobody saw: it is the warm-up."""
-        return [after - before for before, after in zip(self.stamps, self.stamps[1:], strict=False)]
+        return _between(self.stamps)
+
+    @property
+    def cpu_seconds(self) -> list[float]:
+        """What the process's threads computed in them, whatever else the machine was doing."""
+        return _between(self.cpu_stamps)
+
+
+def _between(stamps: Sequence[float]) -> list[float]:
+    return [after - before for before, after in pairwise(stamps)]
 
 
 @dataclass

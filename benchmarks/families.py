@@ -29,6 +29,11 @@ ROWS: dict[str, dict[str, Any]] = {
 NEEDED_TIMES_WEIGHTS = {"full": 4.5}
 """Memory that a row needs, in sizes of the weights; 2 for the others."""
 
+RATIOS = {
+    "seconds_per_step": "times_lora", "cpu_seconds_per_step": "cpu_times_lora", "peak_bytes": "peak_times_lora",
+}  # fmt: skip
+"""Figure -> the name of its ratio to LoRA's."""
+
 AIMS = (
     Aim("lidb", "times_lora", 1.1),
     Aim("para", "times_lora", 1.1),
@@ -40,6 +45,8 @@ COLUMNS = (
     Column("s per step", "seconds_per_step", harness.seconds),
     Column("worst run", "seconds_per_step_worst", harness.seconds),
     Column("/ lora", "times_lora", harness.times),
+    Column("cpu s", "cpu_seconds_per_step", harness.seconds),
+    Column("/ lora", "cpu_times_lora", harness.times),
     Column("peak GB", "peak_bytes", harness.gigabytes),
     Column("/ lora", "peak_times_lora", harness.times),
     Column("parameters", "parameters", lambda value: f"{value:,}"),
@@ -55,7 +62,8 @@ def measure(name: str, job: Job) -> Row:
     with harness.peak_memory() as peak, clock.on_optimizer_steps():
         adapter = personalize()
     return {
-        "seconds_per_step": harness.median(clock.seconds), "steps": len(clock.seconds), "peak_bytes": peak.bytes,
+        "seconds_per_step": harness.median(clock.seconds), "cpu_seconds_per_step": harness.median(clock.cpu_seconds),
+        "steps": len(clock.seconds), "peak_bytes": peak.bytes,
         "parameters": sum(parameter.numel() for parameter in adapter.parameters()), "file_bytes": file_bytes(adapter),
         "targets": row["targets"], "optimizer": row["optimizer"],
     }  # fmt: skip
@@ -81,7 +89,7 @@ def compare(names: list[str], job: Job, repeats: int, passed: list[str]) -> list
     rows = harness.in_turn(names, run, repeats, "seconds_per_step")
     lora = rows.get("lora", {})
     for row in rows.values():
-        for figure, ratio in (("seconds_per_step", "times_lora"), ("peak_bytes", "peak_times_lora")):
+        for figure, ratio in RATIOS.items():
             if figure in row and figure in lora:
                 row[ratio] = row[figure] / lora[figure]
     return list(rows.values())

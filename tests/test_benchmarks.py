@@ -35,6 +35,7 @@ def test_clock_ticks_at_any_optimiser_and_takes_its_hook_off(harness: ModuleType
     optimizers[0].step()
     assert len(clock.stamps) == 4
     assert len(clock.seconds) == 3 and min(clock.seconds) > 0
+    assert len(clock.cpu_seconds) == 3 and min(clock.cpu_seconds) >= 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures the device there")

@@ -25,11 +25,18 @@ class PaRaConfig:
 
     Args:
         rank: r, the number of directions removed per layer. 4 is the paper's middle choice.
-        init: where the directions start; see :meth:`PaRa.settle`.
+        init: where the directions start. ``smallest singular``, the left singular vectors of W of smallest singular
+            value, start next to the unchanged model; ``random`` ones have removed ``sqrt(r / out)`` of every weight.
+            Measured on SD1.5's smallest U-Net (26 M numbers, 500 steps of full training on 15 photographs), rank 4 on
+            attention, six photographs of another subject: the validation loss starts at 0.120, the unchanged model's,
+            against 0.123, and both learn alike, to 0.092 and 0.093 in 120 steps at 3e-4, 0.084 and 0.083 at 1e-3; with
+            another seed, on a subject seen in that training, 0.088 at 3e-4 and 0.087 at 1e-3, both. But the mean
+            ``||dW|| / ||W||`` is 0.01 at the start and 0.03 after it at 3e-4, not 0.11 throughout: as much is learnt
+            by a third of the change.
     """
 
     rank: int = 4
-    init: str = "random"
+    init: str = "smallest singular"
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -8,7 +8,12 @@ from . import inputs
 
 CONFIG = LiDBConfig()
 METHOD = Method("lidb", CONFIG, "attention", 1e-3, True, 5e-4, "attention and feed-forward")
-"""On SD1.5 200 layers: attention of the U-Net (128), attention and feed-forward of CLIP (72)."""
+"""On SD1.5 200 layers: attention of the U-Net (128), attention and feed-forward of CLIP (72).
+
+The rate is that at which LiDB learns as fast as LoRA of rank 4 at 1e-4, measured as for :class:`PaRaConfig`:
+validation 0.094 and 0.093 after 120 steps, 0.086 at 3e-3, 0.081 at 1e-2. A hundred numbers do what LoRA does with as
+many as there are outputs. Half of it for the text encoder is custom, not measured.
+"""
 
 
 class MethodLiDB(io.ComfyNode):
@@ -47,7 +52,10 @@ class MethodLiDB(io.ComfyNode):
                     tooltip="Which random space. Keep 0: only adapters of one seed can be compared and predicted.",
                 ),
                 inputs.targets(METHOD.targets, "Which layers change. Attention is the paper's choice."),
-                inputs.learning_rate(METHOD.learning_rate, "LR"),
+                inputs.learning_rate(
+                    METHOD.learning_rate,
+                    "Of the diffusion model's part. 1e-3 learns as fast as LoRA at 1e-4; 3e-3 for few steps.",
+                ),
                 *inputs.text_encoder(METHOD),
             ],
             outputs=[inputs.output()],

@@ -8,7 +8,10 @@ from ...trainers.options import Method
 from . import inputs
 
 CONFIG = PaRaConfig()
-METHOD = Method("para", CONFIG, "attention", 1e-3)
+METHOD = Method("para", CONFIG, "all but cross attention", 3e-4)
+"""The layers are the paper's advice: on the small model of :class:`PaRaConfig` they took the validation loss from 0.121
+to 0.080 in 120 steps, attention alone to 0.092. The rate is that at which attention alone learns as fast as LoRA of
+rank 4 at 1e-4 (0.092 and 0.093; at 1e-4 0.106, at 1e-3 0.084)."""
 
 
 class MethodPaRa(io.ComfyNode):
@@ -31,10 +34,13 @@ class MethodPaRa(io.ComfyNode):
                     "init",
                     options=list(INITS),
                     default=CONFIG.init,
-                    tooltip="INIT",
+                    tooltip="Where it starts. smallest singular: on the directions the model uses least, next to the "
+                    "unchanged model. random: anywhere.",
                 ),
-                inputs.targets(METHOD.targets, "TARGETS"),
-                inputs.learning_rate(METHOD.learning_rate, "LR"),
+                inputs.targets(METHOD.targets, "Which layers change. All but cross attention is the paper's advice."),
+                inputs.learning_rate(
+                    METHOD.learning_rate, "3e-4 learns as fast as LoRA at 1e-4; lower if samples turn to noise."
+                ),
             ],
             outputs=[inputs.output()],
         )

@@ -48,8 +48,8 @@ TABLE = [
     Family("lora", LoRAConfig(3, 12.0), lambda a, w: reference.lora(w, a.up, a.down, a.alpha)),
     Family("lidb", LiDBConfig(), _lidb),
     Family("lidb", LiDBConfig(2, 10, 5, 7), _lidb),
-    Family("para", PaRaConfig(4), lambda a, w: reference.para(w, a.basis)),
-    Family("para", PaRaConfig(1), lambda a, w: reference.para(w, a.basis)),
+    Family("para", PaRaConfig(4, "random"), lambda a, w: reference.para(w, a.basis)),
+    Family("para", PaRaConfig(1, "random"), lambda a, w: reference.para(w, a.basis)),
     Family("para", PaRaConfig(3, "smallest singular"), lambda a, w: reference.para(w, a.basis)),
     Family("full", FullConfig(), lambda a, w: reference.full(w, a.diff)),
 ]

@@ -81,7 +81,7 @@ def test_a_link_starts_there_only_if_asked_and_where_it_can() -> None:
         settled = Link.create("para", [target], PaRaConfig(4, init), torch.Generator().manual_seed(0), lambda _: made)
         assert left(settled.adapters["l"].basis.detach(), made) < most
     unseen = Link.create("para", [target], PaRaConfig(4, "smallest singular"), torch.Generator().manual_seed(0))
-    random = Link.create("para", [target], PaRaConfig(4), torch.Generator().manual_seed(0))
+    random = Link.create("para", [target], PaRaConfig(4, "random"), torch.Generator().manual_seed(0))
     assert torch.equal(unseen.adapters["l"].basis, random.adapters["l"].basis)
     assert left(random.adapters["l"].basis.detach(), made) > 0.05
 

@@ -11,6 +11,7 @@ from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes, workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.run import targets_of
+from hyperbooth.trainers.start import weights_of
 from rig import QUIET, train
 from torch import nn
 
@@ -100,6 +101,17 @@ def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: 
             basis = part.basis.detach().double()
             least = torch.linalg.svdvals(weight)[-4:].norm() if weight.shape[0] <= weight.shape[1] else 0.0
             assert (basis.T @ weight).norm() <= 1.02 * least + 1e-5 * weight.norm(), name
+
+
+def test_weights_come_one_layer_at_a_time_as_float32_matrices(loaded: Any, subject: Any) -> None:
+    signs: list[int] = []
+    with workbench(loaded[0], QUIET, subject, 1) as bench:
+        weight_of = weights_of(bench, lambda: signs.append(1))
+        kernel = next(name for name, shape in bench.shapes.items() if shape[2:] == (3, 3))
+        weight = weight_of(kernel)
+        assert weight.dtype == torch.float32 and weight.shape == (bench.shapes[kernel][0], bench.shapes[kernel][1] * 9)
+        assert torch.equal(weight, bench.layers[kernel].weight.float().flatten(1))
+    assert signs == [1]
 
 
 def test_a_resumed_run_does_not_work_the_start_out_again(

@@ -17,7 +17,7 @@ from rig import PROMPT, QUIET, interrupted_at, noise, output, relative, same, tr
 METHODS = {
     "lidb": Method("lidb", LiDBConfig(), "attention", 1e-2),
     "lidb of the text encoder too": Method("lidb", LiDBConfig(2, 60, 40, 5), "attention", 1e-2, True, 1e-3),
-    "para": Method("para", PaRaConfig(4), "attention", 3e-3),
+    "para": Method("para", PaRaConfig(4, "random"), "attention", 3e-3),
     "para from the smallest": Method("para", PaRaConfig(2, "smallest singular"), "all linear and convolution", 3e-3),
 }
 by_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -1,0 +1,25 @@
+"""What the user sees while it trains."""
+
+from typing import Any
+
+from hyperbooth.trainers.state import History
+from hyperbooth.trainers.watch import Watch
+
+
+def test_before_the_first_step_there_is_a_sign_of_life_and_no_sample() -> None:
+    """A start from the model's weights may take a while; the model has no adapter to show yet."""
+
+    def sample() -> Any:
+        raise AssertionError("sampled")
+
+    shown: list[Any] = []
+    Watch(10, lambda *given: shown.append(given), sample, preview_every=1)(History())
+    assert shown == [(0, 10, None)]
+
+
+def test_after_a_step_there_is_a_chart() -> None:
+    shown: list[Any] = []
+    watch = Watch(10, lambda *given: shown.append(given), lambda: None, preview_every=0)
+    watch(History(step=1, losses=[1.0]))
+    ((done, total, picture),) = shown
+    assert (done, total) == (1, 10) and picture is not None
