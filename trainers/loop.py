@@ -97,8 +97,9 @@ def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
         for loss in losses(batch):
             value = loss.item()
             check_finite("loss", value, step + 1)
-            if loss.requires_grad:
-                state.scaler.scale(loss / batches).backward()
+            scaled = state.scaler.scale(loss / batches)
+            if scaled.requires_grad:
+                scaled.backward()
             total += value / batches
     _none_is_zero(state.parameters)
     return total

@@ -58,12 +58,13 @@ def _knowing(tokenizer: SDTokenizer, words: Sequence[Word]) -> SDTokenizer:
     knowing = copy.copy(tokenizer)
     if knowing.embedding_directory is None:
         knowing.embedding_directory = []  # None would switch lookups off
+    elsewhere = knowing._try_get_embedding
     known = {word.token: word.vectors[tokenizer.embedding_key] for word in words}
 
     def look_up(text: str) -> tuple[Tensor | None, str, str]:
         found = _NAME.match(text)
         if found is None or found[1] not in known:
-            return tokenizer._try_get_embedding(text)
+            return elsewhere(text)
         name, commas = found.groups()
         rest = " ".join(text[found.end() :].split())
         return known[name], name + commas, f"{commas} {rest}" if commas else rest
