@@ -49,7 +49,8 @@ class Save(io.ComfyNode):
                     options=list(FORMATS),
                     default="hyperbooth",
                     tooltip="hyperbooth: everything, to train further; the stock Load LoRA reads its LoRAs too. "
-                    "The others are one plain LoRA. kohya: every program reads it. diffusers: for Python scripts.",
+                    "The others are one plain LoRA. kohya: every program reads it. diffusers: for Python scripts. "
+                    "Of a learnt word, comfyui makes an embedding file.",
                 ),
                 io.Combo.Input(
                     "precision",
