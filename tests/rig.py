@@ -6,10 +6,12 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
 import pytest
 import torch
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.nodes.bridge.conditions import encode_prompt
+from hyperbooth.nodes.bridge.files import register_saved_words
 from hyperbooth.trainers.options import Method, TrainingOptions
 from torch import Tensor
 
@@ -65,6 +67,13 @@ def relative(a: Tensor, b: Tensor) -> float:
 def train(node: Any, loaded: Any, subject: Any, method: Method, steps: int = 6, **inputs: Any) -> tuple[Any, Any, str]:
     inputs = {"options": QUIET, "batch_size": 1, "seed": 0, **inputs}
     return node("Train", model=loaded[0], subject=subject, method=method, steps=steps, **inputs)
+
+
+def words_in_the_output_folder_alone(patch: pytest.MonkeyPatch) -> list[str]:
+    """Prompts look for words in the test's own output folder, as on a server that has loaded the pack; the folders."""
+    patch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([], folder_paths.supported_pt_extensions))
+    register_saved_words()
+    return folder_paths.get_folder_paths("embeddings")
 
 
 @contextmanager

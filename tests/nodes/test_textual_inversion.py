@@ -17,11 +17,10 @@ from comfy.sd1_clip import SDTokenizer
 from hyperbooth.models.adapter_set import AdapterSet
 from hyperbooth.models.storage import load_adapter
 from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word
-from hyperbooth.nodes.bridge.files import register_saved_words
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method
-from rig import QUIET, lora, relative, train, untouched
+from rig import QUIET, lora, relative, train, untouched, words_in_the_output_folder_alone
 from torch import Tensor
 
 from devkit.checkpoints import SD15_SMALL
@@ -188,13 +187,10 @@ PROMPTS = (
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
-    node: Any, checkpoint: Path, loaded: Any, learnt: AdapterSet, output_folder: Path, precision: str
+    node: Any, checkpoint: Path, loaded: Any, learnt: AdapterSet, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import folder_paths
-
-    register_saved_words()
+    directories = words_in_the_output_folder_alone(monkeypatch)
     with torch.inference_mode():
-        directories = folder_paths.get_folder_paths("embeddings")
         stock = comfy.sd.load_checkpoint_guess_config(
             str(checkpoint), output_vae=False, embedding_directory=directories
         )[1]
@@ -213,10 +209,10 @@ def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
     assert relative(encoded(ours, PROMPTS[0].replace("{}", TOKEN))[0], plain) > 1e-3
 
 
-def test_save_says_what_to_type(node: Any, learnt: AdapterSet, output_folder: Path) -> None:
+def test_save_says_what_to_type(node: Any, learnt: AdapterSet, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperbooth.nodes.files import Save
 
-    register_saved_words()
+    words_in_the_output_folder_alone(monkeypatch)
     inputs = {"adapter": learnt, "format": "comfyui", "precision": "float32"}
     assert Save.execute(filename_prefix="embeddings/a", **inputs).ui["text"][1] == "prompts call it embedding:a_00001_"
     assert "move it to models/embeddings" in Save.execute(filename_prefix="loras/a", **inputs).ui["text"][1]

@@ -8,10 +8,9 @@ import comfy.sd
 import pytest
 import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
-from hyperbooth.nodes.bridge.files import register_saved_words
 from hyperbooth.trainers.guard import Diverged
 from hyperbooth.trainers.options import Method
-from rig import QUIET, interrupted_at, train, untouched
+from rig import QUIET, interrupted_at, train, untouched, words_in_the_output_folder_alone
 from torch import Tensor
 
 from devkit.checkpoints import FAMILIES, write
@@ -120,11 +119,11 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_text_encoder_learns_its_own_vectors(node: Any, name: str, tmp_path: Path, output_folder: Path) -> None:
-    import folder_paths
-
-    register_saved_words()
-    path, folders = write(tmp_path / f"{name}.safetensors", FAMILIES[name]), folder_paths.get_folder_paths("embeddings")
+def test_every_text_encoder_learns_its_own_vectors(
+    node: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = words_in_the_output_folder_alone(monkeypatch)
+    path = write(tmp_path / f"{name}.safetensors", FAMILIES[name])
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
             str(path), te_model_options=dict(FAMILIES[name].text_options), embedding_directory=folders

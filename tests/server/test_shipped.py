@@ -72,7 +72,7 @@ def test_a_word_and_a_lora_on_top_and_the_stock_nodes_find_the_word(server: Serv
 
 
 def sampled(server: Server, checkpoint: Path, text: str, graph: dict[str, Any] | None) -> np.ndarray:
-    """A picture of the checkpoint itself under ``text``; its clip from the first Apply Adapter of ``graph``, if given."""
+    """The checkpoint's own picture of ``text``, with the clip of ``graph``'s first Apply Adapter, if given."""
     whole = graph or small_job(checkpoint.name, 3, "hyperbooth_textual_inversion")
     needed = {"1", "18", "19", "20", "21", "22", "23", *(map(str, range(2, 12)) if graph else ())} - {"10"}
     small = copy.deepcopy({name: whole[name] for name in needed})
