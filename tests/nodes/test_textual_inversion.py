@@ -20,7 +20,7 @@ from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method
-from rig import QUIET, lora, relative, train, untouched, words_in_the_output_folder_alone
+from rig import QUIET, lora, quick_sd15, relative, train, untouched, words_in_the_output_folder_alone
 from torch import Tensor
 
 from devkit.checkpoints import SD15_SMALL
@@ -39,6 +39,16 @@ def made(node: Any, clip: Any, vae: Any, pictures: Tensor, prompt: str, **inputs
         flip=[False], **inputs,
     )  # fmt: skip
     return subject
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quick")
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints: Path) -> tuple[Any, Any, Any]:
+    return quick_sd15(checkpoints)
 
 
 @pytest.fixture
@@ -142,6 +152,7 @@ def text_encoder(clip: Any, rows: Tensor) -> Tensor:
     import comfy.sd1_clip
 
     config = json.loads((Path(comfy.sd1_clip.__file__).parent / "sd1_clip_config.json").read_text())
+    config["num_hidden_layers"] = clip.cond_stage_model.clip_l.num_layers
     network = CLIPTextModel(config, torch.float64, "cpu", comfy.ops.disable_weight_init)
     state = clip.cond_stage_model.clip_l.transformer.state_dict()
     network.load_state_dict({name: t.double() for name, t in state.items()})
@@ -187,13 +198,10 @@ PROMPTS = (
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
-    node: Any, checkpoint: Path, loaded: Any, learnt: AdapterSet, precision: str, monkeypatch: pytest.MonkeyPatch
+    node: Any, checkpoints: Path, loaded: Any, learnt: AdapterSet, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directories = words_in_the_output_folder_alone(monkeypatch)
-    with torch.inference_mode():
-        stock = comfy.sd.load_checkpoint_guess_config(
-            str(checkpoint), output_vae=False, embedding_directory=directories
-        )[1]
+    stock = quick_sd15(checkpoints, embedding_directory=directories)[1]
     (path,) = node(
         "Save", adapter=learnt, filename_prefix="embeddings/mydog", format="comfyui", precision=precision
     )  # found although the CLIP was loaded before
