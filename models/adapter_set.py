@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .adapters import FAMILIES, Adapter
 from .attach import Without, attached
 from .frozen import Borrow, own_weights
+from .sizes import describe_size
 from .steps import Step, depends_on_weight, total_factors
 from .targets import Target
+from .words import Word
 
 WeightOf = Callable[[str], Tensor]
 
@@ -77,7 +79,7 @@ class Link:
         numbers = sum(parameter.numel() for parameter in self.parameters())
         lora = sum(a.settings().get("rank", 0) * sum(a.matrix) for a in self.adapters.values())
         other = f"; a LoRA of this rank would have {lora:,}" if lora not in (0, numbers) else ""
-        return f"{numbers:,} numbers, {numbers * 4 / 2**20:.2f} MiB in float32{other}"
+        return f"{describe_size(self.parameters())}{other}"
 
     def copy_to(self, device: torch.device | str) -> "Link":
         """The same values in new parameters on ``device``."""
@@ -96,6 +98,7 @@ class AdapterSet:
     Args:
         chain: the links in order of application.
         facts: what is known of how it was made (base model, steps, prompt ...); saved beside the weights.
+        words: new words of the text encoders, beside the chain, which may be empty.
 
     Raises:
         ValueError: links disagree on the shape of a layer's weight.
@@ -103,6 +106,7 @@ class AdapterSet:
 
     chain: tuple[Link, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[Word, ...] = ()
 
     def __post_init__(self) -> None:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -114,7 +118,7 @@ class AdapterSet:
                 )
 
     def parameters(self) -> list[nn.Parameter]:
-        return [parameter for link in self.chain for parameter in link.parameters()]
+        return [parameter for part in (*self.chain, *self.words) for parameter in part.parameters()]
 
     def targets(self) -> dict[str, Target]:
         """Every layer that the chain changes, once."""

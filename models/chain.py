@@ -5,13 +5,14 @@ from typing import Any
 
 from .adapter_set import AdapterSet
 from .metadata import trigger_words
+from .words import joined
 
 
 def combined(first: AdapterSet, second: AdapterSet) -> AdapterSet:
-    """The chain of ``first``, then that of ``second``.
+    """The chain of ``first``, then that of ``second``, and the words of both.
 
     Raises:
-        ValueError: they are known to be for different architectures, or disagree on a layer's shape.
+        ValueError: they are known to be for different architectures, or disagree on a layer's shape or a word.
     """
     bases = [adapter.facts.get("base") for adapter in (first, second)]
     if None not in bases and bases[0] != bases[1]:
@@ -26,7 +27,8 @@ def combined(first: AdapterSet, second: AdapterSet) -> AdapterSet:
                 f"first and second are for different architectures: {name} is {target.shape} in first, "
                 f"{theirs[name].shape} in second"
             )
-    return AdapterSet(first.chain + second.chain, _combined_facts(first.facts, second.facts))
+    words = joined(first.words, second.words)
+    return AdapterSet(first.chain + second.chain, _combined_facts(first.facts, second.facts), words)
 
 
 def _combined_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

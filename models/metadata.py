@@ -55,7 +55,8 @@ def lora_metadata(adapter: AdapterSet, title: str) -> dict[str, str]:
     facts = adapter.facts
     entries = {name: facts[fact] for name, fact in _COPIED.items() if facts.get(fact) is not None}
     entries |= _network(adapter) | _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
-    entries |= {"ss_output_name": title, **_model_spec(facts, title)}
+    kind = "lora" if adapter.chain else "textual-inversion"
+    entries |= {"ss_output_name": title, **_model_spec(facts, title, kind)}
     if bases := records(facts):
         entries[f"hyperbooth_{FACT}"] = bases
     return {name: value if isinstance(value, str) else _text(value) for name, value in entries.items()}
@@ -98,6 +99,8 @@ def _network(adapter: AdapterSet) -> dict[str, Any]:
 
     Empty if a family of the chain has no rank.
     """
+    if not adapter.chain:
+        return {}
     targets, first = adapter.targets(), adapter.chain[0]
     ranks = {name: sum(link.adapters[name].settings().get("rank", 0) for link in adapter.chain if name in link.adapters)
              for name in targets}  # fmt: skip
@@ -186,13 +189,13 @@ def _largest(sizes: list[tuple[int, int, int]]) -> tuple[int, int]:
     return width, height
 
 
-def _model_spec(facts: Mapping[str, Any], title: str) -> dict[str, Any]:
+def _model_spec(facts: Mapping[str, Any], title: str, kind: str) -> dict[str, Any]:
     base = facts.get("base")
     _, architecture, implementation = BASES.get(base, (None, str(base or "unknown").lower(), COMFYUI))
     made = facts.get("finished")
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{architecture}/lora",
+        "architecture": f"{architecture}/{kind}",
         "implementation": implementation,
         "title": title,
         "trigger_phrase": ", ".join(trigger_words(facts.get("trigger", ""))) or None,

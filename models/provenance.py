@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -26,7 +27,7 @@ def with_base(adapter: AdapterSet, weight_of: WeightOf) -> AdapterSet:
     if not dependent:
         return adapter
     sample = {name: _sample(name, weight_of) for name in dependent[:: -(-len(dependent) // LAYERS)]}
-    return AdapterSet(adapter.chain, {**adapter.facts, FACT: [*records(adapter.facts), sample]})
+    return replace(adapter, facts={**adapter.facts, FACT: [*records(adapter.facts), sample]})
 
 
 def records(facts: Mapping[str, Any]) -> list[Record]:

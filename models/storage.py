@@ -3,8 +3,9 @@
 Tensors are named ``<layer>.<tensor of the family>``, where the layer's name is ComfyUI's own, so that a file
 holding one LoRA is at once a LoRA that ComfyUI's stock loaders read. A chain of several links prefixes each
 with its place, ``1/``, ``2/``, so that no other tool mistakes a part for the whole. Families of very few numbers keep
-a link as one tensor, see :mod:`.packing`. The header's ``hyperbooth`` entry (JSON) holds the format version, the chain
-in order, and the facts. A file without it is read as a plain LoRA of another program, see :mod:`.foreign`.
+a link as one tensor, see :mod:`.packing`. Words are named ``embedding/<token>/<text encoder>``. The header's
+``hyperbooth`` entry (JSON) holds the format version, the chain in order, the words if there are any, and the facts. A
+file without it is read as a plain LoRA of another program, see :mod:`.foreign`.
 
 A file's tensors are no larger than the file, which the safetensors library checks; all else that it says is checked
 by :mod:`.claims` before memory is taken for it.
@@ -28,6 +29,7 @@ from .dialects import link_tensors
 from .foreign import Names, check_is_lora, read_lora
 from .packing import LAYOUT, PACKED, packed, unpacked
 from .stream import chunks
+from .word_files import header_entries, named_tensors, take_word
 
 VERSION = 1
 SUFFIXES = (".safetensors", ".sft")
@@ -86,8 +88,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
-    """The tensors of every link, as our own format names them."""
-    return {
+    """The tensors of every link and word, as our own format names them."""
+    return named_tensors(adapter.words) | {
         _prefix(adapter, i) + name: tensor
         for i, link in enumerate(adapter.chain)
         for name, tensor in (packed(link) if FAMILIES[link.family].packed else link_tensors(link)).items()
@@ -101,7 +103,8 @@ def header_of(adapter: AdapterSet) -> str:
         ValueError: :func:`load_adapter` would not take it.
     """
     chain = [_entry(link) for link in adapter.chain]
-    text = json.dumps({"version": VERSION, "chain": chain, "facts": dict(adapter.facts)})
+    words = {"words": header_entries(adapter.words)} if adapter.words else {}
+    text = json.dumps({"version": VERSION, "chain": chain, **words, "facts": dict(adapter.facts)})
     try:
         claims.facts(claims.parsed(text)["facts"])
     except ValueError as error:
@@ -187,7 +190,11 @@ def _header(file: str, text: str) -> Mapping[str, Any]:
 
 
 def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterSet:
-    if not header["chain"]:
+    try:
+        words = tuple(take_word(entry, tensors) for entry in header.get("words", ()))
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+    if not header["chain"] and not words:
         raise ValueError(f"{file} holds no adapter: its chain is empty")
     several = len(header["chain"]) > 1
     links = []
@@ -196,7 +203,7 @@ def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor])
     if tensors:
         raise ValueError(f"{file} holds tensors its header does not name: {', '.join(sorted(tensors)[:4])}")
     try:
-        return AdapterSet(tuple(links), header["facts"])
+        return AdapterSet(tuple(links), header["facts"], words)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

@@ -18,6 +18,7 @@ _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(\w+?_?blocks?\
 def summary(adapter: AdapterSet) -> str:
     """Families, settings, size, what to beware of, and history, a line each."""
     lines = [f"{place}. {link.describe()}: {link.describe_size()}" for place, link in enumerate(adapter.chain, 1)]
+    lines += [f"{word.describe()}: {word.describe_size()}" for word in adapter.words]
     warning = removal_warning(adapter)
     lines += [f"warning: {warning}"] if warning else []
     lines += _facts(adapter.facts)

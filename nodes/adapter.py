@@ -52,10 +52,9 @@ class Apply(io.ComfyNode):
     ) -> io.NodeOutput:
         for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
             check_number(name, strength, -100, 100)
-        if clip is None and has_text_layers(adapter):
-            logging.warning(
-                "HyperBooth Apply Adapter: the adapter also holds text-encoder layers; connect clip to use them"
-            )
+        if clip is None and (adapter.words or has_text_layers(adapter)):
+            what = "text-encoder layers" if has_text_layers(adapter) else "words"
+            logging.warning("HyperBooth Apply Adapter: the adapter also holds %s; connect clip to use them", what)
         if strength_model or strength_clip:
             warn_of_another_base(model, clip, adapter)
         return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
@@ -116,6 +115,11 @@ class ToLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: AdapterSet, model: Any, clip: Any = None) -> io.NodeOutput:
         check_fits(model, clip, adapter)
+        if not adapter.chain:
+            raise ValueError("the adapter holds words only, which no LoRA can hold; use Apply Adapter, or Save Adapter "
+                             "in format 'comfyui' for an embedding file")  # fmt: skip
+        if adapter.words:
+            logging.warning("HyperBooth Adapter to LoRA: the adapter also holds words, which a LoRA leaves out")
         return io.NodeOutput(link_tensors(plain_link(adapter, base_weights(model, clip))))
 
 

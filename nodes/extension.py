@@ -3,12 +3,13 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import Apply, Combine, Info, ToLoRA
+from .bridge.files import register_saved_words
 from .bridge.weight_adapter import register
 from .class_images import ClassImages
 from .files import Load, Save
 from .folder import ImagesFromFolder
 from .latents import SubjectFromLatents
-from .methods import MethodDreamBooth, MethodLiDB, MethodLoRA, MethodPaRa
+from .methods import MethodDreamBooth, MethodLiDB, MethodLoRA, MethodPaRa, MethodTextualInversion
 from .options import Options
 from .subject import Subject
 from .train import Train
@@ -19,9 +20,10 @@ class HyperBooth(ComfyExtension):
 
     async def on_load(self) -> None:
         register()
+        register_saved_words()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
-            ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa,
+            ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa, MethodTextualInversion,
         ]  # fmt: skip

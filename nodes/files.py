@@ -1,6 +1,7 @@
 """Adapters on disk."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from ..models.metadata import lora_metadata, with_hash
 from ..models.provenance import with_base
 from ..models.rounding import half_precision_cost, plain_cost
 from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, write_tensors
+from ..models.word_files import embedding_tensors
 from . import sockets
-from .bridge.files import adapter_files, adapter_path, output_file, output_name
+from .bridge.files import adapter_files, adapter_path, check_callable, how_to_call, output_file, output_name
 from .bridge.lora import base_weights, check_fits
 from .bridge.names import file_names, read_names
 
@@ -47,7 +49,8 @@ class Save(io.ComfyNode):
                     options=list(FORMATS),
                     default="hyperbooth",
                     tooltip="hyperbooth: everything, to train further; the stock Load LoRA reads its LoRAs too. "
-                    "The others are one plain LoRA. kohya: every program reads it. diffusers: for Python scripts.",
+                    "The others are one plain LoRA. kohya: every program reads it. diffusers: for Python scripts. "
+                    "Of a learnt word, comfyui makes an embedding file.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -91,7 +94,10 @@ class Save(io.ComfyNode):
         if not is_text(trigger):
             raise ValueError(f"trigger {trigger!r:.60} holds half a character (a lone surrogate); give plain text")
         if trigger.strip():
-            adapter = AdapterSet(adapter.chain, {**adapter.facts, "trigger": trigger.strip()})
+            adapter = replace(adapter, facts={**adapter.facts, "trigger": trigger.strip()})
+        embedding = bool(adapter.words) and format != "hyperbooth"
+        if embedding:
+            check_callable(path)
         exact = contents(adapter, format, model, clip)
         tensors = in_file(exact, PRECISIONS[precision])
         entries = {HEADER: header_of(adapter)} if format == "hyperbooth" else {}
@@ -103,13 +109,14 @@ class Save(io.ComfyNode):
             entries |= with_hash(lora_metadata(known, title), tensors)
         write_tensors(tensors, path, entries)
         name = output_name(path)
-        return io.NodeOutput(name, ui={"text": (f"saved {name}{cost(adapter, exact, format, precision)}",)})
+        notes = (how_to_call(path),) if embedding else ()
+        return io.NodeOutput(name, ui={"text": (f"saved {name}{cost(adapter, exact, format, precision)}", *notes)})
 
 
 def cost(adapter: AdapterSet, tensors: Mapping[str, Tensor], format: str, precision: str) -> str:
     """What half precision does to the change, for the report."""
     dtype = PRECISIONS[precision]
-    if dtype == torch.float32:
+    if dtype == torch.float32 or not adapter.chain:
         return ""
     error = half_precision_cost(adapter, dtype) if format == "hyperbooth" else plain_cost(tensors, dtype)
     return f", {precision} costs {error:.1e} of the change"
@@ -119,6 +126,9 @@ def contents(adapter: AdapterSet, format: str, model: Any, clip: Any = None) -> 
     """The tensors of the file, by the names of ``format``."""
     if format == "hyperbooth":
         return adapter_tensors(adapter)
+    if adapter.words:
+        check_only_words(adapter, format)
+        return embedding_tensors(adapter.words)
     if model is not None:
         check_fits(model, clip, adapter)
     weight_of = None if model is None else base_weights(model, clip)
@@ -130,6 +140,25 @@ def contents(adapter: AdapterSet, format: str, model: Any, clip: Any = None) -> 
             "the adapter was trained on, or save in format 'comfyui' or 'hyperbooth'"
         )
     return spelt(plain_link(adapter, weight_of), file_names(model, format, adapter.targets()), format)
+
+
+def check_only_words(adapter: AdapterSet, format: str) -> None:
+    """An embedding file can hold the adapter; nothing of it would be lost.
+
+    Raises:
+        ValueError: it holds layers too, or the format knows no words.
+    """
+    words = ", ".join(word.token for word in adapter.words)
+    if adapter.chain:
+        raise ValueError(
+            f"the adapter holds layers and words ({words}), format {format!r} one of both; save it in format "
+            "'hyperbooth', or save the adapters that were combined each by itself, the word's in format 'comfyui'"
+        )
+    if format != "comfyui":
+        raise ValueError(
+            f"the adapter holds words only ({words}), for which there is no format {format!r}; save it in format "
+            "'comfyui', an embedding file that every program reads, or 'hyperbooth'"
+        )
 
 
 class Load(io.ComfyNode):

@@ -10,6 +10,7 @@ from ..trainers.options import Method, TrainingOptions, check_choice
 from ..trainers.personalize import Result, personalize
 from ..trainers.resume import States
 from ..trainers.run import Run
+from ..trainers.start import trained_part
 from ..trainers.state import History
 from ..trainers.subject import Subject
 from ..trainers.watch import Watch
@@ -47,7 +48,9 @@ class Train(io.ComfyNode):
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures per step."),
                 sockets.seed("Same seed and inputs, same adapter. Kept fixed: queueing again does not train again."),
-                io.Clip.Input("clip", optional=True, tooltip="Only needed if the method trains the text encoder."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Only needed if the method trains the text encoder or a word."
+                ),
                 sockets.Options.Input("options", optional=True, tooltip="Optimizer, loss, memory, previews."),
                 sockets.Adapter.Input(
                     "start_from",
@@ -76,13 +79,14 @@ class Train(io.ComfyNode):
         options: TrainingOptions | None = None, start_from: AdapterSet | None = None, resume: str = RESUME[0],
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("resume", resume, RESUME)
-        if method.text_encoder and clip is None:
-            raise ValueError("clip is not connected, but the method trains the text encoder; connect it, or switch "
-                             "text_encoder off in the method")  # fmt: skip
+        if method.encodes_prompts and clip is None:
+            what = "a word" if method.word else "the text encoder"
+            instead = "" if method.word else ", or switch text_encoder off in the method"
+            raise ValueError(f"clip is not connected, but the method trains {what}; connect it{instead}")
         if start_from is not None:
             warn_of_another_base(model, clip, start_from)
         run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from)
-        result = train(run, model, clip if method.text_encoder else None, resume == RESUME[0])
+        result = train(run, model, clip if method.encodes_prompts else None, resume == RESUME[0])
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))
 
 
@@ -107,10 +111,10 @@ def save_rescued(adapter: AdapterSet) -> str:
 
 def report(run: Run, result: Result) -> str:
     """What a user wants to know afterwards, in plain words."""
-    link, history = result.adapter.chain[-1], result.history
+    part, history = trained_part(result.adapter, run.method), result.history
     tail = history.losses[-max(1, len(history.losses) // 10) :]
     lines = [
-        f"{link.describe()}, {link.describe_size()}",
+        f"{part.describe()}, {part.describe_size()}",
         f"{history.step} steps of {run.batch_size} on {len(run.training.examples)} images, "
         f"{len(run.subject.class_examples)} class images",
         f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
@@ -118,6 +122,7 @@ def report(run: Run, result: Result) -> str:
         *([f"taken up at step {result.resumed}"] if result.resumed else []),
         *([f"{history.skipped} steps skipped: out of float16's range"] if history.skipped else []),
         *result.notes,
+        *run.notes,
         *run.subject.notes,
     ]
     return "\n".join(lines)

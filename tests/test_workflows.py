@@ -106,6 +106,11 @@ CONTRACT = {
         "",
         "method HYPERBOOTH_METHOD",
     ),
+    "HyperBoothMethodTextualInversion": (
+        "token STRING, initializer_word STRING, vectors INT, learning_rate FLOAT",
+        "",
+        "method HYPERBOOTH_METHOD",
+    ),
 }
 
 

@@ -97,8 +97,8 @@ class DreamBooth:
 
     def of_one_sample(self) -> Tensor:
         """The loss of one sample of the largest size."""
-        only = replace(self.subject, examples=(self.largest,))
-        return next(iter(replace(self, subject=only, batch_size=1, pieces=1)(0)))
+        only, options = replace(self.subject, examples=(self.largest,)), replace(self.options, caption_dropout=0.0)
+        return next(iter(replace(self, subject=only, options=options, batch_size=1, pieces=1)(0)))
 
     def probe(self) -> float:
         """The loss of the first picture on a few fixed levels: enough to see that a model is ruined."""

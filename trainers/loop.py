@@ -1,9 +1,10 @@
 """The one training loop. It knows parameters and losses, nothing of networks, adapters or pictures."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .guard import WORSE, check_course, check_finite, check_measured, is_due
@@ -96,9 +97,22 @@ def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
         for loss in losses(batch):
             value = loss.item()
             check_finite("loss", value, step + 1)
-            state.scaler.scale(loss / batches).backward()
+            scaled = state.scaler.scale(loss / batches)
+            if scaled.requires_grad:
+                scaled.backward()
             total += value / batches
+    _none_is_zero(state.parameters)
     return total
+
+
+def _none_is_zero(parameters: Sequence[nn.Parameter]) -> None:
+    """Where no term reaches a parameter the gradient is zero: a word trains, and every prompt of the batch was dropped.
+
+    A single parameter without a gradient is one that no loss ever reaches, and stays out of the update.
+    """
+    if all(parameter.grad is None for parameter in parameters):
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _count_skipped(state: TrainState, norm: float) -> None:

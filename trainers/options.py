@@ -7,6 +7,7 @@ from typing import Any
 
 from ..models.adapters import LoRAConfig
 from ..models.targets import RULES
+from ..models.words import TextualInversionConfig
 from .guard import WORSE
 from .losses import WEIGHTINGS
 from .noise import DISTRIBUTIONS, NoiseLevels
@@ -58,6 +59,16 @@ class Method:
         check_choice("text_targets", self.text_targets, ("", *RULES))
         for name in ("learning_rate", "text_encoder_lr"):
             check_number(name, getattr(self, name), 0.0, 1.0)
+
+    @property
+    def word(self) -> TextualInversionConfig | None:
+        """The new word that is trained in place of layers, if there is one."""
+        return self.config if isinstance(self.config, TextualInversionConfig) else None
+
+    @property
+    def encodes_prompts(self) -> bool:
+        """Whether training changes what a prompt is encoded to, so that it needs the text encoder."""
+        return self.text_encoder or self.word is not None
 
 
 @dataclass(frozen=True)

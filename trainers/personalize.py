@@ -19,8 +19,8 @@ from .loop import FitConfig, OnStep, fit
 from .noise import generator_for
 from .preview import preview
 from .resume import States
-from .run import Run, targets_of
-from .start import groups_of, starting_chain, weights_of
+from .run import Run
+from .start import groups_of, starting_point, trained_part, weights_of
 from .state import History, TrainState
 from .workbench import Workbench
 
@@ -127,7 +127,7 @@ def _rescue(job: "_Job", states: States, run: Run, rescue: Rescue) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """A run on a bench: the chain, and the state of the link that trains."""
+    """A run on a bench: the adapter, and the state of the part that trains."""
 
     run: Run
     bench: Workbench
@@ -138,21 +138,20 @@ class _Job:
     @classmethod
     def begin(cls, run: Run, bench: Workbench, weight_of: WeightOf | None = None) -> "_Job":
         started = time.time()
-        adapter = starting_chain(run, targets_of(run.method, bench.shapes), bench.device, weight_of)
-        for frozen_link in adapter.chain[:-1]:
-            for parameter in frozen_link.parameters():
-                parameter.requires_grad_(False)
-        groups = groups_of(adapter.chain[-1], run.method)
+        adapter = starting_point(run, bench, weight_of)
+        groups = groups_of(trained_part(adapter, run.method), run.method)
         state = TrainState(groups, run.options.optimizer, run.options.ema_decay, bench.half)
         return cls(run, bench, adapter, state, started)
 
     def fit(self, on_step: OnStep) -> str:
         """Train within the memory there is; the line that says how."""
         run, bench = self.run, self.bench
-        with self.adapter.attached(bench.layers, bench.borrow, bench.written_over) as without:
+        with bench.knowing(self.adapter.words), self.adapter.attached(
+            bench.layers, bench.borrow, bench.written_over
+        ) as without:  # fmt: skip
             loss = DreamBooth(
-                bench.denoiser, bench.condition, bench.to_model, run.training, run.options, run.batch_size, run.seed,
-                without,
+                bench.denoiser, bench.condition, bench.to_model, run.training, run.loss_options, run.batch_size,
+                run.seed, without,
             )  # fmt: skip
             plan, line = self._plan(loss)
             while not self._fits(plan, loss, on_step):
@@ -163,7 +162,7 @@ class _Job:
 
     def _fits(self, plan: memory.Plan, loss: DreamBooth, on_step: OnStep) -> bool:
         """Train to the end under ``plan``; False if memory ran out on the way."""
-        options = self.run.options
+        options = self.run.loss_options
         config = FitConfig(
             self.run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
             options.max_grad_norm, options.validation, options.worse,
@@ -221,9 +220,12 @@ class _Job:
     def result(self) -> AdapterSet:
         """The chain as the run would give it now, on the CPU."""
         with self.state.result():
-            chain = tuple(link.copy_to("cpu") for link in self.adapter.chain)
+            chain, words = (
+                [part.copy_to("cpu") for part in parts] for parts in (self.adapter.chain, self.adapter.words)
+            )
         times = {"started": self.started, "finished": time.time()}
-        return AdapterSet(chain, {**self.bench.facts, **self.run.facts(self.state.history), **times})
+        facts = {**self.bench.facts, **self.run.facts(self.state.history), **times}
+        return AdapterSet(tuple(chain), facts, tuple(words))
 
     @torch.no_grad()
     def sample(self) -> Image.Image | None:

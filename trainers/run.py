@@ -1,13 +1,14 @@
 """One training run as asked for."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..models.adapter_set import AdapterSet
 from ..models.provenance import FACT
 from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
+from ..models.words import names
 from .fingerprint import fingerprint
 from .options import Method, TrainingOptions, check_number
 from .state import History
@@ -46,10 +47,18 @@ class Run:
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1)
         check_number("batch_size", self.batch_size, 1)
-        if self.method.text_encoder and not self.subject.prompts:
+        if self.method.encodes_prompts and not self.subject.prompts:
+            what = "a word" if self.method.word else "the text encoder"
             raise ValueError(
-                "the method trains the text encoder, but this subject holds conditioning without its text; "
-                "use the Subject node, which keeps the prompts, or switch text_encoder off"
+                f"the method trains {what}, but this subject holds conditioning without its text; use the Subject "
+                f"node, which keeps the prompts{'' if self.method.word else ', or switch text_encoder off'}"
+            )
+        if self.method.word and not self._named_by(self.training.examples):
+            token, prompts = self.method.word.token, self.subject.prompts
+            shown = ", ".join(map(repr, prompts[:3])) + (", ..." if len(prompts) > 3 else "")
+            raise ValueError(
+                f"token {token!r} is in none of the subject's prompts ({shown}), so that nothing could teach it; "
+                f"write it where they name the subject: 'a photo of {token}'"
             )
         if self.options.caption_dropout and self.subject.blank is None:
             raise ValueError(
@@ -73,6 +82,28 @@ class Run:
         return self.subject.held_out(self._held_out)[1] or self.subject.examples
 
     @property
+    def loss_options(self) -> TrainingOptions:
+        """The options of the loss: a new word changes no prompt that does not name it, so that it needs no prior."""
+        return replace(self.options, prior_mode="none") if self.method.word else self.options
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the inputs the run makes no use of, for the report."""
+        if self.method.word is None:
+            return []
+        notes, named, images = [], self._named_by(self.training.examples), len(self.training.examples)
+        if named < images:
+            notes.append(f"{images - named} of {images} images' texts do not name {self.method.word.token}: they "
+                         "teach it nothing")  # fmt: skip
+        if self.options.prior_mode == "prediction" or self.subject.class_examples:
+            notes.append("no prior preservation: a new word leaves every prompt without it as it is")
+        return notes
+
+    def _named_by(self, examples: Sequence[Example]) -> int:
+        """How many of ``examples`` name the word."""
+        return sum(e.prompt is not None and names(e.prompt, self.method.word.token) for e in examples)
+
+    @property
     def _held_out(self) -> int:
         return int(self.options.validation > 0 and len(self.subject.examples) >= HELD_OUT_FROM)
 
@@ -89,6 +120,7 @@ class Run:
         start = None
         if self.start_from is not None:
             start = [[a.to_tensors() for a in link.adapters.values()] for link in self.start_from.chain]
+            start += self.start_from.words
         steps = None if self.options.lr_scheduler == "constant" else self.steps
         return fingerprint(
             model, subject.examples, subject.class_examples, subject.blank, subject.class_cond, self.method,
@@ -105,7 +137,7 @@ class Run:
             "seed": self.seed,
             "learning_rate": self.method.learning_rate,
             "text_encoder_lr": self.method.text_encoder_lr if self.method.text_encoder else None,
-            "targets": self.method.targets,
+            **self._what(),
             "images": len(self.training.examples),
             "class_images": len(self.subject.class_examples),
             "prompts": self.subject.prompts,
@@ -118,9 +150,17 @@ class Run:
             "final_loss": history.losses[-1],
         }
 
+    def _what(self) -> dict[str, Any]:
+        """Which part is trained."""
+        if word := self.method.word:
+            return {"token": word.token, "initializer_word": word.initializer_word}
+        return {"targets": self.method.targets}
+
 
 def targets_of(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:
     """The layers that ``method`` trains: of the diffusion model, then of the text encoder if asked for."""
+    if method.word:
+        return []
     unet = {name: shape for name, shape in shapes.items() if name.startswith(DIFFUSION_PREFIX)}
     targets = select_targets(unet, method.targets)
     if method.text_encoder:

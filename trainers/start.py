@@ -8,19 +8,76 @@ from torch import Tensor
 
 from ..models.adapter_set import AdapterSet, Link, WeightOf
 from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
+from ..models.words import TextualInversionConfig, Word
 from .noise import generator_for
 from .options import Method
-from .run import Run
+from .run import Run, targets_of
 from .state import Group
 from .workbench import Workbench
 
 _START = 100
 
 
+def starting_point(run: Run, bench: Workbench, weight_of: WeightOf | None) -> AdapterSet:
+    """What to train, on the training device, as ordinary float32 parameters of which those that train want gradients.
+
+    Args:
+        weight_of: see :func:`starting_chain`.
+
+    Raises:
+        ValueError: the method does not fit the model, or ``start_from`` the method.
+    """
+    if run.method.word:
+        adapter = starting_word(run, run.method.word, bench)
+    else:
+        adapter = starting_chain(run, targets_of(run.method, bench.shapes), bench.device, weight_of)
+    for part in (*adapter.chain, *adapter.words):
+        trains = part is trained_part(adapter, run.method)
+        for parameter in part.parameters():
+            parameter.requires_grad_(trains)
+    return adapter
+
+
+def trained_part(adapter: AdapterSet, method: Method) -> Link | Word:
+    """What of ``adapter`` the method trains: its word, or the last link."""
+    if method.word:
+        return next(word for word in adapter.words if word.token == method.word.token)
+    return adapter.chain[-1]
+
+
+def starting_word(run: Run, config: TextualInversionConfig, bench: Workbench) -> AdapterSet:
+    """A new word, or that of ``start_from`` among what else that holds.
+
+    Raises:
+        ValueError: ``start_from`` has no such word, or it has another number of vectors.
+    """
+    new = Word(config.token, bench.first_vectors(config.initializer_word, config.vectors))
+    if run.start_from is None:
+        return AdapterSet((), words=(new.copy_to(bench.device),))
+    before = _copied(run.start_from, bench.device)
+    given = next((word for word in before.words if word.token == config.token), None)
+    if given is None or _sizes(given) != _sizes(new):
+        held = [part.describe() for part in (*before.chain, *before.words)] if given is None else [given.describe()]
+        raise ValueError(
+            f"start_from is {', '.join(held)}; the method makes {new.describe()}. Give token and vectors as they were, "
+            "or train without start_from: Apply Adapter puts an adapter on the model and clip to train on top of it"
+        )
+    return before
+
+
+def _sizes(word: Word) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(vectors.shape) for key, vectors in word.vectors.items()}
+
+
+def _copied(adapter: AdapterSet, device: torch.device) -> AdapterSet:
+    chain, words = ((part.copy_to(device) for part in parts) for parts in (adapter.chain, adapter.words))
+    return AdapterSet(tuple(chain), adapter.facts, tuple(words))
+
+
 def starting_chain(
     run: Run, targets: Sequence[Target], device: torch.device, weight_of: WeightOf | None
 ) -> AdapterSet:  # fmt: skip
-    """The chain to train, on the training device, as ordinary float32 parameters; its last link is the one trained.
+    """The chain to train, on the training device; its last link is the one trained.
 
     Args:
         weight_of: for a new link whose start depends on the model's weights; without it only the sizes are right.
@@ -32,9 +89,14 @@ def starting_chain(
     if run.start_from is None:
         link = Link.create(method.family, targets, method.config, generator_for(run.seed, _START), weight_of)
         return AdapterSet((link.copy_to(device),))
-    chain = tuple(link.copy_to(device) for link in run.start_from.chain)
-    _check_same_kind(chain[-1], Link.create(method.family, targets, method.config, generator_for(0)))
-    return AdapterSet(chain, run.start_from.facts)
+    before = _copied(run.start_from, device)
+    if not before.chain:
+        raise ValueError(
+            "start_from holds words only, the method trains layers; use Apply Adapter on model and clip instead, train "
+            "on those without start_from, and join both with Combine Adapters"
+        )
+    _check_same_kind(before.chain[-1], Link.create(method.family, targets, method.config, generator_for(0)))
+    return before
 
 
 def weights_of(bench: Workbench, alive: Callable[[], None]) -> WeightOf:
@@ -49,11 +111,13 @@ def weights_of(bench: Workbench, alive: Callable[[], None]) -> WeightOf:
     return weight_of
 
 
-def groups_of(link: Link, method: Method) -> list[Group]:
+def groups_of(part: Link | Word, method: Method) -> list[Group]:
     """Parameters by learning rate."""
+    if isinstance(part, Word):
+        return [Group(part.parameters(), method.learning_rate)]
     groups = []
     for prefix, rate in ((DIFFUSION_PREFIX, method.learning_rate), (TEXT_PREFIX, method.text_encoder_lr)):
-        adapters = [adapter for name, adapter in link.adapters.items() if name.startswith(prefix)]
+        adapters = [adapter for name, adapter in part.adapters.items() if name.startswith(prefix)]
         if adapters:
             groups.append(Group([p for adapter in adapters for p in adapter.parameters()], rate))
     return groups

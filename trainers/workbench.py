@@ -1,6 +1,7 @@
 """What a model must offer to be trained."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ..models.denoiser import Denoiser
 from ..models.frozen import Borrow
+from ..models.words import Word
 from .subject import Example, Subject
 
 
@@ -35,6 +37,16 @@ class Workbench(Protocol):
 
     def condition(self, examples: Sequence[Example]) -> Any:
         """What the denoiser takes for the prompts of a batch."""
+
+    def first_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
+        """Vectors ``[count, width]`` for each text encoder that start at ``word``, see :func:`models.words.start_at`.
+
+        Raises:
+            ValueError: the text encoders take none, or know nothing of such a word.
+        """
+
+    def knowing(self, words: Sequence[Word]) -> AbstractContextManager[None]:
+        """Inside the block, prompts that name ``words`` are encoded with their vectors as they stand."""
 
     def blank(self, subject: Subject) -> Any:
         """What it takes for the empty prompt, or None."""

@@ -1,6 +1,7 @@
 """Prompts on their way into the model: encoding, and CONDITIONING -> arguments of the model's forward."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...models.words import Word, spelt_out
 from ...trainers.subject import Example, Frame
+from .words import with_words
 
 Arguments = dict[str, Any]
 
@@ -47,12 +50,13 @@ class Conditions:
     """Batches of examples -> arguments of ``apply_model``, by the model's own ``extra_conds``.
 
     What a prompt gives is kept per latent size (and per frame, where the model takes one), unless the text encoder
-    trains (``clip`` given): then every batch encodes its prompts anew, each distinct one once. All that is kept
-    for one prompt shares the prompt's own tensors.
+    or a word trains (``clip`` given): then every batch encodes its prompts anew, each distinct one once. All that is
+    kept for one prompt shares the prompt's own tensors.
     """
 
     def __init__(self, model: Any, device: torch.device, clip: Any = None):
         self.model, self.device, self.clip = model, device, clip
+        self._tokens: tuple[str, ...] = ()
         self._ordinary: dict[int, tuple[Any, Any]] = {}
         self._kept: dict[tuple[int, tuple[int, ...], Frame | None], dict[str, Any]] = {}
 
@@ -60,8 +64,22 @@ class Conditions:
         """For examples of one variant each (of several, the first one's frame counts)."""
         if self.clip is None:
             return _collate([self.kept(e.cond, e.size, self._frame(e)) for e in examples])
-        encoded = {prompt: encode_prompt_with_gradient(self.clip, prompt) for prompt in _distinct(examples)}
+        encoded = {prompt: self._encoded(prompt) for prompt in _distinct(examples)}
         return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
+
+    @contextmanager
+    def knowing(self, words: Sequence[Word]) -> Iterator[None]:
+        """Inside the block prompts may name ``words``."""
+        before = self.clip, self._tokens
+        if self.clip is not None:
+            self.clip, self._tokens = with_words(self.clip, words), tuple(word.token for word in words)
+        try:
+            yield
+        finally:
+            self.clip, self._tokens = before
+
+    def _encoded(self, prompt: str) -> Any:
+        return encode_prompt_with_gradient(self.clip, spelt_out(prompt, self._tokens))
 
     def kept(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None = None) -> dict[str, Any]:
         """The model's conditions for one conditioning, latent size and frame, made once, free of inference mode."""

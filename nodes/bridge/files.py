@@ -4,6 +4,8 @@ from pathlib import Path
 
 import folder_paths
 
+WORDS = "embeddings"
+"""Where ComfyUI's prompts look for words."""
 LONGEST_NAME = 200
 """Bytes: file systems take 255, and a number and a suffix are added."""
 KIND = "loras"
@@ -26,6 +28,37 @@ def adapter_path(name: str) -> Path:
         folders = ", ".join(folder_paths.get_folder_paths(KIND))
         raise ValueError(f"adapter_name {name!r} is in none of {folders}; press R to refresh the list")
     return Path(path)
+
+
+def register_saved_words() -> None:
+    """Prompts find words by name in ``output/embeddings`` too, as ComfyUI itself lists ``output/loras``.
+
+    A CLIP takes the list of folders when it is loaded, and looks into them at every prompt: so this comes before any
+    is loaded, and what is saved later is found at once.
+    """
+    folder_paths.add_model_folder_path(WORDS, str(Path(folder_paths.get_output_directory()) / WORDS))
+
+
+def how_to_call(path: Path) -> str:
+    """What a prompt writes for the word in the file ``path``."""
+    folders = (Path(folder).resolve() for folder in folder_paths.get_folder_paths(WORDS))
+    name = f"embedding:{path.stem}"
+    if any(path.resolve().is_relative_to(folder) for folder in folders):
+        return f"prompts call it {name}"
+    return f"to call it {name}, move it to models/embeddings, or save it under 'embeddings/'"
+
+
+def check_callable(path: Path) -> None:
+    """A prompt can name the file ``path`` after ``embedding:``.
+
+    Raises:
+        ValueError: its name holds what ends a name there.
+    """
+    if bad := sorted(set(path.stem) & set(" \t,<>[]():")):
+        raise ValueError(
+            f"filename_prefix names the file {path.stem!r}, which no prompt can call; "
+            f"leave out {' '.join(map(repr, bad))}"
+        )
 
 
 def output_file(prefix: str, suffix: str) -> Path:

@@ -16,13 +16,16 @@ from ...models.provenance import other_base
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from .session import adaptable_layers, architecture, layer_shapes
 from .weight_adapter import ChainAdapter
+from .words import with_words
 
 
 def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: float, strength_clip: float) -> tuple:
     """New MODEL and CLIP with the adapter's patches on them, as the stock loader would put the saved file.
 
+    The CLIP knows the adapter's words, too.
+
     Raises:
-        ValueError: the adapter's layers are not the model's; both sides are named.
+        ValueError: the adapter's layers or words are not the model's; both sides are named.
     """
     check_fits(model, clip, adapter)
     patches = _patches(model, clip, adapter)
@@ -30,7 +33,7 @@ def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: fl
     if strength_model:
         patched.add_patches(_part(patches, DIFFUSION_PREFIX, True), strength_model)
     if clip is not None:
-        clip = clip.clone()
+        clip = with_words(clip.clone(), adapter.words)
         if strength_clip:
             clip.add_patches(_part(patches, DIFFUSION_PREFIX, False), strength_clip)
     return patched, clip

@@ -1,7 +1,7 @@
 """A loaded MODEL (and CLIP) laid out for training, and put back afterwards."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...models.frozen import Borrow, frozen, is_linear
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...models.words import Word
 from ...trainers.options import TrainingOptions
 from ...trainers.subject import Example, Subject
 from .conditions import Conditions
@@ -20,6 +21,7 @@ from .denoiser import ComfyDenoiser
 from .identity import identity_of
 from .previews import latent_picture
 from .weights import borrow
+from .words import first_vectors
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,6 +36,7 @@ class ComfyWorkbench:
     """The trainers' Workbench on ComfyUI's objects."""
 
     patchers: Sequence[Any]
+    clip: Any
     denoiser: ComfyDenoiser
     conditions: Conditions
     device: torch.device
@@ -49,6 +52,12 @@ class ComfyWorkbench:
 
     def condition(self, examples: Sequence[Example]) -> Any:
         return self.conditions(examples)
+
+    def first_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
+        return first_vectors(self.clip, word, count)
+
+    def knowing(self, words: Sequence[Word]) -> AbstractContextManager[None]:
+        return self.conditions.knowing(words)
 
     def blank(self, subject: Subject) -> Any:
         if subject.blank is None:
@@ -84,7 +93,7 @@ class ComfyWorkbench:
 def workbench(
     model: Any, options: TrainingOptions, subject: Subject, batch_size: int, clip: Any = None
 ) -> Iterator[ComfyWorkbench]:
-    """Inside the block the model (and ``clip``, if its text encoder trains) is ready for gradients.
+    """Inside the block the model (and ``clip``, if its text encoder or a word trains) is ready for gradients.
 
     Everything else leaves the device first. Autograd is on, ComfyUI's inference mode is off, and frozen
     weights are borrowed, never copied. After the block, whatever happened in it, the model is as it was.
@@ -208,6 +217,7 @@ def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
     in_place = adds_in_place(patcher.model.diffusion_model)
     return ComfyWorkbench(
         patchers=[patcher] + ([clip.patcher] if clip is not None else []),
+        clip=clip,
         denoiser=denoiser,
         conditions=Conditions(patcher.model, patcher.load_device, clip),
         device=patcher.load_device,

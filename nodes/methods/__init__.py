@@ -4,5 +4,6 @@ from .dreambooth import MethodDreamBooth
 from .lidb import MethodLiDB
 from .lora import MethodLoRA
 from .para import MethodPaRa
+from .textual_inversion import MethodTextualInversion
 
-__all__ = ["MethodDreamBooth", "MethodLiDB", "MethodLoRA", "MethodPaRa"]
+__all__ = ["MethodDreamBooth", "MethodLiDB", "MethodLoRA", "MethodPaRa", "MethodTextualInversion"]

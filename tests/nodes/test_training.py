@@ -273,7 +273,7 @@ def test_a_subject_of_another_model_is_refused(node: Any, loaded: Any, subject: 
 
 
 def test_targets_that_match_nothing_are_refused_with_what_there_is() -> None:
-    from hyperbooth.trainers.personalize import targets_of
+    from hyperbooth.trainers.run import targets_of
 
     shapes = {"diffusion_model.joint_blocks.0.x_block.attn.qkv": (8, 8)}
     with pytest.raises(ValueError, match=r"'cross attention' matches none of the model's 1 layers.*joint_blocks"):

@@ -1,8 +1,12 @@
 """The other shipped workflows on a real server, as they are but for sizes."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -45,3 +49,37 @@ def test_a_folder_that_is_not_there_is_named(server: Server, checkpoint: Path) -
     graph = changed(small_job(checkpoint.name, 2, "hyperbooth_folder_lora"), "HyperBoothImagesFromFolder", folder="no")
     outcome = server.run(graph)
     assert outcome.status == "error" and "folder 'no'" in outcome.message
+
+
+def test_a_word_and_a_lora_on_top_and_the_stock_nodes_find_the_word(server: Server, checkpoint: Path) -> None:
+    graph = small_job(checkpoint.name, 3, "hyperbooth_textual_inversion")
+    graph = changed(graph, "HyperBoothMethodTextualInversion", learning_rate=0.05)
+    outcome = server.run(graph)
+    assert outcome.status == "success", outcome.message
+    report, over = (outcome.outputs[name]["text"][0] for name in ("24", "25"))
+    assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l)" in report and "lora (rank 4" in over
+    embedding = saved(server, graph, outcome)
+    text = outcome.outputs[find(graph, "HyperBoothSave")]["text"][1]
+    assert text == f"prompts call it embedding:{embedding.stem}" and embedding.parent == server.output / "embeddings"
+    assert load_file(embedding)["emb_params"].shape == (2, 768)
+    prompt = "a photo of {} on a beach"
+    word, stock, plain = (
+        sampled(server, checkpoint, prompt.format(name), graph if name == "embedding:sks-dog" else None)
+        for name in ("embedding:sks-dog", f"embedding:{embedding.stem}", "")
+    )
+    assert np.abs(word - stock).max() <= 1, "Apply Adapter's clip, and the file in the stock encoder"
+    assert np.abs(word - plain).max() > 1
+
+
+def sampled(server: Server, checkpoint: Path, text: str, graph: dict[str, Any] | None) -> np.ndarray:
+    """The checkpoint's own picture of ``text``, with the clip of ``graph``'s first Apply Adapter, if given."""
+    whole = graph or small_job(checkpoint.name, 3, "hyperbooth_textual_inversion")
+    needed = {"1", "18", "19", "20", "21", "22", "23", *(map(str, range(2, 12)) if graph else ())} - {"10"}
+    small = copy.deepcopy({name: whole[name] for name in needed})
+    clip = ["11", 1] if graph else ["1", 1]
+    small["18"]["inputs"] |= {"clip": clip, "text": text}
+    small["19"]["inputs"]["clip"], small["21"]["inputs"]["model"] = clip, ["1", 0]
+    outcome = server.run(small)
+    assert outcome.status == "success", outcome.message
+    (entry,) = outcome.outputs["23"]["images"]
+    return np.asarray(Image.open(server.output / entry["subfolder"] / entry["filename"]), dtype=int)
