@@ -9,7 +9,6 @@ for the gradient ``g = dL/dy'`` (rows are tokens). Kept for it are y', which wha
 h of r numbers per token.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,13 +28,12 @@ class Projected(torch.autograd.Function):
         bias: b ``[out]`` or None.
         places: whether ``y`` is a convolution's.
         written_over: the result may be written over, so that y is kept instead of y'.
-        used: called in backward, after which an optimizer may change the basis.
     """
 
     @staticmethod
     def forward(
         ctx: Any, y: Tensor, basis: Tensor, q: Tensor, r: Tensor, bias: Tensor | None, places: bool,
-        written_over: bool = False, used: Callable[[], None] = lambda: None,
+        written_over: bool = False,
     ) -> Tensor:  # fmt: skip
         q = q.to(y.dtype)
         flat = _flat(y, q, places)
@@ -45,13 +43,12 @@ class Projected(torch.autograd.Function):
             hidden = hidden - (offset[..., :, None] if places else offset[..., None, :])
         out = no_view(_minus(flat, q, hidden, places).view_as(y))
         ctx.save_for_backward(y if written_over else out, hidden, q, r, bias)
-        ctx.places, ctx.projected, ctx.used = places, not written_over, used
+        ctx.places, ctx.projected = places, not written_over
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, hidden, q, r, bias = ctx.saved_tensors
-        ctx.used()
         flat = _flat(gradient, q, ctx.places)
         k = q.mT @ flat if ctx.places else flat @ q
         to_y = _minus(flat, q, k, ctx.places)
@@ -66,7 +63,7 @@ class Projected(torch.autograd.Function):
             while span.ndim > r.ndim:
                 span = span.sum(0)
             to_basis = torch.linalg.solve_triangular(r.mT, -span, upper=False, left=False)
-        return to_y.view_as(gradient), to_basis, None, None, None, None, None, None
+        return to_y.view_as(gradient), to_basis, None, None, None, None, None
 
 
 def _flat(y: Tensor, q: Tensor, places: bool) -> Tensor:

@@ -103,13 +103,10 @@ class PaRa(Adapter):
         """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
         places, bias = is_convolution(site.layer), Bias(site.layer, site.borrow)
 
-        def used() -> None:
-            self.together.used(self.basis)
-
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y = site.forward(x, *args, **kwargs)
             q, r = self.together(self.basis)
-            return Projected.apply(y, self.basis, q, r, bias(y), places, site.written_over, used)
+            return Projected.apply(y, self.basis, q, r, bias(y), places, site.written_over)
 
         return adapted
 
@@ -148,8 +145,8 @@ class PaRa(Adapter):
 class Decompositions:
     """``B = Q R`` of bases of one shape, in one call, once for each value of the bases.
 
-    A basis may have another value after its backward, or where PyTorch has counted a change. The count alone does not
-    tell: fused optimizers write without it.
+    That a basis has another value is told by PyTorch's count of changes, which fused optimizers do not raise by
+    themselves: ``trainers/optimizers.py`` does.
 
     Args:
         bases: parameters ``[..., out, r]``.
@@ -158,21 +155,17 @@ class Decompositions:
     def __init__(self, bases: Sequence[nn.Parameter]):
         self._bases = bases
         self._places = {id(basis): place for place, basis in enumerate(bases)}
-        self._values: list[object] = [None] * len(bases)
+        self._values: list[object] = []
         self._q = self._r = torch.empty(0)
 
     def __call__(self, basis: nn.Parameter) -> tuple[Tensor, Tensor]:
         """``q [..., out, r]`` with orthonormal columns and ``r [..., r, r]``, float32, outside of autograd."""
         place = self._places[id(basis)]
-        if self._values[place] != _value(basis):
+        if not self._values or self._values[place] != _value(basis):
             with torch.inference_mode(False), torch.no_grad():
                 self._q, self._r = torch.linalg.qr(torch.stack([base.detach() for base in self._bases]).float())
             self._values = [_value(base) for base in self._bases]
         return self._q[place], self._r[place]
-
-    def used(self, basis: nn.Parameter) -> None:
-        """The basis gets its gradient now: its decomposition will not do for another forward."""
-        self._values[self._places[id(basis)]] = None
 
 
 def _value(basis: nn.Parameter) -> object:

@@ -24,6 +24,7 @@ from hyperbooth.models.steps import changed
 from hyperbooth.models.storage import load_adapter, save_adapter
 from hyperbooth.models.subjects import stacked, unstacked
 from hyperbooth.models.targets import Target
+from hyperbooth.trainers.optimizers import OPTIMIZERS
 from torch import Tensor, nn
 
 
@@ -170,11 +171,11 @@ def test_starts_as_it_says(family: Family, layer: Layer) -> None:
 
 @by_family
 @by_layer
-@pytest.mark.parametrize("fused", [False, True])
-def test_every_step_of_an_optimizer_is_seen(family: Family, layer: Layer, fused: bool) -> None:
-    """Fused ones change parameters without a word to autograd."""
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_step_of_an_optimizer_is_seen(family: Family, layer: Layer, name: str) -> None:
+    """What is computed once for each value of a parameter is computed anew."""
     made = case(family, layer)
-    optimizer = torch.optim.AdamW(made.link.parameters(), lr=0.1, fused=fused)
+    optimizer = OPTIMIZERS[name]([{"params": made.link.parameters(), "lr": 0.1 if name != "sgd" else 1e-5}])
     with frozen(made.module), made.set.attached({"l": made.module}):
         for _ in range(2):
             optimizer.zero_grad()
