@@ -62,6 +62,8 @@ def test_a_word_and_a_lora_on_top_and_the_stock_nodes_find_the_word(server: Serv
     text = outcome.outputs[find(graph, "HyperBoothSave")]["text"][1]
     assert text == f"prompts call it embedding:{embedding.stem}" and embedding.parent == server.output / "embeddings"
     assert load_file(embedding)["emb_params"].shape == (2, 768)
+    with safe_open(embedding, framework="pt") as file:
+        assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
     prompt = "a photo of {} on a beach"
     word, stock, plain = (
         sampled(server, checkpoint, prompt.format(name), graph if name == "embedding:sks-dog" else None)
