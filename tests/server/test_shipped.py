@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -84,4 +85,42 @@ def sampled(server: Server, checkpoint: Path, text: str, graph: dict[str, Any] |
     outcome = server.run(small)
     assert outcome.status == "success", outcome.message
     (entry,) = outcome.outputs["23"]["images"]
+    return picture(server, entry)
+
+
+CHAINS = {
+    "hyperbooth_lidb": ["1. lidb (rank 1, a 100, b 50, basis seed 0) on"],
+    "hyperbooth_para": ["1. para (rank 4) on"],
+    "hyperbooth_para_then_lora": ["1. para (rank 4) on", "2. lora (rank 8, alpha 8) on", "part 2:"],
+}
+"""Workflow -> what Adapter Info says of the chain it makes."""
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_is_trained_and_saved_and_the_stock_loader_gives_its_picture(
+    server: Server, checkpoint: Path, name: str
+) -> None:
+    graph = small_job(checkpoint.name, 3, name)
+    for node in graph.values():
+        if node["class_type"] == "HyperBoothImagesFromFolder":
+            node["inputs"]["folder"] = "my dog"
+        if node["class_type"] == "KSampler":
+            node["inputs"]["seed"] = 1
+    graph = changed(graph, "HyperBoothSave", precision="float32")
+    graph["info"] = {"class_type": "PreviewAny", "inputs": {"source": [find(graph, "HyperBoothInfo"), 0]}}
+    outcome = server.run(graph)
+    assert outcome.status == "success", outcome.message
+    assert all(said in outcome.outputs["info"]["text"][0] for said in CHAINS[name])
+    path = saved(server, graph, outcome)
+    needed = {"1", "13", "14", "15", "16", "17", "18"}
+    stock = copy.deepcopy({number: node for number, node in graph.items() if number in needed})
+    loader = {"model": ["1", 0], "clip": ["1", 1], "lora_name": path.name}
+    stock["11"] = {"class_type": "LoraLoader", "inputs": {**loader, "strength_model": 1.0, "strength_clip": 1.0}}
+    theirs = server.run(stock)
+    assert theirs.status == "success", theirs.message
+    ours, other = (picture(server, one.outputs["18"]["images"][0]) for one in (outcome, theirs))
+    assert np.abs(ours - other).max() <= 1
+
+
+def picture(server: Server, entry: dict[str, str]) -> np.ndarray:
     return np.asarray(Image.open(server.output / entry["subfolder"] / entry["filename"]), dtype=int)
