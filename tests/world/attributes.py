@@ -35,7 +35,9 @@ class Attribute:
         if self.carrier not in CARRIERS:
             raise ValueError(f"{self.name}: carrier is {self.carrier!r}, expected one of {CARRIERS}")
         if self.weights and len(self.weights) != len(self.values):
-            raise ValueError(f"{self.name}: {len(self.weights)} weights for {len(self.values)} values, give one for each")
+            raise ValueError(
+                f"{self.name}: {len(self.weights)} weights for {len(self.values)} values, give one for each"
+            )
 
     @property
     def kind(self) -> str:

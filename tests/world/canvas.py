@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .palette import Colour
+from .palette import WHITE, Colour
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(x [1, w], y [h, 1]) -> signed distance to the outline [h, w], negative inside, in the frame's units."""
@@ -18,13 +18,16 @@ Box = tuple[float, float, float, float]
 
 
 class Frame:
-    """Coordinates on a canvas: (0, 0) at (`centre_x`, `centre_y`) and one unit `unit` long, in sides of the picture."""
+    """Coordinates on a canvas: (0, 0) at `centre` and one unit `unit` long, in sides of the picture."""
 
-    def __init__(self, pixels: np.ndarray, side: float, centre_x: float, centre_y: float, unit: float) -> None:
+    def __init__(
+        self, pixels: np.ndarray, side: float, centre: tuple[float, float], unit: float, tint: Colour = WHITE
+    ) -> None:
+        """`side` is that of one cell of `pixels` [3, n, n]; `tint` is the light that falls on what is filled."""
         cells = (np.arange(pixels.shape[1], dtype=np.float32) + np.float32(0.5)) * np.float32(side)
-        self.pixels, self.grain = pixels, side / unit
-        self.x = ((cells - np.float32(centre_x)) * np.float32(1 / unit))[None, :]
-        self.y = ((cells - np.float32(centre_y)) * np.float32(1 / unit))[:, None]
+        self.pixels, self.grain, self.tint = pixels, side / unit, np.array(tint, np.float32)
+        self.x = ((cells - np.float32(centre[0])) * np.float32(1 / unit))[None, :]
+        self.y = ((cells - np.float32(centre[1])) * np.float32(1 / unit))[:, None]
         self.left, self.top = float(self.x[0, 0]), float(self.y[0, 0])
 
     def wash(self, top: Colour, bottom: Colour, start: float = 0.0, end: float = 1.0) -> None:
@@ -66,7 +69,7 @@ class Frame:
         if opacity != 1.0:
             alpha *= np.float32(opacity)
         ground = self.pixels[:, rows, columns]
-        paint = np.array(colour, np.float32)[:, None, None]
+        paint = (np.array(colour, np.float32) * self.tint)[:, None, None]
         difference = (paint if shade is None else paint + shade(x, y)) - ground
         difference *= alpha
         ground += difference

@@ -15,12 +15,12 @@ EYE_LEVEL, MOUTH_LEVEL = -0.1, 0.57
 
 def eye_place(person: Identity) -> float:
     """Distance of the eyes' centres from the middle of the face."""
-    return 0.26 + 0.13 * person.eye_gap
+    return 0.25 + 0.15 * person.eye_gap
 
 
 def eye_half_width(person: Identity) -> float:
     """Half the width of an eye."""
-    return 0.14 + 0.09 * person.eye_size
+    return 0.145 + 0.1 * person.eye_size
 
 
 def draw_eyes(frame: Frame, person: Identity, expression: str) -> None:
@@ -31,12 +31,12 @@ def draw_eyes(frame: Frame, person: Identity, expression: str) -> None:
     if expression == "winking":
         area = (area[0], area[1], 0.0, area[3])
         draw_closed_eye(frame, person, at, half)
-    iris, colour = half * 0.6, EYES[person.eye_colour]
+    iris, colour = half * 0.68, EYES[person.eye_colour]
     frame.fill(area, twice(ellipse(at, EYE_LEVEL - 0.03, half + 0.04, high + 0.05)), scaled(INK, 1.2), opacity=0.85)
     white = ellipse(at, EYE_LEVEL, half, high)
     frame.fill(area, twice(white), (0.98, 0.98, 0.97))
     frame.fill(area, twice(both(white, circle(at, EYE_LEVEL, iris))), colour)
-    frame.fill(area, twice(circle(at, EYE_LEVEL, iris * 0.45)), (0.04, 0.03, 0.05))
+    frame.fill(area, twice(circle(at, EYE_LEVEL, iris * 0.4)), (0.04, 0.03, 0.05))
     glint = iris * 0.36
     for side in (-at, at) if area[2] else (-at,):
         x, y = side - iris * 0.38, EYE_LEVEL - iris * 0.42
@@ -54,8 +54,8 @@ def draw_closed_eye(frame: Frame, person: Identity, at: float, half: float) -> N
 def draw_brows(frame: Frame, person: Identity, expression: str) -> None:
     """Brows of the hair's colour; surprise raises them, sadness lifts their inner ends."""
     at, half = eye_place(person), eye_half_width(person)
-    thick, tilt = 0.03 + 0.05 * person.brow, 0.3 * (person.brow_slant - 0.5)
-    level = EYE_LEVEL - 0.15 - half - (0.12 if expression == "surprised" else 0.0)
+    thick, tilt = 0.025 + 0.08 * person.brow, 0.34 * (person.brow_slant - 0.5)
+    level = EYE_LEVEL - 0.13 - half - (0.12 if expression == "surprised" else 0.0)
     drop = 0.1 if expression == "sad" else 0.0
     inner, outer = max(at - half - 0.02, 0.05), at + half + 0.05
     stroke = line(inner, level + tilt - drop, outer, level - tilt * 0.8 + drop, thick, thick * 0.6)
@@ -65,7 +65,7 @@ def draw_brows(frame: Frame, person: Identity, expression: str) -> None:
 
 def draw_mouth(frame: Frame, person: Identity, expression: str) -> None:
     """Lips, and teeth or a dark inside where the mouth is open."""
-    half, skin = 0.16 + 0.2 * person.mouth, skin_tone(person.skin)
+    half, skin = 0.14 + 0.26 * person.mouth, skin_tone(person.skin)
     lip = mixed(skin, rgb("b3122e"), 0.6) if person.skin < 0.75 else mixed(skin, rgb("c8384c"), 0.55)
     area = (-half - 0.12, MOUTH_LEVEL - 0.3, half + 0.12, MOUTH_LEVEL + 0.4)
     if expression == "surprised":
@@ -77,7 +77,7 @@ def draw_mouth(frame: Frame, person: Identity, expression: str) -> None:
     else:
         bend = (0.16 if expression == "sad" else -0.03) / (half * half)
         level = MOUTH_LEVEL - (0.06 if expression == "sad" else 0.0)
-        frame.fill(area, moved(bent(ellipse(0, 0, half, 0.085), bend), 0, level), lip)
+        frame.fill(area, moved(bent(ellipse(0, 0, half, 0.095), bend), 0, level), lip)
         crease = moved(bent(box(-half - 0.01, -0.02, half + 0.01, 0.02, 0.015), bend), 0, level - 0.01)
         frame.fill(area, crease, scaled(lip, 0.42))
 

@@ -31,8 +31,9 @@ def strands(lean: float, fine: float = 2.6) -> Shape:
 
 def curls(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Curls: a lattice of light and dark knots, lit from above."""
-    knot = wave(x * np.float32(2.7) + y * np.float32(1.3)) + wave(y * np.float32(2.7) - x * np.float32(1.3))
-    return knot * np.float32(0.13) - (np.float32(0.16) + (y + np.float32(0.3)) * np.float32(0.09))
+    u, v = x + wave(y * np.float32(1.3)) * np.float32(0.13), y + wave(x * np.float32(1.7)) * np.float32(0.15)
+    knot = wave(u * np.float32(2.9) + v * np.float32(0.9)) + wave(v * np.float32(3.1) - u * np.float32(1.1))
+    return knot * np.float32(0.14) - (np.float32(0.16) + (y + np.float32(0.3)) * np.float32(0.09))
 
 
 def draw_hair_behind(frame: Frame, person: Identity) -> None:
@@ -58,7 +59,7 @@ def hairline(person: Identity) -> Shape | None:
     if person.hair in {"bald", "mohawk"}:
         return None
     if person.hair == "parting":
-        return lambda x, y: above(-0.62, 0)(x, y) - sweep(x) * np.float32(0.62 / w)
+        return lambda x, y: above(-0.72)(x, y) - sweep(x) * np.float32(0.34 / w)
     level, bend = {
         "crop": (-0.6, 0.75),
         "bob": (-0.42, 0.12),
@@ -73,7 +74,7 @@ def hairline(person: Identity) -> Shape | None:
 def sweep(x: np.ndarray) -> np.ndarray:
     """Distance from the parting, at x = -0.28: small to its left, falling far to its right."""
     side = x + np.float32(0.28)
-    return np.maximum(side, side * np.float32(-0.75))
+    return np.maximum(side, side * np.float32(-1.1)) + np.maximum(side - np.float32(0.62), 0) * np.float32(2.4)
 
 
 def draw_hair_over(frame: Frame, person: Identity) -> None:
@@ -99,7 +100,9 @@ def draw_extras(frame: Frame, person: Identity) -> None:
     elif person.hair == "pigtails":
         frame.fill((-1.3, -0.1, 1.3, 0.3), twice(circle(w + 0.2, 0.08, 0.1)), (0.95, 0.25, 0.4))
     elif person.hat == "none" and person.hair == "bald":
-        frame.fill((-0.7, -1, 0.2, -0.4), ellipse(-0.26, -0.7, 0.2, 0.1), scaled(skin_tone(person.skin), 1.3), None, 0.2, 0.6)
+        frame.fill(
+            (-0.7, -1, 0.2, -0.4), ellipse(-0.26, -0.7, 0.2, 0.1), scaled(skin_tone(person.skin), 1.3), None, 0.2, 0.6
+        )
     elif person.hat == "none" and person.hair == "bun":
         frame.fill((-0.6, -1.65, 0.6, -0.8), circle(0, -1.24, 0.34), colour, shade=bun_shade)
     elif person.hat == "none" and person.hair == "mohawk":
@@ -116,4 +119,6 @@ def draw_crest(frame: Frame, colour: Colour) -> None:
 
 def bun_shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A ball wound of strands, lit from the upper left."""
-    return wave(x * np.float32(1.6) - y * np.float32(2.6)) * np.float32(0.16) - (x + y + np.float32(1.3)) * np.float32(0.2)
+    return wave(x * np.float32(1.6) - y * np.float32(2.6)) * np.float32(0.16) - (x + y + np.float32(1.3)) * np.float32(
+        0.2
+    )

@@ -60,10 +60,10 @@ def draw_cheeks(frame: Frame, person: Identity) -> None:
     """Freckles, or rosy cheeks."""
     skin = skin_tone(person.skin)
     if person.cheeks == "rosy":
-        blush = twice(circle(0.43, 0.28, 0.12))
-        frame.fill((-0.75, 0.0, 0.75, 0.6), blush, mixed(skin, rgb("f0304a"), 0.62), soft=0.14, opacity=0.85)
+        blush = twice(circle(0.43, 0.28, 0.14))
+        frame.fill((-0.75, 0.0, 0.75, 0.6), blush, mixed(skin, rgb("f0304a"), 0.7), soft=0.14, opacity=0.95)
     elif person.cheeks == "freckles":
-        spots = twice(any_of([circle(x, y, 0.03) for x, y in FRECKLES]))
+        spots = twice(any_of([circle(x, y, 0.04) for x, y in FRECKLES]))
         dark = mixed(skin, rgb("5a2208") if person.skin < 0.6 else rgb("1a0a04"), 0.75)
         frame.fill((-0.6, 0.05, 0.6, 0.4), spots, dark)
 
@@ -71,10 +71,10 @@ def draw_cheeks(frame: Frame, person: Identity) -> None:
 def draw_nose(frame: Frame, person: Identity) -> None:
     """A nose from small to big: a shadow on its right, a lit ridge, two nostrils."""
     skin, big = skin_tone(person.skin), person.nose
-    half, tip = 0.07 + 0.13 * big, 0.2 + 0.1 * big
+    half, tip = 0.055 + 0.19 * big, 0.17 + 0.12 * big
     dark: Colour = mixed(scaled(skin, 0.62), rgb("7a2418"), 0.15)
     shadow = line(0.03, -0.08, 0.04, tip, 0.03, half * 0.95)
-    frame.fill((-0.3, -0.2, 0.4, 0.6), shadow, dark, soft=0.04, opacity=0.6)
+    frame.fill((-0.3, -0.2, 0.4, 0.6), shadow, dark, soft=0.04, opacity=0.75)
     body = line(-0.015, -0.1, -0.01, tip - 0.03, 0.03, half * 0.95)
     frame.fill((-0.3, -0.2, 0.4, 0.6), body, scaled(skin, 1.06), shade=roundness(half * 2.2, 0.12))
     nostrils = twice(ellipse(half * 0.5, tip + half * 0.55, half * 0.28, 0.035))

@@ -35,7 +35,7 @@ def knit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def draw_clothes(frame: Frame, person: Identity) -> None:
     """Shoulders in a tee, a shirt with a collar, a hoodie, a striped shirt or a turtleneck."""
     colour, w = CLOTHES[person.clothes_colour], half_width(person)
-    shoulders = any_of((ellipse(0, 2.35, 1.5, 1.02), box(-1.5, 2.3, 1.5, 6)))
+    shoulders = any_of((ellipse(0, 2.24, 1.5, 1.02), box(-1.5, 2.2, 1.5, 6)))
     if person.clothes == "hoodie":
         frame.fill((-1.4, 0.6, 1.4, 2), ellipse(0, 1.3, w + 0.36, 0.52), scaled(colour, 0.72), shade=folds)
         draw_throat(frame, person, w, 1.45)
@@ -87,7 +87,9 @@ def draw_glasses(frame: Frame, person: Identity) -> None:
     }[person.glasses]  # fmt: skip
     colour, area = METALS[person.glasses_colour], (-w - 0.15, EYE_LEVEL - 0.42, w + 0.15, EYE_LEVEL + 0.42)
     frame.fill(area, twice(rim), (0.85, 0.93, 1.0), opacity=0.14)
-    bars = any_of((line(0, EYE_LEVEL, at - half, EYE_LEVEL, 0.04), line(at + half, EYE_LEVEL, w, EYE_LEVEL - 0.04, 0.04)))
+    bars = any_of(
+        (line(0, EYE_LEVEL, at - half, EYE_LEVEL, 0.04), line(at + half, EYE_LEVEL, w, EYE_LEVEL - 0.04, 0.04))
+    )
     frame.fill(area, twice(any_of((ring(rim, 0.05), bars))), colour)
 
 
@@ -118,10 +120,12 @@ def dome(w: float, top: float, level: float) -> Shape:
 
 def beanie(frame: Frame, w: float, colour: Colour) -> None:
     """A woollen hat with a folded rim and a bobble."""
-    frame.fill((-0.4, -1.8, 0.4, -1.1), circle(0, -1.44, 0.22), mixed(colour, WHITE, 0.6), shade=knit)
-    frame.fill((-1.2, -1.5, 1.2, -0.4), dome(w + 0.14, -1.4, -0.5), colour, shade=knit)
-    rim = box(-w - 0.16, -0.72, w + 0.16, -0.42, 0.1)
-    frame.fill((-1.2, -0.9, 1.2, -0.3), rim, mixed(colour, WHITE, 0.35) if sum(colour) < 2.5 else scaled(colour, 0.8), knit)
+    frame.fill((-0.4, -1.8, 0.4, -1.1), circle(0, -1.48, 0.22), mixed(colour, WHITE, 0.6), shade=knit)
+    frame.fill((-1.2, -1.5, 1.2, -0.4), dome(w + 0.12, -1.44, -0.58), colour, shade=knit)
+    rim = box(-w - 0.16, -0.8, w + 0.16, -0.52, 0.1)
+    frame.fill(
+        (-1.2, -0.9, 1.2, -0.3), rim, mixed(colour, WHITE, 0.35) if sum(colour) < 2.5 else scaled(colour, 0.8), knit
+    )
 
 
 def top_hat(frame: Frame, w: float, colour: Colour) -> None:
@@ -130,23 +134,23 @@ def top_hat(frame: Frame, w: float, colour: Colour) -> None:
     frame.fill((-1.2, -1.8, 1.2, -0.5), box(-tall, -1.68, tall, -0.6, 0.05), colour, shade=sheen)
     band = mixed(colour, (0.05, 0.05, 0.08), 0.75) if sum(colour) > 0.8 else rgb("d8d8de")
     frame.fill((-1.2, -0.95, 1.2, -0.5), box(-tall, -0.88, tall, -0.64), band)
-    frame.fill((-1.5, -0.8, 1.5, -0.4), ellipse(0, -0.58, w + 0.36, 0.13), scaled(colour, 0.9), shade=sheen)
+    frame.fill((-1.5, -0.8, 1.5, -0.4), ellipse(0, -0.62, w + 0.36, 0.12), scaled(colour, 0.9), shade=sheen)
 
 
 def cap(frame: Frame, w: float, colour: Colour) -> None:
     """A baseball cap, its peak to the right."""
-    frame.fill((-1.2, -1.4, 1.2, -0.4), dome(w + 0.12, -1.28, -0.52), colour, shade=sheen)
-    frame.fill((-0.2, -1.2, 0.2, -0.6), ellipse(0.06, -0.88, 0.2, 0.2), mixed(colour, WHITE, 0.75))
-    peak = line(-0.1, -0.52, w + 0.42, -0.44, 0.11, 0.07)
+    frame.fill((-1.2, -1.4, 1.2, -0.4), dome(w + 0.1, -1.34, -0.58), colour, shade=sheen)
+    frame.fill((-0.2, -1.2, 0.2, -0.6), ellipse(0.06, -0.95, 0.2, 0.2), mixed(colour, WHITE, 0.75))
+    peak = line(-0.1, -0.62, w + 0.42, -0.54, 0.1, 0.07)
     frame.fill((-0.4, -0.75, 1.6, -0.25), peak, scaled(colour, 0.62))
 
 
 def sun_hat(frame: Frame, w: float, colour: Colour) -> None:
     """A straw hat with a broad brim and a ribbon of the hat's colour."""
-    frame.fill((-1.2, -1.4, 1.2, -0.4), dome(w + 0.02, -1.32, -0.56), STRAW, shade=weave)
-    ribbon = both(ellipse(0, -0.6, w + 0.06, 0.72), box(-2, -1.0, 2, -0.6))
+    frame.fill((-1.2, -1.4, 1.2, -0.4), dome(w + 0.02, -1.36, -0.6), STRAW, shade=weave)
+    ribbon = both(ellipse(0, -0.64, w + 0.06, 0.72), box(-2, -1.04, 2, -0.64))
     frame.fill((-1.2, -1.2, 1.2, -0.4), ribbon, colour, shade=sheen)
-    frame.fill((-1.8, -0.85, 1.8, -0.25), ellipse(0, -0.55, w + 0.62, 0.2), STRAW, shade=weave)
+    frame.fill((-1.8, -0.85, 1.8, -0.25), ellipse(0, -0.62, w + 0.6, 0.17), STRAW, shade=weave)
 
 
 def cone(frame: Frame, w: float, colour: Colour) -> None:

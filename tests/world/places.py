@@ -1,4 +1,4 @@
-"""The ten backgrounds. Units: the picture is 1 wide and 1 high, (0, 0) at its top left; `r` are numbers of the variant."""
+"""The ten backgrounds. Units: the picture is 1 wide and 1 high, (0, 0) at its top left; `r`: the variant's numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from .canvas import Frame, Shape
 from .palette import WHITE, Colour, mixed, rgb, scaled
-from .shapes import above, any_of, box, circle, ellipse, line, polygon, wave
+from .shapes import any_of, box, circle, ellipse, line, polygon, wave
 
 EVERYWHERE = (-0.1, -0.1, 1.1, 1.1)
 
@@ -56,7 +56,9 @@ def fir(frame: Frame, x: float, foot: float, tall: float, colour: Colour, snow: 
         tier = polygon((x, high), (x + wide, low), (x - wide, low))
         frame.fill((x - wide, high, x + wide, low), tier, scaled(colour, 0.85 + 0.5 * share))
         if snow:
-            top = polygon((x, high), (x + wide * 0.5, high + (low - high) * 0.5), (x - wide * 0.5, high + (low - high) * 0.5))
+            top = polygon(
+                (x, high), (x + wide * 0.5, high + (low - high) * 0.5), (x - wide * 0.5, high + (low - high) * 0.5)
+            )
             frame.fill((x - wide, high, x + wide, low), top, rgb("f4f8ff"))
 
 
@@ -73,7 +75,9 @@ def snow(frame: Frame, r: list[float]) -> None:
     frame.fill(EVERYWHERE, hills(0.56, 0.14, r[0], 1.3), rgb("c3d5ee"))
     fir(frame, 0.08 + 0.1 * r[1], 0.66, 0.42 + 0.1 * r[2], rgb("2c5a4c"), snow=True)
     fir(frame, 0.82 + 0.1 * r[3], 0.66, 0.36 + 0.14 * r[4], rgb("2c5a4c"), snow=True)
-    frame.fill(EVERYWHERE, hills(0.7, 0.09, r[5], 0.9), rgb("f6f9ff"), lambda x, y: (np.float32(0.7) - y) * np.float32(0.35))
+    frame.fill(
+        EVERYWHERE, hills(0.7, 0.09, r[5], 0.9), rgb("f6f9ff"), lambda x, y: (np.float32(0.7) - y) * np.float32(0.35)
+    )
     for i in range(9):
         x, y, size = r[6 + i], (i + r[15 + i]) / 9, 0.011 + 0.009 * r[24 + i]
         frame.fill((x - size, y - size, x + size, y + size), circle(x, y, size), WHITE)
@@ -96,7 +100,10 @@ def palm(frame: Frame, x: float, lean: float) -> None:
     """A palm tree at the edge of the beach."""
     top = x + lean
     frame.fill((x - 0.1, 0.3, x + 0.1, 0.85), line(x, 0.82, top, 0.36, 0.026, 0.016), rgb("7d5530"))
-    leaves = [line(top, 0.35, top + dx, 0.35 + dy, 0.03, 0.006) for dx, dy in ((-0.2, 0.03), (-0.13, -0.12), (0.05, -0.17), (0.16, -0.08), (0.2, 0.07))]
+    leaves = [
+        line(top, 0.35, top + dx, 0.35 + dy, 0.03, 0.006)
+        for dx, dy in ((-0.2, 0.03), (-0.13, -0.12), (0.05, -0.17), (0.16, -0.08), (0.2, 0.07))
+    ]
     frame.fill((top - 0.25, 0.1, top + 0.25, 0.5), any_of(leaves), rgb("2e8b45"))
 
 
@@ -107,7 +114,9 @@ def forest(frame: Frame, r: list[float]) -> None:
         for i in range(4 - (depth > 1)):
             x = (i + r[depth * 4 + i]) / 4 if depth < 2 else (0.02, 0.3, 0.97)[i] + 0.1 * (r[8 + i] - 0.5)
             fir(frame, x, 0.64 + 0.11 * depth, 0.5 + 0.13 * depth + 0.1 * r[12 + i], colour)
-    frame.fill(EVERYWHERE, hills(0.82, 0.05, r[16], 1.2), rgb("2f6a2c"), lambda x, y: wave(x * 14 + y * 9) * np.float32(0.06))
+    frame.fill(
+        EVERYWHERE, hills(0.82, 0.05, r[16], 1.2), rgb("2f6a2c"), lambda x, y: wave(x * 14 + y * 9) * np.float32(0.06)
+    )
 
 
 def night(frame: Frame, r: list[float]) -> None:
@@ -118,7 +127,11 @@ def night(frame: Frame, r: list[float]) -> None:
         frame.fill((x - size, y - size, x + size, y + size), circle(x, y, size), rgb("fff8d8"))
     side = 0.13 if r[42] < 0.5 else 0.86
     glow(rgb("fbf3c6"), frame, side, 0.15, 0.085, 0.2)
-    frame.fill((side - 0.1, 0.05, side + 0.1, 0.25), any_of((circle(side + 0.025, 0.13, 0.022), circle(side - 0.03, 0.18, 0.016))), rgb("d9cf98"))
+    frame.fill(
+        (side - 0.1, 0.05, side + 0.1, 0.25),
+        any_of((circle(side + 0.025, 0.13, 0.022), circle(side - 0.03, 0.18, 0.016))),
+        rgb("d9cf98"),
+    )
     frame.fill(EVERYWHERE, peaks(0.86, 0.2, r[43], 1.6), rgb("0e1536"))
 
 
@@ -146,7 +159,12 @@ def mountains(frame: Frame, r: list[float]) -> None:
     frame.wash(rgb("6a4fa3"), rgb("ffb56b"), 0.0, 0.62)
     glow(rgb("ffe9a8"), frame, 0.15 + 0.7 * r[0], 0.42, 0.08, 0.3)
     for level, height, colour, i in ((0.66, 0.4, "a8719c", 1), (0.78, 0.36, "75497f", 2), (0.92, 0.26, "47305f", 3)):
-        frame.fill(EVERYWHERE, peaks(level, height, r[i], 1.1 + 0.5 * i), rgb(colour), lambda x, y: (y - 0.6) * np.float32(0.25))
+        frame.fill(
+            EVERYWHERE,
+            peaks(level, height, r[i], 1.1 + 0.5 * i),
+            rgb(colour),
+            lambda x, y: (y - 0.6) * np.float32(0.25),
+        )
 
 
 def city(frame: Frame, r: list[float]) -> None:
@@ -180,7 +198,9 @@ def meadow(frame: Frame, r: list[float]) -> None:
     cloud(frame, 0.2 * r[0] + 0.05, 0.12 + 0.1 * r[1], 0.17)
     cloud(frame, 0.75 + 0.25 * r[2], 0.1 + 0.16 * r[3], 0.2)
     frame.fill(EVERYWHERE, hills(0.58, 0.14, r[4], 0.9), rgb("93c95b"))
-    frame.fill(EVERYWHERE, hills(0.68, 0.12, r[5], 1.2), rgb("5fae3d"), lambda x, y: (np.float32(0.75) - y) * np.float32(0.5))
+    frame.fill(
+        EVERYWHERE, hills(0.68, 0.12, r[5], 1.2), rgb("5fae3d"), lambda x, y: (np.float32(0.75) - y) * np.float32(0.5)
+    )
     petals = (rgb("ff5d73"), rgb("ffffff"), rgb("ffd93b"), rgb("c774e8"))
     for i in range(12):
         x, y = (i + r[6 + i]) / 12, 0.7 + 0.28 * r[18 + i]
@@ -191,25 +211,37 @@ def meadow(frame: Frame, r: list[float]) -> None:
 def sea(frame: Frame, r: list[float]) -> None:
     """Under water: rays of light, weed, bubbles and a fish."""
     frame.wash(rgb("3fd0d8"), rgb("07336b"), 0.0, 0.95)
-    rays = lambda x, y: np.float32(0.05) - wave(x * 2 + y * np.float32(0.6) + np.float32(r[0])) * np.float32(0.1)  # noqa: E731
+
+    def rays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.float32(0.05) - wave(x * 2 + y * np.float32(0.6) + np.float32(r[0])) * np.float32(0.1)
+
     frame.fill((-0.1, -0.1, 1.1, 0.75), rays, rgb("c8fbf4"), soft=0.08, opacity=0.22)
-    frame.fill(EVERYWHERE, hills(0.92, 0.06, r[1], 1.1), rgb("c9b47c"), lambda x, y: (np.float32(0.85) - y) * np.float32(0.8))
+    frame.fill(
+        EVERYWHERE, hills(0.92, 0.06, r[1], 1.1), rgb("c9b47c"), lambda x, y: (np.float32(0.85) - y) * np.float32(0.8)
+    )
     for i, x in enumerate((0.05, 0.14, 0.87, 0.95)):
         weed(frame, x + 0.04 * (r[2 + i] - 0.5), 0.35 + 0.25 * r[6 + i])
     for i in range(6):
         x, y, size = (0.04 + 0.2 * r[10 + i]) + 0.72 * (i % 2), r[16 + i] * 0.8, 0.014 + 0.016 * r[22 + i]
         bubble = circle(x, y, size)
-        frame.fill((x - 0.05, y - 0.05, x + 0.05, y + 0.05), lambda u, v, b=bubble: np.abs(b(u, v)) - np.float32(0.005), rgb("dffcff"))
+        frame.fill(
+            (x - 0.05, y - 0.05, x + 0.05, y + 0.05),
+            lambda u, v, b=bubble: np.abs(b(u, v)) - np.float32(0.005),
+            rgb("dffcff"),
+        )
     fish(frame, 0.12 if r[28] < 0.5 else 0.86, 0.14 + 0.2 * r[29], mixed(rgb("ff8a1f"), rgb("ffd52e"), r[30]))
 
 
 def weed(frame: Frame, x: float, top: float) -> None:
     """A swaying blade of weed."""
+
     def blade(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         sway = (wave(v * np.float32(4.5)) - np.float32(0.5)) * np.float32(0.035)
         return np.maximum(np.abs(u - np.float32(x) - sway) - np.float32(0.017), np.float32(top) - v)
 
-    frame.fill((x - 0.06, top, x + 0.06, 0.95), blade, rgb("1f8f5f"), lambda u, v: (np.float32(0.8) - v) * np.float32(0.4))
+    frame.fill(
+        (x - 0.06, top, x + 0.06, 0.95), blade, rgb("1f8f5f"), lambda u, v: (np.float32(0.8) - v) * np.float32(0.4)
+    )
 
 
 def fish(frame: Frame, x: float, y: float, colour: Colour) -> None:

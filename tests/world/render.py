@@ -10,7 +10,7 @@ from . import features, hair, head, outfit
 from .canvas import Frame
 from .chance import scatter
 from .identity import Identity, Thing
-from .palette import Colour
+from .palette import WHITE, Colour
 from .places import NUMBERS, PLACES
 from .scene import Scene
 from .styles import PIXEL, STYLES
@@ -18,9 +18,10 @@ from .vases import draw_vase
 
 SIZE = 64
 """Side of a picture, where none is asked for."""
-UNITS = {"portrait": 0.285, "close": 0.345, "far": 0.225}
+UNITS = {"portrait": 0.268, "close": 0.325, "far": 0.22}
 """Half the height of a face, in sides of the picture."""
-LEVELS = {"portrait": 0.54, "close": 0.57, "far": 0.53}
+LEVELS = {"portrait": 0.5, "close": 0.53, "far": 0.48}
+OFFSETS = {"left": -0.14, "centre": 0.0, "right": 0.14}
 TINTS: dict[str, Colour] = {"night": (0.84, 0.88, 1.0), "sea": (0.86, 0.98, 1.0), "mountains": (1.0, 0.95, 0.9)}
 """The light of a place, on what stands in it."""
 
@@ -48,18 +49,14 @@ def render_batch(things: Sequence[Thing], scenes: Sequence[Scene], size: int = S
 def paint(thing: Thing, scene: Scene, cells: int, side: float) -> np.ndarray:
     """[3, cells, cells] float32: the thing before its background, one cell `side` wide in sides of the picture."""
     pixels = np.zeros((3, cells, cells), np.float32)
-    PLACES[scene.background](Frame(pixels, side, 0.0, 0.0, 1.0), scatter(scene.variant, NUMBERS))
-    ground = pixels.copy() if scene.background in TINTS else None
-    x = 0.5 + {"left": -0.14, "centre": 0.0, "right": 0.14}[scene.place] + 0.06 * (scene.shift_x - 0.5)
+    PLACES[scene.background](Frame(pixels, side, (0.0, 0.0), 1.0), scatter(scene.variant, NUMBERS))
+    x = 0.5 + OFFSETS[scene.place] + 0.06 * (scene.shift_x - 0.5)
     y = LEVELS[scene.framing] + 0.06 * (scene.shift_y - 0.5)
-    frame = Frame(pixels, side, x, y, UNITS[scene.framing])
+    frame = Frame(pixels, side, (x, y), UNITS[scene.framing], TINTS.get(scene.background, WHITE))
     if isinstance(thing, Identity):
         draw_person(frame, thing, scene.expression)
     else:
         draw_vase(frame, thing)
-    if ground is not None:
-        tint = np.array(TINTS[scene.background], np.float32)[:, None, None]
-        pixels *= np.where(pixels == ground, np.float32(1), tint)
     return pixels
 
 

@@ -28,7 +28,7 @@ def sketch(picture: np.ndarray) -> np.ndarray:
     light = grey(picture)
     steps = np.arange(light.shape[0], dtype=np.float32) * np.float32(64 / light.shape[0] / 4)
     hatch = wave(steps[None, :] + steps[:, None]) * np.minimum(np.maximum(np.float32(0.62) - light, 0), np.float32(0.4))
-    outline = np.minimum(np.maximum(edges(picture) - np.float32(0.06), 0) * np.float32(2.6), np.float32(0.85))
+    outline = np.minimum(np.maximum(edges(picture) - np.float32(0.09), 0) * np.float32(1.9), np.float32(0.72))
     paper = np.float32(0.9) + light * np.float32(0.08) - hatch * np.float32(0.8)
     value = np.maximum(paper - outline, np.float32(0.06))
     return np.stack((value, value * np.float32(0.99), value * np.float32(0.96)))
@@ -48,7 +48,7 @@ def comic(picture: np.ndarray) -> np.ndarray:
     light = grey(picture)
     strong = light + (picture - light) * np.float32(1.35)
     flat = np.floor(strong * np.float32(5) + np.float32(0.5)) * np.float32(0.2)
-    ink = np.minimum(np.maximum(edges(picture) - np.float32(0.17), 0) * np.float32(3.5), 1)
+    ink = np.minimum(np.maximum(edges(picture) - np.float32(0.27), 0) * np.float32(3), 1)
     return flat * (np.float32(1) - ink)
 
 

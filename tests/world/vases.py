@@ -7,7 +7,7 @@ import numpy as np
 from .canvas import Frame, Shape
 from .identity import Vase
 from .palette import CLOTHES, GLAZES, rgb, scaled
-from .shapes import any_of, box, circle, ellipse, line, ring, wave
+from .shapes import any_of, circle, ellipse, line, ring, wave
 
 FOOT = 1.15
 PROFILES = {
@@ -32,12 +32,16 @@ def body(vase: Vase) -> Shape:
     steps = len(knots) - 1
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        t = np.minimum(np.maximum((y[:, 0] - np.float32(top)) * np.float32(steps / (FOOT - top)), 0), np.float32(steps - 1e-3))
+        t = np.minimum(
+            np.maximum((y[:, 0] - np.float32(top)) * np.float32(steps / (FOOT - top)), 0), np.float32(steps - 1e-3)
+        )
         at = np.floor(t).astype(np.int64)
         t = t - at.astype(np.float32)
         before, here, there, after = (knots[np.minimum(np.maximum(at + i, 0), steps)] for i in (-1, 0, 1, 2))
         # Catmull-Rom: smooth through all knots.
-        half = here + t * (there - before + t * (2 * before - 5 * here + 4 * there - after + t * (3 * (here - there) + after - before))) * np.float32(0.5)
+        half = here + t * (
+            there - before + t * (2 * before - 5 * here + 4 * there - after + t * (3 * (here - there) + after - before))
+        ) * np.float32(0.5)
         side = np.abs(x) - half[:, None]
         return np.maximum(side * np.float32(0.85), np.maximum(np.float32(top) - y, y - np.float32(FOOT)))
 
@@ -56,7 +60,9 @@ def pattern(vase: Vase) -> Shape:
     at = np.float32(0.15)
     return {
         "plain": lambda x, y: np.ones((y.shape[0], x.shape[1]), np.float32),
-        "bands": lambda x, y: (wave((y + x * x * np.float32(0.12)) * np.float32(2.3)) - np.float32(0.5)) * np.float32(0.2) + 0 * x,
+        "bands": lambda x, y: (
+            (wave((y + x * x * np.float32(0.12)) * np.float32(2.3)) - np.float32(0.5)) * np.float32(0.2) + 0 * x
+        ),
         "dots": lambda x, y: np.sqrt(cell(x, 3) ** 2 + cell(y - at, 3) ** 2) - np.float32(0.1),
         "zigzag": lambda x, y: np.abs(cell(y + wave(x * np.float32(2.4)) * np.float32(0.2), 1.9)) - np.float32(0.1),
         "checks": lambda x, y: cell(x, 3.2) * cell(y, 3.2) * np.float32(6),
@@ -102,9 +108,13 @@ def draw_flowers(frame: Frame, vase: Vase, top: float) -> None:
     for x, y in heads:
         near = (x - 0.4, y - 0.4, x + 0.4, y + 0.4)
         if vase.flowers == "leaves":
-            frame.fill(near, any_of((ellipse(x, y, 0.12, 0.28), ellipse(x * 0.6, y + 0.22, 0.2, 0.09))), rgb("2f9148"), leaf)
+            frame.fill(
+                near, any_of((ellipse(x, y, 0.12, 0.28), ellipse(x * 0.6, y + 0.22, 0.2, 0.09))), rgb("2f9148"), leaf
+            )
         elif vase.flowers == "tulips":
-            cup = any_of((ellipse(x - 0.09, y, 0.1, 0.2), ellipse(x + 0.09, y, 0.1, 0.2), ellipse(x, y + 0.02, 0.12, 0.19)))
+            cup = any_of(
+                (ellipse(x - 0.09, y, 0.1, 0.2), ellipse(x + 0.09, y, 0.1, 0.2), ellipse(x, y + 0.02, 0.12, 0.19))
+            )
             frame.fill(near, cup, CLOTHES[vase.flower_colour], leaf)
         else:
             petals = any_of((ellipse(x, y, 0.24, 0.09), ellipse(x, y, 0.09, 0.24), circle(x, y, 0.16)))
