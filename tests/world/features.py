@@ -59,7 +59,7 @@ def draw_brows(frame: Frame, person: Identity, expression: str) -> None:
     drop = 0.1 if expression == "sad" else 0.0
     inner, outer = max(at - half - 0.02, 0.05), at + half + 0.05
     stroke = line(inner, level + tilt - drop, outer, level - tilt * 0.8 + drop, thick, thick * 0.6)
-    colour = mixed(HAIR[person.hair_colour], INK, 0.3)
+    colour = mixed(HAIR[person.hair_colour], INK, 0.5)
     frame.fill((-outer - 0.1, level - 0.35, outer + 0.1, level + 0.35), twice(stroke), colour)
 
 

@@ -59,12 +59,12 @@ def hairline(person: Identity) -> Shape | None:
     if person.hair in {"bald", "mohawk"}:
         return None
     if person.hair == "parting":
-        return lambda x, y: above(-0.72)(x, y) - sweep(x) * np.float32(0.34 / w)
+        return lambda x, y: above(-0.78)(x, y) - sweep(x) * np.float32(0.34 / w)
     level, bend = {
-        "crop": (-0.6, 0.75),
-        "bob": (-0.42, 0.12),
+        "crop": (-0.66, 0.75),
+        "bob": (-0.6, 0.16),
         "long": (-0.74, 1.15),
-        "curly": (-0.52, 0.45),
+        "curly": (-0.66, 0.5),
         "bun": (-0.7, 0.9),
         "pigtails": (-0.62, 0.72),
     }[person.hair]

@@ -7,7 +7,7 @@ import numpy as np
 from .canvas import Frame, Shape
 from .identity import Identity
 from .palette import Colour, mixed, rgb, scaled, skin_tone
-from .shapes import any_of, circle, ellipse, line, twice
+from .shapes import any_of, both, circle, ellipse, larger, line, twice
 
 FRECKLES = ((0.24, 0.2), (0.4, 0.16), (0.33, 0.31), (0.5, 0.28), (0.13, 0.13))
 
@@ -42,8 +42,9 @@ def roundness(width: float, depth: float = 0.17) -> Shape:
 def draw_neck(frame: Frame, person: Identity) -> None:
     """The neck, in the shadow of the chin."""
     skin, w = skin_tone(person.skin), half_width(person)
-    frame.fill((-w, 0.5, w, 1.8), line(0, 0.4, 0, 1.6, w * 0.5), scaled(skin, 0.84))
-    frame.fill((-w, 0.6, w, 1.5), ellipse(0.05, 0.98, w * 0.52, 0.22), scaled(skin, 0.6), soft=0.12, opacity=0.7)
+    neck, shadow = line(0, 0.4, 0, 1.6, w * 0.5), ellipse(0.05, 0.98, w * 0.52, 0.22)
+    frame.fill((-w, 0.5, w, 1.8), neck, scaled(skin, 0.84))
+    frame.fill((-w, 0.6, w, 1.5), both(larger(neck, -0.07), shadow), scaled(skin, 0.6), soft=0.12, opacity=0.7)
 
 
 def draw_face(frame: Frame, person: Identity) -> None:

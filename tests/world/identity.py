@@ -30,6 +30,11 @@ def shows_mouth(person: Any) -> bool:
     return person.beard != "full"
 
 
+def shows_brows(person: Any) -> bool:
+    """Whether no rim of the glasses lies over the brows."""
+    return person.glasses != "winged"
+
+
 FACE_TABLE = Table(
     (
         Attribute("skin", "tone"),
@@ -43,8 +48,8 @@ FACE_TABLE = Table(
         Attribute("eye_size", "detail"),
         Attribute("eye_gap", "detail"),
         Attribute("eye_colour", "hue", tuple(EYES)),
-        Attribute("brow", "detail"),
-        Attribute("brow_slant", "detail"),
+        Attribute("brow", "detail", seen=shows_brows),
+        Attribute("brow_slant", "detail", seen=shows_brows),
         Attribute("nose", "detail"),
         Attribute("mouth", "detail", seen=shows_mouth),
         Attribute("cheeks", "detail", ("clear", "freckles", "rosy"), (2, 1, 1)),

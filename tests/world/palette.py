@@ -20,7 +20,7 @@ def scaled(colour: Colour, factor: float) -> Colour:
     return tuple(min(1.0, c * factor) for c in colour)  # type: ignore[return-value]
 
 
-SKIN = tuple(rgb(c) for c in ("fbdcc8", "f0bd98", "d29a6c", "a16a43", "6f4429", "472a1c"))
+SKIN = tuple(rgb(c) for c in ("fbdcc8", "f0bd98", "d29a6c", "a16a43", "7a4c2f", "583726"))
 """Skin from light to dark; tones between are mixed from their neighbours."""
 
 HAIR = {

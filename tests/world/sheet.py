@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .chance import generator_of
-from .identity import Identity, sample_identity, sample_vase
+from .identity import sample_identity, sample_vase
 from .render import SIZE, render
 from .scene import Scene, sample_scene
 
@@ -39,11 +39,6 @@ def different_people(seed: int = 1, rows: int = 4, columns: int = 16, size: int 
     generator = generator_of(seed)
     samplers = [sample_identity] * (rows - 1) + [sample_vase]
     return grid([[render(draw(generator), sample_scene(generator), size) for _ in range(columns)] for draw in samplers])
-
-
-def default_person(size: int = SIZE) -> np.ndarray:
-    """The person of no arguments, for a first look."""
-    return render(Identity(), Scene(), size)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from .scene import KEEPS, SCENE_TABLE, Scene, sample_scene
 from .sheet import different_people
 
 ROOT = Path(__file__).resolve().parents[2]
-DIGEST = "9490bd787c86d41e1dfe05d4c67cc8a59385e659845e428baac3b20ae1065eb6"
+DIGEST = "5f6e6f32032abc7fba1acfde522ea031418e3f6e3882cad9bb54e7ca715bb394"
 LEAST = 0.25
 """Root mean square difference, in levels of 255, that an attribute makes at least (median person) when it changes."""
 
@@ -82,7 +82,7 @@ def test_every_attribute_a_style_keeps_changes_the_picture(kind: str, style: str
     draw = person if kind == "face" else vase
     for attribute in table_of(draw(0)):
         if attribute.carrier in KEEPS[style]:
-            changes = [c for seed in range(60) if (c := change(draw(seed), attribute, seed, style)) is not None]
+            changes = [c for seed in range(40) if (c := change(draw(seed), attribute, seed, style)) is not None]
             assert len(changes) > 8 and np.median(changes) > 1.5 and min(changes) > LEAST, attribute.name
 
 
