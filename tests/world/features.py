@@ -54,12 +54,12 @@ def draw_closed_eye(frame: Frame, person: Identity, at: float, half: float) -> N
 def draw_brows(frame: Frame, person: Identity, expression: str) -> None:
     """Brows of the hair's colour; surprise raises them, sadness lifts their inner ends."""
     at, half = eye_place(person), eye_half_width(person)
-    thick, tilt = 0.025 + 0.08 * person.brow, 0.34 * (person.brow_slant - 0.5)
+    thick, tilt = 0.025 + 0.08 * person.brow, 0.4 * (person.brow_slant - 0.5)
     level = EYE_LEVEL - 0.13 - half - (0.12 if expression == "surprised" else 0.0)
     drop = 0.1 if expression == "sad" else 0.0
     inner, outer = max(at - half - 0.02, 0.05), at + half + 0.05
     stroke = line(inner, level + tilt - drop, outer, level - tilt * 0.8 + drop, thick, thick * 0.6)
-    colour = mixed(HAIR[person.hair_colour], INK, 0.5)
+    colour = mixed(HAIR[person.hair_colour], INK, 0.72)
     frame.fill((-outer - 0.1, level - 0.35, outer + 0.1, level + 0.35), twice(stroke), colour)
 
 
@@ -89,7 +89,7 @@ def draw_grin(frame: Frame, half: float, lip: tuple[float, float, float]) -> Non
     area = (-half - 0.2, MOUTH_LEVEL - 0.25, half + 0.2, MOUTH_LEVEL + 0.4)
     lower = above(bottom + 0.02, -(deep + 0.03) / (half * half) * 0.85)
     upper = outside(above(top, -0.05 / (half * half)))
-    smile = both(lower, upper, box(-half - 0.06, -2, half + 0.06, 2))
+    smile = both(lower, upper, box(0.015 - half, -2, half - 0.015, 2))
     frame.fill(area, lambda x, y: smile(x, y) - np.float32(0.05), lip)
     frame.fill(area, smile, rgb("4a0c16"))
     frame.fill(area, both(smile, above(top + deep * 0.42, -0.05 / (half * half))), (0.98, 0.97, 0.94))

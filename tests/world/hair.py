@@ -95,7 +95,7 @@ def draw_extras(frame: Frame, person: Identity) -> None:
     w, colour = half_width(person), hair_colour(person)
     if person.hair in {"long", "bob"}:
         down = 1.55 if person.hair == "long" else 0.8
-        lock = line(w + 0.06, -0.35, w + 0.1, down, 0.14, 0.17)
+        lock = line(w + 0.1, -0.35, w + 0.14, down, 0.12, 0.15)
         frame.fill((-1.3, -0.6, 1.3, down + 0.2), twice(lock), colour, shade=strands(0.5))
     elif person.hair == "pigtails":
         frame.fill((-1.3, -0.1, 1.3, 0.3), twice(circle(w + 0.2, 0.08, 0.1)), (0.95, 0.25, 0.4))

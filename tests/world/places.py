@@ -79,7 +79,7 @@ def snow(frame: Frame, r: list[float]) -> None:
         EVERYWHERE, hills(0.7, 0.09, r[5], 0.9), rgb("f6f9ff"), lambda x, y: (np.float32(0.7) - y) * np.float32(0.35)
     )
     for i in range(9):
-        x, y, size = r[6 + i], (i + r[15 + i]) / 9, 0.011 + 0.009 * r[24 + i]
+        x, y, size = r[6 + i], (i + r[15 + i]) / 9, 0.013 + 0.01 * r[24 + i]
         frame.fill((x - size, y - size, x + size, y + size), circle(x, y, size), WHITE)
 
 

@@ -21,7 +21,7 @@ from .scene import KEEPS, SCENE_TABLE, Scene, sample_scene
 from .sheet import different_people
 
 ROOT = Path(__file__).resolve().parents[2]
-DIGEST = "5f6e6f32032abc7fba1acfde522ea031418e3f6e3882cad9bb54e7ca715bb394"
+DIGEST = "340a5c5e297ffd844caeb0bbf4434cea1960a37fb2224060bd31b97ad1e3431b"
 LEAST = 0.25
 """Root mean square difference, in levels of 255, that an attribute makes at least (median person) when it changes."""
 

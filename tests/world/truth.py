@@ -28,10 +28,7 @@ def scene_vector(scene: Scene) -> np.ndarray:
 
 
 def scene_seen(thing: Thing, scene: Scene) -> np.ndarray:
-    """[attributes] bool: all of the scene can be read, but a vase has no expression, nor has a face in big pixels.
-
-    In pixel art a mouth has three cells: smiling and surprised are told apart, sad and calm are not.
-    """
+    """[attributes] bool: all of the scene can be read, but a vase has no expression, and big pixels keep none."""
     seen = SCENE_TABLE.seen(scene, frozenset(CARRIERS))
     seen[SCENE_TABLE.names().index("expression")] = isinstance(thing, Identity) and "detail" in scene.keeps
     return seen
