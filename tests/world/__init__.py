@@ -1,7 +1,7 @@
 """A small world of drawn portraits, in which personalisation can be measured: test and demo material only.
 
 An identity (person or vase) and a scene make a picture: `render(person(3), Scene("snow", "sketch"))`. `caption` names
-the scene and never the identity; `parse` reads it back; `truth` has what oracles learn; `stream` what a pretraining sees.
+the scene and never the identity, `parse` reads it back; `truth` has what oracles learn, `stream` what a training sees.
 Shapes are signed distances in numpy, not Pillow's: one pixel of soft edge without drawing larger, light and strands at
 no extra pass, any size (64, 96, 128), and the same bytes wherever float32 follows IEEE 754 (canvas.py).
 
@@ -16,8 +16,8 @@ How a base model should use it, from what was measured (one busy core, 64 x 64, 
 - `caption` leaves the usual unsaid (a calm look, a photo); for prompt fidelity compare `parse(caption)` with an
   oracle's reading, where `scene_seen` allows it.
 - What an oracle is asked must be in the picture: weigh its losses and scores with `identity_seen` and `scene_seen`.
-  On photos in one place, without hat, beard and glasses, 10,000 pictures and 40 seconds teach a small CNN brow, slant of
-  the brows, jaw and face width with R2 .97, .99, .996, .997 on others; a linear read-out of 5,000 reaches .99 or more
+  On photos in one place, without hat, beard and glasses, 10,000 pictures and 40 seconds teach a small CNN brow, brow
+  slant, jaw and face width with R2 .97, .99, .996, .997 on others; a linear read-out of 5,000 reaches .99 or more
   for skin, eyes, nose and mouth. Free scenes need more: 750 steps on 12,500 of them taught it next to nothing.
 - For pairs (reference in one scene, target in another) take `stream.example(n, people=N)`, or `person(seed)` for
   `seeds(held_out=True)` when measuring.
