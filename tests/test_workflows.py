@@ -67,7 +67,7 @@ CONTRACT = {
     ),
     "HyperBoothSave": (
         "adapter HYPERBOOTH_ADAPTER, filename_prefix STRING, format COMBO, precision COMBO",
-        "model MODEL, trigger STRING, metadata BOOLEAN",
+        "model MODEL, trigger STRING, metadata BOOLEAN, clip CLIP",
         "path STRING",
     ),
     "HyperBoothLoad": (
@@ -77,7 +77,7 @@ CONTRACT = {
     ),
     "HyperBoothToLoRA": (
         "adapter HYPERBOOTH_ADAPTER, model MODEL",
-        "",
+        "clip CLIP",
         "lora LORA_MODEL",
     ),
     "HyperBoothInfo": (

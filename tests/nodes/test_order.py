@@ -9,59 +9,20 @@ import comfy.lora
 import comfy.sd
 import comfy.utils
 import pytest
-import reference
 import torch
-from hyperbooth.models.adapter_set import AdapterSet, Link
-from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
+from chains import chain, link, literal
+from hyperbooth.models.adapter_set import AdapterSet
 from hyperbooth.models.chain import combined
 from hyperbooth.models.steps import Projection, changed
 from hyperbooth.models.storage import load_adapter, save_adapter
-from hyperbooth.models.targets import select_targets
+from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.lora import base_weights
 from hyperbooth.nodes.bridge.names import read_names
-from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes
 from hyperbooth.nodes.bridge.weight_adapter import ChainAdapter, register
-from rig import output, relative, same_bits, weights
+from rig import PROMPT, output, relative, same_bits, weights
 from torch import Tensor
 
-CONFIGS = {"lora": LoRAConfig(3, 1.5), "lidb": LiDBConfig(1, 40, 30, 3), "para": PaRaConfig(3), "full": FullConfig()}
-RULES = {"lora": "attention", "lidb": "attention and feed-forward", "para": "all linear and convolution"}
-
-
-def link(family: str, loaded: Any, seed: int, text: bool = False) -> Link:
-    """A trained link: random, and large enough to be seen."""
-    shapes = layer_shapes(adaptable_layers(loaded[0], loaded[1] if text else None))
-    targets = select_targets(shapes, RULES.get(family, "attention"))
-    if family == "para":
-        targets = [target for target in targets if target.matrix[0] > 8]
-    made = Link.create(family, targets, CONFIGS[family], torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
-    return made
-
-
-def chain(families: tuple[str, ...], loaded: Any, text: bool = False) -> AdapterSet:
-    return AdapterSet(tuple(link(family, loaded, i, text) for i, family in enumerate(families)), {"base": "SD15"})
-
-
-def literal(adapter: AdapterSet, name: str, weight: Tensor, strength: float) -> Tensor:
-    """The chain on one weight, each link by its paper's formula in float64: ``W + s (W' - W)``."""
-    weight = weight.double().flatten(1)
-    for one in adapter.chain:
-        if name not in one.adapters:
-            continue
-        a = one.adapters[name]
-        formula = {
-            "lora": lambda a=a, w=weight: reference.lora(w, a.up, a.down, a.alpha),
-            "lidb": lambda a=a, w=weight: reference.lidb(w, a.a_aux, a.a_train, a.b_train, a.b_aux.T),
-            "para": lambda a=a, w=weight: reference.para(w, a.basis),
-            "full": lambda a=a, w=weight: reference.full(w, a.diff),
-        }[one.family]
-        weight = weight + strength * (formula() - weight)
-    return weight.detach()
-
-
+pytestmark = pytest.mark.usefixtures("node")  # loads the pack, which registers ChainAdapter
 ORDERS = [
     *itertools.permutations(("para", "lora"), 2), *itertools.permutations(("lidb", "para"), 2), ("para", "para"),
     ("para", "lora", "para"), ("lidb", "para", "lora"), ("para", "full"), ("full", "para"),
@@ -123,6 +84,27 @@ def test_bypassed_is_applied(
     assert relative(output(bypassed, loaded[1]), output(expected, loaded[1])) < 1e-5
     assert all(same_bits(weight, before[name]) for name, weight in model.model.state_dict().items())
     assert relative(output(expected, loaded[1]), output(exact, loaded[1])) > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("families", [("para",), ("lidb",), ("para", "lora")], ids=", ".join)
+def test_bypassed_in_the_text_encoder_nothing_is_rounded(
+    loaded: Any, checkpoint: Path, families: tuple[str, ...], tmp_path: Path
+) -> None:
+    """On a CPU it is in half precision, to which the ordinary loader rounds what it has changed."""
+    _, exact, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    exact.cond_stage_model.float()
+    save_adapter(chain(families, loaded, text=True), tmp_path / "a.safetensors")
+    file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+    _, bypassed = comfy.sd.load_bypass_lora_for_models(*loaded[:2], file, 1.0, 0.7)
+    _, rounded = comfy.sd.load_lora_for_models(*loaded[:2], file, 1.0, 0.7)
+    _, patched = comfy.sd.load_lora_for_models(loaded[0], exact, file, 1.0, 0.7)
+    ours, ordinary, expected, plain = (
+        encode_prompt(clip, PROMPT)[0][0].clone() for clip in (bypassed, rounded, patched, loaded[1])
+    )
+    assert relative(ours, expected) < 5e-5
+    assert relative(ours, expected) < relative(ordinary, expected) < 3e-3
+    assert relative(plain, expected) > 1e-2
 
 
 @by_order
