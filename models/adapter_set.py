@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import FAMILIES, Adapter
+from .adapters.base import shown
 from .attach import Without, attached
 from .frozen import Borrow, own_weights
 from .sizes import describe_size
@@ -58,6 +59,10 @@ class Link:
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
+    def settings(self) -> dict[str, dict[str, float]]:
+        """Layer name -> its adapter's settings."""
+        return {name: adapter.settings() for name, adapter in self.adapters.items()}
+
     def describe(self) -> str:
         """``lora (rank 8, alpha 8) on 128 layers``; where layers differ, ``rank 4 to 16``."""
         alike = {adapter.describe() for adapter in self.adapters.values()}
@@ -70,7 +75,7 @@ class Link:
             for name, value in adapter.settings().items():
                 values.setdefault(name, set()).add(value)
         return ", ".join(
-            f"{name} {min(all_):g} to {max(all_):g}" if len(all_) > 1 else f"{name} {min(all_):g}"
+            f"{name} {shown(min(all_))} to {shown(max(all_))}" if len(all_) > 1 else f"{name} {shown(min(all_))}"
             for name, all_ in values.items()
         )
 
@@ -137,14 +142,14 @@ class AdapterSet:
                 links.append(Link(link.family, kept, {name: link.targets[name] for name in kept}))
         return AdapterSet(tuple(links), self.facts)
 
-    @torch.no_grad()
     def steps(self) -> dict[str, list[Step]]:
         """Layer name -> what is done to its weight, in order."""
-        steps: dict[str, list[Step]] = {}
-        for link in self.chain:
-            for name, adapter in link.adapters.items():
-                steps.setdefault(name, []).append(adapter.step())
-        return steps
+        return {name: self.steps_of(name) for name in self.targets()}
+
+    @torch.no_grad()
+    def steps_of(self, name: str) -> list[Step]:
+        """What is done to the weight of one layer: a packed adapter of few numbers may be large when unfolded."""
+        return [link.adapters[name].step() for link in self.chain if name in link.adapters]
 
     @contextmanager
     def attached(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import claims
-from .adapters import Full, LoRA, PaRa
+from .adapters import Adapter, Full, LoRA, PaRa
 from .packing import LAYOUT, PACKED, unpacked
 from .steps import Step
 
@@ -27,13 +27,13 @@ class Part:
 
     Args:
         prefix: the link's, ``2/``, or nothing where the file is a single link.
-        steps: of a packed link, taken out of it; None if the layer has tensors of its own.
+        adapter: of a packed link, taken out of it; None if the layer has tensors of its own.
         family: of a link with tensors of its own.
     """
 
     prefix: str
     family: type = PaRa
-    steps: tuple[Step, ...] | None = None
+    adapter: Adapter | None = None
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:
@@ -51,18 +51,12 @@ def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:
             found.setdefault(match["layer"], {})[int(match["place"] or 1)] = part
         elif _PACKED.fullmatch(name) and name.removesuffix(PACKED) + LAYOUT in tensors:
             prefix = name.removesuffix(PACKED)
-            for layer, steps in _packed_steps(tensors, prefix).items():
-                found.setdefault(layer, {})[int(prefix.rstrip("/") or 1)] = Part(prefix, steps=steps)
+            for layer, adapter in unpacked(tensors, prefix).adapters.items():
+                found.setdefault(layer, {})[int(prefix.rstrip("/") or 1)] = Part(prefix, adapter=adapter)
     places = {place for by_place in found.values() for place in by_place}
     if places != set(range(1, len(places) + 1)):
         raise ValueError(f"the adapter file holds the links {sorted(places)} of a chain; one is missing, save it again")
     return {layer: [by_place[place] for place in sorted(by_place)] for layer, by_place in found.items()}
-
-
-@torch.no_grad()
-def _packed_steps(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[Step, ...]]:
-    link = unpacked(tensors, prefix)
-    return {layer: (adapter.step(),) for layer, adapter in link.adapters.items()}
 
 
 @torch.no_grad()
@@ -72,8 +66,8 @@ def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[li
     Raises:
         ValueError: a tensor is missing, or holds what no adapter's does.
     """
-    if part.steps is not None:
-        return list(part.steps), {part.prefix + PACKED, part.prefix + LAYOUT}
+    if part.adapter is not None:
+        return [part.adapter.step()], {part.prefix + PACKED, part.prefix + LAYOUT}
     names = [f"{part.prefix}{layer}.{name}" for name in part.family.tensor_names]
     if missing := [name for name in names if name not in tensors]:
         raise ValueError(f"the adapter file lacks {', '.join(missing)}; it is not whole")

@@ -19,7 +19,7 @@ def stacked(links: Sequence[Link]) -> Link:
         raise ValueError("no adapters to put side by side")
     first, *others = links
     for other in others:
-        if other.family != first.family or other.targets != first.targets or other.describe() != first.describe():
+        if (other.family, other.targets, other.settings()) != (first.family, first.targets, first.settings()):
             raise ValueError(f"adapters side by side must be alike: {first.describe()}, and {other.describe()}")
     adapters = {name: _stacked([link.adapters[name] for link in links]) for name in first.adapters}
     return Link(first.family, adapters, first.targets)

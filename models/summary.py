@@ -46,7 +46,7 @@ def change_per_block(adapter: AdapterSet, weight_of: WeightOf | None = None) -> 
 
     ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built for low-rank families.
     """
-    changes = {name: _norm(name, steps, weight_of) for name, steps in adapter.steps().items()}
+    changes = {name: _norm(name, adapter.steps_of(name), weight_of) for name in adapter.targets()}
     blocks: dict[str, list[float]] = {}
     for name in adapter.targets():
         change = changes[name]

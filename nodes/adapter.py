@@ -16,7 +16,7 @@ from ..models.targets import DIFFUSION_PREFIX
 from ..trainers.chart import block_chart
 from ..trainers.options import check_number
 from . import sockets
-from .bridge.lora import apply_adapter, base_weights, check_fits, has_text_layers, warn_of_another_base
+from .bridge.lora import apply_adapter, base_weights, check_base, check_fits, has_text_layers, warn_of_another_base
 from .bridge.pixels import to_image
 
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
@@ -114,7 +114,7 @@ class ToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: AdapterSet, model: Any, clip: Any = None) -> io.NodeOutput:
-        check_fits(model, clip, adapter)
+        check_base(model, clip, adapter)
         if not adapter.chain:
             raise ValueError("the adapter holds words only, which no LoRA can hold; use Apply Adapter, or Save Adapter "
                              "in format 'comfyui' for an embedding file")  # fmt: skip
@@ -147,12 +147,12 @@ class Info(io.ComfyNode):
     def execute(cls, adapter: AdapterSet, model: Any = None) -> io.NodeOutput:
         report = summary(adapter)
         if model is None:
-            steps = adapter.steps()
-            known = {name for name in steps if not depends_on_weight(steps[name])}
+            layers = adapter.targets()
+            known = {name for name in layers if not depends_on_weight(adapter.steps_of(name))}
             changes = change_per_block(adapter.only(known))
-            if len(known) < len(steps):
+            if len(known) < len(layers):
                 report += (
-                    f"\nchart: without {len(steps) - len(known)} layers, whose change depends on the model's weights; "
+                    f"\nchart: without {len(layers) - len(known)} layers, whose change depends on the model's weights; "
                     "connect model to see them"
                 )
         else:

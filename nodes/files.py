@@ -18,7 +18,7 @@ from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_a
 from ..models.word_files import embedding_tensors
 from . import sockets
 from .bridge.files import adapter_files, adapter_path, check_callable, how_to_call, output_file, output_name
-from .bridge.lora import base_weights, check_fits
+from .bridge.lora import base_weights, check_base
 from .bridge.names import file_names, read_names
 
 FORMATS = ("hyperbooth", "kohya", "diffusers", "comfyui")
@@ -130,7 +130,7 @@ def contents(adapter: AdapterSet, format: str, model: Any, clip: Any = None) -> 
         check_only_words(adapter, format)
         return embedding_tensors(adapter.words)
     if model is not None:
-        check_fits(model, clip, adapter)
+        check_base(model, clip, adapter)
     weight_of = None if model is None else base_weights(model, clip)
     if format == "comfyui":
         return stock_tensors(adapter, weight_of)

@@ -135,4 +135,4 @@ def _check_same_kind(given: Link, wanted: Link) -> None:
 
 def _kind(link: Link) -> Any:
     sizes = {name: [tuple(p.shape) for p in adapter.parameters()] for name, adapter in link.adapters.items()}
-    return link.describe(), sizes
+    return link.family, link.settings(), sizes

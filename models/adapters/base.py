@@ -116,7 +116,12 @@ class Adapter(nn.Module):
 
     def describe(self) -> str:
         """The settings in a few words, for reports: ``rank 8, alpha 8``."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.settings().items())
+        return ", ".join(f"{name} {shown(value)}" for name, value in self.settings().items())
+
+
+def shown(value: float) -> str:
+    """A setting for reports: whole numbers with every digit (a seed), others short."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def check_matrix(given: tuple[int, int], shape: tuple[int, ...]) -> None:

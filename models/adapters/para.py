@@ -76,8 +76,8 @@ class PaRa(Adapter):
         rows, columns = shape
         if config.rank >= rows:
             raise ValueError(
-                f"rank {config.rank} would remove all of a layer of {rows} x {columns}; give a rank far below {rows}, "
-                f"a fortieth of it at most, or other targets"
+                f"rank {config.rank} would remove all of a layer of {rows} x {columns}; give a rank of at most "
+                f"{max(1, rows // 40)}, a fortieth of it, or other targets"
             )
         drawn = torch.randn(rows, config.rank, generator=generator)
         return cls(torch.linalg.qr(drawn).Q.contiguous(), columns)

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...models.adapter_set import AdapterSet, WeightOf
 from ...models.adapters import Full, LoRA
 from ...models.dialects import stock_tensors
-from ...models.provenance import other_base
+from ...models.provenance import other_base, records
+from ...models.steps import Projection
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from .session import adaptable_layers, architecture, layer_shapes
 from .weight_adapter import ChainAdapter
@@ -97,8 +98,35 @@ def _weight(patcher: Any, key: str) -> Tensor:
     return weight.clone()
 
 
+def check_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
+    """The adapter can be written down as a plain LoRA for this MODEL (and CLIP).
+
+    Raises:
+        ValueError: it does not fit, or is on it already: what a PaRa takes away is not there to be written down.
+    """
+    check_fits(model, clip, adapter)
+    warn_of_another_base(model, clip, adapter)
+    for name in adapter.targets():
+        patcher = clip.patcher if clip is not None and name.startswith(TEXT_PREFIX) else model
+        patches = [patch[1] for patch in patcher.patches.get(f"{name.removeprefix(TEXT_PREFIX)}.weight", ())]
+        chains = [patch for patch in patches if isinstance(patch, ChainAdapter)]
+        if chains and any(chain.removes(step.q) for chain in chains for step in adapter.steps_of(name)
+                          if isinstance(step, Projection)):  # fmt: skip
+            raise ValueError(
+                "the model carries this adapter already (from Apply Adapter or Load LoRA), so that what its PaRa takes "
+                "away is gone from it; connect the model as it was before"
+            )
+
+
 def warn_of_another_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
-    """Say so in the log if the adapter was written down for other weights than these."""
+    """Say so in the log if the adapter was written down for other weights than these.
+
+    Raises:
+        ValueError: it is for another architecture.
+    """
+    if not records(adapter.facts):
+        return
+    check_fits(model, clip, adapter)
     layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
     if far := other_base(adapter.facts, base_weights(model, clip), layers):
         logging.warning(

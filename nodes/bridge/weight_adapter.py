@@ -59,6 +59,11 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
             values = [rest.pop(0).to(device, dtype) for _ in kind._fields]
             yield kind(*values)
 
+    def removes(self, q: Tensor) -> bool:
+        """Whether one of its steps takes the directions ``q`` away."""
+        found = (step.q for step in self.steps(q.device, q.dtype) if isinstance(step, Projection))
+        return any(other.shape == q.shape and torch.dist(other @ (other.mT @ q), q) < 1e-3 for other in found)
+
     def calculate_weight(
         self, weight: Tensor, key: str, strength: float, strength_model: float, offset: Any,
         function: Callable[[Tensor], Tensor], intermediate_dtype: torch.dtype = torch.float32,

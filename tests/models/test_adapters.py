@@ -331,6 +331,9 @@ def test_subjects_of_other_kinds_are_not_put_side_by_side() -> None:
         stacked(links)
     with pytest.raises(ValueError, match="no adapters"):
         stacked([])
+    seeds = [Family("lidb", LiDBConfig(basis_seed=10_000_000 + i), _lidb) for i in range(2)]
+    with pytest.raises(ValueError, match=r"basis seed 10000000\b.*basis seed 10000001\b"):
+        stacked([case(family, LAYERS[0]).link for family in seeds])
 
 
 @by_family

@@ -11,10 +11,12 @@ import comfy.utils
 import pytest
 import torch
 from chains import chain, link, literal
-from hyperbooth.models.adapter_set import AdapterSet
+from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.chain import combined
+from hyperbooth.models.provenance import with_base
 from hyperbooth.models.steps import Projection, changed
 from hyperbooth.models.storage import load_adapter, save_adapter
+from hyperbooth.models.targets import Target
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.lora import base_weights
 from hyperbooth.nodes.bridge.names import read_names
@@ -222,6 +224,38 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     )  # fmt: skip
     independent = load_adapter(output_folder / plain, read_names(model))
     assert "made_for" in again.facts and "made_for" not in independent.facts
+
+
+def test_an_export_from_the_model_that_carries_it_is_refused(
+    node: Any, loaded: Any, output_folder: Path, tmp_path: Path
+) -> None:
+    """There ``Q^T W`` is nothing, and so would be the LoRA."""
+    model, clip, _ = loaded
+    adapter = chain(("para", "lora"), loaded)
+    applied, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+        stock, _ = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
+    for carrying in (applied, stock):
+        with pytest.raises(ValueError, match="carries this adapter already"):
+            node("ToLoRA", adapter=adapter, model=carrying)
+        with pytest.raises(ValueError, match="carries this adapter already"):
+            node(
+                "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float32", model=carrying
+            )  # fmt: skip
+    other, _ = node("Apply", model=model, adapter=AdapterSet((link("para", loaded, 7),)), strength_model=1.0)
+    node("ToLoRA", adapter=adapter, model=other)
+
+
+def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> None:
+    """Before its base is looked at."""
+    adapter = with_base(chain(("para",), loaded), base_weights(loaded[0]))
+    name, other = next(iter(adapter.targets())), "diffusion_model.input_blocks.9.1.proj_in"
+    made = adapter.chain[0]
+    moved = Link("para", {other: made.adapters[name]}, {other: Target(other, made.targets[name].shape)})
+    with pytest.raises(ValueError, match=f"does not fit this SD15: {other}"):
+        node("Apply", model=loaded[0], adapter=AdapterSet((moved,), adapter.facts), strength_model=1.0)
 
 
 def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, output_folder: Path) -> None:
