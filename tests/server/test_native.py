@@ -20,8 +20,8 @@ METHODS = {
 """Rates that are seen in a picture after three steps."""
 LOADERS = ("LoraLoader", "LoraLoaderBypass")
 ROUNDED = 4
-"""Of 255. On a CPU the text encoder is in half precision: *Apply* and *Load LoRA* round its changed weights to it, bypass
-does not touch them. That is 0.0006 of the text's vectors, and a picture of random weights at cfg 7 shows it."""
+"""Of 255. On a CPU the text encoder is in half precision: *Apply* and *Load LoRA* round its changed weights to it,
+bypass the adapter alone. That is 0.0006 of the text's vectors, and a picture of random weights at cfg 7 shows it."""
 STRENGTHS = {"strength_model": 0.9, "strength_clip": 0.7}
 
 
