@@ -11,22 +11,23 @@ from .words import joined
 def combined(first: AdapterSet, second: AdapterSet) -> AdapterSet:
     """The chain of ``first``, then that of ``second``, and the words of both.
 
+    ComfyUI's names of variants begin alike (Flux, FluxSchnell), and count as one architecture.
+
     Raises:
         ValueError: they are known to be for different architectures, or disagree on a layer's shape or a word.
     """
     ours, theirs = first.targets(), second.targets()
-    both = [name for name in ours if name in theirs]
-    for name in both:
-        if theirs[name].shape != ours[name].shape:
+    for name in ours:
+        if name in theirs and theirs[name].shape != ours[name].shape:
             raise ValueError(
                 f"first and second are for different architectures: {name} is {ours[name].shape} in first, "
                 f"{theirs[name].shape} in second"
             )
     bases = [adapter.facts.get("base") for adapter in (first, second)]
-    if None not in bases and bases[0] != bases[1] and not both:  # Flux and FluxSchnell are two names of one kind
+    if None not in bases and not (bases[0].startswith(bases[1]) or bases[1].startswith(bases[0])):
         raise ValueError(
-            f"first was trained on {bases[0]}, second on {bases[1]}, and no layer is in both; a chain is for one "
-            "architecture, combine adapters of the same one"
+            f"first was trained on {bases[0]}, second on {bases[1]}; a chain is for one architecture, "
+            "combine adapters of the same one"
         )
     words = joined(first.words, second.words)
     return AdapterSet(first.chain + second.chain, _combined_facts(first.facts, second.facts), words)

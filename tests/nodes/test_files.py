@@ -523,6 +523,7 @@ def test_only_adapters_of_one_architecture_are_combined(node: Any) -> None:
     one, other = factors([where], base="SD15"), factors([where], base="SDXL")
     with pytest.raises(ValueError, match="first was trained on SD15, second on SDXL; a chain is for one"):
         node("Combine", first=one, second=other)
+    node("Combine", first=factors([where], base="Flux"), second=factors([where], base="FluxSchnell"))
     wide = factors([Target("diffusion_model.a", (8, 4))])
     with pytest.raises(ValueError, match=r"diffusion_model.a is \(6, 4\) in first, \(8, 4\) in second"):
         node("Combine", first=one, second=wide)
