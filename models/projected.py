@@ -5,14 +5,15 @@ Q is an orthonormal basis of the columns of B, ``B = Q R``. The change depends o
 
     ``dL/dB = -(g_y^T h + (y' - b)^T k) R^-T``,   ``h = (y - b) Q``,   ``k = g Q``,   ``g_y = g - k Q^T``
 
-for the gradient ``g = dL/dy'`` (rows are tokens). Kept for it are y', which whatever comes next keeps as well, and
-h of r numbers per token.
+for the gradient ``g = dL/dy'`` (rows are tokens). Kept for it are y', which attention keeps as well, and h of r numbers
+per token.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .frozen import no_view
 
@@ -47,6 +48,7 @@ class Projected(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, hidden, q, r, bias = ctx.saved_tensors
         flat = _flat(gradient, q, ctx.places)

@@ -14,7 +14,7 @@ from .steps import depends_on_weight
 FACT = "made_for"
 Record = Mapping[str, Sequence[float]]
 """Layer -> some numbers of its weight."""
-LAYERS, NUMBERS = 8, 8
+LAYERS, NUMBERS = 256, 4
 """How much of a base is kept: so many numbers of so many layers."""
 ALIKE = 0.005
 """Relative distance up to which two bases count as one: float16 rounds by 0.0003, bfloat16 by 0.002; fp8 by 0.03, which

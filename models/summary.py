@@ -51,7 +51,7 @@ def change_per_block(adapter: AdapterSet, weight_of: WeightOf | None = None) -> 
     for name in adapter.targets():
         change = changes[name]
         if weight_of is not None:
-            change /= weight_of(name).float().norm().item()
+            change /= max(weight_of(name).float().norm().item(), 1e-12)
         blocks.setdefault(block_of(name), []).append(change)
     return {block: sum(changes) / len(changes) for block, changes in blocks.items()}
 

@@ -86,7 +86,7 @@ class PaRa(Adapter):
     def settle(self, weight_of: Callable[[], Tensor], config: PaRaConfig, generator: torch.Generator) -> None:
         """For ``smallest singular``: B spans the directions that W uses least."""
         if config.init == "smallest singular":
-            self.basis.copy_(smallest_left(weight_of(), self.rank, generator))
+            self.basis.copy_(smallest_left(weight_of(), self.rank, generator).to(self.basis.device))
 
     @property
     def rank(self) -> int:
@@ -163,9 +163,15 @@ class Decompositions:
         place = self._places[id(basis)]
         if not self._values or self._values[place] != _value(basis):
             with torch.inference_mode(False), torch.no_grad():
-                self._q, self._r = torch.linalg.qr(torch.stack([base.detach() for base in self._bases]).float())
+                self._q, self._r = _decomposed(torch.stack([base.detach() for base in self._bases]).float())
             self._values = [_value(base) for base in self._bases]
         return self._q[place], self._r[place]
+
+
+def _decomposed(bases: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and R; on the CPU for Apple's GPUs, which have no such kernel."""
+    q, r = torch.linalg.qr(bases.cpu() if bases.device.type == "mps" else bases)
+    return q.to(bases.device), r.to(bases.device)
 
 
 def _value(basis: nn.Parameter) -> object:

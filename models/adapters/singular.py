@@ -26,7 +26,7 @@ def smallest_left(weight: Tensor, count: int, generator: torch.Generator) -> Ten
         ValueError: the weight holds NaN or infinity.
     """
     rows, columns = weight.shape
-    weight = weight.float()
+    weight = weight.cpu().float() if weight.device.type == "mps" else weight.float()
     weight = weight / weight.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     tall = rows > columns
     factor = _cholesky(weight.mT @ weight if tall else weight @ weight.mT)
@@ -35,7 +35,7 @@ def smallest_left(weight: Tensor, count: int, generator: torch.Generator) -> Ten
         q = q - weight @ torch.cholesky_solve(weight.mT @ q, factor) if tall else torch.cholesky_solve(q, factor)
         q = torch.linalg.qr(q).Q
     used = q.mT @ weight
-    _, order = torch.linalg.eigh((used @ used.mT).double().cpu())
+    _, order = torch.linalg.eigh((used @ used.mT).cpu().double())
     return q @ order[:, :count].to(q)
 
 

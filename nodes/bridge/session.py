@@ -11,7 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ...models.frozen import Borrow, frozen, is_linear
+from ...models.frozen import Borrow, frozen, is_convolution, is_linear
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from ...models.words import Word
 from ...trainers.options import TrainingOptions
@@ -239,7 +239,7 @@ def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
 
 
 def _is_adaptable(module: nn.Module) -> bool:
-    return is_linear(module) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    return is_linear(module) or (isinstance(module, nn.Conv2d) and is_convolution(module) and module.groups == 1)
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:

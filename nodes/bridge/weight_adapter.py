@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import comfy.ops
 import comfy.weight_adapter
 import torch
 import torch.nn.functional as F
@@ -69,12 +70,14 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
         function: Callable[[Tensor], Tensor], intermediate_dtype: torch.dtype = torch.float32,
         original_weight: Any = None,
     ) -> Tensor:  # fmt: skip
-        """Every step on what the weight is by then, in float32, and rounded once; in place, because ComfyUI may have
-        given a part of a larger weight."""
+        """Every step on what the weight is by then, in float32; in place, because ComfyUI may have given a part of a
+        larger weight."""
         flat = weight.flatten(1).float()
         try:
             change = total_change(self.steps(weight.device, torch.float32), flat, strength)
             weight += function(change.reshape(weight.shape).to(weight.dtype))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # as stock adapters do: a picture without it, and a line in the log
             logging.error("HyperBooth: the adapter does not fit %s, %s: %s", key, tuple(weight.shape), error)
         return weight
@@ -83,7 +86,7 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
         """The steps beside the layer, whose weight is not needed."""
         y = org_forward(x, *args, **kwargs)
         steps = list(self.steps(x.device, x.dtype))
-        bias = self._bias(org_forward, x) if depends_on_weight(steps) else None
+        bias = self._bias(org_forward, y) if depends_on_weight(steps) else 0.0
         for step in steps:
             if isinstance(step, Projection):
                 y = y - self.multiplier * self._projection(step.q, y - bias)
@@ -111,17 +114,17 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
         one = (...,) + (None,) * self.conv_dim
         return self._convolve(self._convolve(y, q.mT[one]), q[one])
 
-    def _bias(self, org_forward: Callable[..., Tensor], x: Tensor) -> Tensor:
-        """b, whatever is before us: all of it is affine, so that it gives its bias for an input of zeros; no step of
-        ours changes it."""
-        if not self.is_conv:
-            return org_forward(x.new_zeros([1] * (x.ndim - 1) + [x.shape[-1]])).flatten()
-        b = org_forward(x.new_zeros(1, x.shape[1], *(self._reach())))
-        return b.flatten(2)[:, :, :1].unflatten(2, (1,) * self.conv_dim)
-
-    def _reach(self) -> list[int]:
-        """The smallest picture that the layer takes."""
-        return [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.kw_dict["dilation"], strict=True)]
+    def _bias(self, org_forward: Callable[..., Tensor], y: Tensor) -> Tensor | float:
+        """b, as the output has it; no step of ours changes it."""
+        owner = org_forward.__self__
+        layer = owner.module if isinstance(owner, comfy.weight_adapter.BypassForwardHook) else owner
+        if layer.bias is None:
+            return 0.0
+        bias = layer.bias.to(y)
+        if isinstance(layer, comfy.ops.CastWeightBiasOp):
+            for patch in layer.bias_function:
+                bias = patch(bias)
+        return bias[(...,) + (None,) * self.conv_dim]
 
     def _convolve(self, x: Tensor, kernel: Tensor, **geometry: Any) -> Tensor:
         return (F.conv1d, F.conv2d, F.conv3d)[self.conv_dim - 1](x, kernel, **geometry)
@@ -131,27 +134,20 @@ def _flat(step: Step) -> tuple[Any, ...]:
     return (type(step).__name__, *(tensor.detach() for tensor in step))
 
 
-class _Last:
-    """The parts of the file asked for last: a loader asks for every layer of the model in turn."""
-
-    def __init__(self) -> None:
-        self.first: Callable[[], Tensor | None] = lambda: None
-        self.names: tuple[int, int] = (0, 0)
-        self.parts: dict[str, list[Part]] = {}
-
-
-_last = _Last()
+_last: tuple[Callable[[], Tensor | None], int, int, dict[str, list[Part]]] = (lambda: None, 0, 0, {})
+"""The file asked for last (its first tensor, id and length) and its parts: a loader asks for every layer in turn."""
 
 
 def _parts(lora: Mapping[str, Tensor]) -> dict[str, list[Part]]:
+    global _last
     first = next(iter(lora.values()), None)
     if first is None:
         return {}
-    names = (id(lora), len(lora))
-    if _last.first() is not first or _last.names != names:
-        _last.parts = parts_of(lora)
-        _last.first, _last.names = weakref.ref(first), names
-    return _last.parts
+    known, name, length, parts = _last
+    if known() is not first or (name, length) != (id(lora), len(lora)):
+        parts = parts_of(lora)
+        _last = (weakref.ref(first), id(lora), len(lora), parts)
+    return parts
 
 
 def register() -> None:
