@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PROBES = 3
-"""Numbers of each basis that a file keeps: its first ones."""
+"""Numbers of each basis that a file keeps: its first ones, all if there are fewer."""
 TOLERANCE = 1e-5
 """Of a probe: float32 leaves 6e-8 of such a number."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..steps import Sum
 from .base import Adapter
-from .bases import PROBES, TOLERANCE, basis, check_sizes, probes
+from .bases import TOLERANCE, basis, check_sizes, probes
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class LiDB(Adapter):
             raise ValueError(f"has probes of {len(facts['probes'])} bases, but uses {len(expected)}; save it again")
         for name, ours in expected.items():
             theirs = facts["probes"][name]
-            if len(theirs) != PROBES or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
+            if len(theirs) != len(ours) or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
                 raise ValueError(
                     f"was trained in other bases than seed {facts['basis_seed']} gives here: the basis {name} starts "
                     f"with {theirs!r:.80} in the file, {ours} here; applied, it would be another subject"

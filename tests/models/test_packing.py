@@ -96,6 +96,13 @@ def test_save_load_save_gives_the_same_bytes(tmp_path: Path, config: LiDBConfig)
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_layers_whose_bases_have_fewer_numbers_than_are_kept_come_back(tmp_path: Path, shape: tuple[int, int]) -> None:
+    link = lidb([Target("diffusion_model.a", shape), *SMALL], LiDBConfig(1, 1, 1))
+    save_adapter(AdapterSet((link,)), tmp_path / "a.safetensors")
+    assert_same(link, load_adapter(tmp_path / "a.safetensors").chain[0])
+
+
 def test_half_precision_comes_back_rounded_once(tmp_path: Path) -> None:
     link, path = lidb(SMALL), tmp_path / "a.safetensors"
     save_adapter(AdapterSet((link,)), path, torch.float16)
