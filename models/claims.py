@@ -23,6 +23,8 @@ DEEPEST = 16
 LONGEST_FACT = 10_000
 """Characters of a prompt or a trigger word: more than any encoder reads."""
 LARGEST_NUMBER = 2**64
+MOST_LAYERS = 8192
+"""Of one link; the largest models have some thousand."""
 LARGEST_WEIGHT = 1e9
 """Of a tensor's numbers: a product of three of them, summed over any rank, is finite in float32."""
 NOT_FINITE = f"NaN or infinite values, or such beyond {LARGEST_WEIGHT:.0e}"
@@ -100,6 +102,8 @@ def targets(entries: Any) -> dict[str, Target]:
     """
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f"gives {entries!r:.40} for targets; expected layers with the shapes of their weights")
+    if len(entries) > MOST_LAYERS:
+        raise ValueError(f"names {len(entries)} layers; no model has more than {MOST_LAYERS}")
     return {name: Target(name, shape_of(shape, name)) for name, shape in entries.items()}
 
 

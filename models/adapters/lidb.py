@@ -106,7 +106,7 @@ class LiDB(Adapter):
 
     @classmethod
     def link_facts(cls, adapters: Iterable["LiDB"]) -> dict[str, Any]:
-        """The seed, and the first numbers of every basis in use."""
+        """The seed, and some numbers of every basis in use."""
         adapters = list(adapters)
         used = sorted({use for adapter in adapters for use in adapter._bases()})
         seeds = {adapter.basis_seed for adapter in adapters}
@@ -123,6 +123,7 @@ class LiDB(Adapter):
         Raises:
             ValueError: they are not; both sides' numbers are named.
         """
+        adapters = list(adapters)
         expected = cls.link_facts(adapters)["probes"]
         if facts["probes"].keys() != expected.keys():
             raise ValueError(f"has probes of {len(facts['probes'])} bases, but uses {len(expected)}; save it again")
@@ -130,8 +131,8 @@ class LiDB(Adapter):
             theirs = facts["probes"][name]
             if len(theirs) != len(ours) or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
                 raise ValueError(
-                    f"was trained in other bases than seed {facts['basis_seed']} gives here: the basis {name} starts "
-                    f"with {theirs!r:.80} in the file, {ours} here; applied, it would be another subject"
+                    f"was trained in other bases than seed {facts['basis_seed']} gives here: the basis {name} has "
+                    f"{theirs!r:.80} in the file, {ours} here; applied, it would be another subject"
                 )
 
     @classmethod
