@@ -48,8 +48,10 @@ def with_words(clip: Any, words: Sequence[Word]) -> Any:
         _check_fits(clip, word)
     copied = copy.copy(clip)
     copied.tokenizer = copy.copy(clip.tokenizer)
+    loaded = dict(_encoders(clip))
     for name, tokenizer in _tokenizers(clip):
-        setattr(copied.tokenizer, name, _knowing(tokenizer, words))
+        if tokenizer.embedding_key in loaded:
+            setattr(copied.tokenizer, name, _knowing(tokenizer, words))
     return copied
 
 
