@@ -6,10 +6,12 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
+from hyperbooth.models.adapter_set import AdapterSet
+from hyperbooth.models.storage import load_adapter
 from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word, names, spelt_out
 from hyperbooth.nodes.bridge.words import with_words
 from hyperbooth.trainers.options import Method
-from rig import quick_sd15, train
+from rig import lora, quick_sd15, train
 from torch import Tensor
 
 from devkit.checkpoints import FAMILIES, write
@@ -89,3 +91,39 @@ def test_a_prompt_in_which_the_word_is_not_found_is_refused(
     monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_identifier", "other:")
     with pytest.raises(ValueError, match=r"'a photo of sks-dog' names 'sks-dog', but the tokenizer of clip_l does not"):
         train(node, (model,), subject, inversion(), 1, clip=clip)
+
+
+def test_a_model_that_lacks_an_encoder_needs_no_vectors_for_it(node: Any, tmp_path: Path) -> None:
+    """SD3 has tokenizers for three encoders, however many are loaded."""
+    model, clip, vae = family("sd3", tmp_path)
+    subject = made(node, clip, vae, f"a photo of {TOKEN}")
+    adapter, _, _ = train(node, (model,), subject, inversion(), 1, clip=clip)
+    held = set(adapter.words[0].vectors)
+    assert held and held < {"clip_l", "clip_g", "t5xxl"}
+    _, knowing = node("Apply", model=model, adapter=adapter, strength_model=1.0, clip=clip)
+    rows = [t for t, _ in knowing.tokenize(f"a embedding:{TOKEN}")["l"][0] if isinstance(t, Tensor)]
+    assert torch.equal(torch.stack(rows), adapter.words[0].vectors["clip_l"])
+
+
+def test_going_on_over_text_encoder_layers_or_words_encodes_anew(node: Any, loaded: Any) -> None:
+    """The method trains no text encoder, but an earlier link changes it; and a word of start_from is heard."""
+    _, clip, vae = loaded
+    subject = made(node, clip, vae, f"a photo of {TOKEN}")
+    over, _, _ = train(node, loaded, subject, lora(text_encoder=True, learning_rate=3e-3), 2, clip=clip)
+    plain, _, _ = train(node, loaded, subject, lora(), 1)
+    word, _, _ = train(node, loaded, subject, inversion(), 1, clip=clip)
+    from_plain, _, _ = train(node, loaded, subject, lora(), 1, start_from=plain, clip=clip)
+    for first in (over, word):
+        (both,) = node("Combine", first=first, second=plain)
+        with pytest.raises(ValueError, match="clip is not connected, but start_from holds text-encoder layers or a"):
+            train(node, loaded, subject, lora(), 1, start_from=both)
+        further, _, _ = train(node, loaded, subject, lora(), 1, start_from=both, clip=clip)
+        ends = zip(further.chain[-1].parameters(), from_plain.chain[-1].parameters(), strict=True)
+        assert len(further.chain) == len(both.chain) and any(not torch.equal(a, b) for a, b in ends)
+
+
+def test_load_says_what_an_embedding_file_is(node: Any, output_folder: Path) -> None:
+    word = AdapterSet((), {}, (Word(TOKEN, {"clip_l": torch.zeros(1, 768)}),))
+    (path,) = node("Save", adapter=word, filename_prefix="loras/a", format="comfyui", precision="float32")
+    with pytest.raises(ValueError, match=r"is an embedding file.*models/embeddings and write embedding:a_00001_ in"):
+        load_adapter(output_folder / path)
