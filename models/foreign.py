@@ -16,6 +16,8 @@ from .metadata import facts_of
 from .targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
 
 _TEXT_STEMS = ("lora_te", "lora_prior_te", "text_encoder", "text_encoders")
+_EMBEDDING = {"emb_params", "clip_l", "clip_g", "t5xxl"}
+"""All that an embedding file's tensors are called."""
 _OTHERS = {
     r"dora_scale|lora_magnitude_vector.*": "DoRA",
     r"hada_\w+": "LoHa",
@@ -69,6 +71,11 @@ def check_is_lora(file: str, names: Iterable[str]) -> None:
     names = list(names)
     if not names:
         raise ValueError(f"{file} holds no tensors; save or copy it again")
+    if _EMBEDDING.issuperset(names):
+        raise ValueError(
+            f"{file} is an embedding file, a word for prompts, and no LoRA; move it to models/embeddings and write "
+            f"embedding:{file.removesuffix('.safetensors')} in a prompt"
+        )
     strange = [name for name in names if _split(name) is None and not name.endswith(DIFFERENCE)]
     kinds = {kind for name in strange for end, kind in _OTHERS.items() if re.search(rf"\.(?:{end})$", name)}
     if kinds:

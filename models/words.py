@@ -157,11 +157,15 @@ def spelt_out(prompt: str, tokens: Iterable[str]) -> str:
 
 
 def _mention(token: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w/\\-])(?:{IDENTIFIER})?{re.escape(token)}(?![\w/\\-]|\.\w)")
+    return re.compile(rf"(?<![\w/\\-])(?:{IDENTIFIER})?{re.escape(token)}(?![\w/-]|\\(?!\))|\.\w)")
 
 
 def _spaced(token: str, found: re.Match[str]) -> str:
-    """A lookup begins after a space, or where a weighted part begins, and ends at a space or comma."""
+    """A lookup begins after a space and ends at one, or at a comma with a space after it.
+
+    Spaces go around it wherever none are: no other end of a word holds for every tokenizer, and the lookup drops them.
+    """
     before, after = found.string[: found.start()], found.string[found.end() :]
-    space = "" if not before or before[-1].isspace() or before[-1] == "(" else " "
-    return f"{space}{IDENTIFIER}{token}{'' if not after or after[0].isspace() or after[0] in ',):' else ' '}"
+    first = "" if not before or before[-1].isspace() else " "
+    last = "" if not after or re.match(r",?\s", after) else " "
+    return f"{first}{IDENTIFIER}{token}{last}"

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
 from ..models.storage import save_adapter
+from ..models.targets import TEXT_PREFIX
 from ..trainers.options import Method, TrainingOptions, check_choice
 from ..trainers.personalize import Result, personalize
 from ..trainers.resume import States
@@ -49,7 +50,9 @@ class Train(io.ComfyNode):
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures per step."),
                 sockets.seed("Same seed and inputs, same adapter. Kept fixed: queueing again does not train again."),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="Only needed if the method trains the text encoder or a word."
+                    "clip",
+                    optional=True,
+                    tooltip="Only needed if the method trains the text encoder or a word, or start_from holds such.",
                 ),
                 sockets.Options.Input("options", optional=True, tooltip="Optimizer, loss, memory, previews."),
                 sockets.Adapter.Input(
@@ -79,15 +82,30 @@ class Train(io.ComfyNode):
         options: TrainingOptions | None = None, start_from: AdapterSet | None = None, resume: str = RESUME[0],
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("resume", resume, RESUME)
-        if method.encodes_prompts and clip is None:
-            what = "a word" if method.word else "the text encoder"
-            instead = "" if method.word else ", or switch text_encoder off in the method"
-            raise ValueError(f"clip is not connected, but the method trains {what}; connect it{instead}")
+        encodes = method.encodes_prompts or changes_prompts(start_from)
+        if encodes and clip is None:
+            raise ValueError(why_clip(method))
         if start_from is not None:
             warn_of_another_base(model, clip, start_from)
         run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from)
-        result = train(run, model, clip if method.encodes_prompts else None, resume == RESUME[0])
+        result = train(run, model, clip if encodes else None, resume == RESUME[0])
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))
+
+
+def changes_prompts(adapter: AdapterSet | None) -> bool:
+    """Whether prompts have to be encoded anew under it: it changes the text encoder, or holds words."""
+    return adapter is not None and (
+        bool(adapter.words) or any(name.startswith(TEXT_PREFIX) for link in adapter.chain for name in link.targets)
+    )
+
+
+def why_clip(method: Method) -> str:
+    """What to tell who has not connected clip."""
+    if not method.encodes_prompts:
+        return "clip is not connected, but start_from holds text-encoder layers or a word; connect it"
+    what = "a word" if method.word else "the text encoder"
+    instead = "" if method.word else ", or switch text_encoder off in the method"
+    return f"clip is not connected, but the method trains {what}; connect it{instead}"
 
 
 def train(run: Run, model: Any, clip: Any, resume: bool) -> Result:

@@ -146,7 +146,7 @@ class _Job:
     def fit(self, on_step: OnStep) -> str:
         """Train within the memory there is; the line that says how."""
         run, bench = self.run, self.bench
-        with bench.knowing(self.adapter.words), self.adapter.attached(
+        with bench.knowing(self.adapter.words, run.subject.prompts), self.adapter.attached(
             bench.layers, bench.borrow, bench.written_over
         ) as without:  # fmt: skip
             loss = DreamBooth(

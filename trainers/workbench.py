@@ -45,8 +45,12 @@ class Workbench(Protocol):
             ValueError: the text encoders take none, or know nothing of such a word.
         """
 
-    def knowing(self, words: Sequence[Word]) -> AbstractContextManager[None]:
-        """Inside the block, prompts that name ``words`` are encoded with their vectors as they stand."""
+    def knowing(self, words: Sequence[Word], prompts: Sequence[str] = ()) -> AbstractContextManager[None]:
+        """Inside the block, prompts that name ``words`` are encoded with their vectors as they stand.
+
+        Raises:
+            ValueError: one of ``prompts`` names a word where the text encoders would not find it.
+        """
 
     def blank(self, subject: Subject) -> Any:
         """What it takes for the empty prompt, or None."""

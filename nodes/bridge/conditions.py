@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...models.words import Word, spelt_out
 from ...trainers.subject import Example, Frame
-from .words import with_words
+from .words import check_heard, with_words
 
 Arguments = dict[str, Any]
 
@@ -68,11 +68,13 @@ class Conditions:
         return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
 
     @contextmanager
-    def knowing(self, words: Sequence[Word]) -> Iterator[None]:
-        """Inside the block prompts may name ``words``."""
+    def knowing(self, words: Sequence[Word], prompts: Sequence[str] = ()) -> Iterator[None]:
+        """Inside the block prompts may name ``words``; see :func:`check_heard` for ``prompts``."""
         before = self.clip, self._tokens
         if self.clip is not None:
-            self.clip, self._tokens = with_words(self.clip, words), tuple(word.token for word in words)
+            knowing = with_words(self.clip, words)
+            check_heard(knowing, words, prompts)
+            self.clip, self._tokens = knowing, tuple(word.token for word in words)
         try:
             yield
         finally:

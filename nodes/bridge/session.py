@@ -56,8 +56,8 @@ class ComfyWorkbench:
     def first_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
         return first_vectors(self.clip, word, count)
 
-    def knowing(self, words: Sequence[Word]) -> AbstractContextManager[None]:
-        return self.conditions.knowing(words)
+    def knowing(self, words: Sequence[Word], prompts: Sequence[str] = ()) -> AbstractContextManager[None]:
+        return self.conditions.knowing(words, prompts)
 
     def blank(self, subject: Subject) -> Any:
         if subject.blank is None:

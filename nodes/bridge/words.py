@@ -7,14 +7,14 @@ words first, then wherever it would have looked. Rows that are parameters keep t
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
-from ...models.words import Word, start_at
+from ...models.words import Word, names, spelt_out, start_at
 
 _NAME = re.compile(r"\s*([\w-]+)(,*)(?=[\s<\[]|$)")
 """A name as the stock lookup cuts it out: up to a space or bracket, commas at its end aside."""
@@ -48,9 +48,38 @@ def with_words(clip: Any, words: Sequence[Word]) -> Any:
         _check_fits(clip, word)
     copied = copy.copy(clip)
     copied.tokenizer = copy.copy(clip.tokenizer)
+    loaded = dict(_encoders(clip))
     for name, tokenizer in _tokenizers(clip):
-        setattr(copied.tokenizer, name, _knowing(tokenizer, words))
+        if tokenizer.embedding_key in loaded:
+            setattr(copied.tokenizer, name, _knowing(tokenizer, words))
     return copied
+
+
+def check_heard(clip: Any, words: Sequence[Word], prompts: Iterable[str]) -> None:
+    """Each of ``prompts`` that names one of ``words`` gets its vectors from ``clip``, which knows them.
+
+    Raises:
+        ValueError: a prompt's tokens hold none of them, so that it would teach nothing, unnoticed.
+    """
+    for prompt in prompts:
+        given = _storages(clip.tokenize(spelt_out(prompt, [word.token for word in words])))
+        for word in words:
+            unheard = [key for key, _ in _encoders(clip) if _storage(word.vectors[key]) not in given]
+            if unheard and names(prompt, word.token):
+                raise ValueError(
+                    f"the prompt {prompt!r} names {word.token!r}, but the tokenizer of {', '.join(unheard)} does not "
+                    "find it there; write it with spaces around it, and close every bracket"
+                )
+
+
+def _storages(tokens: Mapping[str, Any]) -> set[int]:
+    """Where the tensors among a prompt's tokens (batches of token and weight for each encoder) lie in memory."""
+    batches = [batch for encoder in tokens.values() for batch in encoder]
+    return {_storage(token) for batch in batches for token, *_ in batch if isinstance(token, Tensor)}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _knowing(tokenizer: SDTokenizer, words: Sequence[Word]) -> SDTokenizer:

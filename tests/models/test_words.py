@@ -37,7 +37,11 @@ PROMPTS = {
     "a photo of embedding:sks-dog": "a photo of embedding:sks-dog",
     "sks-dog, sitting.": "embedding:sks-dog, sitting.",
     "a photo of sks-dog.": "a photo of embedding:sks-dog .",
-    "(sks-dog:1.3) here": "(embedding:sks-dog:1.3) here",
+    "(sks-dog:1.3) here": "( embedding:sks-dog :1.3) here",
+    "sks-dog,outdoors": "embedding:sks-dog ,outdoors",
+    "sks-dog: a portrait": "embedding:sks-dog : a portrait",
+    "(sks-dog,beach:1.2)": "( embedding:sks-dog ,beach:1.2)",
+    "one,sks-dog,": "one, embedding:sks-dog ,",
     'the "sks-dog"': 'the " embedding:sks-dog "',
     "sks-dog and sks-dog": "embedding:sks-dog and embedding:sks-dog",
 }
