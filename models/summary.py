@@ -12,7 +12,7 @@ from .provenance import FACT
 from .removal import removal_warning
 from .steps import Step, is_dense, total_change, total_factors
 
-_BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(\w+?_?blocks?\.\d+|middle_block|layers\.\d+)")
+_BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(middle_block|\w+?_?blocks?\.\d+|layers\.\d+)")
 
 
 def summary(adapter: AdapterSet) -> str:
