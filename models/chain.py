@@ -5,6 +5,7 @@ from typing import Any
 
 from .adapter_set import AdapterSet
 from .metadata import trigger_words
+from .prompts import LEFT_OUT
 from .words import joined
 
 
@@ -40,10 +41,12 @@ def _combined_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     words = [word for facts in (first, second) for word in trigger_words(facts.get("trigger", ""))]
     prompts = [prompt for facts in (first, second) for prompt in facts.get("prompts", ())]
     parts = [part for facts in (first, second) for part in facts.get("parts", [dict(facts)])]
+    left_out = sum(facts.get(LEFT_OUT, 0) for facts in (first, second))
     return {
         **shared,
         **either,
         **({"trigger": ", ".join(dict.fromkeys(words))} if words else {}),
         "prompts": list(dict.fromkeys(prompts)),
+        **({LEFT_OUT: left_out} if left_out else {}),
         "parts": parts,
     }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .adapter_set import AdapterSet
 from .claims import LONGEST_FACT, parsed
+from .prompts import facts_in_file, shortened
 from .provenance import FACT, records
 from .stream import contents
 
@@ -50,9 +51,13 @@ _COPIED = {
 """kohya's entry -> the fact it repeats."""
 
 
-def lora_metadata(adapter: AdapterSet, title: str) -> dict[str, str]:
-    """The entries for a file called ``title`` that holds ``adapter``, from what is known of its making."""
-    facts = adapter.facts
+def lora_metadata(adapter: AdapterSet, title: str, native: bool = False) -> dict[str, str]:
+    """The entries for a file called ``title`` that holds ``adapter``, from what is known of its making.
+
+    Args:
+        native: the file is in our own format; else it is a plain LoRA, whatever the chain is.
+    """
+    facts = facts_in_file(adapter) if native else shortened(adapter.facts)
     entries = {name: facts[fact] for name, fact in _COPIED.items() if facts.get(fact) is not None}
     entries |= _network(adapter) | _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
     kind = "lora" if adapter.chain else "textual-inversion"
@@ -91,7 +96,7 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
 def _network(adapter: AdapterSet) -> dict[str, Any]:
@@ -149,11 +154,10 @@ def _words(facts: Mapping[str, Any]) -> dict[str, Any]:
     if not tags:
         return {}
     subset = {"image_dir": _DATASET, "img_count": images, "num_repeats": 1, "class_tokens": ", ".join(words) or None}
-    dataset = {"is_dreambooth": True, "subsets": [subset], "tag_frequency": {_DATASET: tags}}
     return {
         "ss_tag_frequency": {_DATASET: tags},
         "ss_dataset_dirs": {_DATASET: {"n_repeats": 1, "img_count": images}},
-        "ss_datasets": [dataset],
+        "ss_datasets": [{"is_dreambooth": True, "subsets": [subset]}],
     }
 
 

@@ -28,6 +28,7 @@ from .adapters import FAMILIES, Adapter
 from .dialects import link_tensors
 from .foreign import Names, check_is_lora, read_lora
 from .packing import LAYOUT, PACKED, packed, unpacked
+from .prompts import facts_in_file
 from .stream import chunks
 from .word_files import header_entries, named_tensors, take_word
 
@@ -97,14 +98,15 @@ def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
 
 
 def header_of(adapter: AdapterSet) -> str:
-    """The entry under :data:`HEADER` that makes a file ours.
+    """The entry under :data:`HEADER` that makes a file ours; prompts in it are shortened, see :mod:`.prompts`.
 
     Raises:
         ValueError: :func:`load_adapter` would not take it.
     """
     chain = [_entry(link) for link in adapter.chain]
     words = {"words": header_entries(adapter.words)} if adapter.words else {}
-    text = json.dumps({"version": VERSION, "chain": chain, **words, "facts": dict(adapter.facts)})
+    header = {"version": VERSION, "chain": chain, **words, "facts": facts_in_file(adapter)}
+    text = json.dumps(header, ensure_ascii=False)
     try:
         claims.facts(claims.parsed(text)["facts"])
     except ValueError as error:

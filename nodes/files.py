@@ -106,7 +106,7 @@ class Save(io.ComfyNode):
             known = (
                 adapter if format == "hyperbooth" or model is None else with_base(adapter, base_weights(model, clip))
             )
-            entries |= with_hash(lora_metadata(known, title), tensors)
+            entries |= with_hash(lora_metadata(known, title, native=format == "hyperbooth"), tensors)
         write_tensors(tensors, path, entries)
         name = output_name(path)
         notes = (how_to_call(path),) if embedding else ()

@@ -71,13 +71,16 @@ def assert_same(ours: Link, theirs: Link) -> None:
     assert all(torch.equal(t, numbers(theirs)[key]) for key, t in numbers(ours).items())
 
 
+@pytest.mark.parametrize("letter", ["", "d", "犬"])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 125_000), (torch.float16, 65_000)])
-def test_a_file_of_sd15_is_as_small_as_the_papers(tmp_path: Path, dtype: torch.dtype, most: int) -> None:
-    """200 layers, 30,000 numbers, with everything that Save writes beside them."""
+def test_a_file_of_sd15_is_as_small_as_the_papers(tmp_path: Path, dtype: torch.dtype, most: int, letter: str) -> None:
+    """200 layers, 30,000 numbers, with everything that Save writes beside them; with a short prompt, and with 100 long
+    captions."""
     link = lidb(sd15())
     assert len(link.targets) == 200 and sum(p.numel() for p in link.parameters()) == 30_000
-    adapter, path = AdapterSet((link,), FACTS), tmp_path / "dog.safetensors"
-    entries = with_hash(lora_metadata(adapter, "hyperbooth"), in_file(adapter_tensors(adapter), dtype))
+    captions = {"prompts": [f"{i} sks dog " + letter * 400 for i in range(100)]} if letter else {}
+    adapter, path = AdapterSet((link,), {**FACTS, **captions}), tmp_path / "dog.safetensors"
+    entries = with_hash(lora_metadata(adapter, "hyperbooth", native=True), in_file(adapter_tensors(adapter), dtype))
     save_adapter(adapter, path, dtype, entries)
     assert path.stat().st_size <= most
     tensors = load_file(path)
