@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .adapter_set import AdapterSet
+from .adapters import LoRA
 from .claims import LONGEST_FACT, parsed
 from .prompts import facts_in_file, shortened
 from .provenance import FACT, records
@@ -38,6 +39,8 @@ _PREDICTIONS = {"eps": "epsilon", "v": "v"}
 _DATASET = "subject"
 """Stands for the folder of photographs, which a graph does not have."""
 
+_INVERSION = "textual-inversion"
+
 _COPIED = {
     "ss_unet_lr": "learning_rate", "ss_learning_rate": "learning_rate", "ss_text_encoder_lr": "text_encoder_lr",
     "ss_optimizer": "optimizer", "ss_lr_scheduler": "lr_scheduler", "ss_lr_warmup_steps": "warmup_steps",
@@ -59,8 +62,9 @@ def lora_metadata(adapter: AdapterSet, title: str, native: bool = False) -> dict
     """
     facts = facts_in_file(adapter) if native else shortened(adapter.facts)
     entries = {name: facts[fact] for name, fact in _COPIED.items() if facts.get(fact) is not None}
-    entries |= _network(adapter) | _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
-    kind = "lora" if adapter.chain else "textual-inversion"
+    kind = _kind(adapter, native)
+    entries |= _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
+    entries |= _network(adapter) if kind == LoRA.family else {}
     entries |= {"ss_output_name": title, **_model_spec(facts, title, kind)}
     if bases := records(facts):
         entries[f"hyperbooth_{FACT}"] = bases
@@ -97,6 +101,14 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def _kind(adapter: AdapterSet, native: bool) -> str:
+    """ModelSpec's name of what the file is; our own format is a LoRA only if it holds one, under stock names."""
+    families = [link.family for link in adapter.chain]
+    if native and families != [LoRA.family]:
+        return "-".join(["hyperbooth", *dict.fromkeys(families or [_INVERSION])])
+    return LoRA.family if families else _INVERSION
 
 
 def _network(adapter: AdapterSet) -> dict[str, Any]:

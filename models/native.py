@@ -17,7 +17,9 @@ from .packing import LAYOUT, PACKED, unpacked
 from .steps import Step
 
 _NAME = re.compile(r"(?:(?P<place>[1-9]\d*)/)?(?P<layer>.+?)\.(?P<tensor>basis|lora_up\.weight|diff)")
-_PACKED = re.compile(rf"(?:[1-9]\d*/)?{PACKED}")
+_OURS = re.compile(rf"{PACKED}|{LAYOUT}|[1-9]\d*/.+|embedding/.+/.+")
+"""Names that no other program gives."""
+_PACKED = re.compile(rf"(?P<prefix>(?:[1-9]\d*/)?)(?:{PACKED}|{LAYOUT})")
 _FAMILY = {"basis": PaRa, "lora_up.weight": LoRA, "diff": Full}
 
 
@@ -49,14 +51,33 @@ def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:
             prefix = f"{match['place']}/" if match["place"] else ""
             part = Part(prefix, _FAMILY[match["tensor"]])
             found.setdefault(match["layer"], {})[int(match["place"] or 1)] = part
-        elif _PACKED.fullmatch(name) and name.removesuffix(PACKED) + LAYOUT in tensors:
-            prefix = name.removesuffix(PACKED)
-            for layer, adapter in unpacked(tensors, prefix).adapters.items():
+        elif (prefix := _packed_at(name, tensors)) is not None:
+            for layer, adapter in _unpacked(tensors, prefix).items():
                 found.setdefault(layer, {})[int(prefix.rstrip("/") or 1)] = Part(prefix, adapter=adapter)
     places = {place for by_place in found.values() for place in by_place}
     if places != set(range(1, len(places) + 1)):
         raise ValueError(f"the adapter file holds the links {sorted(places)} of a chain; one is missing, save it again")
     return {layer: [by_place[place] for place in sorted(by_place)] for layer, by_place in found.items()}
+
+
+def _packed_at(name: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """The prefix of the packed link that ``name`` stands for; of a link's two tensors that is the first.
+
+    Where only one of them is left, the file is ours, and damaged, if no tensor has another program's name.
+    """
+    if not (match := _PACKED.fullmatch(name)):
+        return None
+    prefix = match["prefix"]
+    if {prefix + PACKED, prefix + LAYOUT} <= tensors.keys():
+        return prefix if name == prefix + PACKED else None
+    return prefix if all(map(_OURS.fullmatch, tensors)) else None
+
+
+def _unpacked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Adapter]:
+    try:
+        return unpacked(tensors, prefix).adapters
+    except ValueError as error:
+        raise ValueError(f"the adapter file {error}") from error
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
-from hyperbooth.models.adapters import LoRA, LoRAConfig
+from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRA, LoRAConfig, PaRaConfig
 from hyperbooth.models.metadata import BASES, facts_of, lora_metadata, with_hash
 from hyperbooth.models.storage import save_adapter
 from hyperbooth.models.targets import Target
+from hyperbooth.models.words import Word
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -26,6 +27,9 @@ FACTS: dict[str, Any] = {
     "precision": "bfloat16", "latent_sizes": {"64x64": 3, "48x80": 1}, "started": 1.7e9,
     "finished": 1.7e9 + 60, "trigger": "sks dog, sks",
 }  # fmt: skip
+
+
+CONFIGS = {"lora": LoRAConfig(2, 1.5), "lidb": LiDBConfig(), "para": PaRaConfig(2), "full": FullConfig()}
 
 
 def adapter(facts: dict[str, Any] = FACTS, rank: int = 2, kernel: tuple[int, ...] = (3, 3)) -> AdapterSet:
@@ -133,6 +137,40 @@ def test_a_chain_says_the_rank_of_its_sum() -> None:
     assert said["ss_network_dim"] == said["ss_network_alpha"] == "5"
     (some,) = adapter(rank=3).restricted("diffusion_model.a").chain
     assert lora_metadata(AdapterSet((*adapter().chain, some)), "dog")["ss_network_dim"] == "Dynamic"
+
+
+@pytest.mark.parametrize(
+    ("families", "architecture"),
+    [
+        (["lora"], "lora"),
+        (["lidb"], "hyperbooth-lidb"),
+        (["para"], "hyperbooth-para"),
+        (["full"], "hyperbooth-full"),
+        (["lora", "lora"], "hyperbooth-lora"),
+        (["lora", "para", "lora"], "hyperbooth-lora-para"),
+    ],
+)
+def test_our_own_format_calls_itself_a_lora_only_if_other_programs_can_read_it(
+    families: list[str], architecture: str
+) -> None:
+    """What is said of base and words stays for all; an export is a LoRA, whatever it was made of."""
+    targets = [Target("diffusion_model.a", (12, 10))]
+    links = [Link.create(f, targets, CONFIGS[f], torch.Generator()) for f in families]
+    made = AdapterSet(tuple(links), FACTS)
+    said = lora_metadata(made, "dog", native=True)
+    assert said["modelspec.architecture"] == f"stable-diffusion-v1/{architecture}"
+    assert any("ss_network" in name for name in said) == (architecture == "lora")
+    assert (said["ss_base_model_version"], said["modelspec.trigger_phrase"]) == ("sd_1.5", "sks dog, sks")
+    assert list(json.loads(said["ss_tag_frequency"])["subject"])[:2] == ["sks dog", "sks"]
+    exported = lora_metadata(made, "dog")
+    assert exported["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert exported.get("ss_network_module") == (None if families == ["full"] else "networks.lora")
+
+
+def test_words_are_an_embedding_only_in_an_embedding_file() -> None:
+    made = AdapterSet((), FACTS, (Word("sks", {"clip_l": torch.ones(1, 4)}),))
+    assert lora_metadata(made, "dog")["modelspec.architecture"].endswith("/textual-inversion")
+    assert lora_metadata(made, "dog", native=True)["modelspec.architecture"].endswith("/hyperbooth-textual-inversion")
 
 
 @given(st.sets(st.sampled_from(sorted(FACTS)), max_size=8), st.text(max_size=12), st.text(max_size=12))

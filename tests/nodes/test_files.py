@@ -6,6 +6,7 @@ import os
 import resource
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -465,6 +466,19 @@ def test_metadata_can_be_left_out(node: Any, families: Any, folder: Path, format
     assert not any(str(folder) in value for value in said.values())
     with safe_open(folder / save(node, adapter, format, model, metadata=False), "pt") as file:
         assert set(file.metadata() or {}) == ({"hyperbooth"} if format == "hyperbooth" else set())
+
+
+@pytest.mark.parametrize(("format", "kind"), [("hyperbooth", "hyperbooth-lora"), ("kohya", "lora")])
+def test_a_chain_is_a_lora_for_others_only_as_an_export(
+    node: Any, families: Any, folder: Path, format: str, kind: str
+) -> None:
+    model, clip = families("SD15")
+    one = adapter_of(model, clip, "attention")
+    chain = replace(one, chain=one.chain * 2)
+    with safe_open(folder / save(node, chain, format, model), "pt") as file:
+        said = file.metadata()
+    assert said["modelspec.architecture"] == f"stable-diffusion-v1/{kind}"
+    assert ("ss_network_module" in said) == (format == "kohya")
 
 
 @pytest.mark.parametrize("format", ["hyperbooth", "kohya", "diffusers", "comfyui"])
