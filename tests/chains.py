@@ -7,7 +7,7 @@ import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.targets import select_targets
-from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes
+from hyperbooth.nodes.bridge.session import layer_shapes, trainable_layers
 from torch import Tensor
 
 CONFIGS = {"lora": LoRAConfig(3, 1.5), "lidb": LiDBConfig(1, 40, 30, 3), "para": PaRaConfig(3), "full": FullConfig()}
@@ -16,7 +16,7 @@ RULES = {"lora": "attention", "lidb": "attention and feed-forward", "para": "all
 
 def link(family: str, loaded: Any, seed: int, text: bool = False) -> Link:
     """A trained link: random, and large enough to be seen."""
-    shapes = layer_shapes(adaptable_layers(loaded[0], loaded[1] if text else None))
+    shapes = layer_shapes(trainable_layers(loaded[0], loaded[1] if text else None))
     targets = select_targets(shapes, RULES.get(family, "attention"))
     if family == "para":
         targets = [target for target in targets if target.matrix[0] > 8]

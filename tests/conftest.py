@@ -43,9 +43,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP, VAE as the stock Load Checkpoint gives them: under inference mode."""
     import comfy.sd
+    from hyperbooth.nodes.bridge.unread import unread_layers
 
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+        for layer in unread_layers(clip):
+            clip.cond_stage_model.get_submodule(layer).weight.fill_(torch.nan)  # as any memory may be
     return model, clip, vae
 
 

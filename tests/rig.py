@@ -40,7 +40,11 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def untouched(model: Any, clip: Any = None) -> Iterator[None]:
-    """The weights, and every forward, are bit for bit as before."""
+    """The weights, and every forward, are bit for bit as before.
+
+    What another test's patches or bypass left in place leaves first.
+    """
+    comfy.model_management.unload_all_models()
     parts = [model.model] + ([clip.cond_stage_model] if clip is not None else [])
     with torch.inference_mode():
         before = [weights(part) for part in parts]

@@ -6,9 +6,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ...trainers.fingerprint import fingerprint, sampled
-
-UNFILLED = "text_projection.weight"
-"""A weight that SD1.5's checkpoints do not fill: it holds whatever the memory did, and reaches no prompt."""
+from .unread import unread_layers
 
 
 def identity_of(model: Any, clip: Any = None) -> str:
@@ -17,11 +15,12 @@ def identity_of(model: Any, clip: Any = None) -> str:
     Of each weight a few hundred numbers are read, so that it costs no more than a training step.
     """
     parts: list[Any] = [type(model.model).__name__, model.model.manual_cast_dtype, str(model.load_device)]
+    unread = set() if clip is None else {f"{layer}.weight" for layer in unread_layers(clip)}
     for patcher in [model] + ([clip.patcher] if clip is not None else []):
         weights = {
             name: _plain(_unpatched(patcher, name, weight))
             for name, weight in patcher.model.state_dict().items()
-            if not name.endswith(UNFILLED)
+            if name not in unread
         }
         parts += [weights, _plain(patcher.patches), sorted(patcher.object_patches)]
     sampling = model.get_model_object("model_sampling")

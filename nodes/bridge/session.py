@@ -20,6 +20,7 @@ from .conditions import Conditions
 from .denoiser import ComfyDenoiser
 from .identity import identity_of
 from .previews import latent_picture
+from .unread import unread_layers
 from .weights import borrow
 from .words import first_vectors
 
@@ -133,6 +134,12 @@ def adaptable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
     return layers
 
 
+def trainable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
+    """Those of :func:`adaptable_layers` whose change can be seen in a picture."""
+    unread = set() if clip is None else {TEXT_PREFIX + name for name in unread_layers(clip)}
+    return {name: layer for name, layer in adaptable_layers(model, clip).items() if name not in unread}
+
+
 def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
     """Weight shapes, from what the layers say of themselves: a staged or quantised weight has another."""
     return {name: _shape(layer) for name, layer in layers.items()}
@@ -213,7 +220,7 @@ def _training_flag() -> Iterator[None]:
 
 
 def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
-    layers, denoiser = adaptable_layers(patcher, clip), ComfyDenoiser(patcher)
+    layers, denoiser = trainable_layers(patcher, clip), ComfyDenoiser(patcher)
     in_place = adds_in_place(patcher.model.diffusion_model)
     return ComfyWorkbench(
         patchers=[patcher] + ([clip.patcher] if clip is not None else []),

@@ -21,6 +21,7 @@ from hyperbooth.models.targets import select_targets
 from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.sampling import sample_latents
 from hyperbooth.nodes.bridge.session import architecture, workbench
+from hyperbooth.nodes.bridge.unread import unread_layers
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.subject import Example, Subject
@@ -113,6 +114,23 @@ def test_is_recognised(family: Loaded) -> None:
     with workbench(family.model, QUIET, family.subject, 1) as bench:
         assert bench.facts["prediction"] == EXPECTED[family.name]
         assert bench.denoiser.sigmas.diff().min() > 0
+
+
+def test_a_text_layer_is_called_unread_if_the_picture_does_not_change_with_it(family: Loaded) -> None:
+    if family.clip is None:
+        pytest.skip("comes without a text encoder")
+    encoder = family.clip.cond_stage_model
+    projections = [name for name, _ in encoder.named_modules() if name.endswith("text_projection")]
+    before, unread = family.output(family.model), unread_layers(family.clip)
+    assert unread <= set(projections)
+    for name in projections:
+        weight = encoder.get_submodule(name).weight
+        with torch.inference_mode():
+            kept = weight.clone()
+            weight.normal_(generator=torch.Generator().manual_seed(2))
+            same = torch.equal(family.output(family.model), before)
+            weight.copy_(kept)
+        assert same == (name in unread), name
 
 
 @pytest.mark.parametrize("targets", ["attention", "all linear"])
