@@ -1,5 +1,6 @@
 """ComfyUI in this process, one real server, and small checkpoints, shared by all tests."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ def output_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder_paths.set_output_directory(str(folder))
     yield folder
     folder_paths.set_output_directory(before)
+    shutil.rmtree(folder, ignore_errors=True)  # training states of a whole suite take ten gigabytes
 
 
 @pytest.fixture(scope="session")
