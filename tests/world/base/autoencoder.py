@@ -1,0 +1,102 @@
+"""The world's autoencoder: TAESD's structure (ComfyUI's `comfy.taesd`) with fewer channels, and fewer blocks.
+
+ComfyUI knows one size of TAESD. What is missing here is zero there: a missing channel is a zero channel, a missing
+block is the ReLU that is left of it. So `widened` gives a state dict that the stock VAE loads, with the same outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+CHANNELS = 12
+"""Of a latent, 8 times smaller than the picture."""
+FULL, HALF, REST = 32, 48, 64
+"""Channels at full resolution, at half, and below."""
+
+
+class Block(nn.Module):
+    """``relu(f(x) + x)`` of three convolutions, under TAESD's names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        convolutions = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)]
+        self.conv = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
+        nn.init.zeros_(convolutions[2].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) + x)
+
+
+def _down(channels: int, to: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, to, 3, stride=2, padding=1, bias=False)
+
+
+def _up(channels: int, to: int) -> list[nn.Module]:
+    return [nn.Upsample(scale_factor=2), nn.Conv2d(channels, to, 3, padding=1, bias=False)]
+
+
+def _blocks(channels: int, learned: int, all: int = 3) -> list[nn.Module]:
+    return [Block(channels) for _ in range(learned)] + [nn.ReLU() for _ in range(all - learned)]
+
+
+class SoftClamp(nn.Module):
+    """``3 tanh(x / 3)``, with which TAESD's decoder begins."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * torch.tanh(x / 3)
+
+
+class Autoencoder(nn.Module):
+    """Picture [batch, 3, height, width] in [0, 1] <-> latent [batch, CHANNELS, height / 8, width / 8].
+
+    Each channel of a latent has mean 0 and variance 1 over the pictures of the world; `fixed` holds on to the
+    statistics of training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taesd_encoder = nn.Sequential(
+            nn.Conv2d(3, FULL, 3, padding=1), *_blocks(FULL, 0, 1),
+            _down(FULL, HALF), *_blocks(HALF, 2),
+            _down(HALF, REST), *_blocks(REST, 3),
+            _down(REST, REST), *_blocks(REST, 3),
+            nn.Conv2d(REST, CHANNELS, 3, padding=1),
+        )  # fmt: skip
+        self.normal = nn.BatchNorm2d(CHANNELS, affine=False, momentum=0.02)
+        self.taesd_decoder = nn.Sequential(
+            SoftClamp(), nn.Conv2d(CHANNELS, REST, 3, padding=1), nn.ReLU(),
+            *_blocks(REST, 3), *_up(REST, REST), *_blocks(REST, 3), *_up(REST, HALF), *_blocks(HALF, 2),
+            *_up(HALF, FULL), *_blocks(FULL, 1, 1), nn.Conv2d(FULL, 3, 3, padding=1),
+        )  # fmt: skip
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self.normal(self.taesd_encoder(pictures))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.taesd_decoder(latents)
+
+
+@torch.no_grad()
+def shipped(autoencoder: Autoencoder) -> dict[str, Tensor]:
+    """Its weights, with the normalisation taken into the encoder's last convolution."""
+    state = {name: t.clone() for name, t in autoencoder.state_dict().items() if not name.startswith("normal.")}
+    normal = autoencoder.normal
+    deviation = (normal.running_var + normal.eps).sqrt()
+    last = f"taesd_encoder.{len(autoencoder.taesd_encoder) - 1}"
+    state[f"{last}.weight"] /= deviation[:, None, None, None]
+    state[f"{last}.bias"] = (state[f"{last}.bias"] - normal.running_mean) / deviation
+    return state
+
+
+def widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same autoencoder as ComfyUI's TAESD: zeros wherever `state` has nothing."""
+    from comfy.taesd.taesd import TAESD
+
+    full = {name: torch.zeros_like(t) for name, t in TAESD(latent_channels=CHANNELS).state_dict().items()}
+    full["vae_scale"].fill_(1)
+    for name, tensor in state.items():
+        full[name][tuple(slice(n) for n in tensor.shape)] = tensor
+    return full

@@ -1,0 +1,113 @@
+"""A long training that can be stopped at any time: its state is a file, and its data depend on the step alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+SAVE_EVERY = 120.0
+"""Seconds between two states on disk."""
+SAY_EVERY = 30.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, and how fast.
+
+    Args:
+        steps: all in all.
+        rate: the learning rate after `warmup` steps; it falls to nothing along a cosine.
+        average: of the exponential average of the weights, which is the result.
+    """
+
+    steps: int
+    rate: float
+    warmup: int = 200
+    average: float = 0.999
+    decay: float = 0.0
+
+    def rate_at(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / self.warmup)
+        return self.rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class Training:
+    """Weights, their average and Adam's moments, at a step; resumed from `path` where that exists."""
+
+    def __init__(self, module: nn.Module, plan: Plan, path: Path) -> None:
+        self.module, self.plan, self.path, self.step = module, plan, path, 0
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay)
+        self.average = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        if path.exists():
+            self._load(load_file(path))
+
+    def run(self, loss_of: Callable[[int], Tensor]) -> nn.Module:
+        """`loss_of(step)` until the plan's end; the module then holds the average."""
+        said = saved = time.monotonic()
+        total, count, first = 0.0, 0, self.step
+        began = said
+        while self.step < self.plan.steps:
+            total, count = total + self._advance(loss_of(self.step)), count + 1
+            now = time.monotonic()
+            if now - said > SAY_EVERY:
+                pace = (self.step - first) / (now - began)
+                left = (self.plan.steps - self.step) / pace / 60
+                print(f"step {self.step}: loss {total / count:.4f}, {pace:.2f} steps/s, {left:.0f} min left", flush=True)
+                said, total, count = now, 0.0, 0
+            if now - saved > SAVE_EVERY:
+                self._save()
+                saved = now
+        self._save()
+        self.module.load_state_dict(self.average)
+        return self.module
+
+    def _advance(self, loss: Tensor) -> float:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss at step {self.step} is {loss.item()}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate_at(self.step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        keep = min(self.plan.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, tensor in self.module.state_dict().items():
+                if tensor.is_floating_point():
+                    self.average[name].lerp_(tensor, 1 - keep)
+                else:
+                    self.average[name].copy_(tensor)
+        return loss.item()
+
+    def _save(self) -> None:
+        tensors = {f"module.{name}": t for name, t in self.module.state_dict().items()}
+        tensors |= {f"average.{name}": t for name, t in self.average.items()}
+        for number, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state[parameter].items():
+                tensors[f"adam.{number}.{name}"] = torch.as_tensor(value)
+        tensors = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
+        temporary = self.path.with_suffix(".part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {"step": str(self.step)})
+        os.replace(temporary, self.path)
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.module.load_state_dict(part("module."))
+        self.average = part("average.")
+        for number, parameter in enumerate(self.parameters):
+            self.optimizer.state[parameter] = part(f"adam.{number}.")
+        self.step = int(next(iter(part("adam.0.step").values())))
+        print(f"resumed at step {self.step}", flush=True)
