@@ -11,6 +11,7 @@ import comfy.latent_formats
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
+
 from .autoencoder import CHANNELS
 
 CONTEXT = 128

@@ -60,8 +60,8 @@ class Training:
             now = time.monotonic()
             if now - said > SAY_EVERY:
                 pace = (self.step - first) / (now - began)
-                left = (self.plan.steps - self.step) / pace / 60
-                print(f"step {self.step}: loss {total / count:.4f}, {pace:.2f} steps/s, {left:.0f} min left", flush=True)
+                left = f"{(self.plan.steps - self.step) / pace / 60:.0f} min left"
+                print(f"step {self.step}: loss {total / count:.4f}, {pace:.2f} steps/s, {left}", flush=True)
                 said, total, count = now, 0.0, 0
             if now - saved > SAVE_EVERY:
                 self._save()

@@ -1,0 +1,38 @@
+"""Training of the U-Net and its text encoder on the autoencoder's latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .autoencoder import Autoencoder
+from .latents import make
+from .loop import Plan, Training
+from .network import Base, base_loss, noise_levels
+from .words import Words
+
+BATCH = 128
+EXAMPLES = 100_000
+WITHOUT = 0.1
+"""The share of examples shown without their caption, for classifier-free guidance."""
+PLAN = Plan(steps=9000, rate=1.5e-3, warmup=300, average=0.999)
+
+
+def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN, examples: int = EXAMPLES) -> Base:
+    """The trained base; its state is in `folder`, and an unfinished one there is continued."""
+    words = Words()
+    latents, tokens = make(folder / "latents", autoencoder, words, examples)
+    torch.manual_seed(0)
+    base, sigmas = Base(words), noise_levels()
+    nothing = torch.tensor(words.padded(words.ids("")))
+
+    def loss_of(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step)
+        chosen = torch.randint(examples, (BATCH,), generator=generator)
+        shown = tokens[chosen].long()
+        shown[torch.rand(BATCH, generator=generator) < WITHOUT] = nothing
+        return base_loss(base, latents[chosen].float(), shown, sigmas, generator)
+
+    return Training(base, plan, folder / "base.safetensors").run(loss_of).eval()
