@@ -19,6 +19,7 @@ from rig import PROMPT, QUIET, interrupted_at, noise, output, quick_sd15, relati
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     return quick_sd15(tmp_path_factory.mktemp("quick"))
 
+
 METHODS = {
     "lidb": Method("lidb", LiDBConfig(), "attention", 1e-2),
     "lidb of the text encoder too": Method("lidb", LiDBConfig(2, 60, 40, 5), "attention", 1e-2, True, 1e-3),

@@ -80,5 +80,3 @@ def base_loss(base: Base, latents: Tensor, tokens: Tensor, sigmas: Tensor, gener
     estimate = base((latents + sigma * noise) / (sigma**2 + 1).sqrt(), timesteps, tokens)
     weight = (5 * sigma**2).clamp(max=1)
     return (weight * (estimate - noise) ** 2).mean()
-
-
