@@ -27,7 +27,8 @@ UNET = {
     "image_size": 32, "use_spatial_transformer": True, "legacy": False, "use_checkpoint": False,
     "adm_in_channels": None, "in_channels": CHANNELS, "out_channels": CHANNELS, "model_channels": 64,
     "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [1, 0],
-    "transformer_depth_output": [1, 1, 0, 1], "transformer_depth_middle": 1, "use_linear_in_transformer": False, "context_dim": CONTEXT,
+    "transformer_depth_output": [1, 1, 0, 1], "transformer_depth_middle": 1,
+    "use_linear_in_transformer": False, "context_dim": CONTEXT,
     "use_temporal_resblock": False, "use_temporal_attention": False,
 }  # fmt: skip
 """What ComfyUI finds out from the checkpoint; HEADS beside it cannot be read off."""
