@@ -11,10 +11,30 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-CHANNELS = 12
+CHANNELS = 16
 """Of a latent, 8 times smaller than the picture."""
 FULL, HALF, REST = 32, 48, 64
 """Channels at full resolution, at half, and below."""
+MOMENTUM = 0.02
+"""Of the running statistics."""
+
+
+class Convolution(nn.Conv2d):
+    """A convolution and batch normalisation after it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+        self.normal = nn.BatchNorm2d(channels, momentum=MOMENTUM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normal(super().forward(x))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that does both."""
+        normal = self.normal
+        scale = normal.weight / (normal.running_var + normal.eps).sqrt()
+        bias = (self.bias - normal.running_mean) * scale + normal.bias
+        return self.weight * scale[:, None, None, None], bias
 
 
 class Block(nn.Module):
@@ -22,9 +42,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        convolutions = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)]
+        convolutions = [Convolution(channels) for _ in range(3)]
         self.conv = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
-        nn.init.zeros_(convolutions[2].weight)
+        nn.init.zeros_(convolutions[2].normal.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.conv(x) + x)
@@ -65,7 +85,7 @@ class Autoencoder(nn.Module):
             _down(REST, REST), *_blocks(REST, 3),
             nn.Conv2d(REST, CHANNELS, 3, padding=1),
         )  # fmt: skip
-        self.normal = nn.BatchNorm2d(CHANNELS, affine=False, momentum=0.02)
+        self.normal = nn.BatchNorm2d(CHANNELS, affine=False, momentum=MOMENTUM)
         self.taesd_decoder = nn.Sequential(
             SoftClamp(), nn.Conv2d(CHANNELS, REST, 3, padding=1), nn.ReLU(),
             *_blocks(REST, 3), *_up(REST, REST), *_blocks(REST, 3), *_up(REST, HALF), *_blocks(HALF, 2),
@@ -81,8 +101,11 @@ class Autoencoder(nn.Module):
 
 @torch.no_grad()
 def shipped(autoencoder: Autoencoder) -> dict[str, Tensor]:
-    """Its weights, with the normalisation taken into the encoder's last convolution."""
-    state = {name: t.clone() for name, t in autoencoder.state_dict().items() if not name.startswith("normal.")}
+    """Its weights, with every normalisation taken into the convolution before it."""
+    state = {name: t.clone() for name, t in autoencoder.state_dict().items() if "normal." not in name}
+    for name, layer in autoencoder.named_modules():
+        if isinstance(layer, Convolution):
+            state[f"{name}.weight"], state[f"{name}.bias"] = layer.folded()
     normal = autoencoder.normal
     deviation = (normal.running_var + normal.eps).sqrt()
     last = f"taesd_encoder.{len(autoencoder.taesd_encoder) - 1}"

@@ -7,6 +7,7 @@ import comfy.sd
 import pytest
 import torch
 from hyperbooth.nodes.bridge.session import architecture
+from torch import nn
 
 from .autoencoder import CHANNELS, Autoencoder
 from .checkpoint import checkpoint, pack
@@ -26,8 +27,10 @@ def trained() -> tuple[Autoencoder, Base]:
         for parameter in [*autoencoder.parameters(), *base.parameters()]:
             fan = parameter[0].numel() if parameter.ndim > 1 else 100
             parameter.copy_((torch.randn(parameter.shape, generator=generator) * fan**-0.5).half())
-        autoencoder.normal.running_mean.uniform_(-0.1, 0.1)
-        autoencoder.normal.running_var.uniform_(0.5, 1.5)
+        for layer in autoencoder.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.uniform_(-0.1, 0.1, generator=generator)
+                layer.running_var.uniform_(0.5, 1.5, generator=generator)
     return autoencoder, base
 
 

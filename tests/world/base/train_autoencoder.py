@@ -11,10 +11,10 @@ from ..stream import batch
 from .autoencoder import Autoencoder
 from .loop import Plan, Training
 
-BATCH = 32
-NOISE = 0.1
+BATCH = 16
+NOISE = 0.02
 """Deviation of what is added to latents in training: what lies closer together than this must look alike."""
-PLAN = Plan(steps=3000, rate=2e-3, average=0.998)
+PLAN = Plan(steps=8000, rate=2e-3, average=0.999)
 
 
 def pictures_of(start: int, count: int) -> Tensor:
