@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 CHANNELS = 16
 """Of a latent, 8 times smaller than the picture."""
-FULL, HALF, REST = 32, 48, 64
+FULL, HALF, REST = 16, 32, 64
 """Channels at full resolution, at half, and below."""
 MOMENTUM = 0.02
 """Of the running statistics."""
@@ -80,7 +80,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.taesd_encoder = nn.Sequential(
             nn.Conv2d(3, FULL, 3, padding=1), *_blocks(FULL, 0, 1),
-            _down(FULL, HALF), *_blocks(HALF, 2),
+            _down(FULL, HALF), *_blocks(HALF, 0),
             _down(HALF, REST), *_blocks(REST, 3),
             _down(REST, REST), *_blocks(REST, 3),
             nn.Conv2d(REST, CHANNELS, 3, padding=1),
@@ -89,7 +89,7 @@ class Autoencoder(nn.Module):
         self.taesd_decoder = nn.Sequential(
             SoftClamp(), nn.Conv2d(CHANNELS, REST, 3, padding=1), nn.ReLU(),
             *_blocks(REST, 3), *_up(REST, REST), *_blocks(REST, 3), *_up(REST, HALF), *_blocks(HALF, 2),
-            *_up(HALF, FULL), *_blocks(FULL, 1, 1), nn.Conv2d(FULL, 3, 3, padding=1),
+            *_up(HALF, FULL), *_blocks(FULL, 0, 1), nn.Conv2d(FULL, 3, 3, padding=1),
         )  # fmt: skip
 
     def encode(self, pictures: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ PLAN = Plan(steps=20, rate=1e-2, warmup=4, average=0.9)
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    return nn.Sequential(nn.Linear(3, 24), nn.BatchNorm1d(24), nn.Linear(24, 20), nn.Linear(20, 1))
 
 
 def run(path: Path, stop: int | None = None) -> dict[str, Tensor]:
