@@ -1,4 +1,4 @@
-"""The pack and ComfyUI as Python packages in this process."""
+"""The pack, the small world and ComfyUI as Python packages in this process."""
 
 import importlib.util
 import os
@@ -14,9 +14,18 @@ def load_pack(name: str = "hyperbooth") -> ModuleType:
 
     The root never goes on ``sys.path``: its ``nodes`` and ``models`` would hide ComfyUI's.
     """
+    return _load(name, ROOT)
+
+
+def load_world(name: str = "hyperbooth_world") -> ModuleType:
+    """Import ``tests/world`` as the package ``name``; ComfyUI's own ``tests`` would hide it under that name."""
+    return _load(name, ROOT / "tests" / "world")
+
+
+def _load(name: str, folder: Path) -> ModuleType:
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(
-            name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module

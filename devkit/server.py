@@ -146,10 +146,19 @@ def prepare_base(base: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
     """A base directory for a server with the pack linked into ``custom_nodes``."""
     for folder in ("models/checkpoints", "models/loras", "input", "output", "custom_nodes", "user", "temp"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    link = base / "custom_nodes" / pack_folder
-    if not link.exists():
-        link.symlink_to(ROOT, target_is_directory=True)
+    link(ROOT, base / "custom_nodes" / pack_folder)
     return base
+
+
+def add_world(base: Path) -> None:
+    """The small world among the custom nodes of ``base``: its checkpoint opens there."""
+    link(ROOT / "tests" / "world", base / "custom_nodes" / "small_world")
+
+
+def link(source: Path, name: Path) -> None:
+    """``name`` leads to the file or folder ``source``, if there is no ``name`` yet."""
+    if not name.exists():
+        name.symlink_to(source.resolve(), target_is_directory=source.is_dir())
 
 
 def prepare_job(base: Path, checkpoint: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:

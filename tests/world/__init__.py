@@ -30,6 +30,22 @@ from .render import SIZE, render, render_batch
 from .scene import KEEPS, SCENE_TABLE, Scene, sample_scene
 from .truth import identity_seen, identity_vector, scene_seen, scene_vector
 
+
+
+async def comfy_entrypoint():
+    """With this folder among ComfyUI's custom nodes, the stock *Load Checkpoint* opens the world's model."""
+    from comfy_api.latest import ComfyExtension
+
+    from .base.family import register
+
+    class World(ComfyExtension):
+        async def get_node_list(self):
+            return []
+
+    register()
+    return World()
+
+
 __all__ = [
     "FACE_TABLE",
     "KEEPS",
@@ -40,6 +56,7 @@ __all__ = [
     "Scene",
     "Vase",
     "caption",
+    "comfy_entrypoint",
     "identity_seen",
     "identity_vector",
     "is_held_out",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..stream import batch
 from .autoencoder import Autoencoder
-from .loop import Plan, Training
+from ..loop import Plan, Training
 
 BATCH = 16
 NOISE = 0.02

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .autoencoder import Autoencoder
 from .latents import make
-from .loop import Plan, Training
+from ..loop import Plan, Training
 from .network import Base, base_loss, noise_levels
 from .words import Words
 

@@ -9,7 +9,7 @@ from ..people import person
 from ..render import render
 from ..scene import SCENE_TABLE, sample_scene
 from ..truth import identity_seen, identity_vector
-from .oracle import Oracle, reading_loss
+from .network import Oracle, reading_loss
 
 
 def examples(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,94 @@
+"""The shipped workflow for this demo's photographs and model, and the same five scenes with and without the adapter."""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from devkit.graphs import Graph, find
+from devkit.pack import ROOT
+
+WORKFLOW = ROOT / "workflows" / "api" / "hyperbooth_dreambooth_lora.json"
+BASE, OURS = "base", "personalised"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workflow is changed to.
+
+    Args:
+        photographs: names in ComfyUI's input folder.
+        checkpoint: its name in ComfyUI's folder.
+        prompt, class_prompt: what the photographs are trained under, and what others of the class are.
+        scenes: prompts of the class; with `class_prompt` in each.
+        settings: class of node -> inputs that differ from the shipped workflow's.
+    """
+
+    photographs: list[str]
+    checkpoint: str
+    prompt: str
+    class_prompt: str
+    scenes: list[str]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def graph_of(job: Job) -> Graph:
+    """The workflow in API format; pictures of scene ``n`` are saved as ``base_n`` and ``personalised_n``."""
+    graph = json.loads(WORKFLOW.read_text())
+    replace_photographs(graph, job.photographs)
+    settings = {
+        **job.settings,
+        "CheckpointLoaderSimple": {"ckpt_name": job.checkpoint},
+        "HyperBoothSave": {"filename_prefix": "loras/subject", "trigger": job.prompt},
+    }
+    for node in graph.values():
+        node["inputs"].update(settings.get(node["class_type"], {}))
+        given = node["inputs"].keys()
+        node["inputs"].update({k: v for k, v in prompts(job).items() if k in given})
+    add_scenes(graph, job)
+    return graph
+
+
+def prompts(job: Job) -> dict[str, str]:
+    """The names of inputs that hold a prompt."""
+    return {"prompt": job.prompt, "class_prompt": job.class_prompt}
+
+
+def replace_photographs(graph: Graph, photographs: list[str]) -> None:
+    """As many Load Image nodes as there are photographs."""
+    for name in [name for name, node in graph.items() if node["class_type"] == "LoadImage"]:
+        del graph[name]
+    gather = graph[find(graph, "CreateList")]["inputs"]
+    gather.clear()
+    for index, photograph in enumerate(photographs):
+        graph[f"photograph_{index}"] = {"class_type": "LoadImage", "inputs": {"image": photograph}}
+        gather[f"inputs.input{index}"] = [f"photograph_{index}", 0]
+
+
+def add_scenes(graph: Graph, job: Job) -> None:
+    """In place of the workflow's one sample: each scene, by the model as it was loaded and by the personalised one."""
+    sampler = find(graph, "KSampler")
+    decode, save = find(graph, "VAEDecode"), find(graph, "SaveImage")
+    text = graph[sampler]["inputs"]["positive"][0]
+    parts = {name: graph.pop(name) for name in (sampler, decode, save, text)}
+    loader = find(graph, "CheckpointLoaderSimple")
+    for number, scene in enumerate(job.scenes):
+        for kind, prompt in ((BASE, scene), (OURS, scene.replace(job.class_prompt, job.prompt))):
+            names = {name: f"{kind}_{number}_{name}" for name in parts}
+            for name, node in parts.items():
+                graph[names[name]] = renamed(node, names)
+            graph[names[text]]["inputs"]["text"] = prompt
+            graph[names[save]]["inputs"]["filename_prefix"] = f"{kind}_{number}"
+            if kind == BASE:
+                graph[names[sampler]]["inputs"]["model"] = [loader, 0]
+                graph[names[text]]["inputs"]["clip"] = [loader, 1]
+
+
+def renamed(node: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A copy that takes what came from a node in `names` from that node's copy."""
+    node = copy.deepcopy(node)
+    for name, value in node["inputs"].items():
+        if isinstance(value, list):
+            node["inputs"][name] = [names.get(value[0], value[0]), value[1]]
+    return node
+

@@ -1,0 +1,73 @@
+"""The demo's own model and person: a small pretrained world of drawn portraits, in which the result can be measured."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from devkit.pack import import_comfyui, load_world
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "HyperBoothClassImages": {"count": 20, "steps": 20, "cfg": 2.5, "resolution": 64},
+    "HyperBoothSubject": {"resolution": 64},
+    "HyperBoothMethodLoRA": {"rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
+    "HyperBoothTrain": {"steps": 300, "batch_size": 4},
+    "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 2},
+    "KSampler": {"steps": 20, "cfg": 2.5},
+}
+"""What the small world wants otherwise than Stable Diffusion."""
+
+
+def module(name: str) -> Any:
+    """A module of the world."""
+    return import_module(f"{load_world().__name__}.{name}")
+
+
+def write_checkpoint(folder: Path) -> str:
+    """The world's model as a checkpoint in `folder`; its name."""
+    import_comfyui()
+    return module("base.checkpoint").checkpoint(folder / "small_world.safetensors").name
+
+
+def draw_person(number: int, count: int, folder: Path) -> list[str]:
+    """`count` pictures of the held-out person `number`; their names."""
+    task = module("task")
+    pictures = task.references(task.subjects(number + 1)[number], count)
+    names = [f"person_{index + 1}.png" for index in range(count)]
+    for name, picture in zip(names, (pictures.numpy() * 255).round().astype(np.uint8), strict=True):
+        Image.fromarray(picture).save(folder / name)
+    return names
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Identity (1: the person, 0: anybody) and prompt fidelity (share of what the prompts name)."""
+
+    identity: float
+    prompt_fidelity: float
+
+    def __str__(self) -> str:
+        return f"identity {self.identity:.2f}, prompt fidelity {self.prompt_fidelity:.2f}"
+
+
+def judged(references: list[Image.Image], made: list[list[Image.Image]], captions: list[str]) -> Scores:
+    """Mean scores of pictures of each caption."""
+    task = module("task")
+    judge = module("scores").Judge(module("oracle.kept").kept(), task.REFERENCES[: len(references)])
+    known = tensor_of(references)
+    pairs = [(tensor_of(pictures), caption) for pictures, caption in zip(made, captions, strict=True)]
+    return Scores(
+        float(np.mean([judge.identity(pictures, known, caption) for pictures, caption in pairs])),
+        float(np.mean([judge.prompt_fidelity(pictures, caption) for pictures, caption in pairs])),
+    )
+
+
+def tensor_of(pictures: list[Image.Image]) -> Any:
+    """[pictures, 64, 64, 3] in [0, 1]."""
+    import torch
+
+    small = [picture.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for picture in pictures]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).float() / 255

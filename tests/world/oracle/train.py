@@ -1,0 +1,49 @@
+"""Training of the oracle on fresh pictures, a part of which went through the autoencoder, as all that is sampled has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.autoencoder import Autoencoder
+from ..loop import Plan, Training
+from ..stream import example
+from .network import Oracle, reading_loss
+from .questions import QUESTIONS, answers
+
+BATCH = 64
+FIRST = 10_000_000
+"""Number in the stream from which the oracle's pictures are taken: none of the base's."""
+DECODED = 16
+"""Pictures of a batch that went through the autoencoder."""
+PLAN = Plan(steps=4000, rate=4e-3, average=0.998)
+
+
+def batch_of(start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures [count, 3, 64, 64], true answers and which are shown [count, questions], of the stream from `start`."""
+    examples = [example(number) for number in range(start, start + count)]
+    pictures = torch.from_numpy(np.stack([e.picture() for e in examples])).permute(0, 3, 1, 2).float() / 255
+    true, shown = zip(*(answers(e.thing, e.scene) for e in examples), strict=True)
+    return pictures, torch.from_numpy(np.stack(true)), torch.from_numpy(np.stack(shown))
+
+
+@torch.no_grad()
+def through(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
+    """What the autoencoder makes of them."""
+    return autoencoder.decode(autoencoder.encode(pictures)).clamp(0, 1)
+
+
+def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN) -> Oracle:
+    """The trained oracle; its state is in `folder`, and an unfinished one there is continued."""
+    torch.manual_seed(0)
+    oracle = Oracle(QUESTIONS)
+
+    def loss_of(step: int) -> Tensor:
+        pictures, true, shown = batch_of(FIRST + step * BATCH, BATCH)
+        pictures[:DECODED] = through(autoencoder, pictures[:DECODED])
+        return reading_loss(oracle, pictures.contiguous(memory_format=torch.channels_last), true, shown)
+
+    return Training(oracle, plan, folder / "oracle.safetensors").run(loss_of).eval()

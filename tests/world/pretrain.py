@@ -1,0 +1,45 @@
+"""`python -m tests.world.pretrain FOLDER [PART ...]`: train the world's networks, and keep them in the repository.
+
+A second call goes on where the first was stopped. Needs COMFYUI_PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from devkit.pack import import_comfyui
+
+PARTS = ("autoencoder", "base", "oracle")
+
+
+def main() -> None:
+    """Train the parts one after another; the autoencoder comes first, the others need it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.world.pretrain", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the states of the training are kept")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    import_comfyui()
+    from comfy.cli_args import args
+
+    args.use_pytorch_cross_attention = True
+    train(chosen.folder, chosen.parts or PARTS)
+
+
+def train(folder: Path, parts: list[str] | tuple[str, ...]) -> None:
+    """Train `parts`; what is trained already is read from `folder`."""
+    from .base import checkpoint, train_autoencoder, train_base
+    from .oracle import kept
+    from .oracle import train as train_oracle
+
+    autoencoder = train_autoencoder.train(folder)
+    if "base" in parts:
+        checkpoint.pack(autoencoder, train_base.train(folder, autoencoder))
+    if "oracle" in parts:
+        kept.keep(train_oracle.train(folder, autoencoder))
+
+
+if __name__ == "__main__":
+    main()
