@@ -265,18 +265,20 @@ def _cell(row: Row, column: Column) -> str:
 
 @dataclass(frozen=True)
 class Aim:
-    """``row``'s ``figure`` is to be at most ``limit``."""
+    """``row``'s ``figure`` is to be at most ``limit``, or at least."""
 
     row: str
     figure: str
     limit: float
+    least: bool = False
 
     def verdict(self, rows: Mapping[str, Row]) -> str:
         value = rows.get(self.row, {}).get(self.figure)
-        words = f"{self.row} {self.figure} at most {self.limit:g}"
+        words = f"{self.row} {self.figure} at {'least' if self.least else 'most'} {self.limit:g}"
         if value is None:
             return f"not measured  {words}"
-        return f"{'met' if value <= self.limit else 'NOT MET':<12}  {words}: {value:.3f}"
+        met = value >= self.limit if self.least else value <= self.limit
+        return f"{'met' if met else 'NOT MET':<12}  {words}: {value:.3f}"
 
 
 def write_json(bench: str, machine: Row, rows: Sequence[Row], *paths: Path) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import world  # noqa: E402
 from graph import BASE, OURS, Graph, Job, graph_of  # noqa: E402
-from sheet import sheet  # noqa: E402
+
 
 from devkit.server import Outcome, add_world, link, prepare_base, running_server  # noqa: E402
 

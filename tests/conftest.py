@@ -16,6 +16,7 @@ import_comfyui()
 load_pack()
 import torch  # noqa: E402
 
+from devkit.call import node_classes  # noqa: E402
 from devkit.checkpoints import write_sd15  # noqa: E402
 from devkit.server import Server, prepare_job, running_server  # noqa: E402
 
@@ -57,11 +58,7 @@ def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
 @pytest.fixture(scope="session")
 def node() -> Any:
     """``node(id, **inputs)`` runs a node of the pack as ComfyUI does and gives its outputs."""
-    import asyncio
-
-    extension = asyncio.run(load_pack().comfy_entrypoint())
-    asyncio.run(extension.on_load())
-    nodes = {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(extension.get_node_list())}
+    nodes = node_classes()
 
     def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:
         with torch.inference_mode():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from devkit.pack import import_comfyui
 
-PARTS = ("autoencoder", "base", "oracle")
+PARTS = ("autoencoder", "base", "oracle", "vision")
 
 
 def main() -> None:
@@ -33,12 +33,16 @@ def train(folder: Path, parts: list[str] | tuple[str, ...]) -> None:
     from .base import checkpoint, train_autoencoder, train_base
     from .oracle import kept
     from .oracle import train as train_oracle
+    from .vision import encoder
+    from .vision import train as train_vision
 
     autoencoder = train_autoencoder.train(folder)
     if "base" in parts:
         checkpoint.pack(autoencoder, train_base.train(folder, autoencoder))
     if "oracle" in parts:
         kept.keep(train_oracle.train(folder, autoencoder))
+    if "vision" in parts:
+        encoder.keep(train_vision.train(folder))
 
 
 if __name__ == "__main__":

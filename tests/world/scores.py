@@ -23,6 +23,8 @@ from .task import subjects
 
 VALUES = {a.name: a.values for a in QUESTIONS}
 PLAIN = Scene()
+USUAL = {"style": "photo", "expression": "neutral"}
+"""Of a scene whose caption does not say otherwise."""
 COMPARED = 48
 """People from whom the scale of identity is taken."""
 
@@ -87,10 +89,14 @@ class Judge:
 
     def diversity(self, pictures: Tensor, caption: str, shown: Identity) -> float:
         """How different pictures of one person under one caption are, as a share of the generator's."""
+        return spread_of_pictures(pictures) / spread_of_pictures(self.own_pictures(shown, caption, COMPARED))
+
+    @staticmethod
+    def own_pictures(shown: Identity, caption: str, count: int) -> Tensor:
+        """[count, 64, 64, 3]: the generator's of that person, in scenes of which the caption says all that it says."""
         named = {name: value for name, value in parse(caption).items() if name != "thing"}
-        scenes = [replace(sample_scene(generator_of(number)), **named) for number in range(COMPARED)]
-        real = torch.from_numpy(np.stack([render(shown, scene) for scene in scenes])).float() / 255
-        return spread_of_pictures(pictures) / spread_of_pictures(real)
+        scenes = [replace(sample_scene(generator_of(number)), **USUAL | named) for number in range(count)]
+        return torch.from_numpy(np.stack([render(shown, scene) for scene in scenes])).float() / 255
 
     def _scale(self, scene: Scene) -> Scale:
         """Measured on the generator's own pictures of held-out people."""

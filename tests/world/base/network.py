@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .words import Words, first_vectors
 
 
-def _beginning(module: nn.Module) -> nn.Module:
+def beginning(module: nn.Module) -> nn.Module:
     """ComfyUI's layers come without numbers; these are PyTorch's own first ones."""
     for layer in module.modules():
         for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
@@ -35,8 +35,8 @@ class Base(nn.Module):
 
         ops = comfy.ops.disable_weight_init
         self.attention = attention_pytorch
-        self.unet = _beginning(UNetModel(**UNET, **HEADS, dtype=torch.float32, operations=ops))
-        self.text = _beginning(CLIPTextModel(TEXT, torch.float32, "cpu", ops).text_model)
+        self.unet = beginning(UNetModel(**UNET, **HEADS, dtype=torch.float32, operations=ops))
+        self.text = beginning(CLIPTextModel(TEXT, torch.float32, "cpu", ops).text_model)
         self.text.embeddings.token_embedding = None
         nn.init.normal_(self.text.embeddings.position_embedding.weight, std=0.05)
         vectors = first_vectors(CONTEXT)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..attributes import Table
 
 WIDTHS = (32, 64, 128)
+LOOKS = 8
 
 
 class Residual(nn.Module):
@@ -27,6 +28,21 @@ class Residual(nn.Module):
         return x + self.f(x)
 
 
+class Readout(nn.Module):
+    """Features [batch, places, width] -> [batch, outputs of `table`]: from LOOKS places it chooses, and the mean."""
+
+    def __init__(self, table: Table, width: int, hidden: int) -> None:
+        super().__init__()
+        self.where = nn.Linear(width, LOOKS)
+        outputs = sum(len(a.values) or 1 for a in table)
+        self.read = nn.Sequential(nn.Linear((LOOKS + 1) * width, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        looks = self.where(x).softmax(1)
+        seen = torch.einsum("bpk,bpc->bkc", looks, x).flatten(1)
+        return self.read(torch.cat([seen, x.mean(1)], 1))
+
+
 class Oracle(nn.Module):
     """Picture [batch, 3, 64, 64] in [0, 1] -> what it reads of each attribute of `table`.
 
@@ -35,17 +51,13 @@ class Oracle(nn.Module):
 
     def __init__(self, table: Table) -> None:
         super().__init__()
-        self.table = table
         layers: list[nn.Module] = [nn.Conv2d(5, WIDTHS[0], 5, stride=2, padding=2)]
         for width, narrower in zip(WIDTHS, (WIDTHS[0], *WIDTHS), strict=False):
             if width != narrower:
                 layers.append(nn.Conv2d(narrower, width, 3, stride=2, padding=1))
             layers += [Residual(width), Residual(width)]
         self.trunk = nn.Sequential(*layers, nn.BatchNorm2d(WIDTHS[-1]), nn.ReLU())
-        self.where = nn.Conv2d(WIDTHS[-1], 8, 1)
-        self.read = nn.Sequential(
-            nn.Linear(9 * WIDTHS[-1], 256), nn.ReLU(), nn.Linear(256, sum(len(a.values) or 1 for a in table))
-        )
+        self.read = Readout(table, WIDTHS[-1], 256)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[batch, outputs]."""
@@ -53,22 +65,24 @@ class Oracle(nn.Module):
         line = torch.linspace(-1, 1, size)
         places = torch.stack([line.expand(size, size), line[:, None].expand(size, size)])
         x = self.trunk(torch.cat([pictures * 2 - 1, places.expand(len(pictures), -1, -1, -1)], 1))
-        looks = self.where(x).flatten(2).softmax(-1)  # [batch, 8, places]: eight places to look at, and the whole
-        seen = torch.einsum("bkp,bcp->bkc", looks, x.flatten(2)).flatten(1)
-        return self.read(torch.cat([seen, x.mean((2, 3))], 1))
-
-    def parts(self, outputs: Tensor) -> Mapping[str, Tensor]:
-        """Attribute -> its outputs."""
-        sizes = [len(a.values) or 1 for a in self.table]
-        return dict(zip(self.table.names(), outputs.split(sizes, -1), strict=True))
+        return self.read(x.flatten(2).transpose(1, 2))
 
 
-def reading_loss(oracle: Oracle, pictures: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
-    """Cross entropy of categorical and squared error of continuous attributes, where the picture shows them."""
-    parts, total = oracle.parts(oracle(pictures)), pictures.new_zeros(())
-    for number, attribute in enumerate(oracle.table):
-        got, true = parts[attribute.name], truth[:, number]
+def parts(table: Table, outputs: Tensor) -> Mapping[str, Tensor]:
+    """Attribute -> its outputs, of [batch, outputs]."""
+    sizes = [len(a.values) or 1 for a in table]
+    return dict(zip(table.names(), outputs.split(sizes, -1), strict=True))
+
+
+def reading_loss(table: Table, outputs: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
+    """Cross entropy of categorical and squared error of continuous attributes, where the picture shows them.
+
+    `truth` and `seen` are [batch, attributes]; ten times the squared error weighs about as much as an entropy.
+    """
+    read, total = parts(table, outputs), outputs.new_zeros(())
+    for number, attribute in enumerate(table):
+        got, true = read[attribute.name], truth[:, number]
         categorical = bool(attribute.values)
         loss = F.cross_entropy(got, true.long(), reduction="none") if categorical else 10 * (got[:, 0] - true) ** 2
-        total = total + (loss * seen[:, number]).sum() / len(pictures)
-    return total / len(oracle.table)
+        total = total + (loss * seen[:, number]).sum() / len(outputs)
+    return total / len(table)

@@ -11,7 +11,7 @@ from ..chance import generator_of
 from ..people import person, seeds
 from ..render import render
 from ..scene import sample_scene
-from .network import Oracle
+from .network import Oracle, parts
 from .questions import QUESTIONS, answers
 
 AT_ONCE = 100
@@ -35,7 +35,7 @@ def _readings(oracle: Oracle, numbers: list[int]) -> Iterator[tuple[np.ndarray, 
     for start in range(0, len(numbers), AT_ONCE):
         shown = [(person(n), sample_scene(generator_of(n ^ 0x0AC1E))) for n in numbers[start : start + AT_ONCE]]
         pictures = torch.from_numpy(np.stack([render(*pair) for pair in shown])).permute(0, 3, 1, 2).float() / 255
-        parts = oracle.parts(oracle(pictures)).values()
-        got = torch.stack([p.argmax(1).float() if p.shape[1] > 1 else p[:, 0].clamp(0, 1) for p in parts], 1)
+        read = parts(QUESTIONS, oracle(pictures)).values()
+        got = torch.stack([p.argmax(1).float() if p.shape[1] > 1 else p[:, 0].clamp(0, 1) for p in read], 1)
         true, seen = zip(*(answers(*pair) for pair in shown), strict=True)
         yield got.numpy(), np.stack(true), np.stack(seen)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..identity import FACE_TABLE, Identity
 from ..scene import Scene
 from ..truth import identity_seen
-from .network import Oracle
+from .network import Oracle, parts
 from .questions import QUESTIONS
 
 Reading = Mapping[str, Tensor]
@@ -24,8 +24,10 @@ AT_ONCE = 100
 def read(oracle: Oracle, pictures: Tensor) -> Reading:
     """The reading of pictures [pictures, 64, 64, 3] in [0, 1], as ComfyUI has them."""
     outputs = torch.cat([oracle(part.movedim(-1, 1).float()) for part in pictures.split(AT_ONCE)])
-    parts = oracle.parts(outputs)
-    return {a.name: parts[a.name].softmax(1) if a.values else parts[a.name].clamp(0, 1) for a in QUESTIONS}
+    return {
+        a.name: part.softmax(1) if a.values else part.clamp(0, 1)
+        for a, part in zip(QUESTIONS, parts(QUESTIONS, outputs).values(), strict=True)
+    }
 
 
 def truth(people: list[Identity]) -> Reading:

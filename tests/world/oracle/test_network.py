@@ -9,7 +9,7 @@ from ..people import person
 from ..render import render
 from ..scene import SCENE_TABLE, sample_scene
 from ..truth import identity_seen, identity_vector
-from .network import Oracle, reading_loss
+from .network import Oracle, parts, reading_loss
 
 
 def examples(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -24,29 +24,29 @@ def examples(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("table", [FACE_TABLE, SCENE_TABLE], ids=["identity", "scene"])
 def test_every_attribute_has_its_outputs(table: tuple) -> None:
     oracle = Oracle(table)
-    parts = oracle.parts(oracle(torch.rand(2, 3, 64, 64)))
-    assert list(parts) == [attribute.name for attribute in table]
-    assert all(parts[attribute.name].shape == (2, len(attribute.values) or 1) for attribute in table)
+    found = parts(table, oracle(torch.rand(2, 3, 64, 64)))
+    assert list(found) == [attribute.name for attribute in table]
+    assert all(found[attribute.name].shape == (2, len(attribute.values) or 1) for attribute in table)
 
 
 def test_what_a_picture_does_not_show_is_not_asked() -> None:
     torch.manual_seed(0)
     pictures, truth, seen = examples(6)
     assert not seen.all() and seen.any()
-    oracle = Oracle(FACE_TABLE).eval()
+    outputs = Oracle(FACE_TABLE).eval()(pictures)
     other = torch.where(seen, truth, 0.0)
     assert not torch.equal(other, truth)
-    assert reading_loss(oracle, pictures, truth, seen) == reading_loss(oracle, pictures, other, seen)
+    assert reading_loss(FACE_TABLE, outputs, truth, seen) == reading_loss(FACE_TABLE, outputs, other, seen)
 
 
 def test_it_learns_faces_by_heart() -> None:
     torch.manual_seed(0)
-    batch = examples(12)
+    pictures, truth, seen = examples(12)
     oracle = Oracle(FACE_TABLE)
     optimizer = torch.optim.AdamW(oracle.parameters(), lr=2e-3)
     losses = []
     for _ in range(40):
-        loss = reading_loss(oracle, *batch)
+        loss = reading_loss(FACE_TABLE, oracle(pictures), truth, seen)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -44,6 +44,7 @@ def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN) -> Oracle:
     def loss_of(step: int) -> Tensor:
         pictures, true, shown = batch_of(FIRST + step * BATCH, BATCH)
         pictures[:DECODED] = through(autoencoder, pictures[:DECODED])
-        return reading_loss(oracle, pictures.contiguous(memory_format=torch.channels_last), true, shown)
+        outputs = oracle(pictures.contiguous(memory_format=torch.channels_last))
+        return reading_loss(QUESTIONS, outputs, true, shown)
 
     return Training(oracle, plan, folder / "oracle.safetensors").run(loss_of).eval()

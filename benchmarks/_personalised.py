@@ -1,0 +1,124 @@
+"""Ways to personalise the small world's base to one person, each as a user would with this pack's or the stock nodes."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = Callable[..., tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A personalised model, what it cost, and how large it is."""
+
+    model: Any
+    clip: Any
+    prompt: str
+    seconds: float = 0.0
+    steps: int = 0
+    parameters: int = 0
+    file_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """The loaded base, and the nodes.
+
+    Args:
+        base: with MODEL, CLIP and VAE.
+        call: runs a node of the pack, see ``devkit.call``.
+        prompt, class_prompt: of the person, and of anybody.
+        class_images: for prior preservation.
+    """
+
+    base: Any
+    call: Call
+    prompt: str
+    class_prompt: str
+    class_images: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A method of the pack: a node, what differs from its defaults, and how it is trained."""
+
+    node: str
+    inputs: dict[str, Any] = field(default_factory=dict)
+    steps: int = 100
+    batch_size: int = 4
+    prior: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, task: Task, references: Tensor) -> Made:
+        base, call = task.base, task.call
+        word = self.node == "MethodTextualInversion"
+        prompt = task.prompt.replace("sks", self.inputs["token"]) if word else task.prompt
+        others = {"class_prompt": task.class_prompt, "class_images": task.class_images} if self.prior else {}
+        began = time.perf_counter()
+        (subject,) = call(
+            "Subject", images=references, vae=base.vae, clip=base.clip, prompt=prompt, resolution=64, **others
+        )
+        (method,) = call(self.node, **self.inputs)
+        (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, **self.options)
+        adapter, _, _ = call(
+            "Train", model=base.model, subject=subject, method=method, steps=self.steps, batch_size=self.batch_size,
+            clip=base.clip, options=options, resume="start over",
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
+        numbers = sum(parameter.numel() for parameter in adapter.parameters())
+        return Made(model, clip, prompt, seconds, self.steps, numbers, file_bytes(adapter))
+
+
+def file_bytes(adapter: Any) -> int:
+    """What Save Adapter's own format takes in half precision."""
+    from hyperbooth.models.storage import save_adapter
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "adapter.safetensors"
+        save_adapter(adapter, path, torch.float16)
+        return path.stat().st_size
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The stock Train LoRA node: its own defaults, but float32 on a CPU."""
+
+    steps: int = 500
+    batch_size: int = 1
+    rank: int = 8
+    learning_rate: float = 5e-4
+
+    def __call__(self, task: Task, references: Tensor) -> Made:
+        from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
+
+        base = task.base
+        settings = {
+            "batch_size": self.batch_size, "steps": self.steps, "grad_accumulation_steps": 1,
+            "learning_rate": self.learning_rate, "rank": self.rank, "optimizer": "AdamW", "loss_function": "MSE",
+            "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32", "quantized_backward": False,
+            "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False,
+            "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+        }  # fmt: skip
+        began = time.perf_counter()
+        with torch.inference_mode():
+            latents = {"samples": base.vae.encode(references)}
+            positive = base.clip.encode_from_tokens_scheduled(base.clip.tokenize(task.prompt))
+            inputs = {"model": base.model, "latents": latents, "positive": positive, **settings}
+            lora = TrainLoraNode.execute(**{name: [value] for name, value in inputs.items()}).result[0]
+            seconds = time.perf_counter() - began
+            (model,) = LoraModelLoader.execute(base.model, lora, 1.0).result
+        sizes = [tensor for name, tensor in lora.items() if not name.endswith(".alpha")]
+        size = sum(tensor.numel() * 2 for tensor in lora.values())
+        return Made(model, base.clip, task.prompt, seconds, self.steps, sum(t.numel() for t in sizes), size)
+
+
+def untouched(task: Task, references: Tensor) -> Made:
+    """The base as it is, asked for anybody."""
+    return Made(task.base.model, task.base.clip, task.class_prompt)

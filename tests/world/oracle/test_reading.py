@@ -1,0 +1,42 @@
+"""Readings compared: the formulas on readings without an error."""
+
+import pytest
+import torch
+
+from ..identity import FACE_TABLE
+from ..people import person
+from ..scene import Scene
+from ..truth import identity_seen
+from .reading import agreement, person_of, truth
+
+PEOPLE = [person(number) for number in range(40)]
+
+
+def test_everybody_agrees_with_themselves_alone() -> None:
+    reading = truth(PEOPLE)
+    table = agreement(
+        {name: part[:, None] for name, part in reading.items()}, {name: part[None] for name, part in reading.items()},
+        Scene(),
+    )  # fmt: skip
+    assert torch.allclose(table.diagonal(), torch.ones(len(PEOPLE)))
+    others = table[~torch.eye(len(PEOPLE), dtype=bool)]
+    assert others.max() < 0.95 and 0.2 < others.mean() < 0.6
+
+
+def test_agreement_is_the_mean_of_its_attributes() -> None:
+    one, two = person(1), person(2)
+    scene = Scene("night", "sketch")
+    parts = []
+    for attribute, shown in zip(FACE_TABLE, identity_seen(one, scene), strict=True):
+        a, b = getattr(one, attribute.name), getattr(two, attribute.name)
+        if shown:
+            parts.append(float(a == b) if attribute.values else max(0.0, 1 - 2 * abs(a - b)))
+    assert agreement(truth([one]), truth([two]), scene, one).item() == pytest.approx(sum(parts) / len(parts), abs=1e-6)
+
+
+def test_a_person_is_found_again() -> None:
+    found = person_of(truth([PEOPLE[7]] * 3))
+    assert all(
+        getattr(found, name) == pytest.approx(value, abs=1e-6) if isinstance(value, float) else getattr(found, name) == value
+        for name, value in vars(PEOPLE[7]).items()
+    )
