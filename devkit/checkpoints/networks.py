@@ -100,11 +100,11 @@ def sdxl_unet(seed: int = 0) -> dict[str, Tensor]:
     return sd15_unet(SDXL_SMALL, seed)
 
 
-def sd3_mmdit(seed: int = 0) -> dict[str, Tensor]:
+def sd3_mmdit(config: dict[str, Any] = SD3_SMALL, seed: int = 0) -> dict[str, Tensor]:
     """SD3.5's, 2.0 M parameters, with the norms of queries and keys and one second self-attention."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
-    return _filled(OpenAISignatureMMDITWrapper, SD3_SMALL, seed)
+    return _filled(OpenAISignatureMMDITWrapper, config, seed)
 
 
 def flux_dit(config: dict[str, Any] = FLUX_SMALL, seed: int = 0) -> dict[str, Tensor]:
@@ -115,17 +115,17 @@ def flux_dit(config: dict[str, Any] = FLUX_SMALL, seed: int = 0) -> dict[str, Te
     return {name.replace("_norm.weight", "_norm.scale"): tensor for name, tensor in tensors.items()}
 
 
-def flux2_dit(seed: int = 0) -> dict[str, Tensor]:
+def flux2_dit(config: dict[str, Any] = FLUX2_SMALL, seed: int = 0) -> dict[str, Tensor]:
     """Flux.2's: 128 channels, one modulation for all blocks."""
-    return flux_dit(FLUX2_SMALL, seed)
+    return flux_dit(config, seed)
 
 
-def pixart_dit(seed: int = 0) -> dict[str, Tensor]:
+def pixart_dit(config: dict[str, Any] = PIXART_SMALL, seed: int = 0) -> dict[str, Tensor]:
     """PixArt Sigma's: an eps DiT that also gives variances, which ComfyUI drops."""
     from comfy.ldm.pixart.pixartms import PixArtMS
 
-    positions = torch.zeros(1, 32 * 32, PIXART_SMALL["hidden_size"])  # in files for its size alone: 512 pixels
-    return {**_filled(PixArtMS, PIXART_SMALL, seed), "pos_embed": positions}
+    positions = torch.zeros(1, 32 * 32, config["hidden_size"])  # in files for its size alone: 512 pixels
+    return {**_filled(PixArtMS, config, seed), "pos_embed": positions}
 
 
 def _filled(network: Callable[..., nn.Module], config: dict[str, Any], seed: int) -> dict[str, Tensor]:
