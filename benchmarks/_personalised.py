@@ -1,4 +1,4 @@
-"""Ways to personalise the small world's base to one person, each as a user would with this pack's or the stock nodes."""
+"""Ways to personalise the small world's base to one person, each with this pack's nodes or the stock ones."""
 
 import tempfile
 import time

@@ -91,4 +91,3 @@ def renamed(node: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         if isinstance(value, list):
             node["inputs"][name] = [names.get(value[0], value[0]), value[1]]
     return node
-

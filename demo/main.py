@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 import world  # noqa: E402
 from graph import BASE, OURS, Graph, Job, graph_of  # noqa: E402
 
-
 from devkit.server import Outcome, add_world, link, prepare_base, running_server  # noqa: E402
+from devkit.sheet import sheet  # noqa: E402
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 SCENES = ("{} in the snow", "{} on a beach at sunset", "{} in a forest", "a watercolour of {}", "a pencil sketch of {}")
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--person", type=int, default=0, help="which of the small world's people (default: 0)")
     parser.add_argument("--pictures", type=int, choices=range(1, 5), default=4, help="of that person (default: 4)")
     parser.add_argument("--photos", type=Path, help="folder of photographs of one subject, instead of a drawn person")
-    parser.add_argument("--checkpoint", type=Path, help="an SD1.5 checkpoint (.safetensors), instead of the small world")
+    parser.add_argument("--checkpoint", type=Path, help="an SD1.5 checkpoint, instead of the small world's")
     parser.add_argument("--class-noun", default="dog", help="what the subject is, for --checkpoint: dog, backpack ...")
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="where the results go")
@@ -133,7 +133,7 @@ def show(base: Path, job: Job, output: Path, measured: bool) -> None:
         made = [sorted((base / "output").glob(f"{kind}_{number}_*.png")) for number in range(len(job.scenes))]
         pictures = [[Image.open(path) for path in paths] for paths in made]
         scores = f": {world.judged(photographs, pictures, job.scenes)}" if measured else ""
-        title = f"{kind}, \"{prompt} ...\"{scores}"
+        title = f'{kind}, "{prompt} ..."{scores}'
         rows[title] = pictures
         print(title)
     scenes = [scene.replace(job.class_prompt, "...") for scene in job.scenes]

@@ -9,12 +9,15 @@ INK, PAPER = "#202020", "#ffffff"
 Pictures = Sequence[Sequence[Image.Image]]
 
 
-def sheet(photographs: Sequence[Image.Image], rows: dict[str, Pictures], scenes: Sequence[str], side: int) -> Image.Image:
+def sheet(
+    photographs: Sequence[Image.Image], rows: dict[str, Pictures], scenes: Sequence[str], side: int
+) -> Image.Image:  # fmt: skip
     """Photographs to the left, then a column for each scene; a block of rows for each of `rows` (name -> pictures of
     each scene), in cells `side` pixels wide."""
     high = {name: max(map(len, pictures)) for name, pictures in rows.items()}
     width = (1 + len(scenes)) * (side + MARGIN) + 2 * MARGIN
-    height = max(sum(h * (side + 4) + TITLE for h in high.values()), len(photographs) * (side + 4) + TITLE) + TITLE + MARGIN
+    below = sum(h * (side + 4) + TITLE for h in high.values())
+    height = max(below, len(photographs) * (side + 4) + TITLE) + TITLE + MARGIN
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
     column(page, photographs, MARGIN, TITLE + MARGIN, side)

@@ -56,9 +56,11 @@ class Hollow:
 
     Args:
         spans: one after another; more than one where blocks of different kinds follow each other.
+        name: the blocks, in words.
     """
 
     spans: Sequence[Span]
+    name: str = ""
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -8,6 +8,7 @@ from .bridge.weight_adapter import register
 from .class_images import ClassImages
 from .files import Load, Save
 from .folder import ImagesFromFolder
+from .hollow import HollowedNet
 from .latents import SubjectFromLatents
 from .methods import MethodDreamBooth, MethodLiDB, MethodLoRA, MethodPaRa, MethodTextualInversion
 from .options import Options
@@ -26,4 +27,5 @@ class HyperBooth(ComfyExtension):
         return [
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
             ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa, MethodTextualInversion,
+            HollowedNet,
         ]  # fmt: skip

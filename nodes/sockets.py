@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 Adapter = io.Custom("HYPERBOOTH_ADAPTER")
+Hollow = io.Custom("HYPERBOOTH_HOLLOW")
 Method = io.Custom("HYPERBOOTH_METHOD")
 Options = io.Custom("HYPERBOOTH_OPTIONS")
 Subject = io.Custom("HYPERBOOTH_SUBJECT")

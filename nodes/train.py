@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..models.adapter_set import AdapterSet
 from ..models.storage import save_adapter
 from ..models.targets import TEXT_PREFIX
-from ..trainers.options import Method, TrainingOptions, check_choice
+from ..trainers.options import Hollowing, Method, TrainingOptions, check_choice
 from ..trainers.personalize import Result, personalize
 from ..trainers.resume import States
 from ..trainers.run import Run
@@ -16,6 +16,7 @@ from ..trainers.state import History
 from ..trainers.subject import Subject
 from ..trainers.watch import Watch
 from . import sockets
+from .bridge.cuts import nearest_cut
 from .bridge.files import output_file, output_name, state_folder
 from .bridge.lora import warn_of_another_base
 from .bridge.progress import Progress
@@ -68,6 +69,12 @@ class Train(io.ComfyNode):
                     tooltip="continue: a run that was cancelled or killed goes on where its last state was saved, "
                     "if all inputs are the same. start over: from step 0.",
                 ),
+                sockets.Hollow.Input(
+                    "hollow",
+                    optional=True,
+                    tooltip="From Hollowed Net: trains without the network's deep middle, in little more memory than "
+                    "sampling takes. The adapter is for the whole model, as ever.",
+                ),
             ],
             outputs=[
                 sockets.Adapter.Output(display_name="adapter", tooltip="For Apply Adapter and Save Adapter."),
@@ -80,6 +87,7 @@ class Train(io.ComfyNode):
     def execute(
         cls, model: Any, subject: Subject, method: Method, steps: int, batch_size: int, seed: int, clip: Any = None,
         options: TrainingOptions | None = None, start_from: AdapterSet | None = None, resume: str = RESUME[0],
+        hollow: Hollowing | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("resume", resume, RESUME)
         encodes = method.encodes_prompts or changes_prompts(start_from)
@@ -87,7 +95,7 @@ class Train(io.ComfyNode):
             raise ValueError(why_clip(method))
         if start_from is not None:
             warn_of_another_base(model, clip, start_from)
-        run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from)
+        run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from, hollow)
         result = train(run, model, clip if encodes else None, resume == RESUME[0])
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))
 
@@ -111,13 +119,15 @@ def why_clip(method: Method) -> str:
 def train(run: Run, model: Any, clip: Any, resume: bool) -> Result:
     """The run on the loaded model, with progress and a state on disk."""
     options, show = run.options, Progress(run.steps)
-    with workbench(model, options, run.subject, run.batch_size, clip) as bench:
+    hollow = nearest_cut(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
+    with workbench(model, options, run.subject, run.batch_size, clip, hollow) as bench:
         states = States(state_folder(), run.key(bench.identity))
         if not resume:
             states.forget()
         return personalize(
-            run, bench, lambda sample: Watch(run.steps, show, sample, options.preview_every), states, save_rescued
-        )
+            run, bench, lambda sample: Watch(run.steps, show, sample, options.preview_every), states, save_rescued,
+            on_record=show,
+        )  # fmt: skip
 
 
 def save_rescued(adapter: AdapterSet) -> str:

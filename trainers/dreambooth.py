@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
+from ..models.hollow import Hollow, Record
 from .losses import DenoisingLoss, Teacher, weighting
 from .noise import generator_for, standard_noise
 from .options import TrainingOptions
+from .records import Records
 from .subject import Batches, Example, Subject
 
 Condition = Callable[[Sequence[Example]], Any]
@@ -33,18 +35,34 @@ MOST_VALIDATED = 4
 
 @dataclass(frozen=True)
 class Draw:
-    """What a loss term is computed on: one variant of each example, with its noise and level."""
+    """What a loss term is computed on: one variant of each example, with its noise and level.
+
+    Args:
+        name: of a draw that a run makes again and again, for what is recorded of it.
+        start: which of the named draw's samples is the first of these.
+    """
 
     examples: Sequence[Example]
     sigma: Tensor
     noise: Tensor
+    name: str = ""
+    start: int = 0
 
     def pieces(self, count: int) -> Iterator["Draw"]:
         """The same in up to ``count`` parts."""
         size = -(-len(self.examples) // count)
         for start in range(0, len(self.examples), size):
             part = slice(start, start + size)
-            yield Draw(self.examples[part], self.sigma[part], self.noise[part])
+            yield Draw(self.examples[part], self.sigma[part], self.noise[part], self.name, self.start + start)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a batch's loss: its draw, its weight, and whether the model as it was is the teacher."""
+
+    draw: Draw
+    weight: float = 1.0
+    by_teacher: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class DreamBooth:
         seed: of every draw.
         without_adapter: inside it the model is as it was before training; ``prediction`` needs it.
         pieces: a batch goes through the network in so many parts, for memory; the loss is the same.
+        records: of a hollow network; its batches come in turn.
     """
 
     denoiser: Denoiser
@@ -72,14 +91,33 @@ class DreamBooth:
     seed: int
     without_adapter: Callable[[], AbstractContextManager[None]] = nullcontext
     pieces: int = 1
+    records: Records | None = None
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
         """Scalar loss terms of batch number ``batch``; their sum is the loss."""
-        own = self._draw(self.subject.examples, batch, _ORDER, _DRAWS, self.options.caption_dropout)
-        yield from self._terms(own, 1.0, by_teacher=False)
+        for term in self._terms_of(batch if self.records is None else self.records.turn(batch)):
+            yield from self._losses(term)
+
+    def names(self, batch: int) -> list[str]:
+        """Of the draws of a batch, see :class:`.hollowing.Source`."""
+        return [term.draw.name for term in self._terms_of(batch)]
+
+    @torch.no_grad()
+    def recorded(self, batch: int, hollow: Hollow) -> Iterator[tuple[str, list[Record]]]:
+        """The whole network, run on each draw of a batch; what its deep blocks gave."""
+        for term in self._terms_of(batch):
+            parts = []
+            for part in self._pieces(term.draw):
+                with hollow.recording() as records:
+                    _ = list(self._losses(Term(replace(part, name=""))))
+                parts.append(records)
+            yield term.draw.name, [_joined(of_span) for of_span in zip(*parts, strict=True)]
+
+    def _terms_of(self, batch: int) -> Iterator[Term]:
+        yield Term(self._draw(self.subject.examples, batch, _ORDER, _DRAWS, self.options.caption_dropout))
         if prior := self.prior:
             drawn = self._draw(prior, batch, _PRIOR_ORDER, _PRIOR_DRAWS)
-            yield from self._terms(drawn, self.options.prior_weight, self.options.prior_mode == "prediction")
+            yield Term(drawn, self.options.prior_weight, self.options.prior_mode == "prediction")
 
     @property
     def prior(self) -> Sequence[Example]:
@@ -98,7 +136,7 @@ class DreamBooth:
     def of_one_sample(self) -> Tensor:
         """The loss of one sample of the largest size."""
         only, options = replace(self.subject, examples=(self.largest,)), replace(self.options, caption_dropout=0.0)
-        return next(iter(replace(self, subject=only, options=options, batch_size=1, pieces=1)(0)))
+        return next(iter(replace(self, subject=only, options=options, batch_size=1, pieces=1, records=None)(0)))
 
     def probe(self) -> float:
         """The loss of the first picture on a few fixed levels: enough to see that a model is ruined."""
@@ -114,7 +152,7 @@ class DreamBooth:
             for level in sigma:
                 noise = standard_noise((1, *example.size), generator)
                 draw = Draw([example.variant(0)], level.view(1), noise)
-                losses += [term.item() for term in self._terms(draw, 1.0, by_teacher=False)]
+                losses += [loss.item() for loss in self._losses(Term(draw))]
         return sum(losses) / len(losses)
 
     def _draw(
@@ -131,17 +169,29 @@ class DreamBooth:
             ]
         sigma = self.options.levels.sample(self.denoiser.sigmas, len(variants), generator)
         noise = standard_noise((len(variants), *variants[0].size), generator, self.options.noise_offset)
-        return Draw(variants, sigma, noise)
+        return Draw(variants, sigma, noise, f"{batch}.{draws}")
 
-    def _terms(self, draw: Draw, weight: float, by_teacher: bool) -> Iterator[Tensor]:
-        """The weighted mean over the draw, in pieces."""
+    def _losses(self, term: Term) -> Iterator[Tensor]:
+        """The weighted mean over the term's draw, in pieces."""
         loss = DenoisingLoss(self.denoiser, weighting(self.options.loss_weighting, self.options.min_snr_gamma))
-        for part in draw.pieces(self.pieces):
+        for part in self._pieces(term.draw):
             clean, mask = self._clean(part.examples)
-            teacher = self._teacher(part.examples) if by_teacher else None
+            teacher = self._teacher(part.examples) if term.by_teacher else None
             cond, noise = self.condition(part.examples), part.noise.to(clean)
-            each = loss(clean, cond, part.sigma.to(clean.device), noise, mask, teacher)
-            yield weight * each.sum() / len(draw.examples)
+            with self._on_record(part, clean.device):
+                each = loss(clean, cond, part.sigma.to(clean.device), noise, mask, teacher)
+            yield term.weight * each.sum() / len(term.draw.examples)
+
+    def _pieces(self, draw: Draw) -> Iterator[Draw]:
+        """What goes through the network at once. On a hollow one, texts that do not fit into one pass go singly."""
+        for part in draw.pieces(self.pieces):
+            single = self.records is not None and isinstance(self.condition(part.examples), tuple)
+            yield from part.pieces(len(part.examples)) if single else (part,)
+
+    def _on_record(self, draw: Draw, device: torch.device) -> AbstractContextManager[None]:
+        if self.records is None or not draw.name:
+            return nullcontext()
+        return self.records.given(draw.name, slice(draw.start, draw.start + len(draw.examples)), device)
 
     def _teacher(self, examples: Sequence[Example]) -> Teacher:
         """The model as it was, on the same text."""
@@ -160,6 +210,11 @@ class DreamBooth:
             return clean, None
         masks = [torch.ones_like(e.latents[:, :1]) if e.mask is None else e.mask for e in examples]
         return clean, torch.cat(masks).to(clean)
+
+
+def _joined(records: Sequence[Record]) -> Record:
+    """Records of the parts of a batch as one."""
+    return tuple(torch.cat(tensors) for tensors in zip(*records, strict=True))
 
 
 def _variant(example: Example, generator: torch.Generator) -> Example:

@@ -17,6 +17,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 PRIOR_MODES = ("class images", "prediction", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MEMORY_PLANS = ("auto", "as set")
+STORAGES = ("ram", "disk", "none")
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -175,3 +176,25 @@ _BOUNDS: Mapping[str, tuple[float, ...]] = {
     "validation": (0,),
     "preview_every": (0,),
 }
+
+
+@dataclass(frozen=True)
+class Hollowing:
+    """How a network is hollowed for a training.
+
+    Args:
+        fraction: share of the diffusion model's parameters to take out; the nearest legal cut is taken.
+        samples: draws of (picture, noise, level) that the whole network runs on beforehand; training goes through
+            them again and again. As many as ``steps x batch_size`` show each once.
+        storage: where what is recorded is kept: ``ram``; ``disk``, where it survives a cancel; ``none``: nothing is
+            recorded, and each step runs the deep part without gradients on fresh noise.
+    """
+
+    fraction: float = 0.4
+    samples: int = 500
+    storage: str = "ram"
+
+    def __post_init__(self) -> None:
+        check_number("fraction", self.fraction, 0.0, 1.0)
+        check_number("samples", self.samples, 1)
+        check_choice("storage", self.storage, STORAGES)

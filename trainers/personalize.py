@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +16,7 @@ from ..models.removal import removal_warning
 from . import memory
 from .dreambooth import DreamBooth
 from .guard import Diverged
+from .hollowing import OnRecord, Recorder, recorder_of, silent
 from .loop import FitConfig, OnStep, fit
 from .noise import generator_for
 from .preview import preview
@@ -50,10 +52,15 @@ class Result:
     notes: tuple[str, ...]
 
 
-def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, rescue: Rescue) -> Result:
+def personalize(
+    run: Run, bench: Workbench, watch: MakeWatch, states: States, rescue: Rescue, on_record: OnRecord = silent
+) -> Result:  # fmt: skip
     """Train a new adapter (or ``run.start_from`` further) on ``bench``.
 
     Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
+
+    Args:
+        on_record: called while a hollow network's samples are recorded, with the batches done and their number.
 
     Raises:
         ValueError: the targets match nothing, the rank does not fit, or ``start_from`` is of another kind.
@@ -64,8 +71,9 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
     weight_of = weights_of(bench, lambda: seen(History()))
     job = _taken_up(run, bench, states) or _Job.begin(run, bench, weight_of)
     resumed, warnings = job.state.history.step, _warnings(job.adapter)
+    recorder = recorder_of(run, bench, states, on_record)
     try:
-        line = job.fit(_keeping(states, run, seen))
+        lines = job.fit(_keeping(states, run, seen), recorder)
     except Diverged as error:
         states.forget()
         raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
@@ -74,7 +82,8 @@ def personalize(run: Run, bench: Workbench, watch: MakeWatch, states: States, re
         raise
     states.save(job.state)
     states.good.forget()
-    notes = (line, *warnings, *([states.failure] if states.failure else []))
+    recorder.forget()
+    notes = (*lines, *warnings, *([states.failure] if states.failure else []))
     return Result(job.result(), job.state.history, resumed, notes)
 
 
@@ -143,8 +152,8 @@ class _Job:
         state = TrainState(groups, run.options.optimizer, run.options.ema_decay, bench.half)
         return cls(run, bench, adapter, state, started)
 
-    def fit(self, on_step: OnStep) -> str:
-        """Train within the memory there is; the line that says how."""
+    def fit(self, on_step: OnStep, recorder: Recorder) -> list[str]:
+        """Train within the memory there is; lines that say how."""
         run, bench = self.run, self.bench
         with bench.knowing(self.adapter.words, run.subject.prompts), self.adapter.attached(
             bench.layers, bench.borrow, bench.written_over
@@ -154,11 +163,13 @@ class _Job:
                 run.seed, without,
             )  # fmt: skip
             plan, line = self._plan(loss)
-            while not self._fits(plan, loss, on_step):
-                plan = self._tighter(plan)
-                line = memory.describe(plan, None, 0, run.batch_size, bench.precision)
-                logging.warning("HyperBooth: out of memory at step %d; going on with %s", self._at, line)
-        return line
+            off = without if run.start_from is None else nullcontext
+            with recorder.recorded(loss, off, self.state.history.step) as loss:
+                while not self._fits(plan, loss, on_step):
+                    plan = self._tighter(plan)
+                    line = memory.describe(plan, None, 0, run.batch_size, bench.precision)
+                    logging.warning("HyperBooth: out of memory at step %d; going on with %s", self._at, line)
+        return [*recorder.lines, line]
 
     def _fits(self, plan: memory.Plan, loss: DreamBooth, on_step: OnStep) -> bool:
         """Train to the end under ``plan``; False if memory ran out on the way."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,11 @@ class States:
     @property
     def path(self) -> Path:
         return self.folder / f"{self.key}.safetensors"
+
+    @property
+    def records(self) -> Path:
+        """A folder for what a run on a hollow network records."""
+        return self.folder / f"{self.key}.records"
 
     @property
     def good(self) -> "States":
@@ -108,6 +114,9 @@ class States:
             room -= _size(path)
             if (place >= KEPT and time.time() - _touched(path) > LEFTOVER) or room < 0:
                 _remove(path)
+        for path in self.folder.glob("*.records"):
+            if path.name[:32] != own and time.time() - _touched(path) > LEFTOVER:
+                shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob(".*.part"):
             if time.time() - _touched(path) > LEFTOVER:
                 _remove(path)

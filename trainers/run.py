@@ -10,7 +10,7 @@ from ..models.provenance import FACT
 from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
 from ..models.words import names
 from .fingerprint import fingerprint
-from .options import Method, TrainingOptions, check_number
+from .options import Hollowing, Method, TrainingOptions, check_number
 from .state import History
 from .subject import Example, Subject
 
@@ -34,6 +34,7 @@ class Run:
         batch_size: examples per loss term.
         seed: of the adapter's start and of every draw.
         start_from: an adapter to go on training; its last link is the one trained.
+        hollow: train without the network's deep middle.
     """
 
     subject: Subject
@@ -43,6 +44,7 @@ class Run:
     batch_size: int = 1
     seed: int = 0
     start_from: AdapterSet | None = None
+    hollow: Hollowing | None = None
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1)
@@ -122,9 +124,10 @@ class Run:
             start = [[a.to_tensors() for a in link.adapters.values()] for link in self.start_from.chain]
             start += self.start_from.words
         steps = None if self.options.lr_scheduler == "constant" else self.steps
+        hollow = () if self.hollow is None else (self.hollow,)
         return fingerprint(
             model, subject.examples, subject.class_examples, subject.blank, subject.class_cond, self.method,
-            replace(self.options, **COSMETIC), self.batch_size, self.seed, start, steps,
+            replace(self.options, **COSMETIC), self.batch_size, self.seed, start, steps, *hollow,
         )  # fmt: skip
 
     def facts(self, history: History) -> dict[str, Any]:
@@ -145,6 +148,7 @@ class Run:
             "optimizer": self.options.optimizer,
             "lr_scheduler": self.options.lr_scheduler,
             "loss_weighting": self.options.loss_weighting,
+            **({"hollow": self.hollow.fraction} if self.hollow else {}),
             **{name: getattr(self.options, name) for name in OPTION_FACTS},
             "latent_sizes": dict(Counter(f"{e.size[-1]}x{e.size[-2]}" for e in self.training.examples)),
             "final_loss": history.losses[-1],

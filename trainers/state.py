@@ -64,6 +64,11 @@ class Snapshot:
     numbers: Mapping[str, Any]
 
 
+def bytes_per_number(optimizer: str, average: bool = False) -> int:
+    """Of gradient, optimizer and average, all float32, for each trained number."""
+    return 4 * (1 + STATE_PER_NUMBER[optimizer] + average)
+
+
 class TrainState:
     """Parameters, optimizer, average, loss scale and history of a run.
 
@@ -87,7 +92,7 @@ class TrainState:
     @property
     def bytes_per_number(self) -> int:
         """Of gradient, optimizer and average, all float32, for each trained number."""
-        return 4 * (1 + STATE_PER_NUMBER[self._optimizer] + (self.average is not None))
+        return bytes_per_number(self._optimizer, self.average is not None)
 
     def set_rate(self, share: float) -> None:
         """Every group's learning rate times ``share``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..models.denoiser import Denoiser
 from ..models.frozen import Borrow
+from ..models.hollow import Hollow
 from ..models.words import Word
 from .subject import Example, Subject
 
@@ -17,9 +18,9 @@ from .subject import Example, Subject
 class Workbench(Protocol):
     """A model laid out for training; made by whoever owns the model.
 
-    ``shapes`` and ``layers`` name every layer that an adapter could change, of the diffusion model
-    (``diffusion_model.…``) and, if it is to be trained, of the text encoder (``text_encoders.…``); ``written_over``
-    those of them whose output the network may write over.
+    ``layers`` name every layer that an adapter could change, of the diffusion model
+    (``diffusion_model.…``) and, if it is to be trained, of the text encoder (``text_encoders.…``); ``shapes`` those of
+    them that can be trained, ``written_over`` those whose output the network may write over.
     """
 
     denoiser: Denoiser
@@ -32,6 +33,8 @@ class Workbench(Protocol):
     written_over: Collection[str]
     borrow: Borrow
     facts: Mapping[str, Any]
+    hollow: Hollow | None
+    """What is taken out of the network; its blocks run without gradients wherever nothing is on record."""
     identity: str
     """Names the model as it is: the same weights, patches and sampling equations, the same name."""
 
@@ -69,6 +72,9 @@ class Workbench(Protocol):
 
     def make_room(self, needed: int) -> None:
         """Move weights off the device until ``needed`` bytes are free, as far as that can be done."""
+
+    def stowed(self) -> AbstractContextManager[None]:
+        """Inside the block, the weights of what is taken out are off the training device, if there is another place."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether that is what the error says; frees what can be freed."""

@@ -25,14 +25,16 @@ class Cut:
     """One way to hollow a network.
 
     Args:
-        name: the blocks taken out, in words.
-        hollow: those blocks.
+        hollow: the blocks taken out.
         share: of the network's parameters that they hold.
     """
 
-    name: str
     hollow: Hollow
     share: float
+
+    @property
+    def name(self) -> str:
+        return self.hollow.name
 
 
 def cuts_of(network: nn.Module) -> list[Cut]:
@@ -41,7 +43,7 @@ def cuts_of(network: nn.Module) -> list[Cut]:
     Raises:
         ValueError: nobody knows how this kind of network runs, or it has nothing between its outermost blocks.
     """
-    cuts = sorted((_measured(network, *cut) for cut in _cuts(network)), key=lambda cut: cut.share)
+    cuts = sorted((_measured(network, hollow) for hollow in _cuts(network)), key=lambda cut: cut.share)
     if not cuts:
         raise ValueError("model: its network has nothing between its outermost blocks; train it without hollow")
     return cuts
@@ -52,7 +54,7 @@ def nearest_cut(network: nn.Module, fraction: float) -> Cut:
     return min(cuts_of(network), key=lambda cut: abs(cut.share - fraction))
 
 
-def _cuts(network: nn.Module) -> Iterator[tuple[str, Hollow]]:
+def _cuts(network: nn.Module) -> Iterator[Hollow]:
     if isinstance(network, UNetModel):
         yield from _unet_cuts(network)
         return
@@ -66,7 +68,7 @@ def _cuts(network: nn.Module) -> Iterator[tuple[str, Hollow]]:
     yield from _transformer_cuts(network, lists)
 
 
-def _unet_cuts(network: Any) -> Iterator[tuple[str, Hollow]]:
+def _unet_cuts(network: Any) -> Iterator[Hollow]:
     """Symmetric about the middle block: every output block that stays finds the skip of an input block that stays."""
     count = len(network.input_blocks)
     for depth in range(1, count + 1):
@@ -80,12 +82,12 @@ def _unet_cuts(network: Any) -> Iterator[tuple[str, Hollow]]:
             around = [
                 _run_of("input block", depth, count), *around, _run_of("output block", 0, count - depth),
             ]  # fmt: skip
-        yield ", ".join(around), Hollow([Span(layers)])
+        yield Hollow([Span(layers)], ", ".join(around))
 
 
 def _transformer_cuts(
     network: nn.Module, lists: Sequence[tuple[str, tuple[int | str, ...]]]
-) -> Iterator[tuple[str, Hollow]]:  # fmt: skip
+) -> Iterator[Hollow]:  # fmt: skip
     """Central runs of all blocks in order; where a run goes on in another list, it is two spans."""
     places = [(name, number) for name, _ in lists for number in range(len(getattr(network, name)))]
     for size in range(1, len(places) - 1):
@@ -98,13 +100,13 @@ def _transformer_cuts(
                 blocks = list(getattr(network, name))[numbers[0] : numbers[-1] + 1]
                 spans.append(Span(blocks, streams, past=True))
                 words.append(_run_of(name.replace("_", " ").removesuffix("s"), numbers[0], numbers[-1] + 1))
-        yield ", ".join(words), Hollow(spans)
+        yield Hollow(spans, ", ".join(words))
 
 
 def _run_of(what: str, start: int, stop: int) -> str:
     return f"{what} {start}" if stop - start == 1 else f"{what}s {start} to {stop - 1}"
 
 
-def _measured(network: nn.Module, name: str, hollow: Hollow) -> Cut:
+def _measured(network: nn.Module, hollow: Hollow) -> Cut:
     total = sum(parameter.numel() for parameter in network.parameters())
-    return Cut(name, hollow, sum(parameter.numel() for parameter in hollow.parameters()) / total)
+    return Cut(hollow, sum(parameter.numel() for parameter in hollow.parameters()) / total)

@@ -1,7 +1,7 @@
 """A loaded MODEL (and CLIP) laid out for training, and put back afterwards."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...models.frozen import Borrow, frozen, is_convolution, is_linear
+from ...models.hollow import Hollow
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from ...models.words import Word
 from ...trainers.options import TrainingOptions
@@ -20,6 +21,7 @@ from .conditions import Conditions
 from .denoiser import ComfyDenoiser
 from .identity import identity_of
 from .previews import latent_picture
+from .stowing import stowed
 from .unread import unread_layers
 from .weights import borrow
 from .words import first_vectors
@@ -50,6 +52,7 @@ class ComfyWorkbench:
     facts: Mapping[str, Any]
     identity: str
     borrow: Borrow
+    hollow: Hollow | None
 
     def condition(self, examples: Sequence[Example]) -> Any:
         return self.conditions(examples)
@@ -82,6 +85,9 @@ class ComfyWorkbench:
             with torch.inference_mode():
                 comfy.model_management.load_models_gpu(list(self.patchers), memory_required=needed)
 
+    def stowed(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.hollow is None else stowed(self.patchers[0], self.hollow)
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         short = isinstance(error, MemoryError) or comfy.model_management.is_oom(error)
         short = short or any(words in str(error) for words in NO_MEMORY)
@@ -92,12 +98,16 @@ class ComfyWorkbench:
 
 @contextmanager
 def workbench(
-    model: Any, options: TrainingOptions, subject: Subject, batch_size: int, clip: Any = None
-) -> Iterator[ComfyWorkbench]:
+    model: Any, options: TrainingOptions, subject: Subject, batch_size: int, clip: Any = None,
+    hollow: Hollow | None = None,
+) -> Iterator[ComfyWorkbench]:  # fmt: skip
     """Inside the block the model (and ``clip``, if its text encoder or a word trains) is ready for gradients.
 
     Everything else leaves the device first. Autograd is on, ComfyUI's inference mode is off, and frozen
     weights are borrowed, never copied. After the block, whatever happened in it, the model is as it was.
+
+    Args:
+        hollow: blocks that run without gradients; none of their layers is offered for training.
 
     Raises:
         ValueError: the model carries bypass hooks, or is of a kind that cannot be trained.
@@ -113,7 +123,9 @@ def workbench(
         stack.enter_context(frozen(patcher.model, borrow, in_place))
         if clip is not None:
             stack.enter_context(frozen(clip.cond_stage_model, borrow, adds_in_place=True))
-        yield _bench(patcher, clip)
+        if hollow is not None:
+            stack.enter_context(hollow.without_gradients())
+        yield _bench(patcher, clip, hollow)
 
 
 def architecture(model: Any) -> str:
@@ -219,8 +231,10 @@ def _training_flag() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
-def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
+def _bench(patcher: Any, clip: Any, hollow: Hollow | None) -> ComfyWorkbench:
     layers, denoiser = trainable_layers(patcher, clip), ComfyDenoiser(patcher)
+    out = {id(module) for block in hollow.blocks for module in block.modules()} if hollow else set()
+    left = {name: layer for name, layer in layers.items() if id(layer) not in out}
     in_place = adds_in_place(patcher.model.diffusion_model)
     return ComfyWorkbench(
         patchers=[patcher] + ([clip.patcher] if clip is not None else []),
@@ -230,9 +244,10 @@ def _bench(patcher: Any, clip: Any) -> ComfyWorkbench:
         device=patcher.load_device,
         half=patcher.model.get_dtype_inference() == torch.float16,
         precision=str(patcher.model.get_dtype_inference()).removeprefix("torch."),
-        shapes=layer_shapes(layers),
+        shapes=layer_shapes(left),
         layers=layers,
-        blocks=blocks_of(patcher.model.diffusion_model),
+        blocks=[block for block in blocks_of(patcher.model.diffusion_model) if id(block) not in out],
+        hollow=hollow,
         written_over={name for name in layers if name.startswith(TEXT_PREFIX) or in_place},
         identity=identity_of(patcher, clip),
         borrow=borrow,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import comfy.model_management
@@ -19,7 +20,14 @@ from torch import Tensor
 from devkit.checkpoints import FAMILIES, write
 from devkit.checkpoints.families import DIFFUSION, Family
 from devkit.checkpoints.networks import (
-    FLUX2_SMALL, FLUX_SMALL, PIXART_SMALL, SD3_SMALL, flux2_dit, flux_dit, pixart_dit, sd3_mmdit,
+    FLUX2_SMALL,
+    FLUX_SMALL,
+    PIXART_SMALL,
+    SD3_SMALL,
+    flux2_dit,
+    flux_dit,
+    pixart_dit,
+    sd3_mmdit,
 )  # fmt: skip
 
 TEXTS: dict[str, tuple[int, int]] = {
@@ -113,13 +121,13 @@ def test_what_is_taken_out_is_not_run(loaded: Network) -> None:
 def test_cuts_grow_about_the_middle(loaded: Network) -> None:
     cuts = cuts_of(loaded.network)
     shares = [cut.share for cut in cuts]
-    assert shares == sorted(shares) and 0 < shares[0] and shares[-1] < 1
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
     assert len({cut.name for cut in cuts}) == len(cuts)
     for fraction in (0.0, 0.4, 1.0):
         found = nearest_cut(loaded.network, fraction)
         assert abs(found.share - fraction) == min(abs(share - fraction) for share in shares)
     blocks = [set(map(id, cut.hollow.blocks)) for cut in cuts]
-    assert all(smaller < larger for smaller, larger in zip(blocks, blocks[1:], strict=False))
+    assert all(smaller < larger for smaller, larger in pairwise(blocks))
 
 
 @pytest.mark.parametrize("way", ["recorded", "without_gradients"])

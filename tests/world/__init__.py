@@ -31,7 +31,6 @@ from .scene import KEEPS, SCENE_TABLE, Scene, sample_scene
 from .truth import identity_seen, identity_vector, scene_seen, scene_vector
 
 
-
 async def comfy_entrypoint():
     """With this folder among ComfyUI's custom nodes, the stock *Load Checkpoint* opens the world's model."""
     from comfy_api.latest import ComfyExtension

@@ -70,7 +70,7 @@ class Judge:
         self.scales: dict[Scene, Scale] = {}
 
     def identity(self, pictures: Tensor, references: Tensor, caption: str) -> float:
-        """How much the pictures show the person of `references`: same person in two scenes 1, two people at random 0."""
+        """Whether the pictures show the person of `references`: 1 for one person in two scenes, 0 for two people."""
         scene = scene_of(caption)
         known = read(self.oracle, references)
         value = agreement(read(self.oracle, pictures), mean(known), scene, person_of(known)).mean().item()
@@ -85,7 +85,8 @@ class Judge:
 
     def people_spread(self, pictures: Tensor, scene: Scene = PLAIN) -> float:
         """How different the people in the pictures are from each other, as a share of the generator's people."""
-        return _spread(read(self.oracle, pictures), scene) / _spread(read(self.oracle, drawn(self.people, scene)), scene)
+        own, real = (_spread(read(self.oracle, p), scene) for p in (pictures, drawn(self.people, scene)))
+        return own / real
 
     def diversity(self, pictures: Tensor, caption: str, shown: Identity) -> float:
         """How different pictures of one person under one caption are, as a share of the generator's."""

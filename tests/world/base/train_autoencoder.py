@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..loop import Plan, Training
 from ..stream import batch
 from .autoencoder import Autoencoder
-from ..loop import Plan, Training
 
 BATCH = 16
 NOISE = 0.02

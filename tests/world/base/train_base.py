@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..loop import Plan, Training
 from .autoencoder import Autoencoder
 from .latents import make
-from ..loop import Plan, Training
 from .network import Base, base_loss, noise_levels
 from .words import Words
 

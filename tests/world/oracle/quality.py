@@ -22,7 +22,11 @@ def quality(oracle: Oracle, people: int) -> dict[str, float]:
     """Attribute -> share of right answers (categorical) or R2 (continuous), on held-out people in random scenes."""
     numbers = [seed for _, seed in zip(range(people), seeds(held_out=True), strict=False)]
     got, true, shown = (np.concatenate(part) for part in zip(*_readings(oracle, numbers), strict=True))
-    return {a.name: _quality(got[s, n], true[s, n], bool(a.values)) for n, a in enumerate(QUESTIONS) for s in [shown[:, n]]}
+    found = {}
+    for n, attribute in enumerate(QUESTIONS):
+        asked = shown[:, n]
+        found[attribute.name] = _quality(got[asked, n], true[asked, n], bool(attribute.values))
+    return found
 
 
 def _quality(got: np.ndarray, true: np.ndarray, categorical: bool) -> float:

@@ -1,4 +1,4 @@
-"""Training of the oracle on fresh pictures, a part of which went through the autoencoder, as all that is sampled has."""
+"""Training of the oracle on fresh pictures; a part went through the autoencoder, as all that is sampled has."""
 
 from __future__ import annotations
 

@@ -1,0 +1,81 @@
+"""What a training step takes with and without the network's deep middle, measured on the model itself."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...models.adapter_set import AdapterSet, Link
+from ...models.adapters import LoRAConfig
+from ...models.hollow import Hollow
+from ...trainers import memory
+from ...trainers.dreambooth import DreamBooth
+from ...trainers.memory import Needs, Plan
+from ...trainers.noise import generator_for
+from ...trainers.options import Method, TrainingOptions
+from ...trainers.run import targets_of
+from ...trainers.state import bytes_per_number
+from ...trainers.subject import Subject
+from .session import workbench
+
+METHOD = Method(config=LoRAConfig())
+"""What is measured with: a LoRA on attention, as new nodes have it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes on the training device, of one sample of the subject's largest size.
+
+    Args:
+        sample: on record for one sample.
+        weights: of the whole diffusion model.
+        taken: of the weights taken out.
+        plain, hollow: what a LoRA's training needs beside the weights.
+    """
+
+    sample: int
+    weights: int
+    taken: int
+    plain: Needs
+    hollow: Needs
+
+    @property
+    def sampling(self) -> int:
+        """Of sampling with the whole model, as ComfyUI reckons it."""
+        return self.weights + self.plain.passing
+
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """Name and bytes of each way to train."""
+        yield "sampling", self.sampling
+        for name, needs, weights in (
+            ("LoRA", self.plain, self.weights), ("hollow LoRA", self.hollow, self.weights - self.taken),
+        ):  # fmt: skip
+            yield name, weights + needs.of(Plan(), 1)
+            yield f"{name}, checkpointing", weights + needs.of(Plan(checkpointing=True), 1)
+
+
+def sizes_of(model: Any, hollow: Hollow, subject: Subject) -> Sizes:
+    """Three forwards of one sample."""
+    plain, _ = _measured(model, subject, None)
+    hollowed, sample = _measured(model, subject, hollow)
+    taken = sum(parameter.nbytes for parameter in hollow.parameters())
+    return Sizes(sample, int(model.model_size()), taken, plain, hollowed)
+
+
+def _measured(model: Any, subject: Subject, hollow: Hollow | None) -> tuple[Needs, int]:
+    options = TrainingOptions(prior_mode="none")
+    with workbench(model, options, subject, 1, None, hollow) as bench:
+        link = Link.create(METHOD.family, targets_of(METHOD, bench.shapes), METHOD.config, generator_for(0))
+        link = link.copy_to(bench.device)
+        loss = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, options, 1, 0)
+        loss = replace(loss, subject=replace(subject, examples=(loss.largest,)))
+        sample = 0
+        if hollow is not None:
+            ((_, records),) = loss.recorded(0, hollow)
+            sample = sum(tensor.nbytes for record in records for tensor in record)
+        with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
+            passing = bench.passing(loss.largest.size)
+            parameters = link.parameters()
+            needs = memory.measure(
+                loss.of_one_sample, bench.blocks, parameters, passing, bytes_per_number(options.optimizer)
+            )
+    return needs, sample

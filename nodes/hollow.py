@@ -1,0 +1,104 @@
+"""Hollowed Net: training without the network's deep middle."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..models.sizes import in_mib
+from ..trainers.options import STORAGES, Hollowing
+from ..trainers.subject import Subject
+from . import sockets
+from .bridge.cuts import Cut, nearest_cut
+from .bridge.hollow_sizes import Sizes, sizes_of
+
+DEFAULT = Hollowing()
+
+
+class HollowedNet(io.ComfyNode):
+    """Model and fraction -> hollow."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothHollowedNet",
+            display_name="Hollowed Net",
+            category=f"{sockets.CATEGORY}/training",
+            description="Takes the deep middle of the network out while it trains: training needs little more memory "
+            "than sampling. Connect it to Train Adapter; the adapter is for the whole model, and the model stays "
+            "whole. Note that a patent application covers the method (US 2025/0356190 A1).",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to be trained."),
+                io.Float.Input(
+                    "fraction",
+                    default=DEFAULT.fraction,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the model's parameters to take out; the nearest possible cut is taken. More "
+                    "saves memory, and leaves less that can learn.",
+                ),
+                io.Int.Input(
+                    "samples",
+                    default=DEFAULT.samples,
+                    min=1,
+                    max=1000000,
+                    tooltip="How many noisy pictures the whole model runs on beforehand; training goes through them "
+                    "again and again. steps x batch_size shows each once. Not used with storage none.",
+                ),
+                io.Combo.Input(
+                    "storage",
+                    options=list(STORAGES),
+                    default=DEFAULT.storage,
+                    tooltip="Where that is kept: ram; disk, where it survives a cancel; none: nothing is recorded, "
+                    "and each step runs the deep part without gradients, with fresh noise.",
+                ),
+                sockets.Subject.Input(
+                    "subject", optional=True, tooltip="With it the report says what memory a step takes on it."
+                ),
+            ],
+            outputs=[
+                sockets.Hollow.Output(display_name="hollow", tooltip="For Train Adapter."),
+                io.String.Output(display_name="report", tooltip="What is taken out, and what it saves."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, fraction: float, samples: int, storage: str, subject: Subject | None = None
+    ) -> io.NodeOutput:
+        hollowing = Hollowing(fraction, samples, storage)
+        cut = nearest_cut(model.model.diffusion_model, fraction)
+        sizes = sizes_of(model, cut.hollow, subject) if subject else None
+        return io.NodeOutput(hollowing, report(model, hollowing, cut, sizes))
+
+
+def report(model: Any, hollowing: Hollowing, cut: Cut, sizes: Sizes | None) -> str:
+    """What a user wants to know before training."""
+    parameters = cut.hollow.parameters()
+    saved = sum(parameter.nbytes for parameter in parameters)
+    lines = [
+        f"taken out: {cut.name}",
+        f"{cut.share:.0%} of the diffusion model (asked for: {hollowing.fraction:.0%}): "
+        f"{sum(parameter.numel() for parameter in parameters):,} parameters, {in_mib(saved)}",
+    ]
+    if sizes is None:
+        return "\n".join([*lines, "connect subject for the memory that a step takes"])
+    recorded = hollowing.samples * sizes.sample
+    lines += [
+        f"recorded: {in_mib(sizes.sample)} per sample, {in_mib(recorded)} for {hollowing.samples} samples",
+        "",
+        "a step on one sample          memory   / sampling",
+        *(f"{name:<24}{in_mib(size):>12}{size / sizes.sampling:>10.2f} x" for name, size in sizes.rows()),
+        "",
+        advice(hollowing, recorded, saved, sizes),
+    ]
+    return "\n".join(lines)
+
+
+def advice(hollowing: Hollowing, recorded: int, saved: int, sizes: Sizes) -> str:
+    """Whether to record."""
+    if recorded > 4 * saved:
+        better = f"recording takes {recorded / saved:.0f} times what it frees: storage none is the better choice here"
+    else:
+        better = "recording frees the deep part's weights and its time in every step: better than none for long runs"
+    return f"storage is {hollowing.storage}; {better}"

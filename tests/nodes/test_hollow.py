@@ -1,0 +1,102 @@
+"""Training on a hollow network, through the nodes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
+from hyperbooth.nodes.bridge.cuts import nearest_cut
+from hyperbooth.trainers.options import Hollowing, Method
+from rig import QUIET, interrupted_at, lora, same, train, untouched
+
+FRACTION = 0.7
+METHODS = {
+    "lora": lora(), "lidb": Method("lidb", LiDBConfig(), learning_rate=1e-3),
+    "para": Method("para", PaRaConfig(rank=2), learning_rate=1e-3),
+}  # fmt: skip
+
+
+def taken_out(model: Any, fraction: float = FRACTION) -> set[str]:
+    """Names of the layers in the blocks that are taken out."""
+    inside = {id(m) for b in nearest_cut(model.model.diffusion_model, fraction).hollow.blocks for m in b.modules()}
+    return {name for name, module in model.model.named_modules() if id(module) in inside}
+
+
+@pytest.mark.parametrize("storage", ["ram", "disk", "none"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_trains_what_is_left_and_leaves_the_model_alone(
+    node: Any, loaded: Any, subject: Any, method: Method, storage: str
+) -> None:
+    with untouched(loaded[0]):
+        adapter, losses, report = train(
+            node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, storage), steps=12, batch_size=2
+        )
+    assert len(losses["loss"]) == 12 and "hollow: trained without input block" in report
+    assert ("recorded 2 batches" in report) == (storage != "none")
+    whole, _, _ = train(node, loaded, subject, method, steps=1)
+    assert set(adapter.targets()) == set(whole.targets()) - taken_out(loaded[0])
+    changed = [link.adapters[name] for link in adapter.chain for name in link.adapters]
+    assert all(parameter.isfinite().all() for a in changed for parameter in a.parameters())
+
+
+def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:
+    """Where nothing is learnt, losses repeat with the recorded batches, and are those of the whole network."""
+    still = lora(learning_rate=1e-12)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 4, "ram"), steps=8, batch_size=2)
+    _, whole, _ = train(node, loaded, subject, still, steps=2, batch_size=2)
+    assert hollow["loss"] == pytest.approx(whole["loss"] * 4, rel=1e-5)
+
+
+def test_fresh_noise_without_records_is_the_whole_networks(node: Any, loaded: Any, subject: Any) -> None:
+    still = lora(learning_rate=1e-12)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 4, "none"), steps=6)
+    _, whole, _ = train(node, loaded, subject, still, steps=6)
+    assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["ram", "disk"])
+def test_cancelled_it_goes_on_as_if_nothing_had_been(
+    node: Any, loaded: Any, subject: Any, storage: str, output_folder: Any
+) -> None:
+    settings = {"hollow": Hollowing(FRACTION, 6, storage), "steps": 10, "batch_size": 2}
+    whole, _, _ = train(node, loaded, subject, lora(), **settings, seed=3)
+    for file in output_folder.rglob("*.safetensors"):
+        file.unlink()
+    with interrupted_at(6):
+        train(node, loaded, subject, lora(), **settings, seed=3)
+    again, _, report = train(node, loaded, subject, lora(), **settings, seed=3)
+    assert "taken up at step" in report
+    assert same(whole, again)
+    assert not list(output_folder.rglob("*.records"))
+
+
+def test_a_cancel_while_recording_keeps_what_is_on_disk(
+    node: Any, loaded: Any, subject: Any, output_folder: Any
+) -> None:
+    settings = {"hollow": Hollowing(FRACTION, 40, "disk"), "steps": 2}
+    with untouched(loaded[0]), interrupted_at(20):
+        train(node, loaded, subject, lora(), **settings)
+    assert len(list(output_folder.rglob("*.records/*.safetensors"))) >= 19
+    train(node, loaded, subject, lora(), **settings)
+
+
+def test_with_checkpointing_it_is_the_same(node: Any, loaded: Any, subject: Any) -> None:
+    settings = {"hollow": Hollowing(FRACTION, 2, "ram"), "steps": 4}
+    plain, _, _ = train(node, loaded, subject, lora(), **settings)
+    spared, _, _ = train(
+        node, loaded, subject, lora(), **settings, options=replace(QUIET, gradient_checkpointing=True, memory="as set")
+    )
+    pairs = zip(plain.parameters(), spared.parameters(), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)
+
+
+def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -> None:
+    hollow, report = node(
+        "HollowedNet", model=loaded[0], fraction=0.7, samples=100, storage="ram", subject=subject
+    )  # fmt: skip
+    assert hollow == Hollowing(0.7, 100, "ram")
+    for words in ("taken out: input block", "recorded:", "for 100 samples", "hollow LoRA, checkpointing"):
+        assert words in report, report
+    _, short = node("HollowedNet", model=loaded[0], fraction=0.4, samples=100, storage="ram")
+    assert "connect subject" in short

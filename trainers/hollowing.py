@@ -1,0 +1,74 @@
+"""Training on a hollow network: what is asked for, and the recording before the first step."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+
+from .dreambooth import DreamBooth
+from .records import InMemory, OnDisk, Records, Store
+from .resume import States
+from .run import Run
+from .workbench import Workbench
+
+OnRecord = Callable[[int, int], None]
+"""Receives (batches recorded, of)."""
+
+
+def silent(_done: int, _total: int) -> None:
+    """For who does not look."""
+
+
+@dataclass
+class Recorder:
+    """Records what a hollow network's training needs, if it needs anything.
+
+    Args:
+        run: what is trained.
+        bench: with the network.
+        store: where to, or None for nothing.
+        on_record: is told of the progress.
+        lines: what was done, for the report.
+    """
+
+    run: Run
+    bench: Workbench
+    store: Store | None
+    on_record: OnRecord
+    lines: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def recorded(
+        self, loss: DreamBooth, off: Callable[[], AbstractContextManager[None]], step: int
+    ) -> Iterator[DreamBooth]:  # fmt: skip
+        """The loss on the hollow network; inside the block, the weights taken out are off the training device.
+
+        Args:
+            off: inside it the network is without the adapter that is to be trained.
+            step: at which the run stands; one that is at its end records nothing.
+        """
+        if self.bench.hollow is not None:
+            self.lines.append(f"hollow: trained without {self.bench.hollow.name}")
+        if self.store is None or step >= self.run.steps:
+            yield loss
+            return
+        batches = -(-self.run.hollow.samples // self.run.batch_size)
+        records = Records(self.bench.hollow, self.store, batches)
+        with off():
+            records.fill(loss, lambda done: self.on_record(done, batches))
+        self.lines.append(records.describe())
+        logging.info("HyperBooth: %s", self.lines[-1])
+        with self.bench.stowed():
+            yield replace(loss, records=records)
+
+    def forget(self) -> None:
+        """The run is over: what was recorded is of no more use."""
+        if self.store is not None:
+            self.store.forget()
+
+
+def recorder_of(run: Run, bench: Workbench, states: States, on_record: OnRecord) -> Recorder:
+    """The recorder that the run asks for."""
+    stores = {"ram": InMemory, "disk": lambda: OnDisk(states.records)}
+    make = stores.get(run.hollow.storage) if run.hollow else None
+    return Recorder(run, bench, make() if make else None, on_record)

@@ -1,0 +1,145 @@
+"""What the whole network left on record for a run on a hollow one: in memory, or in files."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..models.hollow import Hollow, Record
+from ..models.sizes import in_mib
+from ..models.storage import write_tensors
+
+
+class Source(Protocol):
+    """Draws that can be recorded."""
+
+    def names(self, batch: int) -> list[str]:
+        """Of the draws of a batch."""
+
+    def recorded(self, batch: int, hollow: Hollow) -> Iterator[tuple[str, list[Record]]]:
+        """Each of them, with what the whole network's blocks gave."""
+
+
+class Store(Protocol):
+    """Where records are kept, by name."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def write(self, name: str, records: list[Record]) -> None:
+        """Keep what each span gave."""
+
+    def read(self, name: str) -> list[Record]:
+        """What each span gave."""
+
+    @property
+    def bytes(self) -> int:
+        """What is kept takes so much."""
+
+    def forget(self) -> None:
+        """Remove everything."""
+
+
+@dataclass
+class InMemory:
+    """Records in main memory."""
+
+    kept: dict[str, list[Record]] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.kept
+
+    def write(self, name: str, records: list[Record]) -> None:
+        self.kept[name] = [tuple(tensor.cpu() for tensor in record) for record in records]
+
+    def read(self, name: str) -> list[Record]:
+        return self.kept[name]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for records in self.kept.values() for record in records for tensor in record)
+
+    def forget(self) -> None:
+        self.kept.clear()
+
+
+@dataclass
+class OnDisk:
+    """Records in a folder, a file for each draw, written atomically and mapped into memory when read."""
+
+    folder: Path
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def write(self, name: str, records: list[Record]) -> None:
+        tensors = {f"{span}.{n}": t.cpu() for span, record in enumerate(records) for n, t in enumerate(record)}
+        write_tensors(tensors, self._path(name))
+
+    def read(self, name: str) -> list[Record]:
+        tensors = load_file(self._path(name))
+        spans = 1 + max(int(key.split(".")[0]) for key in tensors)
+        counts = [sum(key.startswith(f"{span}.") for key in tensors) for span in range(spans)]
+        return [tuple(tensors[f"{span}.{n}"] for n in range(count)) for span, count in enumerate(counts)]
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the blocks taken out gave for a fixed set of draws, in place of those blocks.
+
+    Args:
+        batches: how many batches are on record; training goes through them in turn.
+    """
+
+    hollow: Hollow
+    store: Store
+    batches: int
+
+    def turn(self, batch: int) -> int:
+        """Which recorded batch stands for batch number ``batch``."""
+        return batch % self.batches
+
+    def fill(self, source: Source, show: Callable[[int], None]) -> None:
+        """Record what is not on record yet; ``show`` is called with the batches done."""
+        for batch in range(self.batches):
+            if not all(self._sound(name) for name in source.names(batch)):
+                for name, records in source.recorded(batch, self.hollow):
+                    self.store.write(name, records)
+            show(batch + 1)
+
+    def _sound(self, name: str) -> bool:
+        try:
+            return name in self.store and bool(self.store.read(name))
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return False
+
+    @contextmanager
+    def given(self, name: str, part: slice, device: torch.device) -> Iterator[None]:
+        """Inside the block the network runs on what is on record for ``part`` of the draw ``name``."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor[part].to(device)
+
+        records = [tuple(map(moved, record)) for record in self.store.read(name)]
+        with self.hollow.recorded(records):
+            yield
+
+    def describe(self) -> str:
+        """One line for the report."""
+        return f"recorded {self.batches} batches, {in_mib(self.store.bytes)}"
