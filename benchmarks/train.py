@@ -20,7 +20,6 @@ from torch import Tensor
 
 RANK = 8
 LEARNING_RATE = 1e-4
-LATENT = (1, 4, 32, 32)
 PROMPT = (1, 77, 768)
 
 
@@ -32,11 +31,15 @@ class Job:
         weights: file of the U-Net.
         small: it is ``SD15_SMALL``, else ``SD15_FULL``.
         steps: steps to measure; one more comes before them as the warm-up.
+        latent: side of the latents.
+        dtype: of weights and computation.
     """
 
     weights: Path
     small: bool
     steps: int
+    latent: int = 32
+    dtype: str = "float32"
 
     @property
     def updates(self) -> int:
@@ -58,7 +61,7 @@ def floor(job: Job, tick: Tick) -> Train:
     @torch.inference_mode()
     def train() -> None:
         comfy.model_management.load_models_gpu([model])
-        latent, prompt = (tensor.to(model.load_device) for tensor in data())
+        latent, prompt = (tensor.to(model.load_device) for tensor in data(job))
         for _ in range(job.updates):
             for _forward in range(2):
                 model.model.apply_model(
@@ -75,36 +78,49 @@ def ours(job: Job, _tick: Tick, targets: str = "attention") -> Train:
 
 
 def personalizing(
-    job: Job, family: str, settings: dict[str, Any], targets: str, optimizer: str = "adamw"
+    job: Job, family: str, settings: dict[str, Any], targets: str, hollow: dict[str, Any] | None = None,
+    **changed: Any,
 ) -> Callable[[], Any]:  # fmt: skip
-    """The session on the loaded MODEL, and ``personalize`` in it; gives the adapter."""
+    """The session on the loaded MODEL, and ``personalize`` in it; gives the adapter.
+
+    Args:
+        hollow: settings of ``Hollowing``, or None for the whole network.
+        changed: training options other than the benchmark's usual ones.
+    """
     model = loaded(job)
     harness.devkit("pack").load_pack()
     from hyperbooth.models import adapters
+    from hyperbooth.nodes.bridge.cuts import nearest_cut
     from hyperbooth.nodes.bridge.session import workbench
-    from hyperbooth.trainers.options import Method, TrainingOptions
+    from hyperbooth.trainers.options import Hollowing, Method, TrainingOptions
     from hyperbooth.trainers.personalize import personalize
     from hyperbooth.trainers.resume import States
     from hyperbooth.trainers.run import Run
     from hyperbooth.trainers.subject import Example, Subject
 
-    options = TrainingOptions(precision="float32", preview_every=0, checkpoint_every=0, optimizer=optimizer)
+    usual = {"precision": job.dtype, "preview_every": 0, "checkpoint_every": 0}
+    options = TrainingOptions(**usual | changed)
+    hollowing = Hollowing(**hollow) if hollow else None
+    cut = nearest_cut(model.model.diffusion_model, hollowing.fraction).hollow if hollowing else None
     config = getattr(adapters, f"{adapters.FAMILIES[family].__name__}Config")(**settings)
     method = Method(family, config, targets, LEARNING_RATE)
 
     @torch.inference_mode()
     def train() -> Any:
-        latent, prompt = data()
+        latent, prompt = data(job)
         subject = Subject((Example(latent, [[prompt, {}]]),))
-        run = Run(subject, method, options, job.updates)
-        with workbench(model, options, subject, 1) as bench, tempfile.TemporaryDirectory() as folder:
+        run = Run(subject, method, options, job.updates, hollow=hollowing)
+        with workbench(model, options, subject, 1, hollow=cut) as bench, tempfile.TemporaryDirectory() as folder:
             states = States(Path(folder), "bench")
             return personalize(run, bench, lambda _sample: lambda _history: None, states, str).adapter
 
     return train
 
 
-def stock(job: Job, _tick: Tick, bypass: bool = False) -> Train:
+STOCK_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def stock(job: Job, _tick: Tick, bypass: bool = False, checkpointing: bool = False) -> Train:
     """The stock Train LoRA node, called as the server calls it: every input a list, under inference mode."""
     model = loaded(job)
     from comfy_extras.nodes_train import TrainLoraNode
@@ -112,15 +128,15 @@ def stock(job: Job, _tick: Tick, bypass: bool = False) -> Train:
     # "none" would mean bfloat16 autocast for a float32 model; fp32 switches autocast off.
     settings = {
         "batch_size": 1, "steps": job.updates, "grad_accumulation_steps": 1, "learning_rate": LEARNING_RATE,
-        "rank": RANK, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32",
-        "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False,
+        "rank": RANK, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": STOCK_DTYPES[job.dtype],
+        "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": checkpointing,
         "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
         "bypass_mode": bypass,
     }  # fmt: skip
 
     @torch.inference_mode()
     def train() -> None:
-        latent, prompt = data()
+        latent, prompt = data(job)
         inputs = {"model": model, "latents": {"samples": latent}, "positive": [[prompt, {}]], **settings}
         TrainLoraNode.execute(**{name: [value] for name, value in inputs.items()})
 
@@ -141,7 +157,7 @@ def diffusers_peft(job: Job, _tick: Tick) -> Train:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
     def train() -> None:
-        latent, prompt = (tensor.to(device) for tensor in data())
+        latent, prompt = (tensor.to(device) for tensor in data(job))
         optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
         for _ in range(job.updates):
             noise = torch.randn_like(latent)
@@ -188,10 +204,10 @@ COLUMNS = (
 )
 
 
-def data() -> tuple[Tensor, Tensor]:
+def data(job: Job) -> tuple[Tensor, Tensor]:
     """A latent and a prompt's conditioning; random, since time and memory do not depend on them."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(LATENT, generator=generator), torch.randn(PROMPT, generator=generator)
+    return torch.randn(1, 4, job.latent, job.latent, generator=generator), torch.randn(PROMPT, generator=generator)
 
 
 @torch.inference_mode()
@@ -200,7 +216,7 @@ def loaded(job: Job) -> Any:
     harness.devkit("pack").import_comfyui()
     import comfy.sd
 
-    return comfy.sd.load_diffusion_model(str(job.weights), model_options={"dtype": torch.float32})
+    return comfy.sd.load_diffusion_model(str(job.weights), model_options={"dtype": getattr(torch, job.dtype)})
 
 
 def _diffusers_unet(job: Job) -> torch.nn.Module:

@@ -7,7 +7,7 @@ import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.targets import select_targets
-from hyperbooth.nodes.bridge.session import layer_shapes, trainable_layers
+from hyperbooth.nodes.bridge.layers import layer_shapes, trainable_layers
 from torch import Tensor
 
 CONFIGS = {"lora": LoRAConfig(3, 1.5), "lidb": LiDBConfig(1, 40, 30, 3), "para": PaRaConfig(3), "full": FullConfig()}

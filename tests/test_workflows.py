@@ -57,7 +57,7 @@ CONTRACT = {
     ),
     "HyperBoothTrain": (
         "model MODEL, subject HYPERBOOTH_SUBJECT, method HYPERBOOTH_METHOD, steps INT, batch_size INT, seed INT",
-        "clip CLIP, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER, resume COMBO",
+        "clip CLIP, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER, resume COMBO, hollow HYPERBOOTH_HOLLOW",
         "adapter HYPERBOOTH_ADAPTER, loss_map LOSS_MAP, report STRING",
     ),
     "HyperBoothApply": (
@@ -94,6 +94,11 @@ CONTRACT = {
         "folder STRING",
         "captions BOOLEAN, masks BOOLEAN, on_broken COMBO, longest_side INT",
         "images IMAGE, captions STRING, masks MASK, report STRING",
+    ),
+    "HyperBoothHollowedNet": (
+        "model MODEL, fraction FLOAT, samples INT, storage COMBO",
+        "subject HYPERBOOTH_SUBJECT",
+        "hollow HYPERBOOTH_HOLLOW, report STRING",
     ),
     "HyperBoothMethodLiDB": (
         "rank INT, a INT, b INT, basis_seed INT, targets COMBO, learning_rate FLOAT, text_encoder BOOLEAN, "

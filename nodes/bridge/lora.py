@@ -15,7 +15,7 @@ from ...models.dialects import stock_tensors
 from ...models.provenance import other_base, records
 from ...models.steps import Projection
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
-from .session import adaptable_layers, architecture, layer_shapes
+from .layers import adaptable_layers, architecture, layer_shapes
 from .weight_adapter import ChainAdapter
 from .words import with_words
 

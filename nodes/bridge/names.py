@@ -11,7 +11,7 @@ import comfy.utils
 from ...models.dialects import DIFFUSERS, KOHYA, PEFT, PROCESSOR, Name, Place
 from ...models.foreign import Names
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
-from .session import adaptable_layers, architecture, layer_shapes
+from .layers import adaptable_layers, architecture, layer_shapes
 
 DIALECTS = ("kohya", "diffusers")
 

@@ -19,8 +19,9 @@ from hyperbooth.models.storage import save_adapter
 from hyperbooth.models.subjects import stacked
 from hyperbooth.models.targets import select_targets
 from hyperbooth.nodes.bridge.conditions import Conditions
+from hyperbooth.nodes.bridge.layers import architecture
 from hyperbooth.nodes.bridge.sampling import sample_latents
-from hyperbooth.nodes.bridge.session import architecture, workbench
+from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.nodes.bridge.unread import unread_layers
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method, TrainingOptions

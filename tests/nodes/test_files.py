@@ -21,7 +21,7 @@ import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.targets import Target, select_targets
-from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes
+from hyperbooth.nodes.bridge.layers import adaptable_layers, layer_shapes
 from hyperbooth.nodes.files import Save
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

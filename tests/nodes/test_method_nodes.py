@@ -8,7 +8,8 @@ import pytest
 import torch
 from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
-from hyperbooth.nodes.bridge.session import adaptable_layers, layer_shapes, workbench
+from hyperbooth.nodes.bridge.layers import adaptable_layers, layer_shapes
+from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.run import targets_of
 from hyperbooth.trainers.start import weights_of

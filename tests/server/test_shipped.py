@@ -122,5 +122,18 @@ def test_a_chain_is_trained_and_saved_and_the_stock_loader_gives_its_picture(
     assert np.abs(ours - other).max() <= 1
 
 
+def test_a_hollow_network_trains_a_lora_for_the_whole_one(server: Server, checkpoint: Path) -> None:
+    graph = changed(small_job(checkpoint.name, 4, "hyperbooth_hollowed_net"), "HyperBoothHollowedNet", samples=2)
+    graph = changed(graph, "HyperBoothSave", precision="float32")
+    outcome = server.run(graph)
+    assert outcome.status == "success", outcome.message
+    said, report = (outcome.outputs[name]["text"][0] for name in ("7", "20"))
+    assert "hollow LoRA, checkpointing" in said and "2 samples" in said
+    assert "hollow: trained without" in report and "recorded 2 batches" in report
+    with safe_open(saved(server, graph, outcome), framework="pt") as file:
+        assert not [name for name in file.keys() if "middle_block" in name]  # noqa: SIM118
+    assert not list(server.output.rglob("*.records"))
+
+
 def picture(server: Server, entry: dict[str, str]) -> np.ndarray:
     return np.asarray(Image.open(server.output / entry["subfolder"] / entry["filename"]), dtype=int)

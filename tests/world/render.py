@@ -50,14 +50,18 @@ def paint(thing: Thing, scene: Scene, cells: int, side: float) -> np.ndarray:
     """[3, cells, cells] float32: the thing before its background, one cell `side` wide in sides of the picture."""
     pixels = np.zeros((3, cells, cells), np.float32)
     PLACES[scene.background](Frame(pixels, side, (0.0, 0.0), 1.0), scatter(scene.variant, NUMBERS))
-    x = 0.5 + OFFSETS[scene.place] + 0.06 * (scene.shift_x - 0.5)
-    y = LEVELS[scene.framing] + 0.06 * (scene.shift_y - 0.5)
-    frame = Frame(pixels, side, (x, y), UNITS[scene.framing], TINTS.get(scene.background, WHITE))
+    frame = Frame(pixels, side, centre(scene), UNITS[scene.framing], TINTS.get(scene.background, WHITE))
     if isinstance(thing, Identity):
         draw_person(frame, thing, scene.expression)
     else:
         draw_vase(frame, thing)
     return pixels
+
+
+def centre(scene: Scene) -> tuple[float, float]:
+    """Where the middle of the face or vase is, in sides of the picture."""
+    x = 0.5 + OFFSETS[scene.place] + 0.06 * (scene.shift_x - 0.5)
+    return x, LEVELS[scene.framing] + 0.06 * (scene.shift_y - 0.5)
 
 
 def draw_person(frame: Frame, person: Identity, expression: str) -> None:

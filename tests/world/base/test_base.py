@@ -6,7 +6,7 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
-from hyperbooth.nodes.bridge.session import architecture
+from hyperbooth.nodes.bridge.layers import architecture
 from torch import nn
 
 from .autoencoder import CHANNELS, Autoencoder
