@@ -54,6 +54,7 @@ class Ours:
     batch_size: int = 4
     prior: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    hollow: dict[str, Any] | None = None
 
     def __call__(self, task: Task, references: Tensor) -> Made:
         base, call = task.base, task.call
@@ -66,9 +67,10 @@ class Ours:
         )
         (method,) = call(self.node, **self.inputs)
         (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, **self.options)
+        hollow = call("HollowedNet", model=base.model, **self.hollow)[0] if self.hollow else None
         adapter, _, _ = call(
             "Train", model=base.model, subject=subject, method=method, steps=self.steps, batch_size=self.batch_size,
-            clip=base.clip, options=options, resume="start over",
+            clip=base.clip, options=options, resume="start over", hollow=hollow,
         )  # fmt: skip
         seconds = time.perf_counter() - began
         model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)

@@ -24,14 +24,17 @@ CLASS_IMAGES = 20
 FIRST = 40
 """Held-out people before this one were used to choose settings; the report is on others."""
 
+LORA = {"rank": 8, "alpha": 8.0}
+
 ROWS: dict[str, Any] = {
     "base": untouched,
     **{f"lora_{rank}": Ours("MethodLoRA", {"rank": rank, "alpha": float(rank)}) for rank in (1, 4, 8)},
-    "lora_8_prior": Ours("MethodLoRA", {"rank": 8, "alpha": 8.0}, prior=True),
+    "lora_8_prior": Ours("MethodLoRA", LORA, prior=True),
     "lidb": Ours("MethodLiDB"),
     **{f"para_{rank}": Ours("MethodPaRa", {"rank": rank}) for rank in (1, 4, 8)},
     "full": Ours("MethodDreamBooth"),
     "full_prior": Ours("MethodDreamBooth", prior=True),
+    **{f"hollow_{f}": Ours("MethodLoRA", LORA, hollow={"fraction": f, "samples": 400}) for f in (0.2, 0.4, 0.6, 0.8)},
     "textual_inversion": Ours("MethodTextualInversion", {"token": "sksface", "initializer_word": "face"}),
     "stock_same_steps": Stock(steps=100, batch_size=4),
     "stock_500": Stock(),

@@ -128,9 +128,9 @@ def stock(job: Job, _tick: Tick, bypass: bool = False, checkpointing: bool = Fal
     # "none" would mean bfloat16 autocast for a float32 model; fp32 switches autocast off.
     settings = {
         "batch_size": 1, "steps": job.updates, "grad_accumulation_steps": 1, "learning_rate": LEARNING_RATE,
-        "rank": RANK, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": STOCK_DTYPES[job.dtype],
-        "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": checkpointing,
-        "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+        "rank": RANK, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0,
+        "training_dtype": STOCK_DTYPES[job.dtype], "lora_dtype": "fp32", "quantized_backward": False,
+        "algorithm": "LoRA", "gradient_checkpointing": checkpointing, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
         "bypass_mode": bypass,
     }  # fmt: skip
 
