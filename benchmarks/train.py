@@ -130,8 +130,8 @@ def stock(job: Job, _tick: Tick, bypass: bool = False, checkpointing: bool = Fal
         "batch_size": 1, "steps": job.updates, "grad_accumulation_steps": 1, "learning_rate": LEARNING_RATE,
         "rank": RANK, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0,
         "training_dtype": STOCK_DTYPES[job.dtype], "lora_dtype": "fp32", "quantized_backward": False,
-        "algorithm": "LoRA", "gradient_checkpointing": checkpointing, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
-        "bypass_mode": bypass,
+        "algorithm": "LoRA", "gradient_checkpointing": checkpointing, "checkpoint_depth": 1, "offloading": False,
+        "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": bypass,
     }  # fmt: skip
 
     @torch.inference_mode()
