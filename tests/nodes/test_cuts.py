@@ -10,11 +10,15 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from hyperbooth.models.frozen import frozen
 from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.cuts import cuts_of, nearest_cut
 from hyperbooth.nodes.bridge.denoiser import ComfyDenoiser
 from hyperbooth.nodes.bridge.weights import borrow
+from hyperbooth.trainers.options import Hollowing
+from rig import lora, train, untouched
 from torch import Tensor
 
 from devkit.checkpoints import FAMILIES, write
@@ -55,6 +59,7 @@ class Network:
     x: Tensor
     sigma: Tensor
     cond: Any
+    text: Any
 
     @property
     def network(self) -> Any:
@@ -79,7 +84,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     text = [[draw(1, 9, width), {"pooled_output": draw(1, pooled)} if pooled else {}]]
     sigmas = model.get_model_object("model_sampling").sigmas
     arguments = Conditions(model.model, model.load_device).arguments(text, size)
-    yield Network(model, draw(2, *size), sigmas[[len(sigmas) // 4, len(sigmas) // 2]].clone(), arguments)
+    yield Network(model, draw(2, *size), sigmas[[len(sigmas) // 4, len(sigmas) // 2]].clone(), arguments, text)
     comfy.model_management.unload_all_models()
     path.unlink()
 
@@ -138,13 +143,32 @@ def test_gradients_reach_what_is_left(loaded: Network, way: str, monkeypatch: py
     inside = {id(p) for p in cut.hollow.parameters()}
     with torch.inference_mode(False), torch.enable_grad():
         x = loaded.x.clone().requires_grad_()
-        given = Network(loaded.model, x, loaded.sigma.clone(), _ordinary(loaded.cond))
+        given = Network(loaded.model, x, loaded.sigma.clone(), _ordinary(loaded.cond), loaded.text)
         with frozen(loaded.model.model, borrow, adds_in_place=True):
             with torch.no_grad(), cut.hollow.recording() as records:
                 given()
             with cut.hollow.recorded(records) if way == "recorded" else cut.hollow.without_gradients():
                 given().square().mean().backward()
     assert inside and torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("storage", ["ram", "none"])
+def test_what_is_left_trains(loaded: Network, node: Any, storage: str) -> None:
+    if storage == "none" and not isinstance(loaded.network, (UNetModel, Flux)):
+        pytest.skip("one of each kind")
+    (subject,) = node("SubjectFromLatents", latents=[{"samples": loaded.x}], positive=[loaded.text])
+    inside = {id(m) for b in nearest_cut(loaded.network, 0.5).hollow.blocks for m in b.modules()}
+    taken = {name for name, module in loaded.model.model.named_modules() if id(module) in inside}
+    method = lora(targets="all linear", learning_rate=3e-3)
+    with untouched(loaded.model):
+        adapter, losses, _ = train(
+            node, (loaded.model,), subject, method, steps=8, batch_size=2, hollow=Hollowing(0.5, 2, storage)
+        )
+    assert adapter.targets() and not taken & adapter.targets().keys()
+    if storage == "ram":  # the same noise again and again
+        assert losses["loss"][-1] < 0.98 * losses["loss"][0]
+    idle = [name for name, a in adapter.chain[0].adapters.items() if not a.up.abs().max()]
+    assert all("context_block.mlp" in name or "context_block.attn" in name for name in idle), idle
 
 
 def _ordinary(cond: Any) -> Any:

@@ -91,6 +91,38 @@ def test_with_checkpointing_it_is_the_same(node: Any, loaded: Any, subject: Any)
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)
 
 
+@pytest.mark.parametrize("prior_mode", ["class images", "prediction"])
+def test_with_masks_buckets_and_a_prior_each_batch_finds_its_records(
+    node: Any, loaded: Any, prior_mode: str
+) -> None:  # fmt: skip
+    """Losses of the first round, where nothing is learnt, are the whole network's."""
+    pictures = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(4, 64, 64)
+    masks[:, :, :20] = 0
+    (subject,) = node(
+        "Subject", images=[pictures[:2], pictures[2:, :, :48]], vae=[loaded[2]], clip=[loaded[1]],
+        prompt=["a photo of sks dog"], resolution=[64], bucket=[True], flip=[False],
+        masks=[masks[:2], masks[2:, :, :48]], class_images=[pictures[:3]], class_prompt=["a photo of a dog"],
+    )  # fmt: skip
+    options = replace(QUIET, prior_mode=prior_mode, caption_dropout=0.3)
+    settings = {"steps": 6, "batch_size": 2, "options": options}
+    still = lora(learning_rate=1e-12)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 12, "ram"), **settings)
+    _, whole, _ = train(node, loaded, subject, still, **settings)
+    assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: Any, subject: Any) -> None:
+    """Its deep layers are on record as they are, and stay so."""
+    hollow = Hollowing(FRACTION, 4, "ram")
+    before, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6)
+    after, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6, start_from=before)
+    assert after.targets() == before.targets() and not same(before, after)
+    whole, _, _ = train(node, loaded, subject, lora(), steps=2)
+    with pytest.raises(ValueError, match="start_from is lora"):
+        train(node, loaded, subject, lora(), hollow=hollow, start_from=whole)
+
+
 def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -> None:
     hollow, report = node(
         "HollowedNet", model=loaded[0], fraction=0.7, samples=100, storage="ram", subject=subject
