@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from .kept import keep, kept
+from .kept import WEIGHTS, keep, kept
 from .quality import quality
 from .questions import QUESTIONS
+
+pytestmark = pytest.mark.skipif(not all(path.exists() for path in (WEIGHTS,)), reason="not trained yet")
 
 
 def test_it_reads_held_out_people() -> None:
