@@ -49,17 +49,29 @@ class Recorder:
         """
         if self.bench.hollow is not None:
             self.lines.append(f"hollow: trained without {self.bench.hollow.name}")
-        if self.store is None or step >= self.run.steps:
+        run = self.run
+        if self.store is None or step >= run.steps:
             yield loss
             return
-        batches = -(-self.run.hollow.samples // self.run.batch_size)
-        records = Records(self.bench.hollow, self.store, batches)
+        records = Records(self.bench.hollow, self.store, -(-run.hollow.samples // run.batch_size))
+        each = run.options.gradient_accumulation
+        needed = records.of(range(step * each, run.steps * each))
         with off():
-            records.fill(loss, lambda done: self.on_record(done, batches))
-        self.lines.append(records.describe())
+            self._fill(records, needed, loss)
+        self.lines.append(f"{len(needed)} batches of {run.batch_size} {records.describe()}")
         logging.info("HyperBooth: %s", self.lines[-1])
         with self.bench.stowed():
             yield replace(loss, records=records)
+
+    def _fill(self, records: Records, batches: list[int], loss: DreamBooth) -> None:
+        """Record batch by batch; sample by sample where memory asks for it."""
+        try:
+            records.fill(loss, batches, self.on_record)
+        except Exception as error:
+            if loss.pieces == self.run.batch_size or not self.bench.is_out_of_memory(error):
+                raise
+            logging.warning("HyperBooth: out of memory while recording; going on with one sample at a time")
+            self._fill(records, batches, replace(loss, pieces=self.run.batch_size))
 
     def forget(self) -> None:
         """The run is over: what was recorded is of no more use."""

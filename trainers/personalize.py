@@ -162,9 +162,9 @@ class _Job:
                 bench.denoiser, bench.condition, bench.to_model, run.training, run.loss_options, run.batch_size,
                 run.seed, without,
             )  # fmt: skip
-            plan, line = self._plan(loss)
             off = without if run.start_from is None else nullcontext
             with recorder.recorded(loss, off, self.state.history.step) as loss:
+                plan, line = self._plan(loss)
                 while not self._fits(plan, loss, on_step):
                     plan = self._tighter(plan)
                     line = memory.describe(plan, None, 0, run.batch_size, bench.precision)

@@ -1,7 +1,7 @@
 """What the whole network left on record for a run on a hollow one: in memory, or in files."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +104,7 @@ class Records:
     """What the blocks taken out gave for a fixed set of draws, in place of those blocks.
 
     Args:
-        batches: how many batches are on record; training goes through them in turn.
+        batches: how many different batches there are; training goes through them in turn.
     """
 
     hollow: Hollow
@@ -115,13 +115,17 @@ class Records:
         """Which recorded batch stands for batch number ``batch``."""
         return batch % self.batches
 
-    def fill(self, source: Source, show: Callable[[int], None]) -> None:
-        """Record what is not on record yet; ``show`` is called with the batches done."""
-        for batch in range(self.batches):
+    def of(self, batches: range) -> list[int]:
+        """The recorded batches that stand for these."""
+        return sorted({self.turn(batch) for batch in batches[: self.batches]})
+
+    def fill(self, source: Source, batches: Sequence[int], show: Callable[[int, int], None]) -> None:
+        """Record what of ``batches`` is not on record yet; ``show`` is called with how many are, and their number."""
+        for done, batch in enumerate(batches, 1):
             if not all(self._sound(name) for name in source.names(batch)):
                 for name, records in source.recorded(batch, self.hollow):
                     self.store.write(name, records)
-            show(batch + 1)
+            show(done, len(batches))
 
     def _sound(self, name: str) -> bool:
         try:
@@ -142,4 +146,4 @@ class Records:
 
     def describe(self) -> str:
         """One line for the report."""
-        return f"recorded {self.batches} batches, {in_mib(self.store.bytes)}"
+        return f"recorded: {in_mib(self.store.bytes)}"

@@ -30,13 +30,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return InMemory() if request.param == "ram" else OnDisk(tmp_path / "records")
 
 
+def nobody(*_: int) -> None:
+    """Looks at the progress."""
+
+
 HOLLOW = Hollow([Span([nn.Identity()])])
 
 
 def test_what_is_written_is_read(store: Store) -> None:
     draws, seen = Draws(), []
-    Records(HOLLOW, store, 4).fill(draws, seen.append)
-    assert seen == [1, 2, 3, 4] and draws.asked == [0, 1, 2, 3]
+    Records(HOLLOW, store, 4).fill(draws, range(4), lambda *at: seen.append(at))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] and draws.asked == [0, 1, 2, 3]
     ((own, bits),) = store.read("3.prior")
     assert torch.equal(own, torch.full((3, 2), 3.5))
     assert bits.dtype == torch.bfloat16 and bits.shape == (3, 1)
@@ -44,25 +48,32 @@ def test_what_is_written_is_read(store: Store) -> None:
 
 
 def test_only_what_is_missing_is_recorded(store: Store) -> None:
-    Records(HOLLOW, store, 2).fill(Draws(), lambda _: None)
+    Records(HOLLOW, store, 2).fill(Draws(), range(2), nobody)
     draws = Draws()
-    Records(HOLLOW, store, 5).fill(draws, lambda _: None)
+    Records(HOLLOW, store, 5).fill(draws, range(5), nobody)
     assert draws.asked == [2, 3, 4]
 
 
 def test_a_damaged_file_is_recorded_again(tmp_path: Path) -> None:
     store, draws = OnDisk(tmp_path), Draws()
-    Records(HOLLOW, store, 3).fill(draws, lambda _: None)
+    Records(HOLLOW, store, 3).fill(draws, range(3), nobody)
     path = tmp_path / "1.own.safetensors"
     path.write_bytes(path.read_bytes()[:20])
-    Records(HOLLOW, store, 3).fill(draws, lambda _: None)
+    Records(HOLLOW, store, 3).fill(draws, range(3), nobody)
     assert draws.asked == [0, 1, 2, 1]
     assert torch.equal(store.read("1.own")[0][0], torch.full((3, 2), 1.0))
 
 
+def test_only_what_will_be_used_is_needed() -> None:
+    records = Records(HOLLOW, InMemory(), 4)
+    assert records.of(range(2)) == [0, 1]
+    assert records.of(range(3, 5)) == [0, 3]
+    assert records.of(range(1, 100)) == [0, 1, 2, 3]
+
+
 def test_batches_come_in_turn_and_in_parts(store: Store) -> None:
     records = Records(HOLLOW, store, 2)
-    records.fill(Draws(), lambda _: None)
+    records.fill(Draws(), range(records.batches), nobody)
     assert [records.turn(batch) for batch in range(5)] == [0, 1, 0, 1, 0]
     (block,) = HOLLOW.blocks
     with records.given("1.own", slice(1, 3), torch.device("cpu")):
@@ -72,6 +83,6 @@ def test_batches_come_in_turn_and_in_parts(store: Store) -> None:
 
 def test_forgotten_it_is_gone(store: Store, tmp_path: Path) -> None:
     records = Records(HOLLOW, store, 1)
-    records.fill(Draws(), lambda _: None)
+    records.fill(Draws(), range(records.batches), nobody)
     store.forget()
     assert "0.own" not in store and not list(tmp_path.rglob("*.safetensors"))
