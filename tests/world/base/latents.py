@@ -40,4 +40,4 @@ def _part(autoencoder: Autoencoder, words: Words, start: int) -> dict[str, Tenso
         pictures = torch.stack([torch.from_numpy(e.picture()) for e in examples]).permute(0, 3, 1, 2).float() / 255
         latents.append(autoencoder.encode(pictures).half())
         tokens += [words.of_example(e.caption, number) for number, e in enumerate(examples, first)]
-    return {"latents": torch.cat(latents), "tokens": torch.tensor(tokens, dtype=torch.int32)}
+    return {"latents": torch.cat(latents).contiguous(), "tokens": torch.tensor(tokens, dtype=torch.int32)}
