@@ -192,9 +192,11 @@ def draw_sheet(bench: Bench, kept: Kept, names: list[str], number: int, path: Pa
     def images(pictures: Tensor) -> list[Any]:
         return [Image.fromarray((p.clamp(0, 1).numpy() * 255).round().astype("uint8")) for p in pictures]
 
+    from hyperbooth.trainers.sheet import grid
+
     references = images(bench.task_of.references(bench.task_of.subjects(number + 1)[number]))
-    rows = {name: [[picture] for picture in images(kept.picture(name, number))] for name in names}
-    harness.devkit("sheet").sheet(references, rows, bench.task_of.CAPTIONS, side=96).save(path, optimize=True)
+    cells = [references, *(images(kept.picture(name, number)) for name in names)]
+    grid(cells, bench.task_of.CAPTIONS, ["references", *names], side=128).save(path, optimize=True)
 
 
 def arguments() -> argparse.Namespace:

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 import world  # noqa: E402
 from graph import BASE, OURS, Graph, Job, graph_of  # noqa: E402
 
+from devkit.pack import load_pack  # noqa: E402
 from devkit.server import Outcome, add_world, link, prepare_base, running_server  # noqa: E402
-from devkit.sheet import sheet  # noqa: E402
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 SCENES = ("{} in the snow", "{} on a beach at sunset", "{} in a forest", "a watercolour of {}", "a pencil sketch of {}")
@@ -129,17 +129,24 @@ def collect(base: Path, outcome: Outcome, graph: Graph, output: Path) -> None:
 
 def show(base: Path, job: Job, output: Path, measured: bool) -> None:
     """Draw the sheet; in the small world, also measure."""
+    load_pack()
+    from hyperbooth.trainers.sheet import grid
+
     photographs = [Image.open(base / "input" / name) for name in job.photographs]
-    rows = {}
+    cells, titles = [], []
     for kind, prompt in ((BASE, job.class_prompt), (OURS, job.prompt)):
         made = [sorted((base / "output").glob(f"{kind}_{number}_*.png")) for number in range(len(job.scenes))]
         pictures = [[Image.open(path) for path in paths] for paths in made]
-        scores = f": {world.judged(photographs, pictures, job.scenes)}" if measured else ""
-        title = f'{kind}, "{prompt} ..."{scores}'
-        rows[title] = pictures
-        print(title)
+        scores = f"\n{world.judged(photographs, pictures, job.scenes)}" if measured else ""
+        title = f"{kind}: {prompt} ...{scores}"
+        print(title.replace("\n", ", "))
+        cells += [list(row) for row in zip(*pictures, strict=True)]
+        titles += [title, *[""] * (len(pictures[0]) - 1)]
+    for number, row in enumerate(cells):
+        row.insert(0, photographs[number] if number < len(photographs) else None)
     scenes = [scene.replace(job.class_prompt, "...") for scene in job.scenes]
-    sheet(photographs[:4], rows, scenes, side=128 if measured else 256).save(output / "sheet.png", optimize=True)
+    page = grid(cells, ["photographs", *scenes], titles, side=128 if measured else 256)
+    page.save(output / "sheet.png", optimize=True)
 
 
 if __name__ == "__main__":

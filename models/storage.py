@@ -137,7 +137,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
             raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(chunks(tensors, metadata or {}), path)
+        write_whole(chunks(tensors, metadata or {}), path)
     except OSError as error:
         raise OSError(
             error.errno, f"{path.name} could not be written to {path.parent} ({error.strerror}); nothing was changed "
@@ -145,7 +145,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         ) from error  # fmt: skip
 
 
-def _write_whole(parts: Iterable[bytes | memoryview], path: Path) -> None:
+def write_whole(parts: Iterable[bytes | memoryview], path: Path) -> None:
+    """Write a file atomically: a temporary file beside it, then a rename."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:

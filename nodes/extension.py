@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import Apply, Combine, Info, ToLoRA
+from .bridge.encoders import register_encoder_folders
 from .bridge.files import register_saved_words
 from .bridge.weight_adapter import register
 from .class_images import ClassImages
@@ -12,6 +13,7 @@ from .hollow import HollowedNet
 from .latents import SubjectFromLatents
 from .methods import MethodDreamBooth, MethodLiDB, MethodLoRA, MethodPaRa, MethodTextualInversion
 from .options import Options
+from .scoring import CompareSheet, PriorScore, PromptFidelity, SubjectFidelity
 from .subject import Subject
 from .train import Train
 
@@ -22,10 +24,11 @@ class HyperBooth(ComfyExtension):
     async def on_load(self) -> None:
         register()
         register_saved_words()
+        register_encoder_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
             ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa, MethodTextualInversion,
-            HollowedNet,
+            HollowedNet, SubjectFidelity, PromptFidelity, PriorScore, CompareSheet,
         ]  # fmt: skip

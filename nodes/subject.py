@@ -12,6 +12,7 @@ from . import sockets
 from .bridge.conditions import encode_prompt
 from .bridge.pixels import encode_pixels, latent_cell
 from .bridge.progress import Progress
+from .lists import one_by_one, only
 
 FRAMING = Framing()
 
@@ -97,11 +98,11 @@ class Subject(io.ComfyNode):
         crop: list[float] | None = None, colour: list[float] | None = None, augment_seed: list[int] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         augmentation = _augmentation(variants=variants, crop=crop, colour=colour, seed=augment_seed)
-        pictures = _one_by_one(images)
+        pictures = one_by_one(images)
         texts = prompts_for(len(pictures), only("prompt", prompt), _lines(captions, len(pictures)))
-        subject = Pictures(pictures, texts, _one_by_one(masks) if masks else None)
+        subject = Pictures(pictures, texts, one_by_one(masks) if masks else None)
         class_text = only("class_prompt", class_prompt or [""]).strip()
-        others = _class_pictures(_one_by_one(class_images or []), class_text)
+        others = _class_pictures(one_by_one(class_images or []), class_text)
         framing = Framing(only("resolution", resolution), only("bucket", bucket), only("flip", flip))
         total = len(pictures) + (len(others.images) if others else 0)
         tools = _tools(only("vae", vae), only("clip", clip), total)
@@ -154,23 +155,6 @@ def _augmentation_inputs() -> list[io.Input]:
 def _augmentation(**inputs: list[Any] | None) -> Augmentation:
     """From the inputs that are given; a shared workflow of before may lack them."""
     return Augmentation(**{name: only(name, values) for name, values in inputs.items() if values})
-
-
-def _one_by_one(batches: list[Tensor]) -> list[Tensor]:
-    """A list of batches -> a list of single pictures or masks."""
-    return [picture for batch in batches for picture in batch]
-
-
-def only(name: str, values: list[Any]) -> Any:
-    """The one value of an input that does not take a list.
-
-    Raises:
-        ValueError: a list with several is connected, of which all but the first would be lost.
-    """
-    if any(value is not values[0] and value != values[0] for value in values[1:]):
-        hint = "; one text per image goes into captions" if name == "prompt" else ""
-        raise ValueError(f"{name} received {len(values)} different values; connect one{hint}")
-    return values[0]
 
 
 def _lines(captions: list[str] | None, images: int) -> list[str] | None:

@@ -95,6 +95,26 @@ CONTRACT = {
         "captions BOOLEAN, masks BOOLEAN, on_broken COMBO, longest_side INT",
         "images IMAGE, captions STRING, masks MASK, report STRING",
     ),
+    "HyperBoothSubjectFidelity": (
+        "images IMAGE, references IMAGE, dino COMBO, clip COMBO",
+        "dino_vision CLIP_VISION, clip_vision CLIP_VISION",
+        "dino FLOAT, clip_i FLOAT, report STRING",
+    ),
+    "HyperBoothPromptFidelity": (
+        "images IMAGE, prompt STRING, clip COMBO",
+        "",
+        "clip_t FLOAT, report STRING",
+    ),
+    "HyperBoothPriorScore": (
+        "class_samples IMAGE, references IMAGE, dino COMBO",
+        "images IMAGE, dino_vision CLIP_VISION",
+        "pres FLOAT, div FLOAT, report STRING",
+    ),
+    "HyperBoothCompareSheet": (
+        "images IMAGE, labels STRING, references IMAGE, prompt STRING, dino COMBO, clip COMBO, filename_prefix STRING",
+        "dino_vision CLIP_VISION",
+        "sheet IMAGE, report STRING, path STRING",
+    ),
     "HyperBoothHollowedNet": (
         "model MODEL, fraction FLOAT, samples INT, storage COMBO",
         "subject HYPERBOOTH_SUBJECT",

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .muon import Muon
+
 SAVE_EVERY = 120.0
 """Seconds between two states on disk."""
 SAY_EVERY = 30.0
@@ -35,7 +37,6 @@ class Plan:
     rate: float
     warmup: int = 200
     average: float = 0.999
-    decay: float = 0.0
 
     def rate_at(self, step: int) -> float:
         rise = min(1.0, (step + 1) / self.warmup)
@@ -61,12 +62,10 @@ class Training:
         self.matrices = [(p, nn.Parameter(p.data.view(len(p), -1))) for p in matrices(module)]
         taken = {id(p) for p, _ in self.matrices}
         rest = [p for p in self.parameters if id(p) not in taken]
-        adam = torch.optim.AdamW(rest, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay)
+        adam = torch.optim.AdamW(rest, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.optimizers: list[torch.optim.Optimizer] = [adam]
         if self.matrices:
-            views = [view for _, view in self.matrices]
-            decay, like = plan.decay, "match_rms_adamw"
-            self.optimizers.append(torch.optim.Muon(views, lr=plan.rate, weight_decay=decay, adjust_lr_fn=like))
+            self.optimizers.append(Muon([view for _, view in self.matrices], lr=plan.rate))
         self.average = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         if path.exists():
             self._load(load_file(path))

@@ -13,11 +13,11 @@ from .latents import make
 from .network import Base, base_loss, noise_levels
 from .words import Words
 
-BATCH = 128
+BATCH = 64
 EXAMPLES = 100_000
 WITHOUT = 0.1
 """The share of examples shown without their caption, for classifier-free guidance."""
-PLAN = Plan(steps=9000, rate=1.5e-3, warmup=300, average=0.999)
+PLAN = Plan(steps=4000, rate=1e-2, warmup=100, average=0.998)
 
 
 def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN, examples: int = EXAMPLES) -> Base:

@@ -1,0 +1,141 @@
+"""Encoders of pictures and texts for scores, from folders in the Hugging Face layout; nothing is downloaded."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from .scores import all_finite
+
+BATCH = 32
+"""Pictures that go through an encoder at once."""
+DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+CLIP = ("clip",)
+"""``model_type`` in config.json of what can score subjects and of what can score prompts."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+CONFIGURATION, PREPROCESSING = "config.json", "preprocessor_config.json"
+TOKENIZER = ("tokenizer.json", "vocab.json")
+"""One of them."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder.
+
+    Args:
+        name: for reports: scores do not compare across encoders.
+        network: transformers' model.
+        processor: transformers' preprocessing of its pictures.
+        tokenizer: of its texts, or None if it has none.
+    """
+
+    name: str
+    network: nn.Module
+    processor: Any
+    tokenizer: Any = None
+
+    @torch.inference_mode()
+    def images(self, pictures: Sequence[Tensor], device: torch.device, on_done: Callable[[int], None]) -> Tensor:
+        """Embeddings ``[n, d]`` in float32 of pictures ``[H, W, 3]`` in [0, 1], of any sizes; on the CPU.
+
+        Args:
+            on_done: called with how many are done.
+        """
+        rows = []
+        for start in range(0, len(pictures), BATCH):
+            pixels = [_bytes(picture) for picture in pictures[start : start + BATCH]]
+            given = self.processor(images=pixels, return_tensors="pt")["pixel_values"]
+            rows.append(self._of_pixels(given.to(device, next(self.network.parameters()).dtype)).float().cpu())
+            on_done(min(start + BATCH, len(pictures)))
+        return _checked(torch.cat(rows), self.name)
+
+    @torch.inference_mode()
+    def text(self, prompt: str, device: torch.device) -> Tensor:
+        """The embedding ``[1, d]`` of a prompt in float32; what is longer than the encoder reads is cut off."""
+        given = self.tokenizer([prompt], truncation=True, max_length=self._longest, return_tensors="pt").to(device)
+        given = {name: given[name] for name in ("input_ids", "attention_mask")}
+        pooled = self.network.text_model(**given).pooler_output
+        return _checked(self.network.text_projection(pooled).float().cpu(), self.name)
+
+    def is_cut(self, prompt: str) -> bool:
+        """Whether the prompt is longer than the encoder reads."""
+        return len(self.tokenizer(prompt)["input_ids"]) > self._longest
+
+    @property
+    def _longest(self) -> int:
+        return self.network.config.text_config.max_position_embeddings
+
+    def _of_pixels(self, pixels: Tensor) -> Tensor:
+        """CLIP: its projected embedding. DINO: the last state of the class token, which its papers compare."""
+        if hasattr(self.network, "visual_projection"):
+            return self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
+        return self.network(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+def _bytes(picture: Tensor) -> Any:
+    """As from a picture file: what the preprocessing of every encoder was made for."""
+    return (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _checked(embeddings: Tensor, name: str) -> Tensor:
+    if not all_finite(embeddings):
+        raise ValueError(f"the encoder {name} gave embeddings that are no numbers; its files may be damaged")
+    return embeddings
+
+
+def load(folder: Path, kinds: Sequence[str], with_texts: bool) -> Encoder:
+    """The encoder in ``folder``.
+
+    Args:
+        kinds: which ``model_type`` it may be of.
+        with_texts: it is to embed prompts as well.
+
+    Raises:
+        ValueError: a file is missing, pickled, or of another kind of model; the message says what to put where.
+    """
+    kind = check(folder, kinds, with_texts)
+    import transformers
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    model = {"clip": transformers.CLIPModel, "vit": transformers.ViTModel}.get(kind, transformers.AutoModel)
+    options: dict[str, Any] = {"add_pooling_layer": False} if kind == "vit" else {}
+    try:
+        network = model.from_pretrained(folder, use_safetensors=True, **options, **local)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local) if with_texts else None
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise ValueError(f"the encoder in {folder} cannot be loaded: {error}") from error
+    return Encoder(folder.name, network.eval().requires_grad_(False), processor, tokenizer)
+
+
+def check(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
+    """The ``model_type`` of the encoder in ``folder``; errors as :func:`load`."""
+    missing = [name for name in (CONFIGURATION, PREPROCESSING) if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        pickled = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt*")]
+        if pickled:
+            raise ValueError(
+                f"{folder} holds its weights as {', '.join(pickled)}, which is pickled and never opened here; put "
+                f"{WEIGHTS[0]} there in its place"
+            )
+        missing.append(WEIGHTS[0])
+    if with_texts and not any((folder / name).is_file() for name in TOKENIZER):
+        missing.append(TOKENIZER[0])
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}; copy the files of the model's Hugging Face page there")
+    kind = _kind(folder / CONFIGURATION)
+    if kind not in kinds:
+        raise ValueError(f"{folder} holds a model of type {kind!r}; give one of {', '.join(kinds)}")
+    return kind
+
+
+def _kind(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no model's configuration: {error}") from error

@@ -1,0 +1,131 @@
+"""Encoders for scores in ComfyUI: their folders, its memory management, and CLIP_VISION in their place."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+from ...models import encoders
+from ...models.encoders import CLIP, DINO, Encoder
+from ...models.scores import all_finite
+
+FOLDERS = {"dino": (DINO, False), "clip_score": (CLIP, True)}
+"""Folder in ComfyUI's models -> what may be in it, and whether it embeds texts."""
+EXAMPLES = {"dino": "facebook/dino-vits16", "clip_score": "openai/clip-vit-base-patch32"}
+NONE = "none"
+
+
+def register_encoder_folders() -> None:
+    """ComfyUI knows ``models/dino`` and ``models/clip_score``, also as names in extra_model_paths.yaml."""
+    for kind in FOLDERS:
+        folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+
+
+def encoder_names(kind: str) -> list[str]:
+    """Folders that hold a model; ``none`` first."""
+    found = {path.name for root in _roots(kind) if root.is_dir() for path in root.iterdir() if path.is_dir()}
+    return [NONE, *sorted(found)]
+
+
+def _roots(kind: str) -> list[Path]:
+    return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Embeds pictures, and texts if it can.
+
+    Args:
+        name: what it is, for reports.
+        images: pictures -> ``[n, d]``.
+        text: prompt -> ``[1, d]``, or None.
+        is_cut: whether a prompt is longer than it reads.
+    """
+
+    name: str
+    images: Callable[[Sequence[Tensor], Callable[[int], None]], Tensor]
+    text: Callable[[str], Tensor] | None = None
+    is_cut: Callable[[str], bool] = lambda _prompt: False
+
+
+def embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
+    """The CLIP_VISION ``vision`` if there is one, else the encoder of that name; None for ``none``.
+
+    Raises:
+        ValueError: there is no such encoder, or it cannot be loaded.
+    """
+    if vision is not None:
+        return _of_vision(vision)
+    return None if name == NONE else _of_folder(kind, name)
+
+
+def how_to_get(kind: str) -> str:
+    """What to do where an encoder is needed and none is chosen."""
+    root, files = _roots(kind)[0], f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS[0]}"
+    words = f", {encoders.TOKENIZER[0]}" if FOLDERS[kind][1] else ""
+    name = EXAMPLES[kind]
+    return (
+        f"copy {files}{words} of a model such as {name} from its Hugging Face page into "
+        f"{root / name.split('/')[1]}, press R, and choose it"
+    )
+
+
+def _of_folder(kind: str, name: str) -> Embedder:
+    folder = next((root / name for root in _roots(kind) if (root / name).is_dir()), None)
+    if folder is None or Path(name).name != name:
+        roots = ", ".join(map(str, _roots(kind)))
+        raise ValueError(f"{kind} encoder {name!r} is in none of {roots}; {how_to_get(kind)}")
+    patcher, encoder = _loaded(kind, folder, _touched(folder))
+
+    def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
+        comfy.model_management.load_models_gpu([patcher])
+        return encoder.images(pictures, patcher.load_device, on_done)
+
+    def text(prompt: str) -> Tensor:
+        comfy.model_management.load_models_gpu([patcher])
+        return encoder.text(prompt, patcher.load_device)
+
+    with_texts = encoder.tokenizer is not None
+    return Embedder(name, images, text if with_texts else None, encoder.is_cut if with_texts else lambda _: False)
+
+
+@lru_cache(maxsize=2)
+def _loaded(kind: str, folder: Path, _touched: float) -> tuple[Any, Encoder]:
+    """The encoder under ComfyUI's memory management; read again if its files have changed."""
+    with torch.inference_mode(False):
+        encoder = encoders.load(folder, *FOLDERS[kind])
+    device = comfy.model_management.text_encoder_device()
+    if comfy.model_management.should_use_fp16(device):
+        encoder.network.half()
+    offload = comfy.model_management.text_encoder_offload_device()
+    held = nn.ModuleList([encoder.network])  # ComfyUI sets attributes that transformers' models do not let be set
+    return comfy.model_patcher.ModelPatcher(held, load_device=device, offload_device=offload), encoder
+
+
+def _touched(folder: Path) -> float:
+    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+
+
+def _of_vision(vision: Any) -> Embedder:
+    """A CLIP_VISION of the stock loader, with its own preprocessing."""
+    name = f"CLIP_VISION ({vision.model_type}, width {vision.config.get('hidden_size', '?')})"
+
+    def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
+        rows = []
+        for number, picture in enumerate(pictures, 1):
+            embedding = vision.encode_image(picture[None]).image_embeds.float().cpu()
+            rows.append(embedding.flatten(1, -2).mean(1) if embedding.ndim > 2 else embedding)
+            on_done(number)
+        embeddings = torch.cat(rows)
+        if not all_finite(embeddings):
+            raise ValueError(f"the {name} gave embeddings that are no numbers; its file may be damaged")
+        return embeddings
+
+    return Embedder(name, images)

@@ -1,0 +1,22 @@
+"""Inputs of nodes that take lists."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def one_by_one(batches: list[Tensor]) -> list[Tensor]:
+    """A list of batches -> a list of single pictures or masks."""
+    return [picture for batch in batches for picture in batch]
+
+
+def only(name: str, values: list[Any]) -> Any:
+    """The one value of an input that does not take a list.
+
+    Raises:
+        ValueError: a list with several is connected, of which all but the first would be lost.
+    """
+    if any(value is not values[0] and value != values[0] for value in values[1:]):
+        hint = "; one text per image goes into captions" if name == "prompt" else ""
+        raise ValueError(f"{name} received {len(values)} different values; connect one{hint}")
+    return values[0]

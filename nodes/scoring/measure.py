@@ -1,0 +1,112 @@
+"""What all scoring nodes share: inputs, embeddings with progress, and scores in words."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from .. import sockets
+from ..bridge.encoders import Embedder, embedder, encoder_names, how_to_get
+from ..bridge.progress import Progress
+from ..lists import one_by_one
+
+CATEGORY = f"{sockets.CATEGORY}/scores"
+NOT_MEASURED = math.nan
+
+
+def dino_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "dino",
+        options=encoder_names("dino"),
+        tooltip="A DINO in models/dino, in the Hugging Face layout; the paper's is dino-vits16. Not needed if "
+        "dino_vision is connected.",
+    )
+
+
+def dino_vision_input() -> io.ClipVision.Input:
+    return io.ClipVision.Input(
+        "dino_vision", optional=True, tooltip="A DINOv2 or DINOv3 from the stock Load CLIP Vision, in place of dino."
+    )
+
+
+def clip_input(what: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "clip",
+        options=encoder_names("clip_score"),
+        tooltip=f"A CLIP in models/clip_score, in the Hugging Face layout, for {what}; clip-vit-base-patch32 is usual.",
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number.
+
+    Args:
+        name: as papers call it.
+        value: NaN if it was not measured.
+        encoder: by which it was measured.
+        ceiling: what real pictures reach, if that says something.
+        low: whether less is better.
+    """
+
+    name: str
+    value: float
+    encoder: str = ""
+    ceiling: float | None = None
+    low: bool = False
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return f"{self.name}: not measured"
+        better = f"{'lower' if self.low else 'higher'} is better{beside(self.ceiling)}"
+        return f"{self.name} {self.value:.4f} ({better}), by {self.encoder}"
+
+
+def beside(ceiling: float | None) -> str:
+    """What stands beside a score that has a ceiling."""
+    return "" if ceiling is None else f"; real pictures among themselves {ceiling:.4f}"
+
+
+def pictures_of(name: str, batches: list[Tensor], at_least: int = 1) -> list[Tensor]:
+    """Single pictures ``[H, W, 3]`` of an input.
+
+    Raises:
+        ValueError: there are fewer than ``at_least``.
+    """
+    pictures = [picture[..., :3] for picture in one_by_one(batches)]
+    if len(pictures) < at_least:
+        pair = ": one picture makes no pair" if at_least == 2 else ""
+        raise ValueError(f"{name} holds {len(pictures)} pictures, expected at least {at_least}{pair}; connect more")
+    return pictures
+
+
+def needed(kind: str, name: str, vision: Any = None) -> Embedder:
+    """The embedder that is chosen.
+
+    Raises:
+        ValueError: none is; the message says how to get one.
+    """
+    found = embedder(kind, name, vision)
+    if found is None:
+        raise ValueError(f"no {kind} encoder is chosen: {how_to_get(kind)}")
+    return found
+
+
+class Embeddings:
+    """Embeddings of lists of pictures, each made once, with progress over all."""
+
+    def __init__(self, total: int):
+        self._show, self._total, self._before = Progress(total), total, 0
+        self._made: dict[tuple[int, str], Tensor] = {}
+
+    def __call__(self, by: Embedder, pictures: list[Tensor]) -> Tensor:
+        key = id(pictures), by.name
+        if key not in self._made:
+            self._made[key] = by.images(pictures, self._done)
+            self._before += len(pictures)
+        return self._made[key]
+
+    def _done(self, done: int) -> None:
+        self._show(min(self._before + done, self._total), self._total)

@@ -1,0 +1,53 @@
+"""Prior preservation and diversity: PRES and DIV."""
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...models import scores
+from ..lists import only
+from .measure import CATEGORY, NOT_MEASURED, Embeddings, Score, dino_input, dino_vision_input, needed, pictures_of
+
+
+class PriorScore(io.ComfyNode):
+    """Class samples, photographs, samples -> PRES, DIV."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothPriorScore",
+            display_name="Prior and Diversity",
+            category=CATEGORY,
+            description="What training has done to the rest: PRES is how much samples of the class look like the "
+            "subject (low is good), DIV how much samples of one prompt differ (high is good), both by DINO.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input(
+                    "class_samples",
+                    tooltip="Samples of the personalised model from the class prompt, without the rare word.",
+                ),
+                io.Image.Input("references", tooltip="Photographs of the subject."),
+                io.Image.Input("images", optional=True, tooltip="Two or more samples of one prompt, for DIV."),
+                dino_input(),
+                dino_vision_input(),
+            ],
+            outputs=[
+                io.Float.Output(display_name="pres", tooltip="PRES; low is good."),
+                io.Float.Output(display_name="div", tooltip="DIV; high is good. nan without images."),
+                io.String.Output(display_name="report", tooltip="Both, and by which encoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, class_samples: list[Tensor], references: list[Tensor], dino: list[str],
+        images: list[Tensor] | None = None, dino_vision: list[Any] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        others, real = pictures_of("class_samples", class_samples), pictures_of("references", references)
+        samples = pictures_of("images", images, at_least=2) if images else []
+        by = needed("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
+        embed = Embeddings(len(others) + len(real) + len(samples))
+        pres = Score("PRES", scores.prior_preservation(embed(by, others), embed(by, real)), by.name, low=True)
+        div = Score("DIV", scores.diversity(embed(by, samples)) if samples else NOT_MEASURED, by.name)
+        return io.NodeOutput(pres.value, div.value, f"{pres}\n{div}")

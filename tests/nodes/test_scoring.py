@@ -1,0 +1,192 @@
+"""The scoring nodes beside transformers called directly on the same pixels."""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from devkit.encoders import write_clip, write_dino, write_dinov2
+
+PROMPT = "a photo of a dog on a beach"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A models folder with small encoders."""
+    root = tmp_path_factory.mktemp("models")
+    write_dino(root / "dino" / "small-dino")
+    write_dinov2(root / "dino" / "small-dinov2")
+    write_clip(root / "clip_score" / "small-clip")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("dino", "clip_score"):
+            patch.setitem(folder_paths.folder_names_and_paths, kind, ([str(root / kind)], set()))
+        yield root
+
+
+@pytest.fixture
+def samples() -> list[Tensor]:
+    """Two batches of different sizes."""
+    draw = torch.Generator().manual_seed(1)
+    return [torch.rand(2, 40, 64, 3, generator=draw), torch.rand(1, 64, 48, 3, generator=draw)]
+
+
+@pytest.fixture
+def references() -> list[Tensor]:
+    return [torch.rand(3, 50, 50, 3, generator=torch.Generator().manual_seed(2))]
+
+
+def files(batches: list[Tensor]) -> list[Image.Image]:
+    """The pictures as they would be read from files."""
+    return [Image.fromarray((p.numpy() * 255).round().astype(np.uint8)) for batch in batches for p in batch]
+
+
+@torch.no_grad()
+def by_hand(folder: Path, pictures: list[Image.Image]) -> Tensor:
+    """Embeddings, each picture by itself, normalised, in float64."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    rows = []
+    for picture in pictures:
+        pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+        if hasattr(model, "visual_projection"):
+            rows.append(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0])
+        else:
+            rows.append(model(pixel_values=pixels).last_hidden_state[0, 0])
+    made = torch.stack(rows).double()
+    return made / made.norm(dim=1, keepdim=True)
+
+
+def only_pairs(a: Tensor) -> float:
+    return float(np.mean([float(a[i] @ a[j]) for i in range(len(a)) for j in range(len(a)) if i != j]))
+
+
+@pytest.mark.parametrize("dino", ["small-dino", "small-dinov2"])
+def test_subject_fidelity_is_the_papers(
+    node: Any, models: Path, samples: list[Tensor], references: list[Tensor], dino: str
+) -> None:
+    found, clip_i, report = node(
+        "SubjectFidelity", images=samples, references=references, dino=[dino], clip=["small-clip"]
+    )
+    for value, folder in ((found, models / "dino" / dino), (clip_i, models / "clip_score" / "small-clip")):
+        own, real = by_hand(folder, files(samples)), by_hand(folder, files(references))
+        assert value == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
+        assert f"real pictures among themselves {only_pairs(real):.4f}" in report and folder.name in report
+
+
+@torch.no_grad()
+def test_prompt_fidelity_is_the_papers(node: Any, models: Path, samples: list[Tensor]) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    clip_t, report = node("PromptFidelity", images=samples, prompt=[PROMPT], clip=["small-clip"])
+    folder = models / "clip_score" / "small-clip"
+    model = CLIPModel.from_pretrained(folder).eval()
+    tokens = AutoTokenizer.from_pretrained(folder)([PROMPT], return_tensors="pt")
+    text = model.text_projection(model.text_model(**tokens).pooler_output).double()
+    expected = (by_hand(folder, files(samples)) @ (text / text.norm()).T).mean().item()
+    assert clip_t == pytest.approx(expected, abs=1e-5) and "small-clip" in report
+    _, long = node("PromptFidelity", images=samples, prompt=["very " * 90 + PROMPT], clip=["small-clip"])
+    assert "longer than CLIP reads" in long
+
+
+def test_prior_and_diversity_are_the_papers(
+    node: Any, models: Path, samples: list[Tensor], references: list[Tensor]
+) -> None:
+    inputs = {"class_samples": samples, "references": references, "dino": ["small-dino"]}
+    pres, div, _ = node("PriorScore", **inputs, images=samples)
+    own, real = (by_hand(models / "dino" / "small-dino", files(b)) for b in (samples, references))
+    assert pres == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
+    assert div == pytest.approx(1 - only_pairs(own), abs=1e-5)
+    _, none, report = node("PriorScore", **inputs)
+    assert math.isnan(none) and "DIV: not measured" in report
+
+
+def test_a_clip_vision_serves_instead(node: Any, samples: list[Tensor], references: list[Tensor]) -> None:
+    from comfy.clip_vision import ClipVisionModel
+
+    config = {
+        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+        "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
+        "projection_dim": 16,
+    }  # fmt: skip
+    vision = ClipVisionModel(config)
+    with torch.no_grad():
+        for number, parameter in enumerate(vision.model.parameters()):
+            parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(number))
+    dino, clip_i, report = node(
+        "SubjectFidelity", images=samples, references=references, dino=["none"], clip=["none"], clip_vision=[vision]
+    )
+    with torch.inference_mode():
+        own, real = (
+            torch.cat([vision.encode_image(p[None]).image_embeds for batch in b for p in batch]).double()
+            for b in (samples, references)
+        )
+    own, real = (e / e.norm(dim=1, keepdim=True) for e in (own, real))
+    assert math.isnan(dino) and clip_i == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
+    assert "DINO: not measured" in report and "CLIP_VISION (clip_vision_model, width 32)" in report
+
+
+def test_the_sheet_says_who_is_better_at_what(
+    node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]
+) -> None:
+    sheet, report, path = node(
+        "CompareSheet", images=[references[0], samples[0]], labels=["copies\nnoise"], references=references,
+        prompt=[PROMPT], dino=["small-dino"], clip=["small-clip"], filename_prefix=["scores/test"],
+    )  # fmt: skip
+    assert "DINO: copies is best." in report and "CLIP-I: copies is best." in report and "DIV: " in report
+    assert sheet.ndim == 4 and sheet.shape[2] > 2 * 256
+    rows = list(csv.DictReader((output_folder / path).open()))
+    assert [row["name"] for row in rows] == ["copies", "noise"]
+    dino, _, _ = node("SubjectFidelity", images=[samples[0]], references=references, dino=["small-dino"], clip=["none"])
+    assert float(rows[1]["DINO"]) == pytest.approx(dino, abs=1e-6)
+    assert rows[0]["DINO encoder"] == "small-dino"
+
+
+def test_wrong_input_is_named(node: Any, models: Path, samples: list[Tensor], references: list[Tensor]) -> None:
+    subject = {"images": samples, "references": references}
+    with pytest.raises(ValueError, match=r"no encoder is chosen: copy config\.json.*dino-vits16"):
+        node("SubjectFidelity", **subject, dino=["none"], clip=["none"])
+    with pytest.raises(ValueError, match=r"encoder 'gone' is in none of"):
+        node("SubjectFidelity", **subject, dino=["gone"], clip=["none"])
+    with pytest.raises(ValueError, match=r"encoder '\.\./dino' is in none of"):
+        node("SubjectFidelity", **subject, dino=["../dino"], clip=["none"])
+    with pytest.raises(ValueError, match="prompt is empty"):
+        node("PromptFidelity", images=samples, prompt=["  "], clip=["small-clip"])
+    with pytest.raises(ValueError, match=r"images holds 1 pictures, expected at least 2: one picture makes no pair"):
+        node("PriorScore", class_samples=samples, references=references, images=[samples[1]], dino=["small-dino"])
+    with pytest.raises(ValueError, match=r"labels names 1 \(one\), images has 2 batches"):
+        node(
+            "CompareSheet", images=samples, labels=["one"], references=references, prompt=[PROMPT],
+            dino=["small-dino"], clip=["none"], filename_prefix=["x"],
+        )  # fmt: skip
+
+
+def test_files_that_are_missing_or_pickled_are_named(node: Any, models: Path, samples: list[Tensor]) -> None:
+    broken = write_dino(models / "dino" / "broken")
+    subject = {"images": samples, "references": samples, "dino": ["broken"], "clip": ["none"]}
+    (broken / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"broken lacks preprocessor_config\.json; copy"):
+        node("SubjectFidelity", **subject)
+    write_dino(broken)
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"weights as pytorch_model\.bin, which is pickled and never opened here"):
+        node("SubjectFidelity", **subject)
+    write_dino(broken)
+    (broken / "model.safetensors").write_bytes(b"not a file")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        node("SubjectFidelity", **subject)
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.json is no model's configuration"):
+        node("SubjectFidelity", **subject)
+    with pytest.raises(ValueError, match="holds a model of type 'vit'; give one of clip"):
+        from hyperbooth.models.encoders import CLIP, load
+
+        load(models / "dino" / "small-dino", CLIP, with_texts=False)

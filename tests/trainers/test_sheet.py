@@ -1,0 +1,30 @@
+"""The sheet of pictures: every picture whole, in its place, and no word over another."""
+
+from hyperbooth.trainers.sheet import GAP, grid, wrapped
+from PIL import Image
+
+RED, BLUE = (250, 10, 10), (10, 10, 250)
+
+
+def test_pictures_stand_in_rows_and_columns() -> None:
+    red, blue = Image.new("RGB", (32, 32), RED), Image.new("RGB", (64, 32), BLUE)
+    page = grid([[red, None], [blue, red]], ["", ""], side=50)
+    assert page.size == (2 * (50 + GAP) + GAP, 2 * (50 + GAP) + 2 * GAP)
+    middle = [(GAP + column * (50 + GAP) + 25, GAP + row * (50 + GAP) + 25) for row in (0, 1) for column in (0, 1)]
+    assert [page.getpixel(at) for at in middle] == [RED, (255, 255, 255), BLUE, RED]
+    at = middle[2]
+    assert page.getpixel((at[0], at[1] - 20)) == (255, 255, 255)  # a wide one is not stretched
+
+
+def test_words_get_their_own_place() -> None:
+    red = Image.new("RGB", (200, 200), RED)
+    plain = grid([[red]], [""], side=100)
+    titled = grid([[red]], ["above it"], ["to the left"], ["below\nit"], side=100)
+    assert titled.width == plain.width + 100 and titled.height > plain.height + 3 * 13
+    assert sum(titled.getpixel((x, y)) == RED for x in range(titled.width) for y in range(titled.height)) > 9000
+
+
+def test_long_words_are_wrapped() -> None:
+    lines = wrapped("a face in front of a brick wall, as a sketch", 90, 13).split("\n")
+    assert len(lines) > 2 and " ".join(lines) == "a face in front of a brick wall, as a sketch"
+    assert wrapped("one\ntwo", 500, 13) == "one\ntwo"

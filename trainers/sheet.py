@@ -1,0 +1,77 @@
+"""A sheet of pictures to compare: a grid with words above, to the left and below."""
+
+from collections.abc import Sequence
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER = "#202020", "#ffffff"
+GAP = 6
+SMALL = 96
+"""Pixels up to which a picture is shown by its pixels, not smoothed."""
+
+
+def grid(
+    cells: Sequence[Sequence[Image.Image | None]], above: Sequence[str], left: Sequence[str] = (),
+    below: Sequence[str] = (), side: int = 192, text: int = 13,
+) -> Image.Image:  # fmt: skip
+    """Pictures in rows and columns, each fitted into a square.
+
+    Args:
+        cells: rows of pictures; None leaves a place empty.
+        above, below: words of each column.
+        left: words of each row; none: no column for them.
+        side: of a square, in pixels.
+        text: height of the words, in pixels.
+    """
+    columns = max(len(above), *(len(row) for row in cells))
+    margin = side if any(left) else 0
+    top, bottom = (_height(words, side, text) for words in (above, below))
+    size = margin + columns * (side + GAP) + GAP, top + len(cells) * (side + GAP) + bottom + 2 * GAP
+    page = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(page)
+    for column in range(columns):
+        x = margin + GAP + column * (side + GAP)
+        for words, y in ((above, GAP), (below, size[1] - bottom)):
+            if column < len(words):
+                draw.multiline_text((x, y), wrapped(words[column], side, text), INK, _font(text), spacing=2)
+    for number, row in enumerate(cells):
+        y = top + GAP + number * (side + GAP)
+        if number < len(left):
+            draw.multiline_text((GAP, y), wrapped(left[number], side - GAP, text), INK, _font(text), spacing=2)
+        for column, picture in enumerate(row):
+            if picture is not None:
+                _paste(page, picture, (margin + GAP + column * (side + GAP), y), side)
+    return page
+
+
+def wrapped(words: str, width: int, text: int) -> str:
+    """The words in lines no wider than ``width`` pixels, as far as single words allow."""
+    font, lines = _font(text), []
+    for line in words.split("\n"):
+        lines.append("")
+        for word in line.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and font.getlength(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return "\n".join(lines)
+
+
+def _height(words: Sequence[str], width: int, text: int) -> int:
+    lines = max((wrapped(word, width, text).count("\n") + 1 for word in words if word), default=0)
+    return lines * (text + 5)
+
+
+def _paste(page: Image.Image, picture: Image.Image, at: tuple[int, int], side: int) -> None:
+    how = Image.Resampling.NEAREST if max(picture.size) <= SMALL else Image.Resampling.LANCZOS
+    scale = side / max(picture.size)
+    fitted = picture.convert("RGB").resize([max(1, round(n * scale)) for n in picture.size], how)
+    page.paste(fitted, (at[0] + (side - fitted.width) // 2, at[1] + (side - fitted.height) // 2))
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The one that comes with Pillow."""
+    return ImageFont.load_default(size)
