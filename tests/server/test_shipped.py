@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from devkit.encoders import write_clip, write_dino
 from devkit.graphs import changed, find, saved, small_job
 from devkit.server import Server
 
@@ -120,6 +121,20 @@ def test_a_chain_is_trained_and_saved_and_the_stock_loader_gives_its_picture(
     assert theirs.status == "success", theirs.message
     ours, other = (picture(server, one.outputs["18"]["images"][0]) for one in (outcome, theirs))
     assert np.abs(ours - other).max() <= 1
+
+
+def test_two_adapters_are_compared(server: Server, checkpoint: Path) -> None:
+    graph = small_job(checkpoint.name, 3, "hyperbooth_compare")
+    assert not {"6", "7", "19"} & set(server.run(graph).executed), "without the encoders nothing is trained in vain"
+    write_dino(server.base / "models" / "dino" / "dino-vits16")
+    write_clip(server.base / "models" / "clip_score" / "clip-vit-base-patch32")
+    outcome = server.run(graph)
+    assert outcome.status == "success", outcome.message
+    (said,) = outcome.outputs["21"]["text"]
+    assert all(f"{score}: " in said for score in ("DINO", "CLIP-I", "CLIP-T")) and "is best" in said
+    (path,) = (server.output / "scores").glob("lora_or_para_*.csv")
+    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["name", "LoRA", "PaRa"]
+    assert max(outcome.progress["19"]) > 0
 
 
 def test_a_hollow_network_trains_a_lora_for_the_whole_one(server: Server, checkpoint: Path) -> None:
