@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .scores import all_finite
@@ -17,7 +16,7 @@ BATCH = 32
 DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 CLIP = ("clip",)
 """``model_type`` in config.json of what can score subjects and of what can score prompts."""
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 CONFIGURATION, PREPROCESSING = "config.json", "preprocessor_config.json"
 TOKENIZER = ("tokenizer.json", "vocab.json")
 """One of them."""
@@ -49,7 +48,9 @@ class Encoder:
         rows = []
         for start in range(0, len(pictures), BATCH):
             pixels = [_bytes(picture) for picture in pictures[start : start + BATCH]]
-            given = self.processor(images=pixels, return_tensors="pt")["pixel_values"]
+            # Said, not guessed: a picture of one or three rows could be of channels, rows, columns.
+            given = self.processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
+            given = given["pixel_values"]
             rows.append(self._of_pixels(given.to(device, next(self.network.parameters()).dtype)).float().cpu())
             on_done(min(start + BATCH, len(pictures)))
         return _checked(torch.cat(rows), self.name)
@@ -102,28 +103,34 @@ def load(folder: Path, kinds: Sequence[str], with_texts: bool) -> Encoder:
     import transformers
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    model = {"clip": transformers.CLIPModel, "vit": transformers.ViTModel}.get(kind, transformers.AutoModel)
-    options: dict[str, Any] = {"add_pooling_layer": False} if kind == "vit" else {}
     try:
-        network = model.from_pretrained(folder, use_safetensors=True, **options, **local)
+        network = _network(folder, kind, local)
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **local)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local) if with_texts else None
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # files of others make transformers fail in every way there is
         raise ValueError(f"the encoder in {folder} cannot be loaded: {error}") from error
     return Encoder(folder.name, network.eval().requires_grad_(False), processor, tokenizer)
+
+
+def _network(folder: Path, kind: str, local: dict[str, Any]) -> nn.Module:
+    """In float32, whatever the file holds; no weight is drawn at random, as transformers does where one is missing."""
+    import transformers
+
+    model = {"clip": transformers.CLIPModel, "vit": transformers.ViTModel}.get(kind, transformers.AutoModel)
+    options: dict[str, Any] = {"add_pooling_layer": False} if kind == "vit" else {}
+    # sdpa is said because config.json could ask for code from the Hub in its place.
+    network, found = model.from_pretrained(
+        folder, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **options, **local
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"it lacks weights of the model that {CONFIGURATION} names, among them {missing[0]}")
+    return network.float()
 
 
 def check(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
     """The ``model_type`` of the encoder in ``folder``; errors as :func:`load`."""
     missing = [name for name in (CONFIGURATION, PREPROCESSING) if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        pickled = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt*")]
-        if pickled:
-            raise ValueError(
-                f"{folder} holds its weights as {', '.join(pickled)}, which is pickled and never opened here; put "
-                f"{WEIGHTS[0]} there in its place"
-            )
-        missing.append(WEIGHTS[0])
+    missing += [name for name in _weights(folder) if not (folder / name).is_file()]
     if with_texts and not any((folder / name).is_file() for name in TOKENIZER):
         missing.append(TOKENIZER[0])
     if missing:
@@ -132,6 +139,36 @@ def check(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
     if kind not in kinds:
         raise ValueError(f"{folder} holds a model of type {kind!r}; give one of {', '.join(kinds)}")
     return kind
+
+
+def _weights(folder: Path) -> list[str]:
+    """Names of the files with the weights, there or not.
+
+    Raises:
+        ValueError: they are pickled.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if (folder / SHARDS).is_file():
+        return _shards(folder / SHARDS)
+    if pickled := sorted(path.name for pattern in ("*.bin", "*.pt*") for path in folder.glob(pattern)):
+        raise ValueError(
+            f"{folder} holds its weights as {', '.join(pickled)}, which is pickled and never opened here; put "
+            f"{WEIGHTS} there in its place: from a pull request of SFconvertbot to the model's page, or from another "
+            "model's"
+        )
+    return [WEIGHTS]
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names: transformers would open pickled ones, and ones elsewhere."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the encoder in {index.parent} cannot be loaded: {index.name} is no index: {error}") from error
+    if not names or not all(Path(name).name == name and name.endswith(".safetensors") for name in names):
+        raise ValueError(f"{index} names {', '.join(names) or 'no file'}; expected safetensors files beside it")
+    return names
 
 
 def _kind(path: Path) -> str:

@@ -68,7 +68,7 @@ def embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
 
 def how_to_get(kind: str) -> str:
     """What to do where an encoder is needed and none is chosen."""
-    root, files = _roots(kind)[0], f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS[0]}"
+    root, files = _roots(kind)[0], f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS}"
     words = f", {encoders.TOKENIZER[0]}" if FOLDERS[kind][1] else ""
     name = EXAMPLES[kind]
     return (
