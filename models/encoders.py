@@ -165,7 +165,7 @@ def _shards(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the encoder in {index.parent} cannot be loaded: {index.name} is no index: {error}") from error
+        raise ValueError(f"the encoder in {index.parent} cannot be loaded: {index.name}: {error}") from error
     if not names or not all(Path(name).name == name and name.endswith(".safetensors") for name in names):
         raise ValueError(f"{index} names {', '.join(names) or 'no file'}; expected safetensors files beside it")
     return names

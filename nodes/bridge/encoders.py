@@ -20,6 +20,8 @@ FOLDERS = {"dino": (DINO, False), "clip_score": (CLIP, True)}
 """Folder in ComfyUI's models -> what may be in it, and whether it embeds texts."""
 EXAMPLES = {"dino": "facebook/dino-vits16", "clip_score": "openai/clip-vit-base-patch32"}
 NONE = "none"
+Files = tuple[tuple[str, int, int], ...]
+"""Name, time and size of each file of a folder."""
 
 
 def register_encoder_folders() -> None:
@@ -78,11 +80,12 @@ def how_to_get(kind: str) -> str:
 
 
 def _of_folder(kind: str, name: str) -> Embedder:
-    folder = next((root / name for root in _roots(kind) if (root / name).is_dir()), None)
-    if folder is None or Path(name).name != name:
+    known = name in encoder_names(kind)  # no other folder, as '..' would be
+    folder = next((root / name for root in _roots(kind) if known and (root / name).is_dir()), None)
+    if folder is None:
         roots = ", ".join(map(str, _roots(kind)))
         raise ValueError(f"{kind} encoder {name!r} is in none of {roots}; {how_to_get(kind)}")
-    patcher, encoder = _loaded(kind, folder, _touched(folder))
+    patcher, encoder = _loaded(kind, folder, _files(folder))
 
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
         comfy.model_management.load_models_gpu([patcher])
@@ -97,7 +100,7 @@ def _of_folder(kind: str, name: str) -> Embedder:
 
 
 @lru_cache(maxsize=2)
-def _loaded(kind: str, folder: Path, _touched: float) -> tuple[Any, Encoder]:
+def _loaded(kind: str, folder: Path, _files: Files) -> tuple[Any, Encoder]:
     """The encoder under ComfyUI's memory management; read again if its files have changed."""
     with torch.inference_mode(False):
         encoder = encoders.load(folder, *FOLDERS[kind])
@@ -109,8 +112,10 @@ def _loaded(kind: str, folder: Path, _touched: float) -> tuple[Any, Encoder]:
     return comfy.model_patcher.ModelPatcher(held, load_device=device, offload_device=offload), encoder
 
 
-def _touched(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+def _files(folder: Path) -> Files:
+    """What changes if a file does: also if an older one takes its place."""
+    found = ((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
+    return tuple(sorted((name, state.st_mtime_ns, state.st_size) for name, state in found))
 
 
 def _of_vision(vision: Any) -> Embedder:

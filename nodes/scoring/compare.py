@@ -119,10 +119,12 @@ def labels_of(text: str, count: int) -> list[str]:
         ValueError: there are fewer or more, or two are equal.
     """
     names = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(names) != count or len(set(names)) != count:
+    if len(names) != count:
         raise ValueError(
             f"labels names {len(names)} ({', '.join(names)}), images has {count} batches; give a line to each"
         )
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ValueError(f"labels has {twice[0]!r} twice; give each batch a name of its own")
     return names
 
 
@@ -137,13 +139,26 @@ def in_words(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
     """Every score that was measured, the best first, with its ceiling and its encoder."""
     lines = []
     for column in zip(*table, strict=True):
-        if math.isnan(column[0].value):
+        measured = [(name, score) for name, score in zip(names, column, strict=True) if not math.isnan(score.value)]
+        if not measured:
             continue
-        ranked = sorted(zip(names, column, strict=True), key=lambda pair: pair[1].value, reverse=True)
-        first = column[0]
-        values = ", ".join(f"{name} {score.value:.4f}" for name, score in ranked)
-        lines.append(f"{first.name}: {ranked[0][0]} is best. {values} (by {first.encoder}{beside(first.ceiling)})")
+        ranked = sorted(measured, key=lambda pair: pair[1].value, reverse=True)
+        values = [f"{name} {score.value:.4f}" for name, score in ranked]
+        values += [f"{name} not measured" for name in names if name not in dict(measured)]
+        first = ranked[0][1]
+        by = f"by {first.encoder}{beside(first.ceiling)}"
+        lines.append(f"{first.name}: {_verdict(ranked)}{', '.join(values)} ({by})")
     return "\n".join(lines)
+
+
+def _verdict(ranked: Sequence[tuple[str, Score]]) -> str:
+    """Which is best, as far as the printed digits tell; nothing of one alone."""
+    best = [name for name, score in ranked if f"{score.value:.4f}" == f"{ranked[0][1].value:.4f}"]
+    if len(ranked) == 1:
+        return ""
+    if len(best) == len(ranked):
+        return "equal. "
+    return f"{' and '.join(best)} {'is' if len(best) == 1 else 'are'} best. "
 
 
 def as_csv(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
@@ -153,8 +168,13 @@ def as_csv(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
     writer.writerow(["name", *(f"{s.name}{extra}" for s in table[0] for extra in ("", " ceiling", " encoder"))])
     for name, row in zip(names, table, strict=True):
         cells = [cell for s in row for cell in (_number(s.value), _number(s.ceiling), s.encoder)]
-        writer.writerow([name, *cells])
+        writer.writerow([_as_text(name), *cells])
     return file.getvalue()
+
+
+def _as_text(name: str) -> str:
+    """A name that table programs do not compute: labels come with workflows of others."""
+    return f"'{name}" if name[0] in "=+-@" else name
 
 
 def _number(value: float | None) -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -73,13 +74,25 @@ def pictures_of(name: str, batches: list[Tensor], at_least: int = 1) -> list[Ten
     """Single pictures ``[H, W, 3]`` of an input.
 
     Raises:
-        ValueError: there are fewer than ``at_least``.
+        ValueError: there are fewer than ``at_least``, or one is no picture.
     """
-    pictures = [picture[..., :3] for picture in one_by_one(batches)]
+    pictures = [_colours(f"{name}: image {number}", picture) for number, picture in enumerate(one_by_one(batches), 1)]
     if len(pictures) < at_least:
         pair = ": one picture makes no pair" if at_least == 2 else ""
         raise ValueError(f"{name} holds {len(pictures)} pictures, expected at least {at_least}{pair}; connect more")
     return pictures
+
+
+def _colours(name: str, picture: Tensor) -> Tensor:
+    """Red, green and blue of a picture, of which none is missing."""
+    height, width, channels = picture.shape
+    if not min(height, width):
+        raise ValueError(f"{name} is {width} x {height} pixels; give larger ones")
+    if channels not in (1, 3, 4):
+        raise ValueError(f"{name} has {channels} channels; give grey, RGB or RGBA")
+    if not torch.isfinite(picture).all():
+        raise ValueError(f"{name} holds NaN or infinite values; make it again")
+    return picture.expand(-1, -1, 3) if channels == 1 else picture[..., :3]
 
 
 def needed(kind: str, name: str, vision: Any = None) -> Embedder:
@@ -99,10 +112,10 @@ class Embeddings:
 
     def __init__(self, total: int):
         self._show, self._total, self._before = Progress(total), total, 0
-        self._made: dict[tuple[int, str], Tensor] = {}
+        self._made: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, by: Embedder, pictures: list[Tensor]) -> Tensor:
-        key = id(pictures), by.name
+        key = id(pictures), id(by)  # not its name: models/dino/base and models/clip_score/base are two
         if key not in self._made:
             self._made[key] = by.images(pictures, self._done)
             self._before += len(pictures)

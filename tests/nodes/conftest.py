@@ -1,0 +1,36 @@
+"""Small encoders in a models folder, and pictures to score, for the tests of scoring nodes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from torch import Tensor
+
+from devkit.encoders import write_clip, write_dino, write_dinov2
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A models folder with small encoders."""
+    root = tmp_path_factory.mktemp("models")
+    write_dino(root / "dino" / "small-dino")
+    write_dinov2(root / "dino" / "small-dinov2")
+    write_clip(root / "clip_score" / "small-clip")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("dino", "clip_score"):
+            patch.setitem(folder_paths.folder_names_and_paths, kind, ([str(root / kind)], set()))
+        yield root
+
+
+@pytest.fixture
+def samples() -> list[Tensor]:
+    """Two batches of different sizes."""
+    draw = torch.Generator().manual_seed(1)
+    return [torch.rand(2, 40, 64, 3, generator=draw), torch.rand(1, 64, 48, 3, generator=draw)]
+
+
+@pytest.fixture
+def references() -> list[Tensor]:
+    return [torch.rand(3, 50, 50, 3, generator=torch.Generator().manual_seed(2))]

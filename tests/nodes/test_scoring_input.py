@@ -1,0 +1,103 @@
+"""What people connect to the scoring nodes, and put into their folders."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from devkit.encoders import write_clip, write_dino
+
+PROMPT = "a photo of a dog on a beach"
+pytestmark = pytest.mark.usefixtures("models")
+
+
+def test_encoders_of_one_name_are_two(node: Any, models: Path, samples: list[Tensor], references: list[Tensor]) -> None:
+    write_dino(models / "dino" / "base"), write_clip(models / "clip_score" / "base")
+    subject = {"images": samples, "references": references}
+    both = node("SubjectFidelity", **subject, dino=["base"], clip=["base"])[:2]
+    alone = node("SubjectFidelity", **subject, dino=["none"], clip=["base"])[1]
+    assert both[1] == alone != both[0]
+
+
+def test_the_sheet_ranks_what_was_measured(
+    node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]
+) -> None:
+    inputs = {"references": references, "prompt": [PROMPT], "filename_prefix": ["x"], "clip": ["none"]}
+    inputs |= {"dino": ["small-dino"], "labels": ["one\ntwo\nthree"]}
+    three = [samples[1], samples[0], references[0]]
+    for batches in (three, three[1:] + three[:1]):  # one sample makes no pair: no DIV, whichever it is
+        _, report, path = node("CompareSheet", images=batches, **inputs)
+        (line,) = [line for line in report.splitlines() if line.startswith("DIV")]
+        single = "one" if batches is three else "three"
+        assert "nan" not in line and f"{single} not measured" in line and f"{single} is best" not in line
+        cells = {row["name"]: row["DIV"] for row in csv.DictReader((output_folder / path).open())}
+        assert [name for name, cell in cells.items() if not cell] == [single]
+
+
+def test_the_sheet_names_no_best_where_there_is_none(
+    node: Any, samples: list[Tensor], references: list[Tensor]
+) -> None:
+    inputs = {"references": references, "prompt": [PROMPT], "filename_prefix": ["x"], "clip": ["none"]}
+    inputs |= {"dino": ["small-dino"]}
+    _, alone, _ = node("CompareSheet", images=samples[:1], labels=["alone"], **inputs)
+    assert "best" not in alone and "DINO: alone 0." in alone
+    _, equal, _ = node("CompareSheet", images=[samples[0], samples[0].clone()], labels=["a\nb"], **inputs)
+    assert "DINO: equal. a 0." in equal and "best" not in equal
+
+
+def test_labels_are_told_apart(node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]) -> None:
+    inputs = {"images": samples, "references": references, "prompt": [PROMPT], "filename_prefix": ["x"]}
+    inputs |= {"dino": ["small-dino"], "clip": ["none"]}
+    with pytest.raises(ValueError, match=r"labels has 'a' twice; give each batch a name of its own"):
+        node("CompareSheet", labels=["a\na"], **inputs)
+    _, _, path = node("CompareSheet", labels=["=1+1\n@b"], **inputs)
+    rows = list(csv.DictReader((output_folder / path).open()))
+    assert [row["name"] for row in rows] == ["'=1+1", "'@b"]  # else a table program computes them
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (torch.full((1, 40, 40, 3), torch.nan), "images: image 4 holds NaN or infinite values; make it again"),
+        (torch.zeros(1, 40, 40, 2), "images: image 4 has 2 channels; give grey, RGB or RGBA"),
+        (torch.zeros(1, 0, 40, 3), "images: image 4 is 40 x 0 pixels; give larger ones"),
+    ],
+)
+def test_pictures_that_cannot_be_scored_are_named(
+    node: Any, samples: list[Tensor], references: list[Tensor], picture: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        node("SubjectFidelity", images=[*samples, picture], references=references, dino=["small-dino"], clip=["none"])
+
+
+def test_grey_and_transparent_pictures_count_as_they_are_seen(node: Any, references: list[Tensor]) -> None:
+    subject = {"references": references, "dino": ["small-dino"], "clip": ["none"]}
+    grey = torch.rand(2, 40, 40, 1, generator=torch.Generator().manual_seed(3))
+    plain = node("SubjectFidelity", images=[grey.expand(-1, -1, -1, 3)], **subject)[0]
+    assert node("SubjectFidelity", images=[grey], **subject)[0] == plain
+    with_alpha = torch.cat([grey.expand(-1, -1, -1, 3), torch.ones_like(grey)], -1)
+    assert node("SubjectFidelity", images=[with_alpha], **subject)[0] == plain
+
+
+def test_a_folder_is_found_as_it_is_now(
+    node: Any, models: Path, samples: list[Tensor], references: list[Tensor]
+) -> None:
+    subject = {"images": samples, "references": references, "clip": ["none"]}
+    folder = write_dino(models / "dino" / "changing")
+    before = node("SubjectFidelity", **subject, dino=["changing"])[0]
+    (folder / "README.md").symlink_to(folder / "gone")  # as a copied cache of the Hub has them
+    assert node("SubjectFidelity", **subject, dino=["changing"])[0] == before
+    other, kept = write_dino(models / "other", seed=1) / "model.safetensors", folder / "model.safetensors"
+    os.utime(other, (1, 1))  # older than what it replaces
+    other.replace(kept)
+    assert node("SubjectFidelity", **subject, dino=["changing"])[0] != before
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a\0b", "x" * 400, "small-dino/", "/etc"])
+def test_a_name_is_of_a_folder_there(node: Any, samples: list[Tensor], name: str) -> None:
+    with pytest.raises(ValueError, match="is in none of"):
+        node("SubjectFidelity", images=samples, references=samples, dino=[name], clip=["none"])
