@@ -46,17 +46,29 @@ def grid(
 
 
 def wrapped(words: str, width: int, text: int) -> str:
-    """The words in lines no wider than ``width`` pixels, as far as single words allow."""
+    """The words in lines no wider than ``width`` pixels; a word that is wider by itself is broken."""
     font, lines = _font(text), []
     for line in words.split("\n"):
-        lines.append("")
+        current = ""
         for word in line.split():
-            longer = f"{lines[-1]} {word}".strip()
-            if lines[-1] and font.getlength(longer) > width:
-                lines.append(word)
-            else:
-                lines[-1] = longer
+            longer = f"{current} {word}".strip()
+            if font.getlength(longer) <= width:
+                current = longer
+                continue
+            lines += [current] if current else []
+            *full, current = _broken(word, width, font)
+            lines += full
+        lines.append(current)
     return "\n".join(lines)
+
+
+def _broken(word: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
 
 
 def _height(words: Sequence[str], width: int, text: int) -> int:

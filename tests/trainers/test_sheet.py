@@ -1,6 +1,6 @@
 """The sheet of pictures: every picture whole, in its place, and no word over another."""
 
-from hyperbooth.trainers.sheet import GAP, grid, wrapped
+from hyperbooth.trainers.sheet import GAP, _font, grid, wrapped
 from PIL import Image
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
@@ -28,3 +28,14 @@ def test_long_words_are_wrapped() -> None:
     lines = wrapped("a face in front of a brick wall, as a sketch", 90, 13).split("\n")
     assert len(lines) > 2 and " ".join(lines) == "a face in front of a brick wall, as a sketch"
     assert wrapped("one\ntwo", 500, 13) == "one\ntwo"
+
+
+def test_a_word_wider_than_its_column_is_broken() -> None:
+    name = "a_dog_lora_rank_16_learning_rate_0.0001_steps_1000"
+    lines = wrapped(f"the {name}", 90, 13).split("\n")
+    assert "".join(lines) == f"the{name}" and all(_font(13).getlength(line) <= 90 for line in lines)
+    red = Image.new("RGB", (100, 100), RED)
+    page = grid([[red, red]], [name, ""], side=100)
+    beside = page.crop((2 * GAP + 100, 0, page.width, page.height - 100 - 3 * GAP))
+    assert [colour for _, colour in beside.getcolors()] == [(255, 255, 255)]
+    assert wrapped("mm", 3, 13) == "m\nm"  # not even one letter has room
