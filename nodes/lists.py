@@ -10,13 +10,15 @@ def one_by_one(batches: list[Tensor]) -> list[Tensor]:
     return [picture for batch in batches for picture in batch]
 
 
-def only(name: str, values: list[Any]) -> Any:
+def only(name: str, values: list[Any], hint: str = "") -> Any:
     """The one value of an input that does not take a list.
+
+    Args:
+        hint: what to do with several, if there is a way.
 
     Raises:
         ValueError: a list with several is connected, of which all but the first would be lost.
     """
     if any(value is not values[0] and value != values[0] for value in values[1:]):
-        hint = "; one text per image goes into captions" if name == "prompt" else ""
-        raise ValueError(f"{name} received {len(values)} different values; connect one{hint}")
+        raise ValueError(f"{name} received {len(values)} different values; connect one{hint and '; '}{hint}")
     return values[0]

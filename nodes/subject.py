@@ -99,7 +99,8 @@ class Subject(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         augmentation = _augmentation(variants=variants, crop=crop, colour=colour, seed=augment_seed)
         pictures = one_by_one(images)
-        texts = prompts_for(len(pictures), only("prompt", prompt), _lines(captions, len(pictures)))
+        text = only("prompt", prompt, "one text per image goes into captions")
+        texts = prompts_for(len(pictures), text, _lines(captions, len(pictures)))
         subject = Pictures(pictures, texts, one_by_one(masks) if masks else None)
         class_text = only("class_prompt", class_prompt or [""]).strip()
         others = _class_pictures(one_by_one(class_images or []), class_text)

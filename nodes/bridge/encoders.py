@@ -18,7 +18,8 @@ from ...models.scores import all_finite
 
 FOLDERS = {"dino": (DINO, False), "clip_score": (CLIP, True)}
 """Folder in ComfyUI's models -> what may be in it, and whether it embeds texts."""
-EXAMPLES = {"dino": "facebook/dino-vits16", "clip_score": "openai/clip-vit-base-patch32"}
+EXAMPLES = {"dino": "facebook/dinov2-base", "clip_score": "openai/clip-vit-large-patch14"}
+"""Models whose pages have model.safetensors: that of clip-vit-base-patch32 has pickled weights only."""
 NONE = "none"
 Files = tuple[tuple[str, int, int], ...]
 """Name, time and size of each file of a folder."""
@@ -61,9 +62,10 @@ def embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
     """The CLIP_VISION ``vision`` if there is one, else the encoder of that name; None for ``none``.
 
     Raises:
-        ValueError: there is no such encoder, or it cannot be loaded.
+        ValueError: there is no such encoder, or it cannot be loaded, or ``vision`` is of the other kind.
     """
     if vision is not None:
+        _check_vision(kind, vision)
         return _of_vision(vision)
     return None if name == NONE else _of_folder(kind, name)
 
@@ -116,6 +118,13 @@ def _files(folder: Path) -> Files:
     """What changes if a file does: also if an older one takes its place."""
     found = ((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
     return tuple(sorted((name, state.st_mtime_ns, state.st_size) for name, state in found))
+
+
+def _check_vision(kind: str, vision: Any) -> None:
+    """A score named after DINO is by a DINO, and one named after CLIP is not: as in the folders."""
+    if (kind == "dino") != vision.model_type.startswith("dino"):
+        name, expected = ("dino_vision", "a DINO") if kind == "dino" else ("clip_vision", "a CLIP or SigLIP")
+        raise ValueError(f"{name} is a {vision.model_type}; expected {expected} from the stock Load CLIP Vision")
 
 
 def _of_vision(vision: Any) -> Embedder:

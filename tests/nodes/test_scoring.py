@@ -128,7 +128,7 @@ def test_the_sheet_says_who_is_better_at_what(
 
 def test_wrong_input_is_named(node: Any, models: Path, samples: list[Tensor], references: list[Tensor]) -> None:
     subject = {"images": samples, "references": references}
-    with pytest.raises(ValueError, match=r"no encoder is chosen: copy config\.json.*dino-vits16"):
+    with pytest.raises(ValueError, match=r"no encoder is chosen: copy config\.json.*facebook/dinov2-base"):
         node("SubjectFidelity", **subject, dino=["none"], clip=["none"])
     with pytest.raises(ValueError, match=r"encoder 'gone' is in none of"):
         node("SubjectFidelity", **subject, dino=["gone"], clip=["none"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 
 from devkit.encoders import write_clip, write_dino
@@ -101,3 +102,24 @@ def test_a_folder_is_found_as_it_is_now(
 def test_a_name_is_of_a_folder_there(node: Any, samples: list[Tensor], name: str) -> None:
     with pytest.raises(ValueError, match="is in none of"):
         node("SubjectFidelity", images=samples, references=samples, dino=[name], clip=["none"])
+
+
+def test_several_prompts_are_refused_without_advice_for_another_node(node: Any, samples: list[Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"prompt received 2 different values; connect one$"):
+        node("PromptFidelity", images=samples, prompt=["a", "b"], clip=["small-clip"])
+
+
+def test_a_vision_model_of_another_kind_is_refused(node: Any, samples: list[Tensor]) -> None:
+    vision = {
+        kind: ClipVisionModel({
+            "model_type": kind, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+            "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
+            "projection_dim": 16, "layer_norm_eps": 1e-6, "use_swiglu_ffn": False,
+        })
+        for kind in ("clip_vision_model", "dinov2")
+    }  # fmt: skip
+    subject = {"images": samples, "references": samples, "dino": ["none"], "clip": ["none"]}
+    with pytest.raises(ValueError, match=r"dino_vision is a clip_vision_model; expected a DINO"):
+        node("SubjectFidelity", **subject, dino_vision=[vision["clip_vision_model"]])
+    with pytest.raises(ValueError, match=r"clip_vision is a dinov2; expected a CLIP or SigLIP"):
+        node("SubjectFidelity", **subject, clip_vision=[vision["dinov2"]])
