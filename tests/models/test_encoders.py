@@ -89,7 +89,7 @@ def test_code_in_the_folder_is_never_run(dino: Path, tmp_path: Path) -> None:
         (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
         change(folder / "config.json", auto_map={"AutoModel": "own.Own", "AutoConfig": "own.Own"})
         change(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": "own.Own"})
-    change(clip / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]}, tokenizer_class="Own")
+    change(clip / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})
     assert load(dino, DINO, with_texts=False) and load(clip, CLIP, with_texts=True)
     change(dino / "preprocessor_config.json", image_processor_type="Own")
     with pytest.raises(ValueError, match="cannot be loaded"):

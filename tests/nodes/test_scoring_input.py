@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import pytest
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -123,3 +124,12 @@ def test_a_vision_model_of_another_kind_is_refused(node: Any, samples: list[Tens
         node("SubjectFidelity", **subject, dino_vision=[vision["clip_vision_model"]])
     with pytest.raises(ValueError, match=r"clip_vision is a dinov2; expected a CLIP or SigLIP"):
         node("SubjectFidelity", **subject, clip_vision=[vision["dinov2"]])
+
+
+def test_an_encoder_is_unloaded_with_comfyuis_models(node: Any, samples: list[Tensor]) -> None:
+    subject = {"images": samples, "references": samples, "dino": ["small-dino"], "clip": ["none"]}
+    before = node("SubjectFidelity", **subject)[0]
+    assert comfy.model_management.current_loaded_models
+    comfy.model_management.unload_all_models()
+    assert not comfy.model_management.current_loaded_models
+    assert node("SubjectFidelity", **subject)[0] == before
