@@ -116,13 +116,15 @@ def labels_of(text: str, count: int) -> list[str]:
     """A name for each batch.
 
     Raises:
-        ValueError: there are fewer or more, or two are equal.
+        ValueError: there are fewer or more, two are equal, or one cannot be written into a file.
     """
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if len(names) != count:
         raise ValueError(
             f"labels names {len(names)} ({', '.join(names)}), images has {count} batches; give a line to each"
         )
+    if unwritable := [name for name in names if not name.isprintable()]:
+        raise ValueError(f"labels has {unwritable[0]!r}, which cannot be written; leave out control characters")
     if twice := [name for number, name in enumerate(names) if name in names[:number]]:
         raise ValueError(f"labels has {twice[0]!r} twice; give each batch a name of its own")
     return names

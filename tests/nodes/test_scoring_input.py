@@ -56,6 +56,8 @@ def test_labels_are_told_apart(node: Any, output_folder: Path, samples: list[Ten
     inputs |= {"dino": ["small-dino"], "clip": ["none"]}
     with pytest.raises(ValueError, match=r"labels has 'a' twice; give each batch a name of its own"):
         node("CompareSheet", labels=["a\na"], **inputs)
+    with pytest.raises(ValueError, match=r"labels has 'a\\ud800', which cannot be written; leave out"):
+        node("CompareSheet", labels=["a\ud800\nb"], **inputs)
     _, _, path = node("CompareSheet", labels=["=1+1\n@b"], **inputs)
     rows = list(csv.DictReader((output_folder / path).open()))
     assert [row["name"] for row in rows] == ["'=1+1", "'@b"]  # else a table program computes them
