@@ -105,11 +105,12 @@ class DreamBooth:
     @torch.no_grad()
     def recorded(self, batch: int, hollow: Hollow) -> Iterator[tuple[str, list[Record]]]:
         """The whole network, run on each draw of a batch; what its deep blocks gave."""
+        at_once = replace(self, pieces=1)
         for term in self._terms_of(batch):
             parts = []
-            for part in self._pieces(term.draw):
+            for part in self._pieces(term.draw, of_records=True):
                 with hollow.recording() as records:
-                    _ = list(self._losses(Term(replace(part, name=""))))
+                    _ = list(at_once._losses(Term(replace(part, name=""))))
                 parts.append(records)
             yield term.draw.name, [_joined(of_span) for of_span in zip(*parts, strict=True)]
 
@@ -174,7 +175,7 @@ class DreamBooth:
     def _losses(self, term: Term) -> Iterator[Tensor]:
         """The weighted mean over the term's draw, in pieces."""
         loss = DenoisingLoss(self.denoiser, weighting(self.options.loss_weighting, self.options.min_snr_gamma))
-        for part in self._pieces(term.draw):
+        for part in self._pieces(term.draw, self.records is not None):
             clean, mask = self._clean(part.examples)
             teacher = self._teacher(part.examples) if term.by_teacher else None
             cond, noise = self.condition(part.examples), part.noise.to(clean)
@@ -182,10 +183,10 @@ class DreamBooth:
                 each = loss(clean, cond, part.sigma.to(clean.device), noise, mask, teacher)
             yield term.weight * each.sum() / len(term.draw.examples)
 
-    def _pieces(self, draw: Draw) -> Iterator[Draw]:
-        """What goes through the network at once. On a hollow one, texts that do not fit into one pass go singly."""
+    def _pieces(self, draw: Draw, of_records: bool) -> Iterator[Draw]:
+        """What goes through the network at once. With records, texts that do not fit into one pass go singly."""
         for part in draw.pieces(self.pieces):
-            single = self.records is not None and isinstance(self.condition(part.examples), tuple)
+            single = of_records and isinstance(self.condition(part.examples), tuple)
             yield from part.pieces(len(part.examples)) if single else (part,)
 
     def _on_record(self, draw: Draw, device: torch.device) -> AbstractContextManager[None]:

@@ -65,13 +65,19 @@ class Recorder:
 
     def _fill(self, records: Records, batches: list[int], loss: DreamBooth) -> None:
         """Record batch by batch; sample by sample where memory asks for it."""
+        if not self._fits(records, batches, loss):
+            logging.warning("HyperBooth: out of memory while recording; going on with one sample at a time")
+            self._fill(records, batches, replace(loss, pieces=self.run.batch_size))
+
+    def _fits(self, records: Records, batches: list[int], loss: DreamBooth) -> bool:
+        """Record; False if memory ran out: what the error's frames held is free again after it."""
         try:
             records.fill(loss, batches, self.on_record)
         except Exception as error:
             if loss.pieces == self.run.batch_size or not self.bench.is_out_of_memory(error):
                 raise
-            logging.warning("HyperBooth: out of memory while recording; going on with one sample at a time")
-            self._fill(records, batches, replace(loss, pieces=self.run.batch_size))
+            return False
+        return True
 
     def forget(self) -> None:
         """The run is over: what was recorded is of no more use."""

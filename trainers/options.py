@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..models.adapters import LoRAConfig
@@ -198,3 +198,8 @@ class Hollowing:
         check_number("fraction", self.fraction, 0.0, 1.0)
         check_number("samples", self.samples, 1)
         check_choice("storage", self.storage, STORAGES)
+
+    @property
+    def essence(self) -> "Hollowing":
+        """The same at one value for what changes nothing about the result, for the run's name."""
+        return replace(self, samples=1) if self.storage == "none" else replace(self, storage="ram")

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,7 +21,7 @@ from .noise import generator_for
 from .preview import preview
 from .resume import States
 from .run import Run
-from .start import groups_of, starting_point, trained_part, weights_of
+from .start import at_its_start, groups_of, starting_point, trained_part, weights_of
 from .state import History, TrainState
 from .workbench import Workbench
 
@@ -162,7 +161,7 @@ class _Job:
                 bench.denoiser, bench.condition, bench.to_model, run.training, run.loss_options, run.batch_size,
                 run.seed, without,
             )  # fmt: skip
-            off = without if run.start_from is None else nullcontext
+            off = partial(at_its_start, self.adapter, run, bench) if run.start_from or run.method.word else without
             with recorder.recorded(loss, off, self.state.history.step) as loss:
                 plan, line = self._plan(loss)
                 while not self._fits(plan, loss, on_step):

@@ -124,7 +124,7 @@ class Run:
             start = [[a.to_tensors() for a in link.adapters.values()] for link in self.start_from.chain]
             start += self.start_from.words
         steps = None if self.options.lr_scheduler == "constant" else self.steps
-        hollow = () if self.hollow is None else (self.hollow,)
+        hollow = () if self.hollow is None else (self.hollow.essence,)
         return fingerprint(
             model, subject.examples, subject.class_examples, subject.blank, subject.class_cond, self.method,
             replace(self.options, **COSMETIC), self.batch_size, self.seed, start, steps, *hollow,

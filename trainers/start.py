@@ -1,10 +1,11 @@
 """What a run starts from: a new adapter, or an earlier one to train further."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.adapter_set import AdapterSet, Link, WeightOf
 from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
@@ -36,6 +37,25 @@ def starting_point(run: Run, bench: Workbench, weight_of: WeightOf | None) -> Ad
         for parameter in part.parameters():
             parameter.requires_grad_(trains)
     return adapter
+
+
+@contextmanager
+def at_its_start(adapter: AdapterSet, run: Run, bench: Workbench) -> Iterator[None]:
+    """Inside the block ``adapter`` holds what the run started from, wherever the run stands; for ``start_from`` and
+    words, whose start needs no weights of the model."""
+    parameters = adapter.parameters()
+    now = [parameter.detach().clone() for parameter in parameters]
+    _give(parameters, starting_point(run, bench, None).parameters())
+    try:
+        yield
+    finally:
+        _give(parameters, now)
+
+
+@torch.no_grad()
+def _give(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def trained_part(adapter: AdapterSet, method: Method) -> Link | Word:

@@ -1,0 +1,65 @@
+"""What runs on a hollow network meet: texts of different lengths, runs taken up, other servers."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hyperbooth.models.words import FAMILY, TextualInversionConfig
+from hyperbooth.trainers.options import Hollowing, Method
+from rig import lora, same, train
+from test_hollow import FRACTION
+
+
+def subject_of(node: Any, loaded: Any, prompt: str, images: int = 1) -> Any:
+    pictures = torch.rand(images, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    (made,) = node(
+        "Subject", images=[pictures], vae=[loaded[2]], clip=[loaded[1]], prompt=[prompt], resolution=[64],
+        bucket=[True], flip=[False],
+    )  # fmt: skip
+    return made
+
+
+def test_texts_that_do_not_fit_into_one_pass_are_recorded_singly(node: Any, loaded: Any) -> None:
+    short, long = (subject_of(node, loaded, prompt) for prompt in ("a photo of sks dog", "very big " * 180 + "dog"))
+    subject, still = replace(short, examples=short.examples + long.examples), lora(learning_rate=1e-12)
+    hollow = Hollowing(FRACTION, 4, "ram")
+    _, hollowed, _ = train(node, loaded, subject, still, hollow=hollow, steps=4, batch_size=2)
+    _, whole, _ = train(node, loaded, subject, still, steps=2, batch_size=2)
+    assert hollowed["loss"] == pytest.approx(whole["loss"] * 2, rel=1e-5)
+
+
+def goes_on_as_if_nothing_had_been(
+    node: Any, loaded: Any, subject: Any, method: Method, output_folder: Path, **settings: Any
+) -> bool:
+    """Four steps and then two more give what six steps give."""
+    settings = {"hollow": Hollowing(FRACTION, 10, "ram"), "seed": 5, **settings}
+    whole, _, _ = train(node, loaded, subject, method, **settings, steps=6)
+    for file in output_folder.rglob("*.safetensors"):
+        file.unlink()
+    train(node, loaded, subject, method, **settings, steps=4)
+    again, _, report = train(node, loaded, subject, method, **settings, steps=6)
+    return "taken up at step 4" in report and same(whole, again)
+
+
+def test_records_of_a_run_taken_up_are_of_what_it_started_from(
+    node: Any, loaded: Any, subject: Any, output_folder: Path
+) -> None:
+    method = lora(learning_rate=1e-2, targets="all linear")
+    before, _, _ = train(node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
+    assert goes_on_as_if_nothing_had_been(node, loaded, subject, method, output_folder, start_from=before)
+
+
+def test_records_of_a_word_taken_up_are_of_the_word_at_its_start(
+    node: Any, loaded: Any, output_folder: Path
+) -> None:  # fmt: skip
+    method = Method(FAMILY, TextualInversionConfig("sks-x", "dog", 1), learning_rate=0.1)
+    subject = subject_of(node, loaded, "a photo of sks-x")
+    assert goes_on_as_if_nothing_had_been(node, loaded, subject, method, output_folder, clip=loaded[1])
+
+
+def test_another_storage_goes_on_with_the_same_run(node: Any, loaded: Any, subject: Any) -> None:
+    train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
+    _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=6)
+    assert "taken up at step 4" in report
