@@ -89,4 +89,6 @@ def recorder_of(run: Run, bench: Workbench, states: States, on_record: OnRecord)
     """The recorder that the run asks for."""
     stores = {"ram": InMemory, "disk": lambda: OnDisk(states.records)}
     make = stores.get(run.hollow.storage) if run.hollow else None
+    if run.hollow and run.hollow.storage == "disk":
+        states.drop_records()
     return Recorder(run, bench, make() if make else None, on_record)

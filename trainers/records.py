@@ -1,8 +1,9 @@
 """What the whole network left on record for a run on a hollow one: in memory, or in files."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -83,6 +84,8 @@ class OnDisk:
         write_tensors(tensors, self._path(name))
 
     def read(self, name: str) -> list[Record]:
+        with suppress(OSError):
+            os.utime(self.folder)  # in use: other runs leave it alone, see States.drop_records
         tensors = load_file(self._path(name))
         spans = 1 + max(int(key.split(".")[0]) for key in tensors)
         counts = [sum(key.startswith(f"{span}.") for key in tensors) for span in range(spans)]

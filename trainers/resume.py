@@ -114,12 +114,17 @@ class States:
             room -= _size(path)
             if (place >= KEPT and time.time() - _touched(path) > LEFTOVER) or room < 0:
                 _remove(path)
-        for path in self.folder.glob("*.records"):
-            if path.name[:32] != own and time.time() - _touched(path) > LEFTOVER:
-                shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob(".*.part"):
             if time.time() - _touched(path) > LEFTOVER:
                 _remove(path)
+        self.drop_records()
+
+    def drop_records(self) -> None:
+        """Remove what other runs have recorded and left behind; who is at work on it touches the folder."""
+        own = self.key.removesuffix(".good")
+        for path in self.folder.glob("*.records"):
+            if path.name[:32] != own and time.time() - _touched(path) > LEFTOVER:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _touched(path: Path) -> float:

@@ -1,5 +1,6 @@
-"""What runs on a hollow network meet: texts of different lengths, runs taken up, other servers."""
+"""What runs on a hollow network meet: texts of different lengths, runs taken up, too little memory."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.options import Hollowing, Method
+from hyperbooth.trainers.records import InMemory
 from rig import lora, same, train
-from test_hollow import FRACTION
+
+FRACTION = 0.7
 
 
 def subject_of(node: Any, loaded: Any, prompt: str, images: int = 1) -> Any:
@@ -63,3 +66,23 @@ def test_another_storage_goes_on_with_the_same_run(node: Any, loaded: Any, subje
     train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
     _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=6)
     assert "taken up at step 4" in report
+
+
+def test_after_a_recording_that_ran_out_of_memory_its_memory_is_free(
+    node: Any, loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, held = InMemory.write, []
+
+    def short_of_memory(self: InMemory, name: str, records: Any) -> None:
+        if not held:
+            activations = torch.zeros(4)
+            held.append(weakref.ref(activations))
+            raise MemoryError
+        assert held[0]() is None
+        write(self, name, records)
+
+    monkeypatch.setattr(InMemory, "write", short_of_memory)
+    settings = {"hollow": Hollowing(FRACTION, 4, "ram"), "steps": 2, "batch_size": 2}
+    _, losses, report = train(node, loaded, subject, lora(learning_rate=1e-12), **settings)
+    _, whole, _ = train(node, loaded, subject, lora(learning_rate=1e-12), steps=2, batch_size=2)
+    assert "2 batches of 2 recorded" in report and losses["loss"] == pytest.approx(whole["loss"], rel=1e-5)

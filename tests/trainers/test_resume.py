@@ -12,6 +12,7 @@ import torch
 from hyperbooth.trainers.loop import FitConfig, fit
 from hyperbooth.trainers.noise import generator_for
 from hyperbooth.trainers.optimizers import OPTIMIZERS
+from hyperbooth.trainers.records import OnDisk
 from hyperbooth.trainers.resume import HEADER, KEPT, LEFTOVER, States
 from hyperbooth.trainers.state import Group, TrainState
 from hypothesis import given, settings
@@ -140,6 +141,28 @@ def test_states_of_runs_at_work_elsewhere_stay(tmp_path: Path) -> None:
     for key in keys:
         saved(tmp_path, key)
     assert len(list(tmp_path.glob("*.safetensors"))) == 6
+
+
+def recorded(folder: Path, key: str) -> OnDisk:
+    """What a run has recorded, long ago."""
+    store = OnDisk(States(folder, key).records)
+    store.write("0.2", [(torch.zeros(2),)])
+    os.utime(store.folder, (0, time.time() - LEFTOVER - 1))
+    return store
+
+
+def test_records_that_another_server_reads_stay_and_those_left_behind_go(tmp_path: Path) -> None:
+    keys = [f"{index:032x}" for index in range(3)]
+    in_use, left = recorded(tmp_path, keys[0]), recorded(tmp_path, keys[1])
+    in_use.read("0.2")
+    saved(tmp_path, keys[2])
+    assert "0.2" in in_use and "0.2" not in left
+
+
+def test_records_left_behind_make_room_before_others_are_written(tmp_path: Path) -> None:
+    own, left = (recorded(tmp_path, f"{index:032x}") for index in range(2))
+    States(tmp_path, f"{0:032x}").drop_records()
+    assert "0.2" in own and "0.2" not in left
 
 
 def edited(path: Path, **entries: Any) -> None:
