@@ -1,9 +1,11 @@
 """Weights of blocks that do not run, off the training device for a while."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import nn
 
@@ -15,26 +17,51 @@ from ...models.hollow import Hollow
 def stowed(patcher: Any, hollow: Hollow) -> Iterator[None]:
     """Inside the block the weights of ``hollow``'s blocks are where ComfyUI keeps what is not in use.
 
-    Those of linear layers, convolutions and norms: they find their weights wherever these are, so that a look at the
-    whole network still works. Afterwards each is back, the same bits. With dynamic VRAM nothing is to be done: ComfyUI
-    itself gives the place of weights that are not asked for to others.
+    Those of ComfyUI's linear layers, convolutions and norms: they find their weights wherever these are, so that a look
+    at the whole network still works. Afterwards each is back, the same bits. With dynamic VRAM nothing is to be done:
+    ComfyUI itself gives the place of weights that are not asked for to others.
     """
-    if patcher.is_dynamic() or patcher.offload_device == patcher.load_device:
+    if patcher.is_dynamic() or not leaves_device(patcher):
         yield
         return
-    moved: list[tuple[nn.Parameter, torch.device]] = []
+    moved: list[tuple[nn.Module, torch.device]] = []
     try:
         with torch.inference_mode():
             for layer in (module for block in hollow.blocks for module in block.modules() if _finds_weights(module)):
-                for parameter in layer.parameters(recurse=False):
-                    moved.append((parameter, parameter.device))
-                    parameter.data = parameter.data.to(patcher.offload_device)
+                moved.append((layer, next(layer.parameters(recurse=False)).device))
+                layer.to(patcher.offload_device)  # a quantised weight is more than its data
         yield
     finally:
         with torch.inference_mode():
-            for parameter, device in moved:
-                parameter.data = parameter.data.to(device)
+            _put_back(patcher, moved)
+
+
+def leaves_device(patcher: Any) -> bool:
+    """Whether what is not in use is anywhere else than on the training device."""
+    return patcher.offload_device != patcher.load_device
+
+
+def _put_back(patcher: Any, moved: list[tuple[nn.Module, torch.device]]) -> None:
+    """Where memory does not allow it (frames of the error that ended the run may hold activations), the layer is left
+    where it is, marked as ComfyUI marks what it offloads: it works from there, and is loaded when there is room."""
+    for layer, device in moved:
+        try:
+            layer.to(device)
+        except Exception as error:
+            if not comfy.model_management.is_oom(error):
+                raise
+            logging.info("HyperBooth: no room on %s yet; a layer stays on %s", device, patcher.offload_device)
+            _mark_offloaded(patcher.model, layer)
+
+
+def _mark_offloaded(model: Any, layer: Any) -> None:
+    if not hasattr(layer, "prev_comfy_cast_weights"):
+        layer.prev_comfy_cast_weights = layer.comfy_cast_weights
+        layer.comfy_cast_weights = True
+    model.model_lowvram = True
 
 
 def _finds_weights(module: nn.Module) -> bool:
-    return is_linear(module) or is_convolution(module) or isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm))
+    norms = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    known = is_linear(module) or is_convolution(module) or isinstance(module, norms)
+    return known and hasattr(module, "comfy_cast_weights") and any(True for _ in module.parameters(recurse=False))
