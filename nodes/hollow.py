@@ -10,6 +10,7 @@ from ..trainers.subject import Subject
 from . import sockets
 from .bridge.cuts import Cut, nearest_cut
 from .bridge.hollow_sizes import Sizes, sizes_of
+from .bridge.stowing import leaves_device
 
 DEFAULT = Hollowing()
 
@@ -68,7 +69,8 @@ class HollowedNet(io.ComfyNode):
     ) -> io.NodeOutput:
         hollowing = Hollowing(fraction, samples, storage)
         cut = nearest_cut(model.model.diffusion_model, fraction)
-        sizes = sizes_of(model, cut.hollow, subject) if subject else None
+        stows = storage != "none" and leaves_device(model)
+        sizes = sizes_of(model, cut.hollow, subject, stows) if subject else None
         return io.NodeOutput(hollowing, report(model, hollowing, cut, sizes))
 
 
@@ -84,21 +86,27 @@ def report(model: Any, hollowing: Hollowing, cut: Cut, sizes: Sizes | None) -> s
     if sizes is None:
         return "\n".join([*lines, "connect subject for the memory that a step takes"])
     recorded = hollowing.samples * sizes.sample
+    named = "would be recorded" if hollowing.storage == "none" else "recorded"
     lines += [
-        f"recorded: {in_mib(sizes.sample)} per sample, {in_mib(recorded)} for {hollowing.samples} samples",
+        f"{named}: {in_mib(sizes.sample)} per sample, {in_mib(recorded)} for {hollowing.samples} samples; prior "
+        "preservation takes as much again",
+        *([] if sizes.attention else ["no attention layer is left: the method's targets have to be others"]),
         "",
         "a step on one sample          memory   / sampling",
         *(f"{name:<24}{in_mib(size):>12}{size / sizes.sampling:>10.2f} x" for name, size in sizes.rows()),
         "",
-        advice(hollowing, recorded, saved, sizes),
+        advice(hollowing, recorded, saved, leaves_device(model)),
     ]
     return "\n".join(lines)
 
 
-def advice(hollowing: Hollowing, recorded: int, saved: int, sizes: Sizes) -> str:
-    """Whether to record."""
+def advice(hollowing: Hollowing, recorded: int, saved: int, stows: bool) -> str:
+    """Whether to record; ``stows``: recording lets the weights taken out leave the training device."""
     if recorded > 4 * saved:
         better = f"recording takes {recorded / saved:.0f} times what it frees: storage none is the better choice here"
     else:
-        better = "recording frees the deep part's weights and its time in every step: better than none for long runs"
+        frees = "the deep part's weights and its time" if stows else "the deep part's time"
+        better = f"recording frees {frees} in every step: better than none for long runs"
+    if not stows:
+        better += ". What trains here is in main memory, where the deep part's weights stay"
     return f"storage is {hollowing.storage}; {better}"

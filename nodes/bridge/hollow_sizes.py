@@ -1,6 +1,6 @@
 """What a training step takes with and without the network's deep middle, measured on the model itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from .session import workbench
 
 METHOD = Method(config=LoRAConfig())
 """What is measured with: a LoRA on attention, as new nodes have it."""
+WITHOUT_ATTENTION = replace(METHOD, targets="all linear")
+"""The same where a cut leaves no attention."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Sizes:
     Args:
         sample: on record for one sample.
         weights: of the whole diffusion model.
-        taken: of the weights taken out.
+        taken: of the weights that leave the training device.
         plain, hollow: what a LoRA's training needs beside the weights.
+        attention: whether any of it is left.
     """
 
     sample: int
@@ -37,6 +40,7 @@ class Sizes:
     taken: int
     plain: Needs
     hollow: Needs
+    attention: bool
 
     @property
     def sampling(self) -> int:
@@ -53,18 +57,23 @@ class Sizes:
             yield f"{name}, checkpointing", weights + needs.of(Plan(checkpointing=True), 1)
 
 
-def sizes_of(model: Any, hollow: Hollow, subject: Subject) -> Sizes:
-    """Three forwards of one sample."""
-    plain, _ = _measured(model, subject, None)
-    hollowed, sample = _measured(model, subject, hollow)
-    taken = sum(parameter.nbytes for parameter in hollow.parameters())
-    return Sizes(sample, int(model.model_size()), taken, plain, hollowed)
+def sizes_of(model: Any, hollow: Hollow, subject: Subject, stows: bool) -> Sizes:
+    """Three forwards of one sample.
+
+    Args:
+        stows: the weights taken out leave the training device.
+    """
+    plain, _, _ = _measured(model, subject, None)
+    hollowed, sample, attention = _measured(model, subject, hollow)
+    taken = sum(parameter.nbytes for parameter in hollow.parameters()) if stows else 0
+    return Sizes(sample, int(model.model_size()), taken, plain, hollowed, attention)
 
 
-def _measured(model: Any, subject: Subject, hollow: Hollow | None) -> tuple[Needs, int]:
+def _measured(model: Any, subject: Subject, hollow: Hollow | None) -> tuple[Needs, int, bool]:
     options = TrainingOptions(prior_mode="none")
     with workbench(model, options, subject, 1, None, hollow) as bench:
-        link = Link.create(METHOD.family, targets_of(METHOD, bench.shapes), METHOD.config, generator_for(0))
+        method = METHOD if _has_attention(bench.shapes) else WITHOUT_ATTENTION
+        link = Link.create(method.family, targets_of(method, bench.shapes), method.config, generator_for(0))
         link = link.copy_to(bench.device)
         loss = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, options, 1, 0)
         loss = replace(loss, subject=replace(subject, examples=(loss.largest,)))
@@ -78,4 +87,11 @@ def _measured(model: Any, subject: Subject, hollow: Hollow | None) -> tuple[Need
             needs = memory.measure(
                 loss.of_one_sample, bench.blocks, parameters, passing, bytes_per_number(options.optimizer)
             )
-    return needs, sample
+    return needs, sample, method is METHOD
+
+
+def _has_attention(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    try:
+        return bool(targets_of(METHOD, shapes))
+    except ValueError:
+        return False

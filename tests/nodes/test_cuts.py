@@ -171,5 +171,14 @@ def test_what_is_left_trains(loaded: Network, node: Any, storage: str) -> None:
     assert all("context_block.mlp" in name or "context_block.attn" in name for name in idle), idle
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_the_node_reports_the_smallest_and_the_largest_cut(loaded: Network, node: Any, fraction: float) -> None:
+    (subject,) = node("SubjectFromLatents", latents=[{"samples": loaded.x}], positive=[loaded.text])
+    _, report = node(
+        "HollowedNet", model=loaded.model, fraction=fraction, samples=1, storage="ram", subject=subject
+    )  # fmt: skip
+    assert "hollow LoRA" in report
+
+
 def _ordinary(cond: Any) -> Any:
     return {name: v.clone() if isinstance(v, Tensor) else v for name, v in cond.items()}
