@@ -48,6 +48,11 @@ class Draw:
     name: str = ""
     start: int = 0
 
+    @property
+    def of_teacher(self) -> "Draw":
+        """The same under the name of what the teacher makes of it."""
+        return replace(self, name=f"{self.name}.teacher")
+
     def pieces(self, count: int) -> Iterator["Draw"]:
         """The same in up to ``count`` parts."""
         size = -(-len(self.examples) // count)
@@ -80,6 +85,7 @@ class DreamBooth:
         without_adapter: inside it the model is as it was before training; ``prediction`` needs it.
         pieces: a batch goes through the network in so many parts, for memory; the loss is the same.
         records: of a hollow network; its batches come in turn.
+        teacher_apart: the run starts from an adapter, so that the teacher has records of its own.
     """
 
     denoiser: Denoiser
@@ -92,6 +98,7 @@ class DreamBooth:
     without_adapter: Callable[[], AbstractContextManager[None]] = nullcontext
     pieces: int = 1
     records: Records | None = None
+    teacher_apart: bool = False
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
         """Scalar loss terms of batch number ``batch``; their sum is the loss."""
@@ -100,19 +107,31 @@ class DreamBooth:
 
     def names(self, batch: int) -> list[str]:
         """Of the draws of a batch, see :class:`.hollowing.Source`."""
-        return [term.draw.name for term in self._terms_of(batch)]
+        return [name for term in self._terms_of(batch) for name in self._names(term)]
 
     @torch.no_grad()
     def recorded(self, batch: int, hollow: Hollow) -> Iterator[tuple[str, list[Record]]]:
         """The whole network, run on each draw of a batch; what its deep blocks gave."""
-        at_once = replace(self, pieces=1)
         for term in self._terms_of(batch):
-            parts = []
-            for part in self._pieces(term.draw, of_records=True):
-                with hollow.recording() as records:
-                    _ = list(at_once._losses(Term(replace(part, name=""))))
-                parts.append(records)
-            yield term.draw.name, [_joined(of_span) for of_span in zip(*parts, strict=True)]
+            name, *of_teacher = self._names(term)
+            yield name, self._recorded(term.draw, hollow)
+            for name in of_teacher:
+                with self.without_adapter():
+                    records = self._recorded(term.draw, hollow)
+                yield name, records
+
+    def _recorded(self, draw: Draw, hollow: Hollow) -> list[Record]:
+        at_once, parts = replace(self, pieces=1), []
+        for part in self._pieces(draw, of_records=True):
+            with hollow.recording() as records:
+                _ = list(at_once._losses(Term(replace(part, name=""))))
+            parts.append(records)
+        return [_joined(of_span) for of_span in zip(*parts, strict=True)]
+
+    def _names(self, term: Term) -> list[str]:
+        """Of the draw, and of what the teacher makes of it where that is something else."""
+        names = [term.draw.name]
+        return [*names, term.draw.of_teacher.name] if term.by_teacher and self.teacher_apart else names
 
     def _terms_of(self, batch: int) -> Iterator[Term]:
         yield Term(self._draw(self.subject.examples, batch, _ORDER, _DRAWS, self.options.caption_dropout))
@@ -177,7 +196,7 @@ class DreamBooth:
         loss = DenoisingLoss(self.denoiser, weighting(self.options.loss_weighting, self.options.min_snr_gamma))
         for part in self._pieces(term.draw, self.records is not None):
             clean, mask = self._clean(part.examples)
-            teacher = self._teacher(part.examples) if term.by_teacher else None
+            teacher = self._teacher(part) if term.by_teacher else None
             cond, noise = self.condition(part.examples), part.noise.to(clean)
             with self._on_record(part, clean.device):
                 each = loss(clean, cond, part.sigma.to(clean.device), noise, mask, teacher)
@@ -194,13 +213,14 @@ class DreamBooth:
             return nullcontext()
         return self.records.given(draw.name, slice(draw.start, draw.start + len(draw.examples)), device)
 
-    def _teacher(self, examples: Sequence[Example]) -> Teacher:
+    def _teacher(self, draw: Draw) -> Teacher:
         """The model as it was, on the same text."""
 
         @torch.no_grad()
         def estimate(x: Tensor, sigma: Tensor) -> Tensor:
-            with self.without_adapter():
-                return self.denoiser(x, sigma, self.condition(examples))
+            apart = self._on_record(draw.of_teacher, x.device) if self.teacher_apart else nullcontext()
+            with self.without_adapter(), apart:
+                return self.denoiser(x, sigma, self.condition(draw.examples))
 
         return estimate
 

@@ -159,7 +159,7 @@ class _Job:
         ) as without:  # fmt: skip
             loss = DreamBooth(
                 bench.denoiser, bench.condition, bench.to_model, run.training, run.loss_options, run.batch_size,
-                run.seed, without,
+                run.seed, without, teacher_apart=run.start_from is not None,
             )  # fmt: skip
             off = partial(at_its_start, self.adapter, run, bench) if run.start_from or run.method.word else without
             with recorder.recorded(loss, off, self.state.history.step) as loss:

@@ -10,7 +10,7 @@ import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.records import InMemory
-from rig import lora, same, train
+from rig import QUIET, lora, same, train
 
 FRACTION = 0.7
 
@@ -86,3 +86,19 @@ def test_after_a_recording_that_ran_out_of_memory_its_memory_is_free(
     _, losses, report = train(node, loaded, subject, lora(learning_rate=1e-12), **settings)
     _, whole, _ = train(node, loaded, subject, lora(learning_rate=1e-12), steps=2, batch_size=2)
     assert "2 batches of 2 recorded" in report and losses["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_the_teacher_of_a_run_from_an_adapter_is_the_model_without_it(node: Any, loaded: Any) -> None:
+    """Where nothing is learnt, losses on record are those of the whole network, which each step runs with none."""
+    (subject,) = node(
+        "Subject", images=[torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))], vae=[loaded[2]],
+        clip=[loaded[1]], prompt=["a photo of sks dog"], resolution=[64], bucket=[True], flip=[False],
+        class_prompt=["a photo of a dog"],
+    )  # fmt: skip
+    strong, still = (lora(learning_rate=rate, targets="all linear") for rate in (1e-2, 1e-12))
+    ram, none = (Hollowing(FRACTION, 4, storage) for storage in ("ram", "none"))
+    before, _, _ = train(node, loaded, subject, strong, hollow=ram, steps=6)
+    settings = {"start_from": before, "steps": 3, "options": replace(QUIET, prior_mode="prediction")}
+    _, recorded, _ = train(node, loaded, subject, still, hollow=ram, **settings)
+    _, whole, _ = train(node, loaded, subject, still, hollow=none, **settings)
+    assert recorded["loss"] == pytest.approx(whole["loss"], rel=1e-5)
