@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
+import torch
+
+from ..models.sizes import in_mib
 from .dreambooth import DreamBooth
 from .records import InMemory, OnDisk, Records, Store
 from .resume import States
@@ -74,8 +77,13 @@ class Recorder:
         try:
             records.fill(loss, batches, self.on_record)
         except Exception as error:
-            if loss.pieces == self.run.batch_size or not self.bench.is_out_of_memory(error):
+            if not self.bench.is_out_of_memory(error):
                 raise
+            if loss.pieces == self.run.batch_size:
+                raise torch.OutOfMemoryError(
+                    f"out of memory while recording ({in_mib(self.store.bytes)} so far); in Hollowed Net give fewer "
+                    "samples or choose storage 'disk' or 'none', or lower the resolution in Subject"
+                ) from error
             return False
         return True
 

@@ -10,7 +10,7 @@ import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.records import InMemory
-from rig import QUIET, lora, same, train
+from rig import QUIET, lora, same, train, untouched
 
 FRACTION = 0.7
 
@@ -102,3 +102,14 @@ def test_the_teacher_of_a_run_from_an_adapter_is_the_model_without_it(node: Any,
     _, recorded, _ = train(node, loaded, subject, still, hollow=ram, **settings)
     _, whole, _ = train(node, loaded, subject, still, hollow=none, **settings)
     assert recorded["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_a_recording_that_does_not_fit_says_what_to_turn_down(
+    node: Any, loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(InMemory, "write", full)
+    with untouched(loaded[0]), pytest.raises(torch.OutOfMemoryError, match="fewer samples or choose storage"):
+        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=2, batch_size=2)
