@@ -12,7 +12,6 @@ import pytest
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.ldm.pixart.pixartms import PixArtMS
 from hyperbooth.models.frozen import frozen
 from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.cuts import cuts_of, nearest_cut
@@ -157,8 +156,6 @@ def test_gradients_reach_what_is_left(loaded: Network, way: str, monkeypatch: py
 def test_what_is_left_trains(loaded: Network, node: Any, storage: str) -> None:
     if storage == "none" and not isinstance(loaded.network, (UNetModel, Flux)):
         pytest.skip("one of each kind")
-    if isinstance(loaded.network, PixArtMS):
-        pytest.skip("a hundred million parameters; its cuts are tested above")
     (subject,) = node("SubjectFromLatents", latents=[{"samples": loaded.x}], positive=[loaded.text])
     inside = {id(m) for b in nearest_cut(loaded.network, 0.5).hollow.blocks for m in b.modules()}
     taken = {name for name, module in loaded.model.model.named_modules() if id(module) in inside}

@@ -89,9 +89,9 @@ def test_a_computation_in_half_precision_learns(
 ) -> None:
     """With every block checkpointed, so that a decomposition serves the forward and its repetition."""
     options = replace(QUIET, precision=precision, gradient_checkpointing=True, gradient_accumulation=2)
-    adapter, loss_map, _ = train(node, loaded, subject, method, 2, options=options, **inputs(method, loaded))
+    adapter, loss_map, _ = train(node, loaded, subject, method, 3, options=options, **inputs(method, loaded))
     exact, expected, _ = train(
-        node, loaded, subject, method, 2, options=replace(QUIET, precision="float32", gradient_accumulation=2),
+        node, loaded, subject, method, 3, options=replace(QUIET, precision="float32", gradient_accumulation=2),
         **inputs(method, loaded),
     )  # fmt: skip
     assert loss_map["loss"] == pytest.approx(expected["loss"], rel=0.05)

@@ -26,13 +26,13 @@ def test_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any,
     model, clip, _ = loaded
     with untouched(model, clip):
         adapter, loss_map, report = train(
-            node, loaded, subject, lora(text_encoder=text_encoder, learning_rate=4e-3), 36, clip=clip
+            node, loaded, subject, lora(text_encoder=text_encoder, learning_rate=3e-3), 60, clip=clip
         )
     losses = loss_map["loss"]
-    assert len(losses) == 36
-    assert sum(losses[-12:]) < 0.92 * sum(losses[:12])
+    assert len(losses) == 60
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
     assert any(name.startswith("text_encoders.") for name in adapter.targets()) == text_encoder
-    assert "36 steps of 1 on 3 images" in report and "image 1: 64 x 64" in report
+    assert "60 steps of 1 on 3 images" in report and "image 1: 64 x 64" in report
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])

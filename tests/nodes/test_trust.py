@@ -80,8 +80,8 @@ def test_a_run_belongs_to_its_sampling_equations(node: Any, loaded: Any, subject
 def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded: Any, subject: Any) -> None:
     options = replace(QUIET, prior_mode="prediction", prior_weight=100.0)
     classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
-    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=5e-3), 90, options=options)
-    assert len(loss_map["loss"]) == 90
+    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=3e-3), 150, options=options)
+    assert len(loss_map["loss"]) == 150
 
 
 def test_a_diverging_run_stops_names_the_step_and_rescues_the_last_good_state(
@@ -112,11 +112,11 @@ def test_a_run_that_breaks_at_once_writes_nothing(node: Any, loaded: Any, subjec
 
 def test_validation_is_on_the_picture_held_out_and_repeats(node: Any, loaded: Any, subject: Any) -> None:
     four = replace(subject, examples=(*subject.examples, subject.examples[0]))
-    options = replace(QUIET, validation=5)
-    _, _, report = train(node, loaded, four, lora(learning_rate=3e-3), 10, options=options)
+    options = replace(QUIET, validation=10)
+    _, _, report = train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options)
     (line,) = [line for line in report.splitlines() if line.startswith("validation")]
     assert "on the picture held out" in line and "on 3 images" in report
-    assert line in train(node, loaded, four, lora(learning_rate=3e-3), 10, options=options, resume="start over")[2]
+    assert line in train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options, resume="start over")[2]
     _, _, few = train(node, loaded, subject, lora(), 3, options=options)
     assert "validation loss on the training pictures" in few
 
