@@ -4,9 +4,8 @@ Every row trains SD1.5's U-Net as in ``train.py`` (random weights from one file,
 its own. See README.md for what exactly is measured.
 """
 
-import argparse
-import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import _harness as harness
 import torch
 import train
 from _harness import Aim, Column, Row
-from train import Job
+from _unet import Job, UNetBench, add_ratios
 
 RANK = 4
 
@@ -79,62 +78,10 @@ def file_bytes(adapter: Any) -> int:
         return path.stat().st_size
 
 
-def compare(names: list[str], job: Job, repeats: int, passed: list[str]) -> list[Row]:
-    """The best of each row's runs, with its ratios to LoRA's."""
-
-    def run(name: str) -> Row:
-        needed = NEEDED_TIMES_WEIGHTS.get(name, 2) * job.weights.stat().st_size
-        return harness.in_own_process_if_it_fits(__file__, ["--row", name, *passed], needed)
-
-    rows = harness.in_turn(names, run, repeats, "seconds_per_step")
-    lora = rows.get("lora", {})
-    for row in rows.values():
-        for figure, ratio in RATIOS.items():
-            if figure in row and figure in lora:
-                row[ratio] = row[figure] / lora[figure]
-    return list(rows.values())
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
-    parser.add_argument("--rows", type=lambda text: text.split(","), metavar="A,B", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--small", action="store_true", help="a U-Net of 26 M parameters, for a quick look")
-    parser.add_argument("--steps", type=int, default=6, help="measured steps of a run, after one to warm up")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each row; the fastest counts")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, the same for every row")
-    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if unknown := set(chosen.rows or ()) - ROWS.keys():
-        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    return chosen
-
-
-def report(chosen: argparse.Namespace, folder: Path) -> None:
-    """Make the weights, measure the rows, print and keep the result."""
-    weights = folder / "unet.safetensors"
-    size = ["--small"] if chosen.small else []
-    harness.in_own_process(train.__file__, ["--write-weights", str(weights), *size])
-    passed = ["--weights", str(weights), "--steps", str(chosen.steps), "--threads", str(chosen.threads), *size]
-    rows = compare(chosen.rows or list(ROWS), Job(weights, chosen.small, chosen.steps), chosen.repeats, passed)
-    print(harness.table(rows, COLUMNS))
-    if not chosen.small:
-        print(*(aim.verdict({row["name"]: row for row in rows}) for aim in AIMS), sep="\n")
-    whole = not chosen.small and not chosen.rows  # a quick look does not replace the kept run
-    paths = ([harness.RESULTS / "families.json"] if whole else []) + ([chosen.json] if chosen.json else [])
-    harness.write_json("families", harness.machine(chosen.threads), rows, *paths)
-
-
-def main() -> None:
-    chosen = arguments()
-    torch.set_num_threads(chosen.threads)
-    if chosen.row:
-        print(json.dumps(measure(chosen.row, Job(chosen.weights, chosen.small, chosen.steps))))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            report(chosen, Path(folder))
+def compare(rows: Mapping[str, Row]) -> None:
+    for figure, ratio in RATIOS.items():
+        add_ratios(rows, figure, {"lora": ratio})
 
 
 if __name__ == "__main__":
-    main()
+    UNetBench("families", __file__, __doc__, list(ROWS), measure, compare, COLUMNS, AIMS, NEEDED_TIMES_WEIGHTS).main()

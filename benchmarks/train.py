@@ -4,11 +4,8 @@ Every row trains the same U-Net (random weights from one file, float32) on the s
 batch 1, on the same number of threads, in a process of its own. See README.md for what exactly is measured.
 """
 
-import argparse
-import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,34 +13,12 @@ from typing import Any
 import _harness as harness
 import torch
 from _harness import Aim, Column, Row
+from _unet import Job, UNetBench, add_ratios
 from torch import Tensor
 
 RANK = 8
 LEARNING_RATE = 1e-4
 PROMPT = (1, 77, 768)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a row is to run.
-
-    Args:
-        weights: file of the U-Net.
-        small: it is ``SD15_SMALL``, else ``SD15_FULL``.
-        steps: steps to measure; one more comes before them as the warm-up.
-        latent: side of the latents.
-        dtype: of weights and computation.
-    """
-
-    weights: Path
-    small: bool
-    steps: int
-    latent: int = 32
-    dtype: str = "float32"
-
-    @property
-    def updates(self) -> int:
-        return self.steps + 1
 
 
 Train = Callable[[], Any]
@@ -239,16 +214,6 @@ def _diffusers_unet(job: Job) -> torch.nn.Module:
     return unet
 
 
-def write_weights(path: Path, small: bool) -> None:
-    """The U-Net that every row loads."""
-    from safetensors.torch import save_file
-
-    harness.devkit("pack").import_comfyui()
-    checkpoints = harness.devkit("checkpoints")
-    config = checkpoints.SD15_SMALL if small else checkpoints.SD15_FULL
-    save_file(checkpoints.sd15_unet(config), path)
-
-
 def measure(name: str, job: Job) -> Row:
     """Run one row in this process."""
     clock = harness.StepClock()
@@ -262,65 +227,9 @@ def measure(name: str, job: Job) -> Row:
     }  # fmt: skip
 
 
-def compare(names: list[str], job: Job, repeats: int, passed: list[str]) -> list[Row]:
-    """The best of each row's runs, with its ratios."""
-
-    def run(name: str) -> Row:
-        needed = NEEDED_TIMES_WEIGHTS.get(name, 2) * job.weights.stat().st_size
-        return harness.in_own_process_if_it_fits(__file__, ["--row", name, *passed], needed)
-
-    rows = harness.in_turn(names, run, repeats, "seconds_per_step")
-    for row in rows.values():
-        for other in ("floor", "diffusers_peft", "stock"):
-            if "seconds_per_step" in row and "seconds_per_step" in rows.get(other, {}):
-                row[f"times_{other}"] = row["seconds_per_step"] / rows[other]["seconds_per_step"]
-    return list(rows.values())
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
-    parser.add_argument("--rows", type=lambda text: text.split(","), metavar="A,B", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--small", action="store_true", help="a U-Net of 26 M parameters, for a quick look")
-    parser.add_argument("--steps", type=int, default=6, help="measured steps of a run, after one to warm up")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each row; the fastest counts")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, the same for every row")
-    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--write-weights", type=Path, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if unknown := set(chosen.rows or ()) - ROWS.keys():
-        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    return chosen
-
-
-def report(chosen: argparse.Namespace, folder: Path) -> None:
-    """Make the weights, measure the rows, print and keep the result."""
-    weights = folder / "unet.safetensors"
-    size = ["--small"] if chosen.small else []
-    harness.in_own_process(__file__, ["--write-weights", str(weights), *size])
-    passed = ["--weights", str(weights), "--steps", str(chosen.steps), "--threads", str(chosen.threads), *size]
-    rows = compare(chosen.rows or list(ROWS), Job(weights, chosen.small, chosen.steps), chosen.repeats, passed)
-    print(harness.table(rows, COLUMNS))
-    if not chosen.small:
-        print(*(aim.verdict({row["name"]: row for row in rows}) for aim in AIMS), sep="\n")
-    whole = not chosen.small and not chosen.rows  # a quick look does not replace the kept run
-    paths = ([harness.RESULTS / "train.json"] if whole else []) + ([chosen.json] if chosen.json else [])
-    harness.write_json("train", harness.machine(chosen.threads), rows, *paths)
-
-
-def main() -> None:
-    chosen = arguments()
-    torch.set_num_threads(chosen.threads)
-    if chosen.write_weights:
-        write_weights(chosen.write_weights, chosen.small)
-        print("{}")
-    elif chosen.row:
-        print(json.dumps(measure(chosen.row, Job(chosen.weights, chosen.small, chosen.steps))))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            report(chosen, Path(folder))
+def compare(rows: Mapping[str, Row]) -> None:
+    add_ratios(rows, "seconds_per_step", {other: f"times_{other}" for other in ("floor", "diffusers_peft", "stock")})
 
 
 if __name__ == "__main__":
-    main()
+    UNetBench("train", __file__, __doc__, list(ROWS), measure, compare, COLUMNS, AIMS, NEEDED_TIMES_WEIGHTS).main()
