@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from _personalised import Made, Ours, Stock, Task, untouched
 from torch import Tensor
 
 SEEDS = 4
-"""Pictures of each scene, and a third of the pictures from which the class prior is measured."""
+"""Pictures of each scene."""
+ANYBODY = 24
+"""Pictures of the class."""
 CLASS_IMAGES = 20
 FIRST = 40
 """Held-out people before this one were used to choose settings; the report is on others."""
@@ -43,11 +46,12 @@ AIMS = (
     Aim("lora_8", "identity", 0.8, least=True),
     Aim("base", "prompt_fidelity", 0.85, least=True),
 )
-FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior")
+FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior", "clip_i")
 
 COLUMNS = (
     *(Column(name.replace("_", " "), name, lambda value: f"{value:.3f}") for name in FIGURES),
     *(Column(f"± {name.split('_')[0]}", f"{name}_std", lambda value: f"{value:.3f}") for name in FIGURES[:2]),
+    Column("rank corr.", "rank_correlation", lambda value: f"{value:.2f}"),
     Column("numbers", "parameters", lambda value: f"{value:,}"),
     Column("file bytes", "file_bytes", lambda value: f"{value:,}"),
     Column("seconds", "seconds", lambda value: f"{value:.1f}"),
@@ -70,6 +74,7 @@ class Bench:
         images = [model.sample(base, [self.task.class_prompt], seed) for seed in range(1000, 1000 + CLASS_IMAGES)]
         self.task = replace(self.task, class_images=images)
         self.judge = scores.Judge(kept.kept(), self.task_of.REFERENCES)
+        self.encoder = self.module("vision.encoder").kept()
 
     def module(self, name: str) -> Any:
         return import_module(f"{self.world}.{name}")
@@ -79,19 +84,29 @@ class Bench:
         shown = self.task_of.subjects(number + 1)[number]
         references = self.task_of.references(shown)
         made = row(self.task, references)
-        pictures = self.sampled(made)
+        pictures, anybody = self.of_base if row is untouched else self.sampled(made)
         figures = self.figures(pictures, references, shown)
-        anybody = self.class_pictures(replace(made, prompt=self.task.class_prompt))
         figures["class_prior"] = self.judge.people_spread(anybody) / self.base_spread
         cost = {name: getattr(made, name) for name in ("seconds", "steps", "parameters", "file_bytes")}
         return figures | cost, pictures[:, 0]
 
-    def sampled(self, made: Made) -> Tensor:
-        """[scenes, SEEDS, 64, 64, 3]: the person of `made` in each scene."""
+    def sampled(self, made: Made) -> tuple[Tensor, Tensor]:
+        """[scenes, SEEDS, 64, 64, 3]: the person of `made` in each scene; [ANYBODY, 64, 64, 3]: the class."""
         scenes = [caption.replace(self.task.class_prompt, made.prompt) for caption in self.task_of.CAPTIONS]
         prompts = [scene for scene in scenes for _ in range(SEEDS)]
         base = replace(self.task.base, model=made.model, clip=made.clip)
-        return self.model.sample(base, prompts, seed=0).unflatten(0, (len(scenes), SEEDS))
+        pictures = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed=0)
+        return pictures[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), pictures[len(prompts) :]
+
+    @cached_property
+    def of_base(self) -> tuple[Tensor, Tensor]:
+        """What it shows untouched."""
+        return self.sampled(untouched(self.task, None))
+
+    @cached_property
+    def base_spread(self) -> float:
+        """How different the base's people are."""
+        return self.judge.people_spread(self.of_base[1])
 
     def figures(self, pictures: Tensor, references: Tensor, shown: Any) -> Row:
         """Means over the scenes."""
@@ -101,19 +116,13 @@ class Bench:
             "identity": statistics.mean(self.judge.identity(p, references, c) for p, c in pairs),
             "prompt_fidelity": statistics.mean(self.judge.prompt_fidelity(p, c) for p, c in pairs),
             "diversity": statistics.mean(self.judge.diversity(p, c, shown) for p, c in pairs),
+            "clip_i": self.clip_i(pictures.flatten(0, 1), references),
         }
 
-    def class_pictures(self, made: Made) -> Tensor:
-        """Pictures of anybody."""
-        base = replace(self.task.base, model=made.model, clip=made.clip)
-        return self.model.sample(base, [made.prompt] * 24, seed=1)
-
-    @property
-    def base_spread(self) -> float:
-        """How different the base's people are."""
-        if not hasattr(self, "_spread"):
-            self._spread = self.judge.people_spread(self.class_pictures(untouched(self.task, None)))
-        return self._spread
+    def clip_i(self, pictures: Tensor, references: Tensor) -> float:
+        """By the pack's node and the world's CLIP_VISION."""
+        given = {"images": pictures, "references": references, "clip_vision": self.encoder}
+        return self.task.call("SubjectFidelity", **given)[1]
 
     def drawn(self, number: int) -> tuple[Row, Tensor]:
         """The same figures of the generator's own pictures: as good as it gets."""
@@ -172,11 +181,22 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
     kept, people = Kept(chosen.state, bench), list(range(chosen.first, chosen.first + chosen.people))
     names = chosen.rows or [*ROWS, "stock_same_time", "real"]
     done: dict[str, Row] = {}
+    everything: list[Row] = []
     for name in names:
         row = bench.drawn if name == "real" else same_time(done) if name == "stock_same_time" else ROWS[name]
-        done[name] = summary(name, kept.rows(name, row, people))
+        rows = kept.rows(name, row, people)
+        done[name] = summary(name, rows)
+        done[name]["rank_correlation"] = rank_correlation(rows)
+        everything += rows
     draw_sheet(bench, kept, names, people[0], chosen.state / "sheet.png")
-    return list(done.values())
+    together = {"name": "all rows", "rank_correlation": rank_correlation(everything)}
+    return [*done.values(), together]
+
+
+def rank_correlation(rows: list[Row]) -> float | None:
+    """Spearman's, of identity and CLIP-I over people: whether the score orders subjects as the oracle does."""
+    ranks = [torch.tensor([row[figure] for row in rows]).argsort().argsort() for figure in ("identity", "clip_i")]
+    return torch.corrcoef(torch.stack(ranks).float())[0, 1].item() if len(rows) > 2 else None
 
 
 def same_time(done: dict[str, Row]) -> Stock:

@@ -56,6 +56,14 @@ def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
 
 
 @pytest.fixture(scope="session")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """The same with three of the text encoder's twelve layers, where it is trained or run often."""
+    from rig import quick_sd15
+
+    return quick_sd15(tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture(scope="session")
 def node() -> Any:
     """``node(id, **inputs)`` runs a node of the pack as ComfyUI does and gives its outputs."""
     nodes = node_classes()

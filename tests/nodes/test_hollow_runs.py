@@ -10,7 +10,7 @@ import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.records import InMemory
-from rig import QUIET, lora, quick_sd15, same, train, untouched
+from rig import QUIET, lora, same, train, untouched
 
 FRACTION = 0.7
 
@@ -54,13 +54,10 @@ def test_records_of_a_run_taken_up_are_of_what_it_started_from(
     assert goes_on_as_if_nothing_had_been(node, loaded, subject, method, output_folder, start_from=before)
 
 
-def test_records_of_a_word_taken_up_are_of_the_word_at_its_start(
-    node: Any, tmp_path: Path, output_folder: Path
-) -> None:  # fmt: skip
-    loaded = quick_sd15(tmp_path)
+def test_records_of_a_word_taken_up_are_of_the_word_at_its_start(node: Any, quick: Any, output_folder: Path) -> None:
     method = Method(FAMILY, TextualInversionConfig("sks-x", "dog", 1), learning_rate=0.1)
-    subject = subject_of(node, loaded, "a photo of sks-x")
-    assert goes_on_as_if_nothing_had_been(node, loaded, subject, method, output_folder, clip=loaded[1])
+    subject = subject_of(node, quick, "a photo of sks-x")
+    assert goes_on_as_if_nothing_had_been(node, quick, subject, method, output_folder, clip=quick[1])
 
 
 def test_another_storage_goes_on_with_the_same_run(node: Any, loaded: Any, subject: Any) -> None:

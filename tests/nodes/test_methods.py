@@ -12,12 +12,12 @@ from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.subject import Example
-from rig import PROMPT, QUIET, interrupted_at, noise, output, quick_sd15, relative, same, train, untouched
+from rig import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    return quick_sd15(tmp_path_factory.mktemp("quick"))
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
 
 
 METHODS = {

@@ -11,7 +11,7 @@ from hyperbooth.models.storage import load_adapter
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.guard import Diverged
 from hyperbooth.trainers.options import Method
-from rig import QUIET, interrupted_at, quick_sd15, train, untouched, words_in_the_output_folder_alone
+from rig import QUIET, interrupted_at, train, untouched, words_in_the_output_folder_alone
 from torch import Tensor
 
 from devkit.checkpoints import FAMILIES, write
@@ -32,8 +32,8 @@ def made(node: Any, clip: Any, vae: Any, prompt: str = f"a photo of {TOKEN}") ->
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    return quick_sd15(tmp_path_factory.mktemp("quick"))
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
 
 
 def test_cancelled_and_queued_again_it_gives_the_word_of_the_run_never_cancelled(

@@ -21,6 +21,11 @@ from torch import Tensor
 from devkit.checkpoints import sd15_unet
 
 
+@pytest.fixture(scope="module")
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
+
+
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any, text_encoder: bool) -> None:
     model, clip, _ = loaded

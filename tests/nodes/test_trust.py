@@ -19,6 +19,11 @@ from rig import QUIET, interrupted_at, lora, same, train, untouched
 OPTIONS = replace(QUIET, checkpoint_every=2)
 
 
+@pytest.fixture(scope="module")
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
+
+
 CHANGES = {
     "plain": {},
     "average, accumulation": {"options": replace(OPTIONS, ema_decay=0.9, gradient_accumulation=2)},

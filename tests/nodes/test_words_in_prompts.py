@@ -11,7 +11,7 @@ from hyperbooth.models.storage import load_adapter
 from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word, names, spelt_out
 from hyperbooth.nodes.bridge.words import with_words
 from hyperbooth.trainers.options import Method
-from rig import lora, quick_sd15, train
+from rig import lora, train
 from torch import Tensor
 
 from devkit.checkpoints import FAMILIES, write
@@ -29,8 +29,8 @@ def family(name: str, folder: Path) -> tuple[Any, Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    return quick_sd15(tmp_path_factory.mktemp("quick"))
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
 
 
 @pytest.fixture(scope="module")

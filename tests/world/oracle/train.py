@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..base.autoencoder import Autoencoder
 from ..loop import Plan, Training
-from ..stream import example
+from .batches import ahead
 from .network import Oracle, reading_loss
-from .questions import QUESTIONS, answers
+from .questions import QUESTIONS
 
 BATCH = 64
 FIRST = 10_000_000
@@ -20,14 +19,6 @@ FIRST = 10_000_000
 DECODED = 16
 """Pictures of a batch that went through the autoencoder."""
 PLAN = Plan(steps=4000, rate=4e-3, average=0.998)
-
-
-def batch_of(start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures [count, 3, 64, 64], true answers and which are shown [count, questions], of the stream from `start`."""
-    examples = [example(number) for number in range(start, start + count)]
-    pictures = torch.from_numpy(np.stack([e.picture() for e in examples])).permute(0, 3, 1, 2).float() / 255
-    true, shown = zip(*(answers(e.thing, e.scene) for e in examples), strict=True)
-    return pictures, torch.from_numpy(np.stack(true)), torch.from_numpy(np.stack(shown))
 
 
 @torch.no_grad()
@@ -40,9 +31,10 @@ def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN) -> Oracle:
     """The trained oracle; its state is in `folder`, and an unfinished one there is continued."""
     torch.manual_seed(0)
     oracle = Oracle(QUESTIONS)
+    batch_at = ahead(FIRST, BATCH)
 
     def loss_of(step: int) -> Tensor:
-        pictures, true, shown = batch_of(FIRST + step * BATCH, BATCH)
+        pictures, true, shown = batch_at(step)
         pictures[:DECODED] = through(autoencoder, pictures[:DECODED])
         outputs = oracle(pictures.contiguous(memory_format=torch.channels_last))
         return reading_loss(QUESTIONS, outputs, true, shown)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..loop import Plan, Training
+from ..oracle.batches import ahead
 from ..oracle.network import Readout, reading_loss
 from ..oracle.questions import QUESTIONS
-from ..oracle.train import batch_of
 from .encoder import CONFIG
 
 BATCH = 128
@@ -60,9 +60,10 @@ def train(folder: Path, plan: Plan = PLAN) -> nn.Module:
     """The trained encoder; its state is in `folder`, and an unfinished one there is continued."""
     torch.manual_seed(0)
     reader = Reader()
+    batch_at = ahead(FIRST, BATCH)
 
     def loss_of(step: int) -> Tensor:
-        pictures, true, shown = batch_of(FIRST + step * BATCH, BATCH)
+        pictures, true, shown = batch_at(step)
         return sum(reading_loss(QUESTIONS, outputs, true, shown) for outputs in reader(pictures))
 
     Training(reader, plan, folder / "vision.safetensors").run(loss_of)
