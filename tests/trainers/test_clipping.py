@@ -14,8 +14,12 @@ def parameters(*gradients: Tensor) -> list[nn.Parameter]:
 
 
 SUBJECTS = 3
-GRADIENTS = [torch.randn(SUBJECTS, *shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.01, 1.0, 50.0]).view(-1, *[1] * len(shape))
-             for shape in ((4, 2), (5,))]  # fmt: skip
+SIZES = torch.tensor([0.01, 1.0, 50.0])
+DRAW = torch.Generator().manual_seed(0)
+GRADIENTS = [
+    SIZES[:, None, None] * torch.randn(3, 4, 2, generator=DRAW),
+    SIZES[:, None] * torch.randn(3, 5, generator=DRAW),
+]
 
 
 def test_apart_each_subject_is_shortened_as_if_alone() -> None:
