@@ -29,9 +29,9 @@ def with_base(adapter: AdapterSet, weight_of: WeightOf) -> AdapterSet:
     return replace(adapter, facts={**adapter.facts, FACT: [*records(adapter.facts), sample_of(dependent, weight_of)]})
 
 
-def sample_of(layers: Sequence[str], weight_of: WeightOf) -> Record:
-    """Some numbers of the weights of up to :data:`LAYERS` of ``layers``."""
-    return {name: _sample(name, weight_of) for name in layers[:: -(-len(layers) // LAYERS)]}
+def sample_of(layers: Sequence[str], weight_of: WeightOf, most: int = LAYERS) -> Record:
+    """Some numbers of the weights of up to ``most`` of ``layers``, spread over them."""
+    return {name: _sample(name, weight_of) for name in layers[:: max(1, -(-len(layers) // most))]}
 
 
 def records(facts: Mapping[str, Any]) -> list[Record]:

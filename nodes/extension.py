@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import Apply, Combine, Info, ToLoRA
+from .bank import BuildBank, LoadBank
+from .bridge.banks import register_bank_folders
 from .bridge.encoders import register_encoder_folders
 from .bridge.files import register_saved_words
 from .bridge.weight_adapter import register
@@ -25,10 +27,11 @@ class HyperBooth(ComfyExtension):
         register()
         register_saved_words()
         register_encoder_folders()
+        register_bank_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
             ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa, MethodTextualInversion,
-            HollowedNet, SubjectFidelity, PromptFidelity, PriorScore, CompareSheet,
+            HollowedNet, SubjectFidelity, PromptFidelity, PriorScore, CompareSheet, BuildBank, LoadBank,
         ]  # fmt: skip

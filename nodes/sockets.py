@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 Adapter = io.Custom("HYPERBOOTH_ADAPTER")
+Bank = io.Custom("HYPERBOOTH_BANK")
 Hollow = io.Custom("HYPERBOOTH_HOLLOW")
 Method = io.Custom("HYPERBOOTH_METHOD")
 Options = io.Custom("HYPERBOOTH_OPTIONS")

@@ -107,8 +107,7 @@ def starting_chain(
     """
     method = run.method
     if run.start_from is None:
-        link = Link.create(method.family, targets, method.config, generator_for(run.seed, _START), weight_of)
-        return AdapterSet((link.copy_to(device),))
+        return AdapterSet((new_link(method, targets, run.seed, weight_of).copy_to(device),))
     before = _copied(run.start_from, device)
     if not before.chain:
         raise ValueError(
@@ -117,6 +116,11 @@ def starting_chain(
         )
     _check_same_kind(before.chain[-1], Link.create(method.family, targets, method.config, generator_for(0)))
     return before
+
+
+def new_link(method: Method, targets: Sequence[Target], seed: int, weight_of: WeightOf | None = None) -> Link:
+    """The method's adapters as a run with this seed starts them."""
+    return Link.create(method.family, targets, method.config, generator_for(seed, _START), weight_of)
 
 
 def weights_of(bench: Workbench, alive: Callable[[], None]) -> WeightOf:
