@@ -104,13 +104,14 @@ class BankTrainer:
         ):
             with without():
                 base = loss.measured()
-            fit(loss, state, config, lambda now: seen(now.history), probe=loss.probe)
+            looks: list[Tensor] = []
+            fit(loss, state, config, lambda now: seen(now.history), probe=lambda: _seen(looks, loss.measured()))
             with state.result():
-                return self._fitted(loss, link, base)
+                return self._fitted(loss, link, base, looks[-1])
 
-    def _fitted(self, loss: SideBySide, link: Link, base: Tensor) -> list[Fitted | str]:
-        """What the link holds now, measured beside the base and with the numbers of the neighbour."""
-        theta, own, other = self.layout.pack(link), loss.measured(), None
+    def _fitted(self, loss: SideBySide, link: Link, base: Tensor, own: Tensor) -> list[Fitted | str]:
+        """What the link holds now, beside its loss and the base's, and measured with the numbers of the neighbour."""
+        theta, other = self.layout.pack(link), None
         if len(theta) > 1:
             self.layout.put(theta.roll(1, 0), link)
             other = loss.measured()
@@ -173,3 +174,9 @@ class BankTrainer:
             )
         logging.warning("HyperBooth: out of memory; going on with %s", tighter)
         self.plan = tighter
+
+
+def _seen(looks: list[Tensor], losses: Tensor) -> float:
+    """The mean of the subjects' losses, which stay in ``looks``: the last look is at the end."""
+    looks.append(losses)
+    return losses.mean().item()
