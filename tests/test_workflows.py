@@ -120,6 +120,18 @@ CONTRACT = {
         "subject HYPERBOOTH_SUBJECT",
         "hollow HYPERBOOTH_HOLLOW, report STRING",
     ),
+    "HyperBoothBuildBank": (
+        "model MODEL, clip CLIP, vae VAE, folder STRING, method HYPERBOOTH_METHOD, prompt STRING, steps INT, "
+        "subjects_per_batch INT, seed INT",
+        "bank_name STRING, resolution INT, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER, "
+        "shared_input BOOLEAN",
+        "bank HYPERBOOTH_BANK, report STRING",
+    ),
+    "HyperBoothLoadBank": (
+        "bank_name COMBO",
+        "",
+        "bank HYPERBOOTH_BANK",
+    ),
     "HyperBoothMethodLiDB": (
         "rank INT, a INT, b INT, basis_seed INT, targets COMBO, learning_rate FLOAT, text_encoder BOOLEAN, "
         "text_encoder_lr FLOAT",

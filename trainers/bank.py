@@ -84,6 +84,7 @@ def build_bank(
     Args:
         together: subjects in one batch, and in one shard.
         show: is told of the progress; where it raises, what is finished stays.
+        part: of the missing batches, where several processes share them; all of them start from the same shards.
 
     Raises:
         ValueError: there is no subject, none can be used, or the bank there was built otherwise.
@@ -100,7 +101,9 @@ def build_bank(
     for batch in batches:
         job.shard(batch)
     if not (folder / MANIFEST).exists():
-        raise ValueError("\n".join([f"no subject in {source.name} can be used", *job.tally.reasons]))
+        if part == ALL:
+            raise ValueError("\n".join([f"no subject in {source.name} can be used", *job.tally.reasons]))
+        manifest.save(folder)  # this process had nothing to do; what the others do is theirs to say
     bank = Bank.open(folder)
     return bank, report(bank, job.tally, trainer.lines, set(bank.names) - set(names))
 

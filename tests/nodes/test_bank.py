@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
-from hyperbooth.nodes.bridge.banks import bank_names
+from hyperbooth.nodes.bridge.banks import bank_names, workshop
 from hyperbooth.nodes.bridge.session import workbench
+from hyperbooth.trainers.bank import Part, build_bank
+from hyperbooth.trainers.bank_training import BankTrainer
 from hyperbooth.trainers.noise import generator_for
 from hyperbooth.trainers.options import Method, TrainingOptions
+from hyperbooth.trainers.recipe import Recipe
 from hyperbooth.trainers.subject import Example, Subject
 from PIL import Image
 from rig import interrupted_at, lora, noise, output, quick_sd15, relative, untouched
@@ -288,3 +292,78 @@ def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
 def pictures_of(bank: Bank, subject: int) -> Subject:
     cond = [[torch.zeros(1, 77, 768), {}]]
     return Subject(tuple(Example(latent[None], cond, PROMPT) for latent in bank.latents(subject)))
+
+
+def test_processes_that_share_the_batches_build_the_same_bank(
+    node: Any, quick: Any, people: Path, output_folder: Path
+) -> None:
+    """Each takes every third batch; the last one has none."""
+    write_people(people, {"dora": 1})
+    whole, _ = build(node, quick, subjects_per_batch=2, bank_name="whole")
+    recipe, folder = Recipe(lidb(), PROMPT, 3, 0, 64, FAST), output_folder / "hyperbooth_banks" / "shared"
+    for rank in (2, 1, 0):
+        with torch.inference_mode():
+            shop = workshop(*quick, FAST, text_encoder=False)
+            bank, _ = build_bank(recipe, people, folder, 2, shop, lambda *_: None, Part(rank, 3))
+        assert len(bank) == {2: 0, 1: 2, 0: 4}[rank]
+    assert bank.names == whole.names and bank.theta().equal(whole.theta())
+    assert [entry.fit for entry in bank.entries] == [entry.fit for entry in whole.entries]
+
+
+def example(seed: int, value: float = 1.0) -> Subject:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) * value
+    return Subject((Example(latents, None, PROMPT),))
+
+
+@pytest.fixture
+def bench(quick: Any) -> Iterator[Any]:
+    model, clip, _ = quick
+    with workbench(model, FAST, pictures(example(0)), 4, clip) as opened:
+        yield opened
+
+
+def pictures(subject: Subject) -> Subject:
+    """With the conditioning that a session looks at."""
+    return Subject(tuple(replace(e, cond=[[torch.zeros(1, 77, 768), {}]]) for e in subject.examples))
+
+
+def trainer(bench: Any, together: int, **settings: Any) -> BankTrainer:
+    recipe = Recipe(lidb(text_encoder=True), PROMPT, 2, 0, 64, FAST, **settings)
+    return BankTrainer(recipe, recipe.start(bench.shapes), together)
+
+
+def unseen(_: int) -> Any:
+    return lambda history: None
+
+
+def test_one_that_cannot_be_learnt_spoils_no_other(bench: Any) -> None:
+    """A picture of no numbers: the batch is halved until it stands alone."""
+    subjects = [example(0), example(1), example(2, torch.nan)]
+    first, second, third = trainer(bench, 3)(bench, subjects, unseen)
+    assert "the loss" in third and "nan" in third
+    alone = trainer(bench, 1)(bench, subjects[:2], unseen)
+    for one, beside in zip(alone, (first, second), strict=True):
+        assert close(one.theta, beside.theta)
+
+
+def test_a_batch_that_does_not_fit_is_split(bench: Any, caplog: Any) -> None:
+    """The second half of a batch of three meets the end of memory once; what comes of it is the same."""
+    subjects, whole = [example(i) for i in range(3)], trainer(bench, 3)
+    expected = whole(bench, subjects, unseen)
+    assert "batch 3, checkpointing off" in whole.lines[0]
+
+    def short(together: int) -> Any:
+        if together > 2:
+            raise torch.OutOfMemoryError("no room")
+        return unseen(together)
+
+    tight = trainer(bench, 3)
+    found = tight(bench, subjects, short)
+    assert tight.plan.pieces == 2 and not tight.plan.checkpointing and "out of memory" in caplog.text
+    assert all(close(one.theta, other.theta) for one, other in zip(found, expected, strict=True))
+
+    def never(together: int) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError, match="fewer subjects_per_batch"):
+        trainer(bench, 2)(bench, subjects, never)
