@@ -26,6 +26,7 @@ from .guard import Diverged
 from .photograph import Reading
 from .pictures import fit_picture
 from .recipe import Recipe
+from .resume import sweep
 from .subject import Subject
 from .watch import Watch as Curve
 from .workbench import Workbench
@@ -97,15 +98,18 @@ def build_bank(
     names = subject_names(source)
     there = {entry.name for path in shards_in(folder) for entry in read_shard(path, manifest)}
     batches = _batches([name for name in names if name not in there], together)[part.rank :: part.of]
-    job = _Build(recipe, source, folder, manifest, workshop, trainer, show, Tally(sum(map(len, batches))))
+    unnamed = [f"{name!r:.60}: no name that a file can hold" for name in _folders(source) if not _is_a_name(name)]
+    tally = Tally(sum(map(len, batches)), left_out=unnamed)
+    job = _Build(recipe, source, folder, manifest, workshop, trainer, show, tally)
+    sweep(folder)
     for batch in batches:
         job.shard(batch)
     if not (folder / MANIFEST).exists():
         if part == ALL:
-            raise ValueError("\n".join([f"no subject in {source.name} can be used", *job.tally.reasons]))
+            raise ValueError("\n".join([f"no subject in {source.name} can be used", *tally.reasons]))
         manifest.save(folder)  # this process had nothing to do; what the others do is theirs to say
     bank = Bank.open(folder)
-    return bank, report(bank, job.tally, trainer.lines, set(bank.names) - set(names))
+    return bank, report(bank, tally, trainer.lines, set(bank.names) - set(names))
 
 
 def subject_names(source: Path) -> list[str]:
@@ -114,13 +118,16 @@ def subject_names(source: Path) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    found = [path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    names = sorted(filter(_is_a_name, found), key=natural)
+    names = sorted(filter(_is_a_name, _folders(source)), key=natural)
     if not names:
         raise ValueError(
             f"folder {source.name!r} holds no sub-folder; make one for each subject, with its pictures inside"
         )
     return names
+
+
+def _folders(source: Path) -> list[str]:
+    return [path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def _is_a_name(name: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.sd
 import folder_paths
 import pytest
 import torch
@@ -22,6 +23,7 @@ from hyperbooth.trainers.recipe import Recipe
 from hyperbooth.trainers.subject import Example, Subject
 from PIL import Image
 from rig import interrupted_at, lora, noise, output, quick_sd15, relative, untouched
+from safetensors.torch import load_file
 from torch import Tensor
 
 FAST = TrainingOptions(preview_every=0)
@@ -196,11 +198,13 @@ def test_what_cannot_be_read_is_reported_and_skipped(node: Any, quick: Any, peop
     (people / "carol" / "0.png").write_text("no picture")
     (people / "empty").mkdir()
     (people / ".hidden").mkdir()
+    (people / "two\nlines").mkdir()
     bank, report = build(node, quick)
     assert bank.names == ("alice", "bob") and bank.counts == (1, 3)
     assert "left out: bob/broken.png: " in report
     assert "left out: carol: no photograph in carol can be used; 0.png: not a picture" in report
     assert "left out: empty: no photograph" in report and "hidden" not in report
+    assert r"left out: 'two\nlines': no name" in report
     picture(5).save(people / "carol" / "0.png")
     bank, report = build(node, quick)
     assert bank.names == ("alice", "bob", "carol") and "1 of them new" in report
@@ -287,6 +291,11 @@ def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
             attached = bench.denoiser(noise(), torch.tensor([5.0]), bench.condition_each(pictures_of(bank, 0).examples))
     assert relative(attached, output(*patched, PROMPT)) < 1e-3 and len(layers) > 30
     assert relative(output(model, clip, PROMPT), output(*patched, PROMPT)) > 1e-3
+    (path,) = node("Save", adapter=bank.adapter(0), filename_prefix="loras/alice", format="kohya", precision="float32",
+                   model=model, clip=clip)  # fmt: skip
+    with torch.inference_mode():
+        stock = comfy.sd.load_lora_for_models(model, clip, load_file(built.parents[1] / path), 1.0, 1.0)
+    assert relative(output(*stock, PROMPT), output(*patched, PROMPT)) < 1e-4
 
 
 def pictures_of(bank: Bank, subject: int) -> Subject:
