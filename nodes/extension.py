@@ -9,6 +9,7 @@ from .bridge.encoders import register_encoder_folders
 from .bridge.files import register_saved_words
 from .bridge.weight_adapter import register
 from .class_images import ClassImages
+from .fast_finetune import FastFinetune
 from .files import Load, Save
 from .folder import ImagesFromFolder
 from .hollow import HollowedNet
@@ -34,4 +35,5 @@ class HyperBooth(ComfyExtension):
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
             ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa, MethodTextualInversion,
             HollowedNet, SubjectFidelity, PromptFidelity, PriorScore, CompareSheet, BuildBank, LoadBank,
+            FastFinetune,
         ]  # fmt: skip

@@ -148,6 +148,12 @@ CONTRACT = {
         "",
         "method HYPERBOOTH_METHOD",
     ),
+    "HyperBoothFastFinetune": (
+        "model MODEL, subject HYPERBOOTH_SUBJECT, adapter HYPERBOOTH_ADAPTER, rank INT, steps INT, "
+        "learning_rate FLOAT, seed INT",
+        "clip CLIP, options HYPERBOOTH_OPTIONS, batch_size INT",
+        "adapter HYPERBOOTH_ADAPTER, loss_map LOSS_MAP, report STRING",
+    ),
 }
 
 
