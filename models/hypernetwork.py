@@ -75,9 +75,7 @@ class HyperNetwork(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(one, config.depth, nn.LayerNorm(width))
         self.heads = nn.Parameter(torch.empty(layers, width, slots))
-        self.guess = nn.Parameter(torch.empty(config.directions, 3 * encoder_width))
-        self.guess_bias = nn.Parameter(torch.empty(config.directions))
-        self.directions = nn.Parameter(torch.empty(layout.numbers, config.directions))
+        self.guess = _Guess(config.directions, 3 * encoder_width, layout.numbers) if config.directions else None
         self.register_buffer("mean", torch.empty(layout.numbers))
         self.register_buffer("scale", torch.empty(layout.numbers))
 
@@ -104,10 +102,10 @@ class HyperNetwork(nn.Module):
                 parameter.fill_(float("norm" in name or name == "features.0.weight") if "bias" not in name else 0.0)
             else:
                 inputs = parameter.shape[-2 if name == "entry" else -1]
-                parameter.normal_(0, max(1, inputs) ** -0.5, generator=generator)
+                parameter.normal_(0, inputs**-0.5, generator=generator)
         self.position.normal_(0, 0.02, generator=generator)
         self.heads.normal_(0, HEAD_STD, generator=generator)
-        for zero in (self.guess, self.guess_bias, self.directions, self.mean, self.scale):
+        for zero in (self.mean, self.scale, *(self.guess.parameters() if self.guess else ())):
             zero.zero_()
 
     @torch.no_grad()
@@ -121,13 +119,12 @@ class HyperNetwork(nn.Module):
         """Start from the linear guess ``z_0 = directions (weight p + bias)`` of the pooled tokens p.
 
         Args:
-            weight: ``[k, 3 width_of_encoder]``, k at most as many as the config's; the others stay zero.
+            weight: ``[k, 3 width_of_encoder]``, k at most the config's ``directions``; the others stay zero.
             bias: ``[k]``.
             directions: ``[N, k]``.
         """
-        count = len(weight)
-        self.guess[:count], self.guess_bias[:count] = weight, bias
-        self.directions[:, :count] = directions
+        count, guess = len(weight), self.guess
+        guess.weight[:count], guess.bias[:count], guess.directions[:, :count] = weight, bias, directions
 
     def forward(self, features: Tensor) -> Tensor:
         """``theta_K [batch, N]`` from ``features [batch, tokens, width_of_encoder]`` in float32."""
@@ -142,9 +139,9 @@ class HyperNetwork(nn.Module):
 
     def guessed(self, features: Tensor) -> Tensor:
         """``z_0 [batch, N]``."""
-        if not self.config.directions:
+        if self.guess is None:
             return features.new_zeros(len(features), self.layout.numbers)
-        return (pooled(features) @ self.guess.mT + self.guess_bias) @ self.directions.mT
+        return self.guess(pooled(features))
 
     def _step(self, f: Tensor, z: Tensor) -> Tensor:
         """``T(f, z)``: a token of each layer's numbers and its place, decoded, and through the layer's own head."""
@@ -163,6 +160,18 @@ class HyperNetwork(nn.Module):
             f"hypernetwork of {numbers:,} numbers (width {config.width}, depth {config.depth}, "
             f"{config.refinements} refinements) for a {self.layout.describe()}"
         )
+
+
+class _Guess(nn.Module):
+    """``directions (weight p + bias)``: linear, of low rank."""
+
+    def __init__(self, rank: int, inputs: int, numbers: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(rank, inputs)), nn.Parameter(torch.empty(rank))
+        self.directions = nn.Parameter(torch.empty(numbers, rank))
+
+    def forward(self, p: Tensor) -> Tensor:
+        return (p @ self.weight.mT + self.bias) @ self.directions.mT
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Which base a change was made for: of a PaRa written down as a LoRA, ``(-Q, Q^T W)``, W is part of the file."""
+"""Which base a change was made for: of a PaRa written down as a LoRA, ``(-Q, Q^T W)``, W is part of the file; what a
+hypernetwork predicts is for the base that its bank was trained on."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence

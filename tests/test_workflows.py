@@ -148,6 +148,21 @@ CONTRACT = {
         "",
         "method HYPERBOOTH_METHOD",
     ),
+    "HyperBoothSaveHyperNetwork": (
+        "hypernetwork HYPERBOOTH_HYPERNETWORK, filename_prefix STRING",
+        "precision COMBO",
+        "path STRING",
+    ),
+    "HyperBoothLoadHyperNetwork": (
+        "hypernetwork_name COMBO",
+        "",
+        "hypernetwork HYPERBOOTH_HYPERNETWORK",
+    ),
+    "HyperBoothPredict": (
+        "hypernetwork HYPERBOOTH_HYPERNETWORK, clip_vision CLIP_VISION, image IMAGE",
+        "model MODEL",
+        "adapter HYPERBOOTH_ADAPTER",
+    ),
     "HyperBoothFastFinetune": (
         "model MODEL, subject HYPERBOOTH_SUBJECT, adapter HYPERBOOTH_ADAPTER, rank INT, steps INT, "
         "learning_rate FLOAT, seed INT",
