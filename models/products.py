@@ -34,20 +34,10 @@ class Splitter:
         for layer, shapes in layout.shapes.items():
             kinds.setdefault(shapes, []).append(list(places[layer].values()))
         self._places = [tuple(map(torch.stack, zip(*layers, strict=True))) for layers in kinds.values()]
-        self.numbers = layout.numbers
 
     def __call__(self, theta: Tensor) -> Factors:
         """The factors of ``theta [..., N]``; gradients pass."""
         return [(theta[..., a.to(theta.device)], theta[..., b.to(theta.device)]) for a, b in self._places]
-
-    def joined(self, factors: Factors) -> Tensor:
-        """The theta ``[..., N]`` of ``factors``."""
-        first = factors[0][0]
-        theta = first.new_empty(*first.shape[:-3], self.numbers)
-        for both, places in zip(factors, self._places, strict=True):
-            for factor, place in zip(both, places, strict=True):
-                theta[..., place.flatten().to(theta.device)] = factor.flatten(-3)
-        return theta
 
 
 def product_distance(first: Factors, second: Factors) -> Tensor:
@@ -82,31 +72,3 @@ def product_variance(people: Factors) -> Tensor:
 def _squared(u: Tensor, v: Tensor) -> Tensor:
     """``||U V||_F^2`` of ``U [..., a, k]`` and ``V [..., k, b]``."""
     return ((u.mT @ u) * (v @ v.mT)).sum((-2, -1))
-
-
-def balanced(people: Factors, like: Factors) -> Factors:
-    """The same products in one gauge: ``A^T A = B B^T``, turned to be as near as can be to ``like``.
-
-    Of all ``(A G, G^-1 B)`` those with equal Gram matrices differ by an orthogonal G only (from the singular values of
-    A B, halved between both); G is the polar factor of ``A^T A0 + B B0^T`` (orthogonal Procrustes). At rank 1: equal
-    norms, and the sign.
-
-    Args:
-        people: ``[P, L, a, r]``, ``[P, L, r, b]``.
-        like: the gauge, ``[L, a, r]``, ``[L, r, b]``: such as the adapter that all started from.
-    """
-    return [_turned(*_halved(a, b), a0, b0) for (a, b), (a0, b0) in zip(people, like, strict=True)]
-
-
-def _halved(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """``A B = U S V^T`` as ``(U sqrt(S), sqrt(S) V^T)``, by way of the r x r matrix between two QR decompositions."""
-    (qa, ra), (qb, rb) = torch.linalg.qr(a), torch.linalg.qr(b.mT)
-    u, s, vh = torch.linalg.svd(ra @ rb.mT)
-    root = s.sqrt()
-    return (qa @ u) * root[..., None, :], root[..., None] * (vh @ qb.mT)
-
-
-def _turned(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
-    u, _, vh = torch.linalg.svd(a.mT @ a0 + b @ b0.mT)
-    turn = u @ vh
-    return a @ turn, turn.mT @ b
