@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .layout import Layout
 
-MOST = 512
+MOST = 256
 """People that a variance is taken over: pairs of them are compared."""
 
 Factors = list[tuple[Tensor, Tensor]]

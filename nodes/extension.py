@@ -20,6 +20,7 @@ from .options import Options
 from .scoring import CompareSheet, PriorScore, PromptFidelity, SubjectFidelity
 from .subject import Subject
 from .train import Train
+from .train_hypernetwork import TrainHyperNetwork
 
 
 class HyperBooth(ComfyExtension):
@@ -37,5 +38,5 @@ class HyperBooth(ComfyExtension):
             Subject, SubjectFromLatents, ClassImages, MethodLoRA, MethodDreamBooth, Options, Train, Apply, Save, Load,
             ToLoRA, Info, Combine, ImagesFromFolder, MethodLiDB, MethodPaRa, MethodTextualInversion,
             HollowedNet, SubjectFidelity, PromptFidelity, PriorScore, CompareSheet, BuildBank, LoadBank,
-            FastFinetune, SaveHyperNetwork, LoadHyperNetwork, Predict,
+            FastFinetune, SaveHyperNetwork, LoadHyperNetwork, Predict, TrainHyperNetwork,
         ]  # fmt: skip

@@ -120,7 +120,7 @@ class Predict(io.ComfyNode):
         hypernetwork.encoder.check(encoder_of(clip_vision), "clip_vision", "hypernetwork")
         if model is not None:
             check_base(model, hypernetwork)
-        return io.NodeOutput(hypernetwork.predict([tokens_of(clip_vision, picture) for picture in image]))
+        return io.NodeOutput(hypernetwork.predict(list(tokens_of(clip_vision, image))))
 
 
 def check_base(model: Any, predictor: Predictor) -> None:

@@ -163,6 +163,12 @@ CONTRACT = {
         "model MODEL",
         "adapter HYPERBOOTH_ADAPTER",
     ),
+    "HyperBoothTrainHyperNetwork": (
+        "model MODEL, clip CLIP, clip_vision CLIP_VISION, bank HYPERBOOTH_BANK, steps INT, learning_rate FLOAT, "
+        "batch_size INT, refinements INT, weight_loss FLOAT, denoising_loss FLOAT, seed INT, resume COMBO",
+        "options HYPERBOOTH_OPTIONS, width INT, start_from HYPERBOOTH_HYPERNETWORK",
+        "hypernetwork HYPERBOOTH_HYPERNETWORK, loss_map LOSS_MAP, report STRING",
+    ),
     "HyperBoothFastFinetune": (
         "model MODEL, subject HYPERBOOTH_SUBJECT, adapter HYPERBOOTH_ADAPTER, rank INT, steps INT, "
         "learning_rate FLOAT, seed INT",

@@ -33,7 +33,7 @@ class Features:
         bank: whose.
         encoder: a name for the encoder's weights, see :func:`.fingerprint.fingerprint`.
         encode: what makes them.
-        on_done: called with the pictures done, and of how many.
+        on_done: called with the pictures done, and of how many, while some are encoded.
     """
 
     def __init__(self, bank: Bank, encoder: str, encode: Encode, on_done: Callable[[int, int], None]):
@@ -46,7 +46,6 @@ class Features:
         for shard, subjects in of.items():
             self._ensure(shard, subjects, lambda more, done=done: on_done(done + more, sum(bank.counts)))
             done += sum(bank.counts[subject] for subject in subjects)
-            on_done(done, sum(bank.counts))
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
         """``[n, tokens, width]`` in half precision."""

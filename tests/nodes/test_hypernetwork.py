@@ -47,11 +47,11 @@ def pictures(seed: int = 0, count: int = 1) -> Tensor:
 def test_tokens_are_the_encoders_last_but_one(predictor: Predictor) -> None:
     vision, picture = small_vision(), pictures()
     with torch.inference_mode():
-        tokens = tokens_of(vision, picture[0])
+        tokens = tokens_of(vision, picture)
         expected = vision.encode_image(picture).penultimate_hidden_states
-        grey = tokens_of(vision, picture[0, ..., :1])
-        with_alpha = tokens_of(vision, torch.cat([picture[0], picture[0, ..., :1]], -1))
-    assert tokens.shape == (17, 32) and torch.equal(tokens, expected[0]) and not tokens.is_inference()
+        grey = tokens_of(vision, picture[..., :1])
+        with_alpha = tokens_of(vision, torch.cat([picture, picture[..., :1]], -1))
+    assert tokens.shape == (1, 17, 32) and torch.equal(tokens, expected) and not tokens.is_inference()
     assert grey.shape == tokens.shape and torch.equal(with_alpha, tokens)
 
 

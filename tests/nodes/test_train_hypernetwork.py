@@ -1,0 +1,187 @@
+"""Training a hypernetwork on a bank: it sees the person, its losses are the formulas, and nothing is lost."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from banks import pictures_of, theta_of, write_bank
+from hyperbooth.models.bank import Bank
+from hyperbooth.models.hypernetwork import HyperNetwork
+from hyperbooth.models.predictor import Predictor
+from hyperbooth.models.products import Splitter, product_distance
+from hyperbooth.trainers.options import TrainingOptions
+from rig import interrupted_at, quick_sd15, relative, small_vision, untouched
+from torch import Tensor
+
+QUIET = TrainingOptions(preview_every=0, validation=1000)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    return quick_sd15(tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture
+def bank(loaded: Any, tmp_path: Path) -> Bank:
+    return write_bank(tmp_path / "bank", loaded)
+
+
+@pytest.fixture
+def small_bank(loaded: Any, tmp_path: Path) -> Bank:
+    """Twelve people, of whom two are held out."""
+    return write_bank(tmp_path / "bank", loaded, range(12), per_shard=4)
+
+
+def trained(node: Any, loaded: Any, bank: Bank, **inputs: Any) -> tuple[Predictor, Any, str]:
+    inputs = {
+        "steps": 3, "learning_rate": 1e-3, "batch_size": 4, "refinements": 2, "weight_loss": 1.0,
+        "denoising_loss": 0.0, "seed": 0, "resume": "continue", "width": 32, "options": QUIET,
+        "clip_vision": small_vision(), **inputs,
+    }  # fmt: skip
+    model, clip, _ = loaded
+    return node("TrainHyperNetwork", model=model, clip=clip, bank=bank, **inputs)
+
+
+def relative_error(network: HyperNetwork, predicted: Tensor, fitted: Tensor) -> float:
+    """Of predicted changes, as a share of what predicting the mean costs."""
+    split = Splitter(network.layout)
+    mean = split(network.mean.expand_as(fitted))
+    far = product_distance(mean, split(fitted)).sum()
+    return (product_distance(split(predicted), split(fitted)).sum() / far).item()
+
+
+def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
+    rows = []
+    for person in people:
+        image = pictures_of(person).float() / 255
+        (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image)
+        rows.append(hypernetwork.network.layout.pack(adapter.chain[0]))
+    return torch.stack(rows)
+
+
+def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: Any, bank: Bank) -> None:
+    with untouched(*loaded[:2]):
+        hypernetwork, loss_map, report = trained(node, loaded, bank, steps=60, batch_size=8)
+    assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.7 * sum(loss_map["loss"][:10])
+    new = range(1000, 1008)
+    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    own = predicted(node, hypernetwork, new)
+    assert relative_error(hypernetwork.network, own, fitted) < 0.4
+    assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
+    assert hypernetwork.facts["people"] == 36 and hypernetwork.facts["people_held_out"] == 4
+    assert hypernetwork.facts["explained"] > 0.6 and hypernetwork.facts["explained_wrong"] < 0
+    for said in ("60 steps of 8 on 36 people", "at step 0: loss on people held out: base", "at step 60: ", "mean",
+                 "wrong", "own", "fitted", "a linear guess from their pictures foretells"):  # fmt: skip
+        assert said in report
+    assert hypernetwork.prompt == bank.prompt and hypernetwork.base.kind == "SD15"
+
+
+def test_the_linear_start_alone_sees_the_person(node: Any, loaded: Any, bank: Bank) -> None:
+    hypernetwork, _, _ = trained(node, loaded, bank, steps=1, learning_rate=0.0)
+    new = range(1000, 1008)
+    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    own = predicted(node, hypernetwork, new)
+    assert relative_error(hypernetwork.network, own, fitted) < 0.6
+    assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
+    node: Any, loaded: Any, tmp_path: Path, text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sample with its own adapter: the loss of a batch is the mean of singles, its gradient the difference."""
+    from hyperbooth.trainers import hypernetwork as module
+
+    found: dict[str, Any] = {}
+
+    def look_at(job: Any, *_: Any) -> None:
+        loss = job._loss()
+        generator = torch.Generator
+        draw = lambda: generator().manual_seed(3)  # noqa: E731
+        pictures = [(0, 0), (2, 1), (5, 0)]
+        theta = job.network(job.people.features(pictures).float()).detach() + 0.05
+        theta.requires_grad_()
+        whole = loss._of_pictures(theta, pictures, draw())
+        (gradient,) = torch.autograd.grad(whole, theta)
+        along = gradient / gradient.norm()
+        ahead, behind = (loss._of_pictures(theta.detach() + s * along, pictures, draw()) for s in (0.2, -0.2))
+        found["slope"] = ((ahead - behind) / 0.4).item(), (gradient * along).sum().item()
+        pieces = loss.in_pieces(3)._of_pictures(theta, pictures, draw())
+        found["pieces"] = whole.item(), pieces.item()
+        found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
+        raise InterruptedError
+
+    monkeypatch.setattr(module._Job, "fit", look_at)
+    bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=2, text=text)
+    assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
+    with pytest.raises(InterruptedError):
+        trained(node, loaded, bank, denoising_loss=1.0)
+    assert found["slope"][0] == pytest.approx(found["slope"][1], rel=0.02)
+    assert found["pieces"][0] == pytest.approx(found["pieces"][1], rel=1e-4)
+    assert relative(*found["gradients"]) < (1e-2 if text else 1e-3)
+
+
+def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> None:
+    options = TrainingOptions(preview_every=0, validation=4)
+    with untouched(*loaded[:2]):
+        hypernetwork, loss_map, report = trained(
+            node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
+        )
+    assert len(loss_map["loss"]) == 4 and hypernetwork.facts["own"] > 0 and "at step 4: " in report
+
+
+def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_cancelled(
+    node: Any, loaded: Any, small_bank: Bank, output_folder: Path
+) -> None:
+    options = TrainingOptions(preview_every=0, checkpoint_every=2, ema_decay=0.9, validation=1000)
+    whole, losses, _ = trained(node, loaded, small_bank, steps=8, options=options, resume="start over")
+    (state,) = (output_folder / "hyperbooth_states").iterdir()
+    state.unlink()
+    with untouched(*loaded[:2]):
+        with interrupted_at(5):
+            trained(node, loaded, small_bank, steps=8, options=options)
+        again, losses_again, report = trained(node, loaded, small_bank, steps=8, options=options)
+    ours, theirs = whole.network.state_dict(), again.network.state_dict()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert losses == losses_again and "taken up at step" in report
+
+
+def test_features_are_made_once_and_for_new_people_only(node: Any, loaded: Any, small_bank: Bank) -> None:
+    trained(node, loaded, small_bank, steps=1)
+    (kept,) = (small_bank.folder / "features").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(before) == 3
+    larger = write_bank(small_bank.folder, loaded, range(40, 43))
+    assert len(larger) == 15
+    next(kept.iterdir()).write_bytes(b"cut off")
+    trained(node, loaded, larger, steps=1)
+    after = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(after) == 4 and sum(after.get(name) == before[name] for name in before) == 2
+
+
+def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: Any, small_bank: Bank) -> None:
+    first, _, _ = trained(node, loaded, small_bank, steps=2)
+    still, _, report = trained(node, loaded, small_bank, steps=1, learning_rate=0.0, start_from=first, weight_loss=0.5)
+    assert torch.equal(first.network.heads, still.network.heads) and still.facts["steps"] == 3
+    assert "start: a hypernetwork of 2 steps" in report
+
+
+def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weight_loss and denoising_loss are both 0"):
+        trained(node, loaded, small_bank, weight_loss=0.0)
+    few = write_bank(tmp_path / "few", loaded, range(3))
+    with pytest.raises(ValueError, match="bank 'few' holds 3 people"):
+        trained(node, loaded, few)
+    first, _, _ = trained(node, loaded, small_bank, steps=1)
+    other = write_bank(tmp_path / "text", loaded, text=True)
+    with pytest.raises(ValueError, match="start_from and the bank are of different kinds"):
+        trained(node, loaded, other, start_from=first)
+    with pytest.raises(ValueError, match="clip_vision is another clip_vision_model, width 32"):
+        trained(node, loaded, small_bank, start_from=first, clip_vision=small_vision(1))
+    changed = quick_sd15(tmp_path / "other")
+    with torch.inference_mode():
+        for parameter in changed[0].model.diffusion_model.parameters():
+            parameter.mul_(1.5)
+    with pytest.raises(ValueError, match="model is another SD15 than the bank was made with"):
+        trained(node, changed, small_bank)
