@@ -62,7 +62,7 @@ class TrainHyperNetwork(io.ComfyNode):
                 io.Float.Input(
                     "weight_loss", default=1.0, min=0.0, max=1e6, step=0.01,
                     tooltip="Weight of the distance from the adapters in the bank; 0 switches it off. Alone (with "
-                    "denoising_loss 0) a step takes milliseconds.",
+                    "denoising_loss 0) no step needs the model, and takes a fraction of the time.",
                 ),
                 io.Float.Input(
                     "denoising_loss", default=1.0, min=0.0, max=1e6, step=0.01,

@@ -91,10 +91,10 @@ class HyperRun:
         start = None if self.start_from is None else self.start_from.network
         options = replace(self.options, **COSMETIC, validation=0)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
+        people = [(entry.name, entry.fit, entry.pictures) for entry in self.bank.entries]
         return fingerprint(
-            "hypernetwork", model, encoder, self.bank.manifest.digest, self.bank.names, self.bank.counts, self.config,
-            self.learning_rate, self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start,
-            steps,
+            "hypernetwork", model, encoder, self.bank.manifest.digest, people, self.config, self.learning_rate,
+            self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start, steps,
         )  # fmt: skip
 
     def facts(self, history: History) -> dict[str, Any]:

@@ -8,6 +8,7 @@ units are ours: in both, about 1 lies between the mean person and the right one.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -62,8 +63,13 @@ class People:
 
     def _in_round(self, place: int, seed: int) -> int:
         people = len(self.places)
-        order = torch.randperm(people, generator=generator_for(seed, _ORDER, place // people))
-        return int(order[place % people])
+        return int(_order(people, seed, place // people)[place % people])
+
+
+@lru_cache(maxsize=2)
+def _order(people: int, seed: int, number: int) -> Tensor:
+    """Of a round; a batch may lie in two."""
+    return torch.randperm(people, generator=generator_for(seed, _ORDER, number))
 
 
 @dataclass(frozen=True)
