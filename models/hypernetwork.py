@@ -110,9 +110,11 @@ class HyperNetwork(nn.Module):
 
     @torch.no_grad()
     def standardise(self, mean: Tensor, scale: Tensor) -> None:
-        """Predict around ``mean [N]``, in units of ``scale [N]``; a number whose scale is 0 stays at the mean."""
+        """Predict around ``mean [N]``, in units of ``scale [N]``; a number whose scale is 0 stays at the mean, and so
+        does what is shared."""
         self.mean.copy_(mean)
-        self.scale.copy_(scale)
+        self.scale.zero_()
+        self.scale[self._places] = scale[self._places]
 
     @torch.no_grad()
     def begin(self, weight: Tensor, bias: Tensor, directions: Tensor) -> None:

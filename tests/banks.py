@@ -45,10 +45,11 @@ def layout_of(loaded: Any, text: bool = False) -> Layout:
 
 
 def write_bank(
-    folder: Path, loaded: Any, people: range = range(40), pictures: int = 1, per_shard: int = 16, text: bool = False
+    folder: Path, loaded: Any, people: range = range(40), pictures: int = 1, per_shard: int = 16, text: bool = False,
+    shared_input: bool = False,
 ) -> Bank:  # fmt: skip
     """A bank of ``people`` for that MODEL and CLIP."""
-    settings = {"prompt": PROMPT, "steps": 5, "seed": 0, "resolution": 64, "shared_input": False}
+    settings = {"prompt": PROMPT, "steps": 5, "seed": 0, "resolution": 64, "shared_input": shared_input}
     manifest = Manifest(layout_of(loaded, text), settings, base_of(loaded[0], loaded[1]), {})
     manifest.save(folder)
     for start in range(people.start, people.stop, per_shard):

@@ -13,7 +13,7 @@ measures, on people held out, on noise that is the same for all:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ from .options import TrainingOptions
 from .subject import Example
 from .workbench import Workbench
 
-LEVELS = 8
-"""Noise levels of a look: quantiles of the distribution trained on."""
+LEVELS = 5
+"""Noise levels of a look: quantiles of the distribution trained on, as for a bank's own."""
 _MEASURE = 6
 
 
@@ -118,11 +118,13 @@ class Controls:
     def _loss(self, examples: Sequence[Example]) -> float:
         """Sum over ``examples`` of each one's mean over the levels; the same noise for everybody."""
         generator, count = generator_for(self.seed, _MEASURE), len(examples)
-        levels, total = self.options.levels.spread(self.objective.denoiser.sigmas, LEVELS), 0.0
+        cond = self.objective.condition(examples)
+        objective = replace(self.objective, condition=lambda _: cond)
+        levels, total = self.options.levels.spread(objective.denoiser.sigmas, LEVELS), 0.0
         for level in levels:
             noise = standard_noise((1, *examples[0].size), generator)
             draw = Draw(examples, level.view(1).expand(count), noise.expand(count, *noise.shape[1:]))
-            total += self.objective(draw).sum().item()
+            total += objective(draw).sum().item()
         return total / len(levels)
 
     def _explained(self, theta: Tensor) -> float:

@@ -17,7 +17,7 @@ from .run import COSMETIC
 from .state import History
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 16
-"""Share of the people that is kept for the controls, and how many at most: each look costs them 8 forwards twice."""
+"""Share of the people that is kept for the controls, and how many at most: each look costs them 5 forwards twice."""
 LOOKS = 20
 """Times that a run is measured on them."""
 _PEOPLE = 102

@@ -31,6 +31,7 @@ def begin(
     network.standardise(mean, scale)
     if not network.config.directions:
         return "start: the mean person"
+    scale = network.scale.cpu()
     z = torch.where(scale > 0, (theta - mean) / scale, 0)
     coordinates, directions = principal(z, network.config.directions)
     pictures = [(place, (person, p)) for place, person in enumerate(people) for p in range(bank.counts[person])]

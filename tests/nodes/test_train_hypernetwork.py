@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import folder_paths
 import pytest
 import torch
 from banks import pictures_of, theta_of, write_bank
+from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.models.hypernetwork import HyperNetwork
-from hyperbooth.models.predictor import Predictor
+from hyperbooth.models.predictor import Predictor, is_predicted
 from hyperbooth.models.products import Splitter, product_distance
-from hyperbooth.trainers.options import TrainingOptions
+from hyperbooth.trainers.options import Method, TrainingOptions
+from PIL import Image
 from rig import interrupted_at, quick_sd15, relative, small_vision, untouched
 from torch import Tensor
 
@@ -129,6 +132,49 @@ def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> 
             node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
         )
     assert len(loss_map["loss"]) == 4 and hypernetwork.facts["own"] > 0 and "at step 4: " in report
+
+
+def test_a_shared_input_side_stays_the_banks(node: Any, loaded: Any, tmp_path: Path) -> None:
+    bank = write_bank(tmp_path / "bank", loaded, range(8), shared_input=True)
+    hypernetwork, _, _ = trained(node, loaded, bank, steps=2, learning_rate=1e-2)
+    network = hypernetwork.network
+    first, second = (network.layout.parts(row) for row in predicted(node, hypernetwork, range(2)))
+    mean = network.layout.parts(network.mean)
+    for name, tensors in first.items():
+        assert torch.equal(tensors["b_train"], second[name]["b_train"])
+        assert torch.equal(tensors["b_train"], mean[name]["b_train"])
+        assert not torch.equal(tensors["a_train"], second[name]["a_train"])
+
+
+def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
+    node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: bank, hypernetwork, prediction from one picture, two steps on top, one file."""
+    model, clip, vae = loaded
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    for person in range(5):
+        (tmp_path / "people" / f"{person}").mkdir(parents=True)
+        for number, picture in enumerate(pictures_of(person, 2, 64)):
+            Image.fromarray(picture.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
+    method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 1e-2, True, 1e-3)
+    bank, _ = node(
+        "BuildBank", model=model, clip=clip, vae=vae, folder="people", method=method, prompt="a photo of sks face",
+        steps=3, subjects_per_batch=5, seed=0, resolution=64, options=QUIET,
+    )  # fmt: skip
+    hypernetwork, _, _ = trained(node, loaded, bank, denoising_loss=1.0, steps=2)
+    image = pictures_of(99, 1, 64).float() / 255
+    (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image, model=model)
+    (subject,) = node(
+        "Subject", images=[image], vae=[vae], clip=[clip], prompt=[hypernetwork.prompt], resolution=[64],
+        bucket=[False], flip=[False],
+    )  # fmt: skip
+    tuned, losses, _ = node(
+        "FastFinetune", model=model, subject=subject, adapter=adapter, rank=2, steps=2, learning_rate=1e-3, seed=0,
+        clip=clip, options=QUIET,
+    )  # fmt: skip
+    assert [link.family for link in tuned.chain] == ["lidb", "lora"] and len(losses["loss"]) == 2
+    assert tuned.chain[0].targets.keys() == tuned.chain[1].targets.keys() == bank.layout.targets.keys()
+    assert tuned.facts["prompts"] == ["a photo of sks face"] and is_predicted(tuned.facts)
 
 
 def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_cancelled(
