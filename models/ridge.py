@@ -6,8 +6,9 @@
 | Y      | what is asked for, ``[P, K]``                 |
 | lambda | strength: minimises ``||Y - XW^T||^2 + lambda ||W||^2`` on standardised X |
 
-Every column of Y gets the strength that foretells it best where it was not fitted (cross-validation by group), and one
-that cannot be foretold gets the mean: no feature is better than a wrong one.
+Every column of Y gets the strength that foretells it best where it was not fitted (cross-validation by group), a
+standard error of the gain over the mean subtracted; one without a sure gain stays at the mean. Among many columns of
+noise some are foretold by chance, and those would do harm.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,17 +55,21 @@ def fit_ridge(x: Tensor, y: Tensor, groups: Sequence[int] | None = None, folds: 
     kind, x, y = y.dtype, x.double(), y.double()
     middle, spread = x.mean(0), x.std(0).clamp(min=1e-12)
     x = (x - middle) / spread
-    errors, at_mean = 0, 0
+    gains, at_mean = y.new_empty(len(STRENGTHS), *y.shape), torch.empty_like(y)
     for fold in range(int(fold_of.max()) + 1):
         held = fold_of == fold
-        level = y[~held].mean(0)
-        errors = errors + torch.stack([(y[held] - level - p).square().sum(0) for p in _tried(x, y, held)])
-        at_mean = at_mean + (y[held] - level).square().sum(0)
-    chosen, best = errors.argmin(0), errors.min(0).values
-    weight = torch.stack(list(_weights(x, y)))[chosen, torch.arange(y.shape[1])]
-    weight[best >= at_mean] = 0
+        off = y[held] - y[~held].mean(0)
+        at_mean[held] = off.square()
+        for place, tried in enumerate(_tried(x, y, held)):
+            gains[place, held] = off.square() - (off - tried).square()
+    sure = gains.mean(1) - gains.std(1) / len(y) ** 0.5
+    best, chosen = sure.max(0)
+    columns = torch.arange(y.shape[1])
+    weight = torch.stack(list(_weights(x, y)))[chosen, columns]
+    weight[best <= 0] = 0
     weight = weight / spread
-    left_over = (best / at_mean.clamp(min=1e-300)).clamp(max=1)
+    gain = gains.mean(1)[chosen, columns] / at_mean.mean(0).clamp(min=1e-300)
+    left_over = torch.where(best > 0, 1 - gain, 1.0)
     return Ridge(weight.to(kind), (y.mean(0) - weight @ middle).to(kind), left_over.to(kind))
 
 
@@ -89,18 +94,3 @@ def _folds(groups: Sequence[int], folds: int) -> Tensor:
     if len(number) < 2:
         raise ValueError(f"a regression on {len(number)} groups of rows has nothing to be judged by; give two at least")
     return torch.tensor([number[group] % folds for group in groups])
-
-
-def principal(z: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The ``rank`` directions of most variance of ``z [P, N]`` around zero: ``(coordinates [P, k], directions [N, k])``
-    with ``z ~ coordinates directions^T`` and orthonormal directions; k is at most P and N.
-
-    By way of the P x P matrix ``z z^T``: there are far more numbers than people.
-    """
-    wide = z.double()
-    values, vectors = torch.linalg.eigh(wide @ wide.mT)
-    rank = min(rank, len(z), z.shape[1])
-    keep = values[-rank:] > 1e-12 * values[-1].clamp(min=1e-300)
-    coordinates = vectors[:, -rank:][:, keep] * values[-rank:][keep].sqrt()
-    directions = wide.mT @ coordinates / values[-rank:][keep]
-    return coordinates.flip(1).to(z.dtype), directions.flip(1).to(z.dtype)

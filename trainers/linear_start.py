@@ -2,8 +2,8 @@
 
 Trained from nothing, a hypernetwork first learns the mean person and may stay there (small_world.md). So theta is
 written in the principal directions of the bank, ``theta = mean + scale (c directions^T)``, and the coordinates c are
-regressed on pooled tokens, see :mod:`..models.ridge`: a minute's work, with a strength for each direction and an honest
-account of how much it foretells. The decoder then learns what is left.
+regressed on pooled tokens, see :mod:`..models.linear_guess`: a minute's work, and an honest account of how much it
+foretells. The decoder then learns what is left.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..models.bank import Bank
 from ..models.hypernetwork import HyperNetwork, pooled
-from ..models.ridge import fit_ridge, principal
+from ..models.linear_guess import fit_guess
 from .features import Picture
 
 MOST_PEOPLE = 2048
@@ -33,15 +33,11 @@ def begin(
         return "start: the mean person"
     scale = network.scale.cpu()
     z = torch.where(scale > 0, (theta - mean) / scale, 0)
-    coordinates, directions = principal(z, network.config.directions)
-    pictures = [(place, (person, p)) for place, person in enumerate(people) for p in range(bank.counts[person])]
-    groups = [place for place, _ in pictures]
+    pictures = [(person, (subject, p)) for person, subject in enumerate(people) for p in range(bank.counts[subject])]
     x = torch.cat([pooled(features([picture]).float()) for _, picture in pictures])
-    found = fit_ridge(x, coordinates[groups], groups)
-    network.begin(found.weight, found.bias, directions)
-    foretold = ((1 - found.left_over) * coordinates.square().sum(0)).sum() / z.square().sum().clamp(min=1e-12)
-    spanned = coordinates.square().sum() / z.square().sum().clamp(min=1e-12)
+    found = fit_guess(x, z, [person for person, _ in pictures], network.config.directions)
+    network.begin(found.weight, found.bias, found.directions)
     return (
-        f"start: {len(directions.T)} directions hold {spanned:.0%} of how {len(people)} people differ; a linear guess "
-        f"from their pictures foretells {foretold:.1%} of it, on people left out"
+        f"start: {found.directions.shape[1]} directions hold {found.spanned:.0%} of how {len(people)} people differ; a "
+        f"linear guess from their pictures foretells {found.foretold:.1%}, of people left out"
     )

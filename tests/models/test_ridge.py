@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hyperbooth.models.ridge import STRENGTHS, fit_ridge, principal
+from hyperbooth.models.ridge import STRENGTHS, fit_ridge
 from torch import Tensor
 
 
@@ -55,14 +55,3 @@ def test_pictures_of_one_person_are_left_out_together() -> None:
 def test_one_group_has_nothing_to_be_judged_by() -> None:
     with pytest.raises(ValueError, match="1 groups"):
         fit_ridge(draw(3, 2), draw(3, 1), [5, 5, 5])
-
-
-def test_principal_directions_are_the_singular_ones() -> None:
-    z = draw(12, 50) * torch.linspace(3, 0.1, 12)[:, None]
-    coordinates, directions = principal(z, 5)
-    u, s, vh = torch.linalg.svd(z, full_matrices=False)
-    assert torch.allclose(coordinates @ directions.mT, (u[:, :5] * s[:5]) @ vh[:5], atol=1e-4)
-    assert torch.allclose(directions.mT @ directions, torch.eye(5), atol=1e-4)
-    assert torch.allclose(coordinates.norm(dim=0), s[:5], atol=1e-3)
-    whole, all_directions = principal(z[:3].repeat(2, 1), 99)
-    assert all_directions.shape == (50, 3) and torch.allclose(whole @ all_directions.mT, z[:3].repeat(2, 1), atol=1e-4)
