@@ -45,6 +45,12 @@ class Look:
     explained: float
     explained_wrong: float
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """As a file keeps it."""
+        said = {f"loss_{name}": getattr(self, name) for name in LOSSES}
+        return {**said, "explained": self.explained, "explained_wrong": self.explained_wrong}
+
     def __str__(self) -> str:
         losses = ", ".join(f"{name} {getattr(self, name):.4f}" for name in LOSSES)
         return (

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,10 +21,9 @@ from .controls import Controls, Look
 from .features import Features, Picture
 from .guard import Diverged
 from .hypernetwork_run import HyperRun
-from .linear_start import begin
+from .linear_start import starting_network
 from .loop import FitConfig, fit
 from .losses import weighting
-from .noise import generator_for
 from .objective import Objective
 from .personalize import Watch
 from .prediction_loss import People, PredictionLoss
@@ -35,7 +34,6 @@ from .subject import Example
 from .workbench import Workbench
 
 MakeWatch = Callable[[Callable[[], Image.Image | None]], Watch]
-_START = 100
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,6 @@ def train_hypernetwork(
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0
     try:
         job.fit(states, seen)
-        job.look()
     except Diverged:
         states.forget()
         raise
@@ -86,12 +83,21 @@ def train_hypernetwork(
         states.save(job.state)
         raise
     states.save(job.state)
-    return Result(job.result(encoder), job.state.history, resumed, job.notes(states))
+    history = job.state.history
+    job.settle(states)
+    return Result(job.result(encoder, history), history, resumed, job.notes(states))
 
 
 @dataclass
 class _Job:
-    """A run on a bench."""
+    """A run on a bench.
+
+    Args:
+        first: the parameters at the start.
+        lines: how it starts, for the report.
+        looks: step -> what the controls said.
+        at: step that the result is of.
+    """
 
     run: HyperRun
     bench: Workbench
@@ -99,8 +105,10 @@ class _Job:
     state: TrainState
     controls: Controls
     people: People
+    first: list[Tensor]
     lines: list[str]
-    looks: list[tuple[int, Look]] = field(default_factory=list)
+    looks: dict[int, Look] = field(default_factory=dict)
+    at: int = 0
     started: float = field(default_factory=time.time)
     pieces: int = 1
 
@@ -109,7 +117,7 @@ class _Job:
         bank = run.bank
         training, held = run.people
         rows = Rows(features, run.pictures)
-        network, line = _network(run, rows, training)
+        network, line = starting_network(run, rows, training)
         network.to(bench.device)
         options = run.options
         state = TrainState(
@@ -127,7 +135,8 @@ class _Job:
         )  # fmt: skip
         thetas = Rows(bank.theta, training)
         people = People(training, [bank.counts[person] for person in training], thetas, rows, examples)
-        return cls(run, bench, network, state, controls, people, [line])
+        first = [parameter.detach().clone() for parameter in network.parameters()]
+        return cls(run, bench, network, state, controls, people, first, [line])
 
     def fit(self, states: States, watch: Watch) -> None:
         """Train to the end, in as many pieces as memory asks for."""
@@ -149,15 +158,15 @@ class _Job:
         )  # fmt: skip
 
         def on_step(state: TrainState) -> None:
+            if state.history.step % run.look_every == 0 or state.history.step == run.steps:
+                self._judge(states)
             if options.checkpoint_every and state.history.step % options.checkpoint_every == 0:
                 states.save(state)
-            if state.history.step % run.look_every == 0:
-                self.look()
             watch(state.history)
 
         with checkpointed(self.bench.blocks if options.gradient_checkpointing else ()):
             try:
-                self.look()
+                self._judge(states)
                 fit(self._loss(), self.state, config, on_step)
             except Exception as error:
                 if not self.bench.is_out_of_memory(error):
@@ -177,57 +186,66 @@ class _Job:
         some = self.people.theta(self.people.places[:MOST])
         return max(product_variance(Splitter(self.network.layout)(some)).item(), 1e-30)
 
-    def look(self) -> None:
-        """Measure the network as the run would give it now, beside its controls, once for each step."""
-        step = self.state.history.step
-        if self.looks and self.looks[-1][0] == step:
-            return
-        with self.state.result():
-            self.looks.append((step, self.controls.look()))
-        logging.info("HyperBooth: step %d: %s", step, self.looks[-1][1])
+    def _judge(self, states: States) -> None:
+        """Look at the network as the run would give it now; the loss on people held out, in the units of training,
+        goes into the history, and the best state into a file of its own."""
+        run, history = self.run, self.state.history
+        look = self._look(history.step)
+        if all(step != history.step for step, _ in history.validation):
+            loss = run.weight_loss * (1 - look.explained) + run.denoising_loss * look.own / self.controls.gap
+            history.validation.append((history.step, loss))
+        if history.best[0] == history.step:
+            states.good.save(self.state)
+
+    def _look(self, step: int) -> Look:
+        if step not in self.looks:
+            with self.state.result():
+                self.looks[step] = self.controls.look()
+            logging.info("HyperBooth: step %d: %s", step, self.looks[step])
+        return self.looks[step]
+
+    def settle(self, states: States) -> None:
+        """Take the parameters of the step that was best on people held out; in a bank of few that comes early."""
+        last, (best, _) = self.state.history.step, self.state.history.best
+        if best == 0:
+            self._begin_again()
+        elif best != last and not (states.good.load(self.state, best) and self.state.history.step == best):
+            states.load(self.state, last)
+            best = last
+        self.at = best
+        self._look(best)
+
+    @torch.no_grad()
+    def _begin_again(self) -> None:
+        averages = self.state.average.values if self.state.average else ()
+        for places in (self.state.parameters, averages):
+            for place, value in zip(places, self.first, strict=False):
+                place.copy_(value)
 
     def picture(self) -> Image.Image:
         """The looks so far: own and wrong predictions over the steps, between what never changes."""
-        curves = {name: [(step, getattr(look, name)) for step, look in self.looks] for name in ("own", "wrong")}
+        looks = sorted(self.looks.items())
+        curves = {name: [(step, getattr(look, name)) for step, look in looks] for name in ("own", "wrong")}
         return comparison_chart(curves, self.controls.fixed, self.run.steps, "people held out")
 
     @torch.no_grad()
-    def result(self, encoder: Made) -> Predictor:
+    def result(self, encoder: Made, history: History) -> Predictor:
+        """The hypernetwork, on the CPU."""
         with self.state.result():
             numbers = {name: value.detach().to("cpu", copy=True) for name, value in self.network.state_dict().items()}
         network = HyperNetwork.empty(self.network.config, self.network.layout, self.network.encoder_width)
         network.load_state_dict(numbers, assign=True)
-        base = self.run.bank.manifest.base
-        return Predictor(network, encoder, Made(base["base"], base["weights"]), self.run.bank.prompt, self._facts())
-
-    def _facts(self) -> Mapping[str, Any]:
-        _, look = self.looks[-1]
-        return {
-            **self.run.facts(self.state.history), **vars(look), "started": self.started, "finished": time.time(),
-        }  # fmt: skip
+        base, times = self.run.bank.manifest.base, {"started": self.started, "finished": time.time()}
+        facts = {**self.run.facts(history), "taken_at_step": self.at, **self.looks[self.at].facts, **times}
+        return Predictor(network, encoder, Made(base["base"], base["weights"]), self.run.bank.prompt, facts)
 
     def notes(self, states: States) -> tuple[str, ...]:
-        """The start, the looks at the beginning and the end, and what went wrong without harm."""
-        ends = dict([self.looks[0], self.looks[-1]])
-        lines = [*self.lines, *(f"at step {step}: {look}" for step, look in ends.items())]
+        """The start, the first look, the best and the last, and what went wrong without harm."""
+        told = sorted({min(self.looks), self.at, max(self.looks)})
+        lines = [*self.lines, *(f"at step {step}: {self.looks[step]}" for step in told)]
+        lines += [f"the hypernetwork is that of step {self.at}, the best on people held out"]
         lines += [f"computing in {self.pieces} pieces"] if self.pieces > 1 else []
         return (*lines, *([states.failure] if states.failure else []))
-
-
-def _network(
-    run: HyperRun, features: Callable[[Sequence[Picture]], Tensor], training: Sequence[int]
-) -> tuple[HyperNetwork, str]:  # fmt: skip
-    """What to train, and a line on how it starts."""
-    bank, width = run.bank, features(run.pictures[:1]).shape[-1]
-    generator = generator_for(run.seed, _START)
-    if run.start_from is None:
-        network = HyperNetwork.create(run.config, bank.layout, width, generator)
-        return network, begin(network, bank, training, features)
-    before = run.start_from.network
-    config = replace(before.config, refinements=run.config.refinements)
-    network = HyperNetwork.create(config, bank.layout, width, generator)
-    network.load_state_dict(before.state_dict())
-    return network, f"start: a hypernetwork of {run.start_from.facts.get('steps', 0)} steps"
 
 
 def _examples(bank: Bank, cond: Any, pictures: Sequence[Picture]) -> list[Example]:

@@ -7,6 +7,7 @@ foretells. The decoder then learns what is left.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,9 +16,28 @@ from ..models.bank import Bank
 from ..models.hypernetwork import HyperNetwork, pooled
 from ..models.linear_guess import fit_guess
 from .features import Picture
+from .hypernetwork_run import HyperRun
+from .noise import generator_for
 
+_START = 100
 MOST_PEOPLE = 2048
 """That the start is worked out from: their numbers in float64 take 500 MB for SD1.5."""
+
+
+def starting_network(
+    run: HyperRun, features: Callable[[Sequence[Picture]], Tensor], training: Sequence[int]
+) -> tuple[HyperNetwork, str]:  # fmt: skip
+    """What a run trains, and a line on how it starts."""
+    bank, width = run.bank, features(run.pictures[:1]).shape[-1]
+    generator = generator_for(run.seed, _START)
+    if run.start_from is None:
+        network = HyperNetwork.create(run.config, bank.layout, width, generator)
+        return network, begin(network, bank, training, features)
+    before = run.start_from.network
+    config = replace(before.config, refinements=run.config.refinements)
+    network = HyperNetwork.create(config, bank.layout, width, generator)
+    network.load_state_dict(before.state_dict())
+    return network, f"start: a hypernetwork of {run.start_from.facts.get('steps', 0)} steps"
 
 
 def begin(

@@ -1,5 +1,7 @@
 """Training a hypernetwork on a bank: it sees the person, its losses are the formulas, and nothing is lost."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ from banks import pictures_of, theta_of, write_bank
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.models.hypernetwork import HyperNetwork
+from hyperbooth.models.hypernetwork_file import load_predictor, save_predictor
 from hyperbooth.models.predictor import Predictor, is_predicted
 from hyperbooth.models.products import Splitter, product_distance
+from hyperbooth.trainers.controls import Controls
 from hyperbooth.trainers.options import Method, TrainingOptions
 from PIL import Image
 from rig import interrupted_at, quick_sd15, relative, small_vision, untouched
@@ -131,7 +135,7 @@ def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> 
         hypernetwork, loss_map, report = trained(
             node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
         )
-    assert len(loss_map["loss"]) == 4 and hypernetwork.facts["own"] > 0 and "at step 4: " in report
+    assert len(loss_map["loss"]) == 4 and hypernetwork.facts["loss_own"] > 0 and "at step 4: " in report
 
 
 def test_a_shared_input_side_stays_the_banks(node: Any, loaded: Any, tmp_path: Path) -> None:
@@ -162,6 +166,8 @@ def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
         steps=3, subjects_per_batch=5, seed=0, resolution=64, options=QUIET,
     )  # fmt: skip
     hypernetwork, _, _ = trained(node, loaded, bank, denoising_loss=1.0, steps=2)
+    save_predictor(hypernetwork, tmp_path / "a.safetensors")
+    hypernetwork = load_predictor(tmp_path / "a.safetensors")
     image = pictures_of(99, 1, 64).float() / 255
     (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image, model=model)
     (subject,) = node(
@@ -191,6 +197,31 @@ def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_canc
     ours, theirs = whole.network.state_dict(), again.network.state_dict()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert losses == losses_again and "taken up at step" in report
+
+
+def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank: Bank) -> None:
+    """A rate so high that each step makes it worse: the start is kept; the history is of all that was done."""
+    options = TrainingOptions(preview_every=0, validation=1, ema_decay=0.5)
+    start, _, _ = trained(node, loaded, small_bank, steps=1, learning_rate=0.0)
+    spoilt, loss_map, report = trained(node, loaded, small_bank, steps=3, learning_rate=0.3, options=options)
+    assert all(torch.equal(a, b) for a, b in zip(start.network.parameters(), spoilt.network.parameters(), strict=True))
+    assert len(loss_map["loss"]) == 3 and "is that of step 0, the best on people held out" in report
+
+
+def test_a_best_look_on_the_way_is_taken_from_the_disk(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, real, found = TrainingOptions(preview_every=0, validation=1), Controls.look, []
+    for steps in (1, 3):
+        order = itertools.count()
+        monkeypatch.setattr(
+            Controls, "look", lambda it, order=order: replace(real(it), explained=0.9 if next(order) == 1 else 0.1)
+        )
+        inputs = {"steps": steps, "options": options, "resume": "start over"}
+        found.append(trained(node, loaded, small_bank, **inputs)[0])
+    one, three = found
+    assert (one.facts["taken_at_step"], three.facts["taken_at_step"], three.facts["steps"]) == (1, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), three.network.parameters(), strict=True))
 
 
 def test_features_are_made_once_and_for_new_people_only(node: Any, loaded: Any, small_bank: Bank) -> None:
