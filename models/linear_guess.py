@@ -11,7 +11,7 @@ from few people, whose numbers are half chance, point half into chance; what is 
 ``= E[p q] / E[p^2]``, p the guess and q the truth of people of whom neither V nor W knew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,21 +38,26 @@ class LinearGuess:
     foretold: float
 
 
-def fit_guess(x: Tensor, z: Tensor, person: Sequence[int], rank: int) -> LinearGuess:
+def fit_guess(
+    x: Tensor, z: Tensor, person: Sequence[int], rank: int, alive: Callable[[], None] = lambda: None
+) -> LinearGuess:  # fmt: skip
     """The guess of ``rank`` directions.
 
     Args:
         x: a row for each picture.
         z: a row for each person, of mean zero.
         person: of each picture, its row in ``z``.
+        alive: called now and then: thousands of people take a minute.
     """
     place, folds = torch.as_tensor(person), min(FOLDS, len(z))
     both, squares = z.new_zeros(rank), z.new_zeros(rank)
     for fold in range(folds):
+        alive()
         held = place % folds == fold
         guessed, true = _left_out(x, z, place, held, rank)
         both[: guessed.shape[1]] += (guessed * true).sum(0)
         squares[: guessed.shape[1]] += guessed.square().sum(0)
+    alive()
     alpha = (both / squares.clamp(min=1e-30)).clamp(0, 1)
     coordinates, directions = principal(z, rank)
     found, alpha_here = fit_ridge(x, coordinates[place], person), alpha[: directions.shape[1]]

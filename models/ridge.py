@@ -81,11 +81,24 @@ def _tried(x: Tensor, y: Tensor, held: Tensor) -> Iterator[Tensor]:
 
 
 def _weights(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """``W [K, F]`` at each of :data:`STRENGTHS`, of the centred: ``W^T = V (S^2 + lambda)^-1 S U^T Y``."""
-    u, s, vh = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-    projected, unit = s[:, None] * (u.mT @ (y - y.mean(0))), s.square().mean()
+    """``W [K, F]`` at each of :data:`STRENGTHS`, of the centred X = U S V^T: ``W^T = V (S^2 + lambda)^-1 S U^T Y``."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    squares, v, projected = _eigen(x, y)
+    unit = squares.mean()
     for strength in STRENGTHS:
-        yield (vh.mT @ (projected / (s.square() + strength * unit)[:, None])).mT
+        yield (v @ (projected / (squares + strength * unit)[:, None])).mT
+
+
+def _eigen(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``S^2``, ``V`` and ``S U^T Y``, from the smaller of ``X^T X`` and ``X X^T``: a tenth of an SVD's time."""
+    if len(x) < x.shape[1]:
+        squares, u = torch.linalg.eigh(x @ x.mT)
+        keep = squares > 1e-12 * squares[-1].clamp(min=1e-300)
+        squares, u = squares[keep], u[:, keep]
+        v = x.mT @ u / squares.sqrt()
+        return squares, v, squares.sqrt()[:, None] * (u.mT @ y)
+    squares, v = torch.linalg.eigh(x.mT @ x)
+    return squares.clamp(min=0), v, v.mT @ (x.mT @ y)
 
 
 def _folds(groups: Sequence[int], folds: int) -> Tensor:

@@ -145,8 +145,9 @@ def train(run: HyperRun, model: Any, clip: Any, vision: Any, resume: bool) -> Re
         if not resume:
             states.forget()
         return train_hypernetwork(
-            run, bench, cond, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every), states
-        )
+            run, bench, cond, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every), states,
+            alive=lambda step: show(step, run.steps),
+        )  # fmt: skip
 
 
 def check_base(bank: Bank, model: Any, clip: Any) -> None:

@@ -12,7 +12,7 @@ measures, on people held out, on noise that is the same for all:
 | fitted     | trained on the person's picture         | near: there is no more to be had        |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -76,6 +76,7 @@ class Controls:
         features: of a picture of each person, another one where there is one ``[n, tokens, width]``.
         fitted: their own numbers ``[n, N]``.
         at_once: people in one forward.
+        alive: called with each forward.
     """
 
     network: HyperNetwork
@@ -87,6 +88,7 @@ class Controls:
     features: Tensor
     fitted: Tensor
     at_once: int
+    alive: Callable[[], None] = lambda: None
     _fixed: Mapping[str, float] | None = None
 
     @torch.no_grad()
@@ -128,6 +130,7 @@ class Controls:
         objective = replace(self.objective, condition=lambda _: cond)
         levels, total = self.options.levels.spread(objective.denoiser.sigmas, LEVELS), 0.0
         for level in levels:
+            self.alive()
             noise = standard_noise((1, *examples[0].size), generator)
             draw = Draw(examples, level.view(1).expand(count), noise.expand(count, *noise.shape[1:]))
             total += objective(draw).sum().item()

@@ -54,8 +54,9 @@ class Result:
 
 
 def train_hypernetwork(
-    run: HyperRun, bench: Workbench, cond: Any, encoder: Made, features: Features, watch: MakeWatch, states: States
-) -> Result:
+    run: HyperRun, bench: Workbench, cond: Any, encoder: Made, features: Features, watch: MakeWatch, states: States,
+    alive: Callable[[int], None],
+) -> Result:  # fmt: skip
     """Train a hypernetwork on ``run.bank``.
 
     Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
@@ -65,12 +66,13 @@ def train_hypernetwork(
         cond: conditioning of the bank's prompt, where the text encoder is not the bank's to change.
         encoder: of pictures.
         features: what it gives for those of the bank.
+        alive: called with the steps done, while the start is worked out and the controls are measured.
 
     Raises:
         Diverged: the run no longer learns.
         torch.OutOfMemoryError: not even one person fits.
     """
-    job = _Job.begin(run, bench, cond, features)
+    job = _Job.begin(run, bench, cond, features, alive)
     seen = watch(lambda: job.picture())
     seen(History())
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0
@@ -113,11 +115,13 @@ class _Job:
     pieces: int = 1
 
     @classmethod
-    def begin(cls, run: HyperRun, bench: Workbench, cond: Any, features: Features) -> "_Job":
+    def begin(
+        cls, run: HyperRun, bench: Workbench, cond: Any, features: Features, alive: Callable[[int], None]
+    ) -> "_Job":  # fmt: skip
         bank = run.bank
         training, held = run.people
         rows = Rows(features, run.pictures)
-        network, line = starting_network(run, rows, training)
+        network, line = starting_network(run, rows, training, lambda: alive(0))
         network.to(bench.device)
         options = run.options
         state = TrainState(
@@ -132,6 +136,7 @@ class _Job:
         controls = Controls(
             network, bench, objective, options, run.seed, examples([(person, 0) for person in held]),
             rows(last).to(bench.device, torch.float32), bank.theta(held).to(bench.device), run.batch_size,
+            lambda: alive(state.history.step),
         )  # fmt: skip
         thetas = Rows(bank.theta, training)
         people = People(training, [bank.counts[person] for person in training], thetas, rows, examples)

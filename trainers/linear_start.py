@@ -25,14 +25,14 @@ MOST_PEOPLE = 2048
 
 
 def starting_network(
-    run: HyperRun, features: Callable[[Sequence[Picture]], Tensor], training: Sequence[int]
+    run: HyperRun, features: Callable[[Sequence[Picture]], Tensor], training: Sequence[int], alive: Callable[[], None]
 ) -> tuple[HyperNetwork, str]:  # fmt: skip
     """What a run trains, and a line on how it starts."""
     bank, width = run.bank, features(run.pictures[:1]).shape[-1]
     generator = generator_for(run.seed, _START)
     if run.start_from is None:
         network = HyperNetwork.create(run.config, bank.layout, width, generator)
-        return network, begin(network, bank, training, features)
+        return network, begin(network, bank, training, features, alive)
     before = run.start_from.network
     config = replace(before.config, refinements=run.config.refinements)
     network = HyperNetwork.create(config, bank.layout, width, generator)
@@ -41,7 +41,8 @@ def starting_network(
 
 
 def begin(
-    network: HyperNetwork, bank: Bank, people: Sequence[int], features: Callable[[Sequence[Picture]], Tensor]
+    network: HyperNetwork, bank: Bank, people: Sequence[int], features: Callable[[Sequence[Picture]], Tensor],
+    alive: Callable[[], None],
 ) -> str:  # fmt: skip
     """Give ``network`` the mean and scale of ``people``, and its linear guess; a line for the report."""
     people = people[:MOST_PEOPLE]
@@ -55,7 +56,7 @@ def begin(
     z = torch.where(scale > 0, (theta - mean) / scale, 0)
     pictures = [(person, (subject, p)) for person, subject in enumerate(people) for p in range(bank.counts[subject])]
     x = torch.cat([pooled(features([picture]).float()) for _, picture in pictures])
-    found = fit_guess(x, z, [person for person, _ in pictures], network.config.directions)
+    found = fit_guess(x, z, [person for person, _ in pictures], network.config.directions, alive)
     network.begin(found.weight, found.bias, found.directions)
     return (
         f"start: {found.directions.shape[1]} directions hold {found.spanned:.0%} of how {len(people)} people differ; a "
