@@ -99,7 +99,7 @@ class HyperNetwork(nn.Module):
         """Weights normal with variance 1 / inputs, norms at identity, biases zero; heads at :data:`HEAD_STD`."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(float("norm" in name or name == "features.0.weight") if "bias" not in name else 0.0)
+                parameter.fill_(0.0 if "bias" in name else 1.0)
             else:
                 inputs = parameter.shape[-2 if name == "entry" else -1]
                 parameter.normal_(0, inputs**-0.5, generator=generator)

@@ -7,7 +7,7 @@ units are ours: in both, about 1 lies between the mean person and the right one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -139,6 +139,3 @@ class PredictionLoss:
             loss = self.objective(draw).sum()
             (scale * loss).backward()
         return loss.item(), layout.gradient(link) / scale
-
-    def in_pieces(self, pieces: int) -> "PredictionLoss":
-        return replace(self, pieces=pieces)

@@ -114,7 +114,7 @@ def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
         along = gradient / gradient.norm()
         ahead, behind = (loss._of_pictures(theta.detach() + s * along, pictures, draw()) for s in (0.2, -0.2))
         found["slope"] = ((ahead - behind) / 0.4).item(), (gradient * along).sum().item()
-        pieces = loss.in_pieces(3)._of_pictures(theta, pictures, draw())
+        pieces = replace(loss, pieces=3)._of_pictures(theta, pictures, draw())
         found["pieces"] = whole.item(), pieces.item()
         found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
         raise InterruptedError
