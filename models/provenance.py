@@ -1,4 +1,5 @@
-"""Which base a change was made for: of a PaRa written down as a LoRA, ``(-Q, Q^T W)``, W is part of the file."""
+"""Which base a change was made for: of a PaRa written down as a LoRA, ``(-Q, Q^T W)``, W is part of the file; what a
+hypernetwork predicts is for the base that its bank was trained on."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -26,8 +27,12 @@ def with_base(adapter: AdapterSet, weight_of: WeightOf) -> AdapterSet:
     dependent = sorted(name for name, steps in adapter.steps().items() if depends_on_weight(steps))
     if not dependent:
         return adapter
-    sample = {name: _sample(name, weight_of) for name in dependent[:: -(-len(dependent) // LAYERS)]}
-    return replace(adapter, facts={**adapter.facts, FACT: [*records(adapter.facts), sample]})
+    return replace(adapter, facts={**adapter.facts, FACT: [*records(adapter.facts), sample_of(dependent, weight_of)]})
+
+
+def sample_of(layers: Sequence[str], weight_of: WeightOf, most: int = LAYERS) -> Record:
+    """Some numbers of the weights of up to ``most`` of ``layers``, spread over them."""
+    return {name: _sample(name, weight_of) for name in layers[:: max(1, -(-len(layers) // most))]}
 
 
 def records(facts: Mapping[str, Any]) -> list[Record]:
@@ -42,16 +47,16 @@ def other_base(facts: Mapping[str, Any], weight_of: WeightOf, layers: Collection
     Args:
         layers: those whose weights can be had.
     """
-    found = [_distance(r, {name: _sample(name, weight_of) for name in r if name in layers}) for r in records(facts)]
+    found = [distance(r, {name: _sample(name, weight_of) for name in r if name in layers}) for r in records(facts)]
     return max((far for far in found if far > ALIKE), default=None)
 
 
 def disagree(facts: Mapping[str, Any]) -> bool:
     """Whether the parts of an adapter were written down for different bases, as far as they name the same layers."""
-    return any(_distance(first, second) > ALIKE for first, second in combinations(records(facts), 2))
+    return any(distance(first, second) > ALIKE for first, second in combinations(records(facts), 2))
 
 
-def _distance(first: Record, second: Record) -> float:
+def distance(first: Record, second: Record) -> float:
     """Relative, over the layers that both know; 0 if there is none."""
     both = [name for name in first if name in second and len(first[name]) == len(second[name])]
     ours, theirs = ([number for name in both for number in record[name]] for record in (first, second))

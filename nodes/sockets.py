@@ -3,7 +3,9 @@
 from comfy_api.latest import io
 
 Adapter = io.Custom("HYPERBOOTH_ADAPTER")
+Bank = io.Custom("HYPERBOOTH_BANK")
 Hollow = io.Custom("HYPERBOOTH_HOLLOW")
+HyperNetwork = io.Custom("HYPERBOOTH_HYPERNETWORK")
 Method = io.Custom("HYPERBOOTH_METHOD")
 Options = io.Custom("HYPERBOOTH_OPTIONS")
 Subject = io.Custom("HYPERBOOTH_SUBJECT")

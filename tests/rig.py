@@ -89,6 +89,22 @@ def quick_sd15(folder: Path, **options: Any) -> tuple[Any, Any, Any]:
         return comfy.sd.load_checkpoint_guess_config(str(path), te_model_options=dict(FEW_LAYERS), **options)[:3]
 
 
+def small_vision(seed: int = 0) -> Any:
+    """A CLIP_VISION in ComfyUI's own class, of random weights: tokens ``[batch, 17, 32]``."""
+    from comfy.clip_vision import ClipVisionModel
+
+    config = {
+        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+        "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
+        "projection_dim": 16,
+    }  # fmt: skip
+    vision = ClipVisionModel(config)
+    with torch.no_grad():
+        for number, parameter in enumerate(vision.model.parameters()):
+            parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(1000 * seed + number))
+    return vision
+
+
 def words_in_the_output_folder_alone(patch: pytest.MonkeyPatch) -> list[str]:
     """Prompts look for words in the test's own output folder, as on a server that has loaded the pack; the folders."""
     patch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([], folder_paths.supported_pt_extensions))

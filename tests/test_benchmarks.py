@@ -124,3 +124,15 @@ def test_the_families_benchmark_runs(tmp_path: Path) -> None:
     lora, para = json.loads(report.read_text())["rows"]
     assert para["times_lora"] > 0 and para["peak_times_lora"] > 0
     assert para["parameters"] < lora["parameters"] and para["file_bytes"] < lora["file_bytes"]
+
+
+def test_the_bank_benchmark_runs(tmp_path: Path) -> None:
+    """On the small U-Net, one of its rows."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, str(BENCHMARKS / "bank.py"), "--small", "--rows", "bank_4"]
+    command += ["--steps", "1", "--repeats", "1", "--json", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (bank,) = json.loads(report.read_text())["rows"]
+    assert bank["subjects"] == 4 and bank["seconds_per_subject"] > 0
+    assert bank["people_per_hour"] == pytest.approx(36 / bank["seconds_per_subject"])

@@ -120,6 +120,18 @@ CONTRACT = {
         "subject HYPERBOOTH_SUBJECT",
         "hollow HYPERBOOTH_HOLLOW, report STRING",
     ),
+    "HyperBoothBuildBank": (
+        "model MODEL, clip CLIP, vae VAE, folder STRING, method HYPERBOOTH_METHOD, prompt STRING, steps INT, "
+        "subjects_per_batch INT, seed INT",
+        "bank_name STRING, resolution INT, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER, "
+        "shared_input BOOLEAN",
+        "bank HYPERBOOTH_BANK, report STRING",
+    ),
+    "HyperBoothLoadBank": (
+        "bank_name COMBO",
+        "",
+        "bank HYPERBOOTH_BANK",
+    ),
     "HyperBoothMethodLiDB": (
         "rank INT, a INT, b INT, basis_seed INT, targets COMBO, learning_rate FLOAT, text_encoder BOOLEAN, "
         "text_encoder_lr FLOAT",
@@ -135,6 +147,33 @@ CONTRACT = {
         "token STRING, initializer_word STRING, vectors INT, learning_rate FLOAT",
         "",
         "method HYPERBOOTH_METHOD",
+    ),
+    "HyperBoothSaveHyperNetwork": (
+        "hypernetwork HYPERBOOTH_HYPERNETWORK, filename_prefix STRING",
+        "precision COMBO",
+        "path STRING",
+    ),
+    "HyperBoothLoadHyperNetwork": (
+        "hypernetwork_name COMBO",
+        "",
+        "hypernetwork HYPERBOOTH_HYPERNETWORK",
+    ),
+    "HyperBoothPredict": (
+        "hypernetwork HYPERBOOTH_HYPERNETWORK, clip_vision CLIP_VISION, image IMAGE",
+        "model MODEL",
+        "adapter HYPERBOOTH_ADAPTER",
+    ),
+    "HyperBoothTrainHyperNetwork": (
+        "model MODEL, clip CLIP, clip_vision CLIP_VISION, bank HYPERBOOTH_BANK, steps INT, learning_rate FLOAT, "
+        "batch_size INT, refinements INT, weight_loss FLOAT, denoising_loss FLOAT, seed INT, resume COMBO",
+        "options HYPERBOOTH_OPTIONS, width INT, start_from HYPERBOOTH_HYPERNETWORK",
+        "hypernetwork HYPERBOOTH_HYPERNETWORK, loss_map LOSS_MAP, report STRING",
+    ),
+    "HyperBoothFastFinetune": (
+        "model MODEL, subject HYPERBOOTH_SUBJECT, adapter HYPERBOOTH_ADAPTER, rank INT, steps INT, "
+        "learning_rate FLOAT, seed INT",
+        "clip CLIP, options HYPERBOOTH_OPTIONS, batch_size INT",
+        "adapter HYPERBOOTH_ADAPTER, loss_map LOSS_MAP, report STRING",
     ),
 }
 

@@ -56,6 +56,26 @@ def _draw_validation(axes: Axes, history: History, total: int) -> None:
     )
 
 
+def comparison_chart(
+    curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str, float], total: int, title: str
+) -> Image.Image:  # fmt: skip
+    """Losses by name over the steps of a run, ``(step, loss)`` each, between losses that stay where they are."""
+    figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for (name, curve), color in zip(curves.items(), ("#d1495b", "#9db4c0", "#edae49"), strict=False):
+        axes.plot(*zip(*curve, strict=True), color=color, linewidth=2, marker="o", markersize=3, label=name)
+    for name, level in levels.items():
+        axes.axhline(level, color="#00798c", linewidth=1, linestyle="--")
+        axes.annotate(name, (total, level), (-2, 2), textcoords="offset points", fontsize=8, ha="right")
+    axes.set_xlim(0, total + 1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8, loc="upper left")
+    axes.grid(alpha=0.3)
+    return _rendered(figure)
+
+
 def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
     """Mean change of the weights per block (block name -> change) as bars, in the network's order."""
     figure = Figure(figsize=(7.68, 3.84), dpi=100, layout="constrained")

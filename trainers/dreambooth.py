@@ -7,21 +7,19 @@ independently for the second term (prior preservation).
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
 from ..models.hollow import Hollow, Record
-from .losses import DenoisingLoss, Teacher, weighting
+from .losses import Teacher, weighting
 from .noise import generator_for, standard_noise
+from .objective import Condition, Draw, Objective
 from .options import TrainingOptions
 from .records import Records
 from .subject import Batches, Example, Subject
-
-Condition = Callable[[Sequence[Example]], Any]
-"""Examples of a batch -> what the denoiser takes for their prompts."""
 
 _ORDER, _PRIOR_ORDER, _DRAWS, _PRIOR_DRAWS, _VALIDATION = range(5)
 
@@ -31,34 +29,6 @@ PROBED = 4
 """The same of a look at whether the run still learns: about the time of two steps."""
 MOST_VALIDATED = 4
 """Pictures of a validation at most; 32 forwards are enough for a curve."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What a loss term is computed on: one variant of each example, with its noise and level.
-
-    Args:
-        name: of a draw that a run makes again and again, for what is recorded of it.
-        start: which of the named draw's samples is the first of these.
-    """
-
-    examples: Sequence[Example]
-    sigma: Tensor
-    noise: Tensor
-    name: str = ""
-    start: int = 0
-
-    @property
-    def of_teacher(self) -> "Draw":
-        """The same under the name of what the teacher makes of it."""
-        return replace(self, name=f"{self.name}.teacher")
-
-    def pieces(self, count: int) -> Iterator["Draw"]:
-        """The same in up to ``count`` parts."""
-        size = -(-len(self.examples) // count)
-        for start in range(0, len(self.examples), size):
-            part = slice(start, start + size)
-            yield Draw(self.examples[part], self.sigma[part], self.noise[part], self.name, self.start + start)
 
 
 @dataclass(frozen=True)
@@ -193,13 +163,11 @@ class DreamBooth:
 
     def _losses(self, term: Term) -> Iterator[Tensor]:
         """The weighted mean over the term's draw, in pieces."""
-        loss = DenoisingLoss(self.denoiser, weighting(self.options.loss_weighting, self.options.min_snr_gamma))
+        choose = weighting(self.options.loss_weighting, self.options.min_snr_gamma)
+        objective = Objective(self.denoiser, self.condition, self.to_model, choose)
         for part in self._pieces(term.draw, self.records is not None):
-            clean, mask = self._clean(part.examples)
             teacher = self._teacher(part) if term.by_teacher else None
-            cond, noise = self.condition(part.examples), part.noise.to(clean)
-            with self._on_record(part, clean.device):
-                each = loss(clean, cond, part.sigma.to(clean.device), noise, mask, teacher)
+            each = objective(part, teacher, partial(self._on_record, part))
             yield term.weight * each.sum() / len(term.draw.examples)
 
     def _pieces(self, draw: Draw, of_records: bool) -> Iterator[Draw]:
@@ -223,14 +191,6 @@ class DreamBooth:
                 return self.denoiser(x, sigma, self.condition(draw.examples))
 
         return estimate
-
-    def _clean(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
-        """Latents in model space, and masks if any example has one."""
-        clean = self.to_model(torch.cat([example.latents for example in examples]))
-        if all(example.mask is None for example in examples):
-            return clean, None
-        masks = [torch.ones_like(e.latents[:, :1]) if e.mask is None else e.mask for e in examples]
-        return clean, torch.cat(masks).to(clean)
 
 
 def _joined(records: Sequence[Record]) -> Record:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .clipping import clip
 from .guard import WORSE, check_course, check_finite, check_measured, is_due
 from .state import TrainState
 
@@ -14,7 +15,8 @@ MOST_SKIPPED = 20
 """Updates that float16 may skip in a row: the scale halves each time, from 2^12 to below 1."""
 
 Losses = Callable[[int], Iterable[Tensor]]
-"""Batch number -> the batch's loss terms, scalars, each made when it is asked for and freed after its backward."""
+"""Batch number -> the batch's loss terms, each made when it is asked for and freed after its backward: a number, or one
+for each of several subjects that train side by side ``[subjects]``."""
 OnStep = Callable[[TrainState], None]
 Measure = Callable[[], float]
 
@@ -27,6 +29,7 @@ class FitConfig:
         steps: optimiser updates.
         validation: steps between validations, 0 for none.
         worse: how many times the first losses the last ones may be, see :mod:`.guard`.
+        apart: several subjects train side by side, see :func:`.clipping.clip`.
     """
 
     steps: int
@@ -36,6 +39,7 @@ class FitConfig:
     max_grad_norm: float = 1.0
     validation: int = 0
     worse: float = WORSE
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -77,7 +81,7 @@ def _step(losses: Losses, state: TrainState, config: FitConfig) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     loss = _accumulate(losses, state, config)
     state.scaler.unscale_(state.optimizer)
-    norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf).item()
+    norm = clip(state.parameters, config.max_grad_norm, config.apart)
     _count_skipped(state, norm)
     state.set_rate(rate(history.step, config))
     state.scaler.step(state.optimizer)
@@ -90,14 +94,17 @@ def _step(losses: Losses, state: TrainState, config: FitConfig) -> None:
 
 
 def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
-    """Backward through one step's batches; their mean loss."""
+    """Backward through one step's batches; their mean loss.
+
+    What subjects lose adds up, so that each one's gradient is its own; the mean is for the eye.
+    """
     total = 0.0
     step, batches = state.history.step, config.gradient_accumulation
     for batch in range(step * batches, (step + 1) * batches):
         for loss in losses(batch):
-            value = loss.item()
+            value = loss.mean().item()
             check_finite("loss", value, step + 1)
-            scaled = state.scaler.scale(loss / batches)
+            scaled = state.scaler.scale(loss.sum() / batches)
             if scaled.requires_grad:
                 scaled.backward()
             total += value / batches

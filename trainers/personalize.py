@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..models.adapter_set import AdapterSet, WeightOf
+from ..models.chain import combined
 from ..models.checkpointing import checkpointed
 from ..models.removal import removal_warning
 from . import memory
@@ -54,7 +55,7 @@ class Result:
 def personalize(
     run: Run, bench: Workbench, watch: MakeWatch, states: States, rescue: Rescue, on_record: OnRecord = silent
 ) -> Result:  # fmt: skip
-    """Train a new adapter (or ``run.start_from`` further) on ``bench``.
+    """Train a new adapter (or ``run.start_from`` further, or one after ``run.on_top_of``) on ``bench``.
 
     Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
 
@@ -159,9 +160,9 @@ class _Job:
         ) as without:  # fmt: skip
             loss = DreamBooth(
                 bench.denoiser, bench.condition, bench.to_model, run.training, run.loss_options, run.batch_size,
-                run.seed, without, teacher_apart=run.start_from is not None,
+                run.seed, without, teacher_apart=run.has_a_past,
             )  # fmt: skip
-            off = partial(at_its_start, self.adapter, run, bench) if run.start_from or run.method.word else without
+            off = partial(at_its_start, self.adapter, run, bench) if run.has_a_past or run.method.word else without
             with recorder.recorded(loss, off, self.state.history.step) as loss:
                 plan, line = self._plan(loss)
                 while not self._fits(plan, loss, on_step):
@@ -235,6 +236,8 @@ class _Job:
             )
         times = {"started": self.started, "finished": time.time()}
         facts = {**self.bench.facts, **self.run.facts(self.state.history), **times}
+        if self.run.on_top_of is not None:
+            facts = combined(self.run.on_top_of, AdapterSet(tuple(chain[-1:]), facts)).facts
         return AdapterSet(tuple(chain), facts, tuple(words))
 
     @torch.no_grad()

@@ -114,9 +114,7 @@ class States:
             room -= _size(path)
             if (place >= KEPT and time.time() - _touched(path) > LEFTOVER) or room < 0:
                 _remove(path)
-        for path in self.folder.glob(".*.part"):
-            if time.time() - _touched(path) > LEFTOVER:
-                _remove(path)
+        sweep(self.folder)
         self.drop_records()
 
     def drop_records(self) -> None:
@@ -125,6 +123,13 @@ class States:
         for path in self.folder.glob("*.records"):
             if path.name[:32] != own and time.time() - _touched(path) > LEFTOVER:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the parts of files that killed processes left in ``folder``."""
+    for path in folder.glob(".*.part"):
+        if time.time() - _touched(path) > LEFTOVER:
+            _remove(path)
 
 
 def _touched(path: Path) -> float:

@@ -35,6 +35,7 @@ class Run:
         seed: of the adapter's start and of every draw.
         start_from: an adapter to go on training; its last link is the one trained.
         hollow: train without the network's deep middle.
+        on_top_of: an adapter that stays as it is; a new link is trained after it, on its layers.
     """
 
     subject: Subject
@@ -45,6 +46,7 @@ class Run:
     seed: int = 0
     start_from: AdapterSet | None = None
     hollow: Hollowing | None = None
+    on_top_of: AdapterSet | None = None
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1)
@@ -106,6 +108,17 @@ class Run:
         return sum(e.prompt is not None and names(e.prompt, self.method.word.token) for e in examples)
 
     @property
+    def has_a_past(self) -> bool:
+        """Whether it starts from an adapter, so that its start is not the plain model."""
+        return self.start_from is not None or self.on_top_of is not None
+
+    def targets(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:
+        """The layers that train: those that the method names, or on top of an adapter its own."""
+        if self.on_top_of is None:
+            return targets_of(self.method, shapes)
+        return [target for name, target in self.on_top_of.targets().items() if name in shapes]
+
+    @property
     def _held_out(self) -> int:
         return int(self.options.validation > 0 and len(self.subject.examples) >= HELD_OUT_FROM)
 
@@ -123,11 +136,12 @@ class Run:
         if self.start_from is not None:
             start = [[a.to_tensors() for a in link.adapters.values()] for link in self.start_from.chain]
             start += self.start_from.words
+        below = () if self.on_top_of is None else _essence(self.on_top_of)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
         hollow = () if self.hollow is None else (self.hollow.essence,)
         return fingerprint(
             model, subject.examples, subject.class_examples, subject.blank, subject.class_cond, self.method,
-            replace(self.options, **COSMETIC), self.batch_size, self.seed, start, steps, *hollow,
+            replace(self.options, **COSMETIC), self.batch_size, self.seed, start, steps, *hollow, *below,
         )  # fmt: skip
 
     def facts(self, history: History) -> dict[str, Any]:
@@ -158,7 +172,16 @@ class Run:
         """Which part is trained."""
         if word := self.method.word:
             return {"token": word.token, "initializer_word": word.initializer_word}
-        return {"targets": self.method.targets}
+        return {"targets": self.method.targets if self.on_top_of is None else "those of the adapter below"}
+
+
+def _essence(adapter: AdapterSet) -> list[Any]:
+    """What a run on top of ``adapter`` depends on: bases, scales and orders of its links are in no tensor."""
+    links = [
+        (link.family, {name: (a.settings(), a.to_tensors()) for name, a in link.adapters.items()})
+        for link in adapter.chain
+    ]
+    return [links, [(word.token, dict(word.vectors)) for word in adapter.words]]
 
 
 def targets_of(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..models.adapter_set import AdapterSet, Link, WeightOf
+from ..models.chain import combined
 from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
 from ..models.words import TextualInversionConfig, Word
 from .noise import generator_for
 from .options import Method
-from .run import Run, targets_of
+from .run import Run
 from .state import Group
 from .workbench import Workbench
 
@@ -28,10 +29,8 @@ def starting_point(run: Run, bench: Workbench, weight_of: WeightOf | None) -> Ad
     Raises:
         ValueError: the method does not fit the model, or ``start_from`` the method.
     """
-    if run.method.word:
-        adapter = starting_word(run, run.method.word, bench)
-    else:
-        adapter = starting_chain(run, targets_of(run.method, bench.shapes), bench.device, weight_of)
+    word = run.method.word
+    adapter = starting_word(run, word, bench) if word else starting_chain(run, bench, weight_of)
     for part in (*adapter.chain, *adapter.words):
         trains = part is trained_part(adapter, run.method)
         for parameter in part.parameters():
@@ -41,8 +40,8 @@ def starting_point(run: Run, bench: Workbench, weight_of: WeightOf | None) -> Ad
 
 @contextmanager
 def at_its_start(adapter: AdapterSet, run: Run, bench: Workbench) -> Iterator[None]:
-    """Inside the block ``adapter`` holds what the run started from, wherever the run stands; for ``start_from`` and
-    words, whose start needs no weights of the model."""
+    """Inside the block ``adapter`` holds what the run started from, wherever the run stands; for adapters and words,
+    whose start needs no weights of the model."""
     parameters = adapter.parameters()
     now = [parameter.detach().clone() for parameter in parameters]
     _give(parameters, starting_point(run, bench, None).parameters())
@@ -94,9 +93,7 @@ def _copied(adapter: AdapterSet, device: torch.device) -> AdapterSet:
     return AdapterSet(tuple(chain), adapter.facts, tuple(words))
 
 
-def starting_chain(
-    run: Run, targets: Sequence[Target], device: torch.device, weight_of: WeightOf | None
-) -> AdapterSet:  # fmt: skip
+def starting_chain(run: Run, bench: Workbench, weight_of: WeightOf | None) -> AdapterSet:
     """The chain to train, on the training device; its last link is the one trained.
 
     Args:
@@ -105,11 +102,12 @@ def starting_chain(
     Raises:
         ValueError: the rank does not fit, or ``start_from`` is of another kind than the method makes.
     """
-    method = run.method
+    method, targets = run.method, run.targets(bench.shapes)
     if run.start_from is None:
-        link = Link.create(method.family, targets, method.config, generator_for(run.seed, _START), weight_of)
-        return AdapterSet((link.copy_to(device),))
-    before = _copied(run.start_from, device)
+        link = new_link(method, targets, run.seed, weight_of)
+        new = AdapterSet((link.copy_to(bench.device),), bench.facts)
+        return new if run.on_top_of is None else combined(_copied(run.on_top_of, bench.device), new)
+    before = _copied(run.start_from, bench.device)
     if not before.chain:
         raise ValueError(
             "start_from holds words only, the method trains layers; use Apply Adapter on model and clip instead, train "
@@ -117,6 +115,11 @@ def starting_chain(
         )
     _check_same_kind(before.chain[-1], Link.create(method.family, targets, method.config, generator_for(0)))
     return before
+
+
+def new_link(method: Method, targets: Sequence[Target], seed: int, weight_of: WeightOf | None = None) -> Link:
+    """The method's adapters as a run with this seed starts them."""
+    return Link.create(method.family, targets, method.config, generator_for(seed, _START), weight_of)
 
 
 def weights_of(bench: Workbench, alive: Callable[[], None]) -> WeightOf:

@@ -41,6 +41,10 @@ class Workbench(Protocol):
     def condition(self, examples: Sequence[Example]) -> Any:
         """What the denoiser takes for the prompts of a batch."""
 
+    def condition_each(self, examples: Sequence[Example]) -> Any:
+        """The same where the text encoder's adapters hold a subject for each example: all of one prompt, encoded once
+        for every subject, with its own adapters."""
+
     def first_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
         """Vectors ``[count, width]`` for each text encoder that start at ``word``, see :func:`models.words.start_at`.
 

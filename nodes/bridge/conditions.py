@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...models.words import Word, spelt_out
 from ...trainers.subject import Example, Frame
+from .side_by_side import for_each
 from .words import check_heard, with_words
 
 Arguments = dict[str, Any]
@@ -66,6 +67,18 @@ class Conditions:
             return _collate([self.kept(e.cond, e.size, self._frame(e)) for e in examples])
         encoded = {prompt: self._encoded(prompt) for prompt in _distinct(examples)}
         return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
+
+    def each(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
+        """The same where the text encoder carries adapters of several subjects, one for each example."""
+        if self.clip is None:
+            return self(examples)
+        prompts = _distinct(examples)
+        if len(prompts) != 1 or any(example.prompt is None for example in examples):
+            raise ValueError(f"subjects side by side have one prompt, not {prompts}")
+        encoded = for_each(self.clip, len(examples), lambda: self._encoded(prompts[0]))
+        return _collate(
+            [self._prepare(one, e.size, self._frame(e)) for one, e in zip(encoded, examples, strict=True)]
+        )  # fmt: skip
 
     @contextmanager
     def knowing(self, words: Sequence[Word], prompts: Sequence[str] = ()) -> Iterator[None]:

@@ -8,6 +8,8 @@ WORDS = "embeddings"
 """Where ComfyUI's prompts look for words."""
 LONGEST_NAME = 200
 """Bytes: file systems take 255, and a number and a suffix are added."""
+NETWORKS = "hyperbooth"
+"""Folder of hypernetworks, in models and in output."""
 KIND = "loras"
 """Adapters live among the LoRAs: ComfyUI lists ``output/loras`` there too, so a saved file is found at once."""
 
@@ -27,6 +29,30 @@ def adapter_path(name: str) -> Path:
     if path is None:
         folders = ", ".join(folder_paths.get_folder_paths(KIND))
         raise ValueError(f"adapter_name {name!r} is in none of {folders}; press R to refresh the list")
+    return Path(path)
+
+
+def register_networks() -> None:
+    """ComfyUI knows ``models/hyperbooth`` and ``output/hyperbooth``, where hypernetworks are."""
+    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder_paths.add_model_folder_path(NETWORKS, str(Path(root) / NETWORKS))
+
+
+def network_files() -> list[str]:
+    """Names of the files that Load HyperNetwork offers."""
+    return [name for name in folder_paths.get_filename_list(NETWORKS) if name.endswith(".safetensors")]
+
+
+def network_path(name: str) -> Path:
+    """The file of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = folder_paths.get_full_path(NETWORKS, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(NETWORKS))
+        raise ValueError(f"hypernetwork_name {name!r} is in none of {folders}; press R to refresh the list")
     return Path(path)
 
 

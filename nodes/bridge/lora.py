@@ -12,12 +12,20 @@ from torch import Tensor
 from ...models.adapter_set import AdapterSet, WeightOf
 from ...models.adapters import Full, LoRA
 from ...models.dialects import stock_tensors
+from ...models.predictor import is_predicted
 from ...models.provenance import other_base, records
 from ...models.steps import Projection
 from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from .layers import adaptable_layers, architecture, layer_shapes
 from .weight_adapter import ChainAdapter
 from .words import with_words
+
+WRITTEN_DOWN = (
+    "is a PaRa written down as a LoRA",
+    "the adapter file in format 'hyperbooth', which fits every base, or the base it was exported from",
+)
+PREDICTED = "was predicted by a hypernetwork", "the base that the hypernetwork was trained on"
+"""What an adapter for one base is, and what to do instead."""
 
 
 def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: float, strength_clip: float) -> tuple:
@@ -119,7 +127,7 @@ def check_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
 
 
 def warn_of_another_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
-    """Say so in the log if the adapter was written down for other weights than these.
+    """Say so in the log if the adapter was written down, or predicted, for other weights than these.
 
     Raises:
         ValueError: it is for another architecture.
@@ -129,10 +137,10 @@ def warn_of_another_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
     check_fits(model, clip, adapter)
     layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
     if far := other_base(adapter.facts, base_weights(model, clip), layers):
+        what, instead = PREDICTED if is_predicted(adapter.facts) else WRITTEN_DOWN
         logging.warning(
-            "HyperBooth: the adapter is a PaRa written down as a LoRA for another base: the weights here differ from "
-            "those recorded by %.1f %%, so that it will not do what it did there. Use the adapter file in format "
-            "'hyperbooth', which fits every base, or the base it was exported from", 100 * far,
+            "HyperBooth: the adapter %s for another base: the weights here differ from those recorded by %.1f %%, so "
+            "that it will not do what it did there. Use %s", what, 100 * far, instead,
         )  # fmt: skip
 
 

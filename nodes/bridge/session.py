@@ -57,6 +57,9 @@ class ComfyWorkbench:
     def condition(self, examples: Sequence[Example]) -> Any:
         return self.conditions(examples)
 
+    def condition_each(self, examples: Sequence[Example]) -> Any:
+        return self.conditions.each(examples)
+
     def first_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
         return first_vectors(self.clip, word, count)
 

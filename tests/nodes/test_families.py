@@ -17,7 +17,7 @@ from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaC
 from hyperbooth.models.checkpointing import checkpointed
 from hyperbooth.models.storage import save_adapter
 from hyperbooth.models.subjects import stacked
-from hyperbooth.models.targets import select_targets
+from hyperbooth.models.targets import TEXT_PREFIX, select_targets
 from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.layers import architecture
 from hyperbooth.nodes.bridge.sampling import sample_latents
@@ -181,6 +181,39 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Loaded, method: M
             assert relative(together[i : i + 1], single) < 1e-4
             for (name, one), stack in zip(gradients.items(), alike.values(), strict=True):
                 assert relative(stack[i], one) < 2e-2 or one.norm() < 1e-9, name
+
+
+WEIGHED_AND_LONG = "a photo of (sks:1.3) dog" + " in the snow" * 30
+"""Two sections, and a weight that an encoder sets against the empty prompt."""
+
+
+def test_prompts_in_one_batch_equal_one_after_another(family: Loaded) -> None:
+    """One prompt through several subjects' adapters on the text encoders; and the gradients."""
+    if family.clip is None:
+        pytest.skip("comes without a text encoder")
+    with workbench(family.model, QUIET, family.subject, 1, family.clip) as bench:
+        targets = [t for t in select_targets(bench.shapes, "all linear") if t.name.startswith(TEXT_PREFIX)]
+        links = [alone(EVERYWHERE[1], targets, seed) for seed in (0, 1)]
+        example = replace(family.subject.examples[0].variant(0), prompt=WEIGHED_AND_LONG)
+        both = stacked(links)
+        with AdapterSet((both,)).attached(bench.layers, bench.borrow, bench.written_over):
+            together = bench.condition_each([example, example])
+            squares(together).backward()
+        for i, link in enumerate(links):
+            with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
+                single = bench.condition([example])
+                squares(single).backward()
+            assert single.keys() == together.keys()
+            for name, value in single.items():
+                assert relative(together[name][i : i + 1], value) < 1e-4, name
+            ours = torch.cat([stack.grad[i].flatten() for stack in both.parameters() if stack.grad is not None])
+            theirs = torch.cat([one.grad.flatten() for one in link.parameters() if one.grad is not None])
+            assert relative(ours, theirs) < 1e-2 and theirs.norm() > 0
+
+
+def squares(conditions: dict[str, Any]) -> Tensor:
+    """Something to differentiate, of all that depends on the text encoders."""
+    return sum(value.float().square().sum() for value in conditions.values() if value.requires_grad)
 
 
 def test_a_network_that_joins_a_batch_takes_one_subject_at_a_time(family: Loaded) -> None:

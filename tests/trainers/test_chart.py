@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hyperbooth.trainers.chart import beside, block_chart, loss_chart, smoothed
+from hyperbooth.trainers.chart import beside, block_chart, comparison_chart, loss_chart, smoothed
 from hyperbooth.trainers.state import History
 from hyperbooth.trainers.watch import CHART_SHARE, Watch
 from PIL import Image
@@ -74,3 +74,10 @@ def test_samples_come_at_their_steps_and_stay_in_the_picture() -> None:
         watch(state)
     assert taken == [4, 8]
     assert pictures[4].width > 512 and pictures[10].width > 512
+
+
+def test_a_comparison_shows_curves_between_levels() -> None:
+    levels = {"base": 0.07, "mean": 0.06}
+    one = comparison_chart({"own": [(0, 0.06)], "wrong": [(0, 0.06)]}, levels, 10, "people held out")
+    two = comparison_chart({"own": [(0, 0.06), (10, 0.05)], "wrong": [(0, 0.06), (10, 0.065)]}, levels, 10, "people")
+    assert one.size == two.size == (512, 320) and one.tobytes() != two.tobytes()

@@ -55,6 +55,22 @@ def test_terms_of_a_batch_add_up() -> None:
     assert parameter.item() == pytest.approx(0.01 * (2 * 1 + 2 * 2 * 4))
 
 
+def test_a_subject_learns_beside_others_what_it_learns_alone() -> None:
+    """One number for each subject: losses add up, their mean is shown, gradients are shortened one by one."""
+    goals = torch.tensor([[1.0], [-30.0], [0.1]])
+
+    def ended(goal: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
+        parameter = nn.Parameter(torch.zeros_like(goal))
+        losses = lambda batch: [(parameter - goal).square().sum(1)]  # noqa: E731
+        history = run(losses, parameter, 0.1, FitConfig(5, max_grad_norm=1.0, apart=True), "adamw")
+        return parameter.detach(), history.losses
+
+    together, shown = ended(goals)
+    alone = [ended(goals[i : i + 1]) for i in range(3)]
+    assert torch.allclose(together, torch.cat([end for end, _ in alone]), rtol=1e-6)
+    assert shown == pytest.approx([sum(each) / 3 for each in zip(*(losses for _, losses in alone), strict=True)])
+
+
 def test_clipping_shortens_the_gradient() -> None:
     parameter, losses = problem()
     before = parameter.detach().clone()

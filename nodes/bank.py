@@ -1,0 +1,180 @@
+"""Banks of subjects: built from a folder of folders, and opened again."""
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..models.adapter_set import AdapterSet
+from ..models.bank import Bank
+from ..models.bank_files import MANIFEST, shards_in
+from ..trainers.bank import build_bank, subject_names
+from ..trainers.folder import state_of
+from ..trainers.options import Method, TrainingOptions, check_number
+from ..trainers.recipe import Recipe
+from . import sockets
+from .bridge.banks import bank_names, bank_path, new_bank_path, workshop
+from .bridge.files import input_folder
+from .bridge.progress import Progress
+
+CATEGORY = f"{sockets.CATEGORY}/hypernetwork"
+
+
+class BuildBank(io.ComfyNode):
+    """Folder of folders -> bank."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothBuildBank",
+            display_name="Build Subject Bank",
+            category=CATEGORY,
+            description="Trains a LiDB for every sub-folder of a folder, many subjects in one batch, and keeps them as "
+            "a bank: what a hypernetwork learns from. Stopped, it goes on with what is missing; sub-folders that "
+            "come later extend the bank. Saved below output/hyperbooth_banks.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the subjects are for. It stays as it is."),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoder."),
+                io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip="Name of a folder in ComfyUI's input folder that holds one sub-folder for each subject, "
+                    "with its pictures inside; one picture is enough.",
+                ),
+                sockets.Method.Input("method", tooltip="LiDB, with its settings."),
+                io.String.Input(
+                    "prompt",
+                    default="a photo of sks face",
+                    tooltip="What every picture shows, with one rare word as the name of all: 'a photo of sks face'. "
+                    "Predicted subjects are called up by the same words.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=100,
+                    min=1,
+                    max=1000000,
+                    tooltip="Optimizer steps of each subject. Enough to leave the base well behind (see the report's "
+                    "losses); from one picture, more soon learn the picture instead of the subject.",
+                ),
+                io.Int.Input(
+                    "subjects_per_batch",
+                    default=16,
+                    min=1,
+                    max=4096,
+                    tooltip="Subjects that train at once, and that a file of the bank holds; what is finished is kept "
+                    "file by file. More is faster until the device is busy. It changes nothing about the result.",
+                ),
+                sockets.seed("Of the start that all subjects share, and of the noise, the same for all."),
+                *_optional_inputs(),
+            ],
+            outputs=[
+                sockets.Bank.Output(display_name="bank", tooltip="For Train HyperNetwork."),
+                io.String.Output(display_name="report", tooltip="How many, how well, and what was left out and why."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: Any) -> Any:
+        """Names, sizes and times of the files in the sub-folders: the bank is extended if any changed."""
+        source = input_folder(folder)
+        return [(name, state_of(source / name)) for name in subject_names(source)]
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, folder: str, method: Method, prompt: str, steps: int,
+        subjects_per_batch: int, seed: int, bank_name: str = "", resolution: int = 512,
+        options: TrainingOptions | None = None, start_from: AdapterSet | None = None, shared_input: bool = False,
+    ) -> io.NodeOutput:  # fmt: skip
+        check_number("subjects_per_batch", subjects_per_batch, 1)
+        source, options = input_folder(folder), options or TrainingOptions()
+        recipe = Recipe(method, prompt, steps, seed, resolution, options, start_from, shared_input)
+        bank, text = build_bank(
+            recipe, source, _bank_folder(source, bank_name), subjects_per_batch,
+            workshop(model, clip, vae, options, method.text_encoder), _show(),
+        )  # fmt: skip
+        return io.NodeOutput(bank, text, ui={"text": (text,)})
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "bank_name",
+            default="",
+            optional=True,
+            tooltip="Name of the bank; empty takes the folder's. A bank of that name is extended.",
+        ),
+        io.Int.Input(
+            "resolution",
+            default=512,
+            min=8,
+            max=4096,
+            step=8,
+            optional=True,
+            tooltip="Side of the square that pictures are cropped and scaled to, in pixels: 512 for SD1.5.",
+        ),
+        sockets.Options.Input(
+            "options", optional=True, tooltip="Optimizer, loss, noise, memory. A bank has no prior preservation."
+        ),
+        sockets.Adapter.Input(
+            "start_from",
+            optional=True,
+            tooltip="A LiDB that every subject starts from, such as one trained on many people at once. Made by the "
+            "same method.",
+        ),
+        io.Boolean.Input(
+            "shared_input",
+            default=False,
+            optional=True,
+            tooltip="Train only the factor on the layers' output side; the other one stays as all start. A subject is "
+            "then linear in its numbers.",
+        ),
+    ]
+
+
+def _bank_folder(source: Path, bank_name: str) -> Path:
+    return new_bank_path(bank_name.strip() or source.name)
+
+
+def _show() -> Any:
+    """Progress with the number of steps known only at the first call."""
+    bars: list[Progress] = []
+
+    def show(done: int, total: int, picture: Any) -> None:
+        if not bars:
+            bars.append(Progress(total))
+        bars[0](done, total, picture)
+
+    return show
+
+
+class LoadBank(io.ComfyNode):
+    """Bank on disk -> bank."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothLoadBank",
+            display_name="Load Subject Bank",
+            category=CATEGORY,
+            description="Opens a bank that Build Subject Bank made. Numbers and pictures are read when they are used.",
+            inputs=[
+                io.Combo.Input(
+                    "bank_name",
+                    options=bank_names(),
+                    tooltip="A bank of output/hyperbooth_banks or models/hyperbooth_banks.",
+                ),
+            ],
+            outputs=[sockets.Bank.Output(display_name="bank", tooltip="For Train HyperNetwork.")],
+        )
+
+    @classmethod
+    def execute(cls, bank_name: str) -> io.NodeOutput:
+        return io.NodeOutput(Bank.open(bank_path(bank_name)))
+
+    @classmethod
+    def fingerprint_inputs(cls, bank_name: str, **_: Any) -> Any:
+        """A bank that has grown is opened again."""
+        folder = bank_path(bank_name)
+        return [path.name for path in shards_in(folder)], (folder / MANIFEST).stat().st_mtime_ns

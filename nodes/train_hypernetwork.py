@@ -1,0 +1,176 @@
+"""Training a hypernetwork in the graph."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..models.bank import Bank
+from ..models.hypernetwork import HyperNetworkConfig
+from ..models.predictor import Made, Predictor
+from ..models.targets import TEXT_PREFIX
+from ..trainers.features import Features
+from ..trainers.fingerprint import fingerprint
+from ..trainers.hypernetwork import Result, train_hypernetwork
+from ..trainers.hypernetwork_run import HyperRun
+from ..trainers.options import TrainingOptions, check_choice
+from ..trainers.resume import States
+from ..trainers.subject import Example, Subject
+from ..trainers.watch import Watch
+from . import sockets
+from .bridge.banks import base_of
+from .bridge.conditions import encode_prompt
+from .bridge.files import state_folder
+from .bridge.progress import Progress
+from .bridge.session import workbench
+from .bridge.vision import encoder_of, tokens_of
+from .hypernetwork import CATEGORY
+from .methods import inputs
+from .train import RESUME
+
+CONFIG = HyperNetworkConfig()
+STEPS, LEARNING_RATE, BATCH = 5000, 5e-4, 16
+"""Our choice: the paper says nothing of them."""
+MOST_WARMUP = 200
+
+
+class TrainHyperNetwork(io.ComfyNode):
+    """Bank -> hypernetwork."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothTrainHyperNetwork",
+            display_name="Train HyperNetwork",
+            category=CATEGORY,
+            description="Learns to tell a person's adapter from one picture, from a bank of people. Shows its "
+            "predictions for people it never saw beside the controls: the mean person, and the wrong picture. "
+            "Cancelled or killed, it goes on when it is queued again.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the bank was built on."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="Encodes the pictures, once each; predictions need the same one."
+                ),
+                sockets.Bank.Input("bank", tooltip="From Build Subject Bank or Load Subject Bank."),
+                io.Int.Input("steps", default=STEPS, min=1, max=10000000, tooltip="Optimizer steps."),
+                inputs.learning_rate(LEARNING_RATE, "Of all of the hypernetwork; lower if the loss jumps."),
+                io.Int.Input("batch_size", default=BATCH, min=1, max=4096, tooltip="People per step."),
+                io.Int.Input(
+                    "refinements", default=CONFIG.refinements, min=1, max=64,
+                    tooltip="Times that the decoder improves its prediction.",
+                ),
+                io.Float.Input(
+                    "weight_loss", default=1.0, min=0.0, max=1e6, step=0.01,
+                    tooltip="Weight of the distance from the adapters in the bank; 0 switches it off. Alone (with "
+                    "denoising_loss 0) no step needs the model, and takes a fraction of the time.",
+                ),
+                io.Float.Input(
+                    "denoising_loss", default=1.0, min=0.0, max=1e6, step=0.01,
+                    tooltip="Weight of the loss through the model with the predicted adapter on it; 0 switches it off.",
+                ),
+                sockets.seed("Same seed and inputs, same hypernetwork; it also chooses who is held out."),
+                io.Combo.Input(
+                    "resume", options=list(RESUME), default=RESUME[0],
+                    tooltip="continue: a run that was cancelled or killed goes on where its last state was saved, if "
+                    "all inputs are the same. start over: from step 0.",
+                ),
+                *_optional_inputs(),
+            ],
+            outputs=[
+                sockets.HyperNetwork.Output(
+                    display_name="hypernetwork", tooltip="For Predict Adapter and Save HyperNetwork."
+                ),
+                io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
+                io.String.Output(display_name="report", tooltip="How it went, with the controls."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, clip_vision: Any, bank: Bank, steps: int, learning_rate: float, batch_size: int,
+        refinements: int, weight_loss: float, denoising_loss: float, seed: int, resume: str,
+        options: TrainingOptions | None = None, width: int = CONFIG.width, start_from: Predictor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        check_choice("resume", resume, RESUME)
+        config = HyperNetworkConfig(
+            width, refinements=refinements, shared_input=bool(bank.manifest.settings.get("shared_input"))
+        )
+        options = options or TrainingOptions(warmup_steps=min(MOST_WARMUP, steps // 10))
+        run = HyperRun(
+            bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from
+        )
+        result = train(run, model, clip, clip_vision, resume == RESUME[0])
+        return io.NodeOutput(result.predictor, {"loss": result.history.losses}, report(run, result))
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
+        sockets.Options.Input(
+            "options",
+            optional=True,
+            tooltip="Optimizer, course of the rate, noise, precision. Without them the rate rises over the first steps "
+            "and stays.",
+        ),
+        io.Int.Input(
+            "width",
+            default=CONFIG.width,
+            min=8,
+            max=4096,
+            step=8,
+            optional=True,
+            tooltip="Of the decoder's tokens: more holds more, and makes a larger file. A multiple of 8.",
+        ),
+        sockets.HyperNetwork.Input(
+            "start_from",
+            optional=True,
+            tooltip="A hypernetwork to train further, with another weight of the losses for example.",
+        ),
+    ]
+
+
+def train(run: HyperRun, model: Any, clip: Any, vision: Any, resume: bool) -> Result:
+    """The run on the loaded model, with progress and a state on disk."""
+    bank, encoder = run.bank, encoder_of(vision)
+    check_base(bank, model, clip)
+    if run.start_from is not None:
+        run.start_from.encoder.check(encoder, "clip_vision", "hypernetwork in start_from")
+    cond = encode_prompt(clip, bank.prompt)
+    pictures = Subject((Example(bank.latent([(0, 0)]), cond, bank.prompt),))
+    trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
+    name = fingerprint(encoder)
+    features = Features(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)))
+    show = Progress(run.steps)
+    with workbench(model, run.options, pictures, run.batch_size, trained) as bench:
+        states = States(state_folder(), run.key(bench.identity, name))
+        if not resume:
+            states.forget()
+        return train_hypernetwork(
+            run, bench, cond, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every), states,
+            alive=lambda step: show(step, run.steps),
+        )  # fmt: skip
+
+
+def check_base(bank: Bank, model: Any, clip: Any) -> None:
+    """The bank was built on this MODEL and CLIP.
+
+    Raises:
+        ValueError: it was not; both sides are named.
+    """
+    base, ours = bank.manifest.base, base_of(model, clip)
+    Made(base["base"], base["weights"]).check(Made(ours["base"], ours["weights"]), "model", "bank")
+
+
+def report(run: HyperRun, result: Result) -> str:
+    """What a user wants to know afterwards, in plain words."""
+    training, held = run.people
+    tail = result.history.losses[-max(1, len(result.history.losses) // 10) :]
+    return "\n".join(
+        [
+            result.predictor.describe(),
+            f"{result.history.step} steps of {run.batch_size} on {len(training)} people of bank {run.bank.name!r} "
+            f"({sum(run.bank.counts)} pictures); {len(held)} people held out",
+            f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
+            *([f"taken up at step {result.resumed}"] if result.resumed else []),
+            *result.notes,
+        ]
+    )

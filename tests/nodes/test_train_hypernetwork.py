@@ -1,0 +1,264 @@
+"""Training a hypernetwork on a bank: it sees the person, its losses are the formulas, and nothing is lost."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from banks import pictures_of, theta_of, write_bank
+from hyperbooth.models.adapters import LiDBConfig
+from hyperbooth.models.bank import Bank
+from hyperbooth.models.hypernetwork import HyperNetwork
+from hyperbooth.models.hypernetwork_file import load_predictor, save_predictor
+from hyperbooth.models.predictor import Predictor, is_predicted
+from hyperbooth.models.products import Splitter, product_distance
+from hyperbooth.trainers.controls import Controls
+from hyperbooth.trainers.options import Method, TrainingOptions
+from PIL import Image
+from rig import interrupted_at, quick_sd15, relative, small_vision, untouched
+from torch import Tensor
+
+QUIET = TrainingOptions(preview_every=0, validation=1000)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    return quick_sd15(tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture
+def bank(loaded: Any, tmp_path: Path) -> Bank:
+    return write_bank(tmp_path / "bank", loaded)
+
+
+@pytest.fixture
+def small_bank(loaded: Any, tmp_path: Path) -> Bank:
+    """Twelve people, of whom two are held out."""
+    return write_bank(tmp_path / "bank", loaded, range(12), per_shard=4)
+
+
+def trained(node: Any, loaded: Any, bank: Bank, **inputs: Any) -> tuple[Predictor, Any, str]:
+    inputs = {
+        "steps": 3, "learning_rate": 1e-3, "batch_size": 4, "refinements": 2, "weight_loss": 1.0,
+        "denoising_loss": 0.0, "seed": 0, "resume": "continue", "width": 32, "options": QUIET,
+        "clip_vision": small_vision(), **inputs,
+    }  # fmt: skip
+    model, clip, _ = loaded
+    return node("TrainHyperNetwork", model=model, clip=clip, bank=bank, **inputs)
+
+
+def relative_error(network: HyperNetwork, predicted: Tensor, fitted: Tensor) -> float:
+    """Of predicted changes, as a share of what predicting the mean costs."""
+    split = Splitter(network.layout)
+    mean = split(network.mean.expand_as(fitted))
+    far = product_distance(mean, split(fitted)).sum()
+    return (product_distance(split(predicted), split(fitted)).sum() / far).item()
+
+
+def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
+    rows = []
+    for person in people:
+        image = pictures_of(person).float() / 255
+        (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image)
+        rows.append(hypernetwork.network.layout.pack(adapter.chain[0]))
+    return torch.stack(rows)
+
+
+def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: Any, bank: Bank) -> None:
+    with untouched(*loaded[:2]):
+        hypernetwork, loss_map, report = trained(node, loaded, bank, steps=60, batch_size=8)
+    assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.7 * sum(loss_map["loss"][:10])
+    new = range(1000, 1008)
+    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    own = predicted(node, hypernetwork, new)
+    assert relative_error(hypernetwork.network, own, fitted) < 0.4
+    assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
+    assert hypernetwork.facts["people"] == 36 and hypernetwork.facts["people_held_out"] == 4
+    assert hypernetwork.facts["explained"] > 0.6 and hypernetwork.facts["explained_wrong"] < 0
+    for said in ("60 steps of 8 on 36 people", "at step 0: loss on people held out: base", "at step 60: ", "mean",
+                 "wrong", "own", "fitted", "a linear guess from their pictures foretells"):  # fmt: skip
+        assert said in report
+    assert hypernetwork.prompt == bank.prompt and hypernetwork.base.kind == "SD15"
+
+
+def test_the_linear_start_alone_sees_the_person(node: Any, loaded: Any, bank: Bank) -> None:
+    hypernetwork, _, _ = trained(node, loaded, bank, steps=1, learning_rate=0.0)
+    new = range(1000, 1008)
+    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    own = predicted(node, hypernetwork, new)
+    assert relative_error(hypernetwork.network, own, fitted) < 0.6
+    assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
+    node: Any, loaded: Any, tmp_path: Path, text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sample with its own adapter: the loss of a batch is the mean of singles, its gradient the difference."""
+    from hyperbooth.trainers import hypernetwork as module
+
+    found: dict[str, Any] = {}
+
+    def look_at(job: Any, *_: Any) -> None:
+        loss = job._loss()
+        generator = torch.Generator
+        draw = lambda: generator().manual_seed(3)  # noqa: E731
+        pictures = [(0, 0), (2, 1), (5, 0)]
+        theta = job.network(job.people.features(pictures).float()).detach() + 0.05
+        theta.requires_grad_()
+        whole = loss._of_pictures(theta, pictures, draw())
+        (gradient,) = torch.autograd.grad(whole, theta)
+        along = gradient / gradient.norm()
+        ahead, behind = (loss._of_pictures(theta.detach() + s * along, pictures, draw()) for s in (0.2, -0.2))
+        found["slope"] = ((ahead - behind) / 0.4).item(), (gradient * along).sum().item()
+        pieces = replace(loss, pieces=3)._of_pictures(theta, pictures, draw())
+        found["pieces"] = whole.item(), pieces.item()
+        found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
+        raise InterruptedError
+
+    monkeypatch.setattr(module._Job, "fit", look_at)
+    bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=2, text=text)
+    assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
+    with pytest.raises(InterruptedError):
+        trained(node, loaded, bank, denoising_loss=1.0)
+    assert found["slope"][0] == pytest.approx(found["slope"][1], rel=0.02)
+    assert found["pieces"][0] == pytest.approx(found["pieces"][1], rel=1e-4)
+    assert relative(*found["gradients"]) < (1e-2 if text else 1e-3)
+
+
+def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> None:
+    options = TrainingOptions(preview_every=0, validation=4)
+    with untouched(*loaded[:2]):
+        hypernetwork, loss_map, report = trained(
+            node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
+        )
+    assert len(loss_map["loss"]) == 4 and hypernetwork.facts["loss_own"] > 0 and "at step 4: " in report
+
+
+def test_a_shared_input_side_stays_the_banks(node: Any, loaded: Any, tmp_path: Path) -> None:
+    bank = write_bank(tmp_path / "bank", loaded, range(8), shared_input=True)
+    hypernetwork, _, _ = trained(node, loaded, bank, steps=2, learning_rate=1e-2)
+    network = hypernetwork.network
+    first, second = (network.layout.parts(row) for row in predicted(node, hypernetwork, range(2)))
+    mean = network.layout.parts(network.mean)
+    for name, tensors in first.items():
+        assert torch.equal(tensors["b_train"], second[name]["b_train"])
+        assert torch.equal(tensors["b_train"], mean[name]["b_train"])
+        assert not torch.equal(tensors["a_train"], second[name]["a_train"])
+
+
+def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
+    node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: bank, hypernetwork, prediction from one picture, two steps on top, one file."""
+    model, clip, vae = loaded
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    for person in range(5):
+        (tmp_path / "people" / f"{person}").mkdir(parents=True)
+        for number, picture in enumerate(pictures_of(person, 2, 64)):
+            Image.fromarray(picture.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
+    method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 1e-2, True, 1e-3)
+    bank, _ = node(
+        "BuildBank", model=model, clip=clip, vae=vae, folder="people", method=method, prompt="a photo of sks face",
+        steps=3, subjects_per_batch=5, seed=0, resolution=64, options=QUIET,
+    )  # fmt: skip
+    hypernetwork, _, _ = trained(node, loaded, bank, denoising_loss=1.0, steps=2)
+    save_predictor(hypernetwork, tmp_path / "a.safetensors")
+    hypernetwork = load_predictor(tmp_path / "a.safetensors")
+    image = pictures_of(99, 1, 64).float() / 255
+    (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image, model=model)
+    (subject,) = node(
+        "Subject", images=[image], vae=[vae], clip=[clip], prompt=[hypernetwork.prompt], resolution=[64],
+        bucket=[False], flip=[False],
+    )  # fmt: skip
+    tuned, losses, _ = node(
+        "FastFinetune", model=model, subject=subject, adapter=adapter, rank=2, steps=2, learning_rate=1e-3, seed=0,
+        clip=clip, options=QUIET,
+    )  # fmt: skip
+    assert [link.family for link in tuned.chain] == ["lidb", "lora"] and len(losses["loss"]) == 2
+    assert tuned.chain[0].targets.keys() == tuned.chain[1].targets.keys() == bank.layout.targets.keys()
+    assert tuned.facts["prompts"] == ["a photo of sks face"] and is_predicted(tuned.facts)
+
+
+def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_cancelled(
+    node: Any, loaded: Any, small_bank: Bank, output_folder: Path
+) -> None:
+    options = TrainingOptions(preview_every=0, checkpoint_every=2, ema_decay=0.9, validation=1000)
+    whole, losses, _ = trained(node, loaded, small_bank, steps=8, options=options, resume="start over")
+    (state,) = (output_folder / "hyperbooth_states").iterdir()
+    state.unlink()
+    with untouched(*loaded[:2]):
+        with interrupted_at(5):
+            trained(node, loaded, small_bank, steps=8, options=options)
+        again, losses_again, report = trained(node, loaded, small_bank, steps=8, options=options)
+    ours, theirs = whole.network.state_dict(), again.network.state_dict()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert losses == losses_again and "taken up at step" in report
+
+
+def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank: Bank) -> None:
+    """A rate so high that each step makes it worse: the start is kept; the history is of all that was done."""
+    options = TrainingOptions(preview_every=0, validation=1, ema_decay=0.5)
+    start, _, _ = trained(node, loaded, small_bank, steps=1, learning_rate=0.0)
+    spoilt, loss_map, report = trained(node, loaded, small_bank, steps=3, learning_rate=0.3, options=options)
+    assert all(torch.equal(a, b) for a, b in zip(start.network.parameters(), spoilt.network.parameters(), strict=True))
+    assert len(loss_map["loss"]) == 3 and "is that of step 0, the best on people held out" in report
+
+
+def test_a_best_look_on_the_way_is_taken_from_the_disk(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, real, found = TrainingOptions(preview_every=0, validation=1), Controls.look, []
+    for steps in (1, 3):
+        order = itertools.count()
+        monkeypatch.setattr(
+            Controls, "look", lambda it, order=order: replace(real(it), explained=0.9 if next(order) == 1 else 0.1)
+        )
+        inputs = {"steps": steps, "options": options, "resume": "start over"}
+        found.append(trained(node, loaded, small_bank, **inputs)[0])
+    one, three = found
+    assert (one.facts["taken_at_step"], three.facts["taken_at_step"], three.facts["steps"]) == (1, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), three.network.parameters(), strict=True))
+
+
+def test_features_are_made_once_and_for_new_people_only(node: Any, loaded: Any, small_bank: Bank) -> None:
+    trained(node, loaded, small_bank, steps=1)
+    (kept,) = (small_bank.folder / "features").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(before) == 3
+    larger = write_bank(small_bank.folder, loaded, range(40, 43))
+    assert len(larger) == 15
+    next(kept.iterdir()).write_bytes(b"cut off")
+    trained(node, loaded, larger, steps=1)
+    after = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(after) == 4 and sum(after.get(name) == before[name] for name in before) == 2
+
+
+def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: Any, small_bank: Bank) -> None:
+    first, _, _ = trained(node, loaded, small_bank, steps=2)
+    still, _, report = trained(node, loaded, small_bank, steps=1, learning_rate=0.0, start_from=first, weight_loss=0.5)
+    assert torch.equal(first.network.heads, still.network.heads) and still.facts["steps"] == 3
+    assert "start: a hypernetwork of 2 steps" in report
+
+
+def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weight_loss and denoising_loss are both 0"):
+        trained(node, loaded, small_bank, weight_loss=0.0)
+    few = write_bank(tmp_path / "few", loaded, range(3))
+    with pytest.raises(ValueError, match="bank 'few' holds 3 people"):
+        trained(node, loaded, few)
+    first, _, _ = trained(node, loaded, small_bank, steps=1)
+    other = write_bank(tmp_path / "text", loaded, text=True)
+    with pytest.raises(ValueError, match="start_from and the bank are of different kinds"):
+        trained(node, loaded, other, start_from=first)
+    with pytest.raises(ValueError, match="clip_vision is another clip_vision_model, width 32"):
+        trained(node, loaded, small_bank, start_from=first, clip_vision=small_vision(1))
+    changed = quick_sd15(tmp_path / "other")
+    with torch.inference_mode():
+        for parameter in changed[0].model.diffusion_model.parameters():
+            parameter.mul_(1.5)
+    with pytest.raises(ValueError, match="model is another SD15 than the bank was made with"):
+        trained(node, changed, small_bank)

@@ -1,0 +1,110 @@
+"""One training of a hypernetwork as asked for."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ..models.bank import Bank
+from ..models.hypernetwork import HyperNetworkConfig
+from ..models.predictor import Predictor
+from .features import Picture
+from .fingerprint import fingerprint
+from .noise import generator_for
+from .options import TrainingOptions, check_number
+from .run import COSMETIC
+from .state import History
+
+HELD_OUT, MOST_HELD_OUT = 0.1, 16
+"""Share of the people that is kept for the controls, and how many at most: each look costs them 5 forwards twice."""
+LOOKS = 20
+"""Times that a run is measured on them."""
+_PEOPLE = 102
+
+
+@dataclass(frozen=True)
+class HyperRun:
+    """One training of a hypernetwork.
+
+    Args:
+        bank: whom it learns from.
+        config: its sizes; whether the input side's factor is shared is the bank's to say.
+        steps: optimiser updates.
+        learning_rate: of all its numbers.
+        batch_size: people per step.
+        weight_loss, denoising_loss: beta and alpha of :mod:`.prediction_loss`; 0 switches that one off.
+        seed: of the network, of who is held out, and of every draw.
+        options: optimizer, course of the rate, noise, precision.
+        start_from: a hypernetwork to train further, with other losses for example.
+
+    Raises:
+        ValueError: a number is none of its kind, both losses are off, or the bank is too small.
+    """
+
+    bank: Bank
+    config: HyperNetworkConfig
+    steps: int
+    learning_rate: float
+    batch_size: int = 16
+    weight_loss: float = 1.0
+    denoising_loss: float = 1.0
+    seed: int = 0
+    options: TrainingOptions = field(default_factory=TrainingOptions)
+    start_from: Predictor | None = None
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1)
+        check_number("learning_rate", self.learning_rate, 0.0, 1.0)
+        check_number("batch_size", self.batch_size, 1)
+        for name in ("weight_loss", "denoising_loss"):
+            check_number(name, getattr(self, name), 0.0, 1e6)
+        if not self.weight_loss and not self.denoising_loss:
+            raise ValueError("weight_loss and denoising_loss are both 0; give one of them a weight")
+        if len(self.bank) < 4:
+            raise ValueError(
+                f"bank {self.bank.name!r} holds {len(self.bank)} people; two are held out for the controls and two to "
+                "learn from is the least. Thousands make a hypernetwork"
+            )
+        if self.start_from is not None:
+            self.start_from.network.layout.check_same(self.bank.layout, "start_from", "the bank")
+
+    @cached_property
+    def people(self) -> tuple[list[int], list[int]]:
+        """Places in the bank of those to learn from, and of those held out."""
+        order = torch.randperm(len(self.bank), generator=generator_for(self.seed, _PEOPLE)).tolist()
+        held = min(MOST_HELD_OUT, max(2, round(HELD_OUT * len(order))))
+        return order[held:], order[:held]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Every picture of the bank."""
+        return [(person, picture) for person, count in enumerate(self.bank.counts) for picture in range(count)]
+
+    @property
+    def look_every(self) -> int:
+        """Steps between looks at the controls."""
+        return self.options.validation or max(1, -(-self.steps // LOOKS))
+
+    def key(self, model: str, encoder: str) -> str:
+        """A name for the run: the same for the same result, see :meth:`.run.Run.key`."""
+        start = None if self.start_from is None else self.start_from.network
+        options = replace(self.options, **COSMETIC, validation=0)
+        steps = None if self.options.lr_scheduler == "constant" else self.steps
+        people = [(entry.name, entry.fit, entry.pictures) for entry in self.bank.entries]
+        return fingerprint(
+            "hypernetwork", model, encoder, self.bank.manifest.digest, people, self.config, self.learning_rate,
+            self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start, steps,
+        )  # fmt: skip
+
+    def facts(self, history: History) -> dict[str, Any]:
+        """What a file should say of the run."""
+        before = 0 if self.start_from is None else self.start_from.facts.get("steps", 0)
+        training, held = self.people
+        return {
+            "steps": before + history.step, "people": len(training), "people_held_out": len(held),
+            "pictures": sum(self.bank.counts), "bank": self.bank.name, "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size, "weight_loss": self.weight_loss, "denoising_loss": self.denoising_loss,
+            "seed": self.seed, "optimizer": self.options.optimizer, "lr_scheduler": self.options.lr_scheduler,
+            "final_loss": history.losses[-1],
+        }  # fmt: skip

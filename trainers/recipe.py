@@ -1,0 +1,109 @@
+"""How every subject of a bank is trained: the same way, so that their numbers can be compared and predicted."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ..models.adapter_set import AdapterSet, Link
+from ..models.adapters import FAMILIES
+from ..models.layout import Layout
+from .fingerprint import fingerprint
+from .options import Method, TrainingOptions, check_number
+from .run import COSMETIC, targets_of
+from .start import new_link
+
+OUTPUT_SIDE = "a_train"
+"""LiDB's factor on the output's side; it is zero at the start, and a change is linear in it."""
+NEUTRAL = {**COSMETIC, "gradient_checkpointing": False, "precision": "auto", "validation": 0}
+"""Options that leave a subject's numbers what they are, up to rounding."""
+TOGETHER = {"optimizer": ("adafactor",), "prior_mode": ("prediction",)}
+"""Options under which a subject's result would depend on those beside it, or that need what a bank has not."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every subject of a bank is trained.
+
+    Noise and levels follow from seed and step alone, so that all subjects meet the same ones, and all start from the
+    same numbers: what differs between their results is then the subjects (and not the luck of the draw), which is what
+    a network can learn to predict.
+
+    Args:
+        method: LiDB with its settings.
+        prompt: of every picture, "a [V] face" in the paper.
+        steps: optimiser updates of each subject; a step sees one picture of it.
+        seed: of the shared start and of every draw.
+        resolution: side of the square that pictures are cropped to, in pixels.
+        options: see :class:`.options.TrainingOptions`; there is no prior preservation.
+        start_from: a LiDB that all start from, a mean person for example; a new one without.
+        shared_input: only the factor on the output's side trains, so that a subject's change is linear in its numbers.
+    """
+
+    method: Method
+    prompt: str
+    steps: int
+    seed: int = 0
+    resolution: int = 512
+    options: TrainingOptions = field(default_factory=TrainingOptions)
+    start_from: AdapterSet | None = None
+    shared_input: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1)
+        if not self.prompt.strip():
+            raise ValueError("prompt is empty; give one that names every subject alike, such as 'a photo of sks face'")
+        packed = [name for name, family in FAMILIES.items() if family.packed]
+        if self.method.family not in packed:
+            raise ValueError(
+                f"method makes {self.method.family}; a bank holds {', '.join(packed)}, whose numbers are few enough "
+                "for very many subjects. Connect LiDB"
+            )
+        for name, refused in TOGETHER.items():
+            if (value := getattr(self.options, name)) in refused:
+                raise ValueError(f"options: {name} {value!r} is not for a bank, whose subjects train side by side")
+        if self.options.caption_dropout:
+            raise ValueError("options: a bank has one prompt for all; set caption_dropout to 0")
+
+    def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Link:
+        """What every subject starts from.
+
+        Args:
+            shapes: of the layers that can be trained, by name.
+
+        Raises:
+            ValueError: the targets match nothing, or ``start_from`` is not what the method makes.
+        """
+        fresh = new_link(self.method, targets_of(self.method, shapes), self.seed)
+        if self.start_from is None:
+            return fresh
+        chain = self.start_from.chain
+        if len(chain) != 1 or self.start_from.words:
+            held = ", ".join(part.describe() for part in (*chain, *self.start_from.words))
+            raise ValueError(f"start_from is {held}; a bank's subjects start from one LiDB")
+        try:
+            Layout.of(fresh).pack(chain[0])
+        except ValueError as error:
+            raise ValueError(f"start_from: {error}. Train it with the method of this bank") from error
+        return chain[0]
+
+    def freeze(self, link: Link) -> None:
+        """Have only those numbers of ``link`` want gradients that are to train."""
+        for adapter in link.adapters.values():
+            for name, parameter in adapter.named_parameters():
+                parameter.requires_grad_(not self.shared_input or name == OUTPUT_SIDE)
+
+    def settings(self, start: Link) -> dict[str, Any]:
+        """Everything that a subject's numbers depend on, but the base and its pictures, by dotted names."""
+        numbers = [adapter.to_tensors() for adapter in start.adapters.values()]
+        return {
+            "prompt": self.prompt, "steps": self.steps, "seed": self.seed, "resolution": self.resolution,
+            "shared_input": self.shared_input, "start": fingerprint(numbers)[:12],
+            **_dotted("method", asdict(self.method)), **_dotted("options", asdict(replace(self.options, **NEUTRAL))),
+        }  # fmt: skip
+
+
+def _dotted(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _dotted(f"{prefix}.{name}", value) if isinstance(value, dict) else {f"{prefix}.{name}": value}
+    return found
