@@ -47,3 +47,21 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
     CLIPImageProcessor(**SIZES).save_pretrained(folder)
     CLIPTokenizer.from_pretrained(comfyui_path() / "comfy" / "sd1_tokenizer").save_pretrained(folder)
     return folder
+
+
+def write_clip_vision(path: Path, seed: int = 0) -> Path:
+    """CLIP ViT-L/14's vision model: the smallest that the stock Load CLIP Vision knows (600 MB)."""
+    import comfy.clip_vision
+    from safetensors.torch import save_file
+
+    folder = comfyui_path() / "comfy"
+    model = comfy.clip_vision.ClipVisionModel(str(folder / "clip_vision_config_vitl.json")).model
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.empty(tensor.shape, dtype=torch.float16).normal_(0, 0.02, generator=generator)
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path

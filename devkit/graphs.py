@@ -21,6 +21,9 @@ def small_job(checkpoint: str, steps: int = 8, name: str = "hyperbooth_dreamboot
         "HyperBoothSubject": {"resolution": 64},
         "HyperBoothMethodLoRA": {"learning_rate": 1e-3},
         "HyperBoothTrain": {"steps": steps},
+        "HyperBoothBuildBank": {"steps": steps, "resolution": 64},
+        "HyperBoothTrainHyperNetwork": {"steps": steps, "batch_size": 2, "width": 32},
+        "HyperBoothFastFinetune": {"steps": steps},
         "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 1},
         "KSampler": {"steps": 2},
     }

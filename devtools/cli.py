@@ -66,7 +66,9 @@ def run_test(place: Workplace, arguments: Sequence[str]) -> int:
 
 def _side_by_side(arguments: Sequence[str]) -> Sequence[str]:
     """The whole suite runs in two processes: each test computes on one core. One file is sooner done in one process."""
-    return () if any(not argument.startswith("-") for argument in arguments) else ("-n2", "--dist=loadfile")
+    if any(not argument.startswith("-") for argument in arguments):
+        return ()
+    return "-n2", "--dist=loadfile", "--no-loadscope-reorder"  # but in the order of tests/conftest.py
 
 
 def run_demo(place: Workplace, arguments: Sequence[str]) -> int:

@@ -24,6 +24,11 @@ sys.path.append(str(ROOT / "tests"))  # last: for reference.py
 torch.set_num_threads(1)  # matrices this small make a second thread wait, on a shared machine for long
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on a server first: their files take longest, and a long one at the end leaves the other process idle."""
+    items.sort(key=lambda item: "server" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def output_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An output folder of the test's own: training states of one test are none of another's business."""

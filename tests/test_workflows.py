@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NOTES = ("MarkdownNote", "Note")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-FILES = ("ckpt_name", "image", "adapter_name", "dino", "clip")
+FILES = ("ckpt_name", "image", "adapter_name", "dino", "clip", "clip_name", "hypernetwork_name")
 """Inputs whose values are names of the user's own files."""
 
 # Required inputs, optional inputs, outputs: name and type, in order. People's workflows depend on all of it: files

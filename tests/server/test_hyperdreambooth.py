@@ -1,0 +1,53 @@
+"""HyperDreamBooth's workflows on a real server, one after the other: bank and network, prediction, forty steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from devkit.encoders import write_clip_vision
+from devkit.graphs import find, saved, small_job
+from devkit.server import Server
+
+PEOPLE = ("anna", "ben", "cleo", "dan")
+
+
+@pytest.fixture(scope="module")
+def vision(server: Server) -> Iterator[str]:
+    """An encoder in the server's folder, and people with a picture each."""
+    path = write_clip_vision(server.base / "models" / "clip_vision" / "vit_l.safetensors")
+    for seed, name in enumerate(PEOPLE):
+        folder = server.base / "input" / "people" / name
+        folder.mkdir(parents=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "one.png")
+    yield path.name
+    path.unlink()
+
+
+def test_from_people_to_a_picture_of_a_new_one(server: Server, checkpoint: Path, vision: str) -> None:
+    graph = small_job(checkpoint.name, 2, "hyperbooth_hypernetwork")
+    graph["2"]["inputs"]["clip_name"] = vision
+    graph[find(graph, "HyperBoothBuildBank")]["inputs"]["folder"] = "people"
+    trained = server.run(graph)
+    assert trained.status == "success", trained.message
+    assert "4 subjects" in trained.outputs["5"]["text"][0]
+    for report in ("9", "10"):
+        assert all(control in trained.outputs[report]["text"][0] for control in ("mean", "wrong", "own"))
+    name = trained.outputs["8"]["text"][0].removeprefix("saved ")
+    assert load_file(server.output / name)
+
+    links = []
+    for workflow in ("hyperbooth_predict", "hyperbooth_fast_finetune"):
+        graph = small_job(checkpoint.name, 2, workflow)
+        graph["2"]["inputs"]["clip_name"] = vision
+        graph["3"]["inputs"]["hypernetwork_name"] = name
+        graph["4"]["inputs"]["image"] = "people/dan/one.png"
+        outcome = server.run(graph)
+        assert outcome.status == "success", outcome.message
+        links.append({key.split("/")[0] for key in load_file(saved(server, graph, outcome)) if "/" in key})
+    assert links[1] == {"1", "2"}, "the prediction, then the LoRA"
+    assert not {"3", "5"} & set(server.run(graph).executed), "nothing is predicted twice"
