@@ -61,10 +61,10 @@ class HyperRun:
             check_number(name, getattr(self, name), 0.0, 1e6)
         if not self.weight_loss and not self.denoising_loss:
             raise ValueError("weight_loss and denoising_loss are both 0; give one of them a weight")
-        if len(self.bank) < 4:
+        if len(self.bank) < 5:
             raise ValueError(
-                f"bank {self.bank.name!r} holds {len(self.bank)} people; two are held out for the controls and two to "
-                "learn from is the least. Thousands make a hypernetwork"
+                f"bank {self.bank.name!r} holds {len(self.bank)} people; two are held out for the controls, and three "
+                "to learn from is the least. Thousands make a hypernetwork"
             )
         if self.start_from is not None:
             self.start_from.network.layout.check_same(self.bank.layout, "start_from", "the bank")

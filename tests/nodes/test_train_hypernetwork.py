@@ -247,9 +247,10 @@ def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: 
 def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weight_loss and denoising_loss are both 0"):
         trained(node, loaded, small_bank, weight_loss=0.0)
-    few = write_bank(tmp_path / "few", loaded, range(3))
-    with pytest.raises(ValueError, match="bank 'few' holds 3 people"):
+    few = write_bank(tmp_path / "few", loaded, range(4))
+    with pytest.raises(ValueError, match="bank 'few' holds 4 people"):
         trained(node, loaded, few)
+    trained(node, loaded, write_bank(tmp_path / "five", loaded, range(5)))
     first, _, _ = trained(node, loaded, small_bank, steps=1)
     other = write_bank(tmp_path / "text", loaded, text=True)
     with pytest.raises(ValueError, match="start_from and the bank are of different kinds"):

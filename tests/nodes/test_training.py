@@ -372,7 +372,7 @@ def test_info_says_what_an_adapter_is(node: Any, loaded: Any, subject: Any) -> N
     adapter, _, _ = train(node, loaded, subject, lora(text_encoder=True), clip=loaded[1])
     for inputs in ({}, {"model": loaded[0]}):
         report, chart = node("Info", adapter=adapter, **inputs)
-        assert "lora (rank 4, alpha 4) on 80 layers" in report and "steps: 6" in report
+        assert "lora (rank 4, alpha 4) on 44 layers" in report and "steps: 6" in report
         assert chart.shape == (1, 384, 768, 3) and chart.min() >= 0 and chart.max() <= 1
 
 

@@ -19,11 +19,6 @@ from rig import QUIET, interrupted_at, lora, same, train, untouched
 OPTIONS = replace(QUIET, checkpoint_every=2)
 
 
-@pytest.fixture(scope="module")
-def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-    return quick
-
-
 CHANGES = {
     "plain": {},
     "average, accumulation": {"options": replace(OPTIONS, ema_decay=0.9, gradient_accumulation=2)},
@@ -32,22 +27,29 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("case", list(CHANGES))
-def test_cancelled_and_queued_again_it_gives_the_adapter_of_the_run_never_cancelled(
-    node: Any, loaded: Any, subject: Any, output_folder: Path, case: str
-) -> None:
-    inputs = {"options": OPTIONS, "clip": loaded[1], **CHANGES[case]}
-    method = inputs.pop("method", lora())
-    whole, losses, _ = train(node, loaded, subject, method, 20, **inputs, resume="start over")
-    (state,) = (output_folder / "hyperbooth_states").iterdir()
-    state.unlink()
-    with untouched(*loaded[:2]):
-        for stop in (3, 9):
-            with interrupted_at(stop):
-                train(node, loaded, subject, method, 20, **inputs)
-        again, losses_again, report = train(node, loaded, subject, method, 20, **inputs)
-    assert same(whole, again) and losses == losses_again
-    assert "taken up at step" in report
+class TestCancelledAndQueuedAgain:
+    """With a text encoder that is soon trained."""
+
+    @pytest.fixture
+    def loaded(self, quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        return quick
+
+    @pytest.mark.parametrize("case", list(CHANGES))
+    def test_it_gives_the_adapter_of_the_run_never_cancelled(
+        self, node: Any, loaded: Any, subject: Any, output_folder: Path, case: str
+    ) -> None:
+        inputs = {"options": OPTIONS, "clip": loaded[1], **CHANGES[case]}
+        method = inputs.pop("method", lora())
+        whole, losses, _ = train(node, loaded, subject, method, 20, **inputs, resume="start over")
+        (state,) = (output_folder / "hyperbooth_states").iterdir()
+        state.unlink()
+        with untouched(*loaded[:2]):
+            for stop in (3, 9):
+                with interrupted_at(stop):
+                    train(node, loaded, subject, method, 20, **inputs)
+            again, losses_again, report = train(node, loaded, subject, method, 20, **inputs)
+        assert same(whole, again) and losses == losses_again
+        assert "taken up at step" in report
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one_and_another_seed_does_not(

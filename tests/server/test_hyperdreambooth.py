@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from devkit.encoders import write_clip_vision
-from devkit.graphs import find, saved, small_job
+from devkit.graphs import changed, find, saved, small_job
 from devkit.server import Server
 
-PEOPLE = ("anna", "ben", "cleo", "dan")
+PEOPLE = ("anna", "ben", "cleo", "dan", "eve")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_from_people_to_a_picture_of_a_new_one(server: Server, checkpoint: Path,
     graph[find(graph, "HyperBoothBuildBank")]["inputs"]["folder"] = "people"
     trained = server.run(graph)
     assert trained.status == "success", trained.message
-    assert "4 subjects" in trained.outputs["5"]["text"][0]
+    assert "5 subjects" in trained.outputs["5"]["text"][0]
     for report in ("9", "10"):
         assert all(control in trained.outputs[report]["text"][0] for control in ("mean", "wrong", "own"))
     name = trained.outputs["8"]["text"][0].removeprefix("saved ")
@@ -44,10 +44,13 @@ def test_from_people_to_a_picture_of_a_new_one(server: Server, checkpoint: Path,
     for workflow in ("hyperbooth_predict", "hyperbooth_fast_finetune"):
         graph = small_job(checkpoint.name, 2, workflow)
         graph["2"]["inputs"]["clip_name"] = vision
-        graph["3"]["inputs"]["hypernetwork_name"] = name
+        graph["3"]["inputs"]["hypernetwork_name"] = Path(name).name
         graph["4"]["inputs"]["image"] = "people/dan/one.png"
         outcome = server.run(graph)
         assert outcome.status == "success", outcome.message
         links.append({key.split("/")[0] for key in load_file(saved(server, graph, outcome)) if "/" in key})
     assert links[1] == {"1", "2"}, "the prediction, then the LoRA"
-    assert not {"3", "5"} & set(server.run(graph).executed), "nothing is predicted twice"
+    assert outcome.progress["10"][-1] == 2
+    again = server.run(changed(graph, "HyperBoothFastFinetune", seed=1))
+    assert again.status == "success" and "10" in again.executed
+    assert not {"3", "5"} & set(again.executed), "nothing is predicted twice"
