@@ -35,9 +35,9 @@ class Workplace:
         ours = {"COMFYUI_PATH": self.comfyui, "HYPERBOOTH_ROOT": CHECKOUT, "PYTHONNOUSERSITE": "1"}
         return env | {k: str(v) for k, v in ours.items()}
 
-    def env_for_numbers(self) -> dict[str, str]:
+    def env_for_numbers(self, threads: int = 2) -> dict[str, str]:
         """As `env`, with few threads: small tensors on many threads are slower, and CI machines are small."""
-        return {"OMP_NUM_THREADS": str(min(2, os.cpu_count() or 1))} | self.env()
+        return {"OMP_NUM_THREADS": str(min(threads, os.cpu_count() or 1))} | self.env()
 
 
 def workplace(comfyui: str | None) -> Workplace:
@@ -60,12 +60,14 @@ def check_comfyui(given: str) -> Path:
 def run_test(place: Workplace, arguments: Sequence[str]) -> int:
     # -I keeps the checkout off sys.path, where its `nodes` and `models` would hide ComfyUI's; which folder
     # holds the tests is in pyproject.toml.
-    command = [place.python, "-I", "-m", "pytest", *_side_by_side(arguments), *arguments]
-    return become(command, place.env_for_numbers(), CHECKOUT)
+    beside = _side_by_side(arguments)
+    command = [place.python, "-I", "-m", "pytest", *beside, *arguments]
+    return become(command, place.env_for_numbers(threads=1 if beside else 2), CHECKOUT)
 
 
 def _side_by_side(arguments: Sequence[str]) -> Sequence[str]:
-    """The whole suite runs in two processes: each test computes on one core. One file is sooner done in one process."""
+    """The whole suite runs in two processes, and all that they start computes on one core: a second thread that waits
+    for a busy core doubled a server's time. One file is sooner done in one process."""
     if any(not argument.startswith("-") for argument in arguments):
         return ()
     return "-n2", "--dist=loadfile", "--no-loadscope-reorder"  # but in the order of tests/conftest.py

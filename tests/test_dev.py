@@ -133,6 +133,17 @@ def test_child_gets_its_places_and_no_other_pythons_settings(tmp_path, monkeypat
     assert not {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"} & env.keys()
 
 
+@pytest.mark.parametrize(("arguments", "threads"), [([], "1"), (["--durations=5"], "1"), (["tests/test_dev.py"], "2")])
+def test_the_whole_suite_runs_in_two_processes_of_one_thread(arguments, threads, tmp_path, monkeypatch, place):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
+    started = []
+    monkeypatch.setattr(cli, "become", lambda command, env, folder: started.append((command, env)))
+    cli.run_test(cli.Workplace(place, tmp_path), arguments)
+    ((command, env),) = started
+    assert ("-n2" in command) == (threads == "1") and env["OMP_NUM_THREADS"] == threads
+
+
 def run_with_devtools(code: str, *arguments: object, **options) -> subprocess.Popen:
     """Start a Python that has the checkout on sys.path, as dev.py itself has."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
