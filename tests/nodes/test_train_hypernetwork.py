@@ -119,7 +119,7 @@ def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
         found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
         raise InterruptedError
 
-    monkeypatch.setattr(module._Job, "fit", look_at)
+    monkeypatch.setattr(module.Job, "fit", look_at)
     bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=2, text=text)
     assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
     with pytest.raises(InterruptedError):
