@@ -22,8 +22,13 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+MEETING = timedelta(minutes=10)
+"""For processes to find each other."""
 PATIENCE = timedelta(days=7)
 """For who waits for others: shares of a bank end hours apart. A process that dies is noticed by torchrun at once."""
+STORE_APART = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""PyTorch's switch: processes that are restarted meet in a new store, not in that of the dead ones, whose addresses
+they would call in vain (pytorch issue 135712)."""
 
 
 @dataclass(frozen=True)
@@ -68,38 +73,41 @@ class Ranks:
 ALONE = Ranks()
 
 
+@dataclass(frozen=True)
 class Processes(Ranks):
-    """One of the processes of torch.distributed's default group."""
+    """One of the processes of a group of torch.distributed."""
+
+    group: Any = None
 
     def sum(self, *numbers: float) -> Sequence[float]:
         told = torch.tensor(numbers, dtype=torch.float64)
-        engine.all_reduce(told)
+        engine.all_reduce(told, group=self.group)
         return told.tolist()
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])  # one message instead of hundreds
-        engine.all_reduce(flat)
+        engine.all_reduce(flat, group=self.group)
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
     def give(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
-            engine.broadcast(tensor, 0)
+            engine.broadcast(tensor, 0, group=self.group)
 
     def once(self, make: Callable[[], T]) -> T:
         said = _letters(make()) if self.leads else torch.empty(0, dtype=torch.uint8)
         length = torch.tensor([len(said)])
-        engine.broadcast(length, 0)
+        self.give([length])
         said = said if self.leads else torch.empty(int(length), dtype=torch.uint8)
-        engine.broadcast(said, 0)
+        self.give([said])
         return _value(said)
 
     def heard(self, value: T) -> list[T]:
         said, lengths = _letters(value), [torch.zeros(1, dtype=torch.int64) for _ in range(self.of)]
-        engine.all_gather(lengths, torch.tensor([len(said)]))
+        engine.all_gather(lengths, torch.tensor([len(said)]), group=self.group)
         longest = int(max(lengths))
         rows = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.of)]
-        engine.all_gather(rows, torch.nn.functional.pad(said, (0, longest - len(said))))
+        engine.all_gather(rows, torch.nn.functional.pad(said, (0, longest - len(said))), group=self.group)
         return [_value(row[: int(length)]) for row, length in zip(rows, lengths, strict=True)]
 
 
@@ -115,13 +123,19 @@ def _value(letters: Tensor) -> Any:
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The processes that torchrun started, met and connected: gloo on the CPU, nccl between GPUs. Without torchrun,
-    this process alone."""
+    this process alone.
+
+    Raises:
+        ValueError: torchrun is to restart processes, and could not.
+    """
     if "RANK" not in os.environ:
         yield ALONE
         return
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
+        raise ValueError(f"--max-restarts needs the environment variable {STORE_APART}=1 where torchrun is started")
     between_gpus = torch.cuda.is_available() and engine.is_nccl_available()
-    engine.init_process_group("cpu:gloo,cuda:nccl" if between_gpus else "gloo", timeout=PATIENCE)
+    engine.init_process_group("cpu:gloo,cuda:nccl" if between_gpus else "gloo", timeout=MEETING)
     try:
-        yield Processes(engine.get_rank(), engine.get_world_size())
+        yield Processes(engine.get_rank(), engine.get_world_size(), engine.new_group(timeout=PATIENCE))
     finally:
         engine.destroy_process_group()
