@@ -91,7 +91,7 @@ def _network_parser(program: str) -> argparse.ArgumentParser:
 
 def _train_hypernetwork(parsed: Arguments, ranks: Ranks) -> str:
     given = TRAIN.of(parsed)
-    goes_on = given.pop("resume") == RESUME[0] or _is_restarted()
+    goes_on = given.pop("resume") == RESUME[0] or _is_restarted(ranks)
     options = replace(options_for(given["steps"]), **OPTIONS.of(parsed))
     start = load_predictor(network_path(parsed["start_from"])) if parsed["start_from"] else None
     asked = run_of(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
@@ -103,9 +103,10 @@ def _train_hypernetwork(parsed: Arguments, ranks: Ranks) -> str:
     return f"{report(asked, result)}\nsaved {path}"
 
 
-def _is_restarted() -> bool:
-    """Whether torchrun has restarted the processes after one died: 'start over' was said once, at the start."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def _is_restarted(ranks: Ranks) -> bool:
+    """Whether torchrun has restarted the processes after one died: 'start over' was said once, at the start. Each
+    machine counts only what died on it."""
+    return max(ranks.heard(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))) > 0
 
 
 JOBS: dict[str, tuple[Callable[[str], argparse.ArgumentParser], Callable[[Arguments, Ranks], str]]] = {

@@ -64,7 +64,7 @@ def train_hypernetwork(
     seen = watch(lambda: job.picture()) if ranks.leads else _nothing
     seen(History())
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0
-    _check_same_start(ranks.heard(resumed))
+    _check_same_start(ranks.heard([states.key, resumed]))
     try:
         job.fit(states, seen)
     except Diverged:
@@ -85,12 +85,18 @@ def _nothing(_history: History) -> None:
     pass
 
 
-def _check_same_start(steps: Sequence[int]) -> None:
-    """All processes go on from the same step.
+def _check_same_start(found: Sequence[tuple[str, int]]) -> None:
+    """All processes do the same run, and go on from the same step.
+
+    Args:
+        found: key of the run, and step, of each process.
 
     Raises:
-        ValueError: they found different states.
+        ValueError: they found different things.
     """
+    keys, steps = zip(*found, strict=True)
+    if len(set(keys)) > 1:
+        raise ValueError("the processes have different banks, models or encoders; give all of them the same files")
     if len(set(steps)) > 1:
         raise ValueError(
             f"the processes found states of the steps {', '.join(map(str, steps))}; give all of them the same output "
