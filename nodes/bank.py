@@ -1,6 +1,5 @@
 """Banks of subjects: built from a folder of folders, and opened again."""
 
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,6 +10,7 @@ from ..models.bank_files import MANIFEST, shards_in
 from ..trainers.bank import build_bank, subject_names
 from ..trainers.folder import state_of
 from ..trainers.options import Method, TrainingOptions, check_number
+from ..trainers.ranks import ALONE, Ranks
 from ..trainers.recipe import Recipe
 from . import sockets
 from .bridge.banks import bank_names, bank_path, new_bank_path, workshop
@@ -88,12 +88,9 @@ class BuildBank(io.ComfyNode):
         options: TrainingOptions | None = None, start_from: AdapterSet | None = None, shared_input: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         check_number("subjects_per_batch", subjects_per_batch, 1)
-        source, options = input_folder(folder), options or TrainingOptions()
+        options = options or TrainingOptions()
         recipe = Recipe(method, prompt, steps, seed, resolution, options, start_from, shared_input)
-        bank, text = build_bank(
-            recipe, source, _bank_folder(source, bank_name), subjects_per_batch,
-            workshop(model, clip, vae, options, method.text_encoder), _show(),
-        )  # fmt: skip
+        bank, text = build(recipe, folder, bank_name, subjects_per_batch, model, clip, vae)
         return io.NodeOutput(bank, text, ui={"text": (text,)})
 
 
@@ -133,8 +130,15 @@ def _optional_inputs() -> list[io.Input]:
     ]
 
 
-def _bank_folder(source: Path, bank_name: str) -> Path:
-    return new_bank_path(bank_name.strip() or source.name)
+def build(
+    recipe: Recipe, folder: str, bank_name: str, together: int, model: Any, clip: Any, vae: Any, ranks: Ranks = ALONE
+) -> tuple[Bank, str]:  # fmt: skip
+    """The bank of that folder on the loaded model, and a report."""
+    source, method = input_folder(folder), recipe.method
+    return build_bank(
+        recipe, source, new_bank_path(bank_name.strip() or source.name), together,
+        workshop(model, clip, vae, recipe.options, method.text_encoder), _show(), ranks,
+    )  # fmt: skip
 
 
 def _show() -> Any:

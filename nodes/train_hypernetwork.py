@@ -13,6 +13,7 @@ from ..trainers.fingerprint import fingerprint
 from ..trainers.hypernetwork import Result, train_hypernetwork
 from ..trainers.hypernetwork_run import HyperRun
 from ..trainers.options import TrainingOptions, check_choice
+from ..trainers.ranks import ALONE, Ranks
 from ..trainers.resume import States
 from ..trainers.subject import Example, Subject
 from ..trainers.watch import Watch
@@ -92,13 +93,10 @@ class TrainHyperNetwork(io.ComfyNode):
         options: TrainingOptions | None = None, width: int = CONFIG.width, start_from: Predictor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("resume", resume, RESUME)
-        config = HyperNetworkConfig(
-            width, refinements=refinements, shared_input=bool(bank.manifest.settings.get("shared_input"))
-        )
-        options = options or TrainingOptions(warmup_steps=min(MOST_WARMUP, steps // 10))
-        run = HyperRun(
-            bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from
-        )
+        run = run_of(
+            bank, steps, learning_rate, batch_size, refinements, weight_loss, denoising_loss, seed,
+            options or options_for(steps), width, start_from,
+        )  # fmt: skip
         result = train(run, model, clip, clip_vision, resume == RESUME[0])
         return io.NodeOutput(result.predictor, {"loss": result.history.losses}, report(run, result))
 
@@ -128,8 +126,27 @@ def _optional_inputs() -> list[io.Input]:
     ]
 
 
-def train(run: HyperRun, model: Any, clip: Any, vision: Any, resume: bool) -> Result:
-    """The run on the loaded model, with progress and a state on disk."""
+def options_for(steps: int) -> TrainingOptions:
+    """Those of a run that is given none."""
+    return TrainingOptions(warmup_steps=min(MOST_WARMUP, steps // 10))
+
+
+def run_of(
+    bank: Bank, steps: int, learning_rate: float, batch_size: int, refinements: int, weight_loss: float,
+    denoising_loss: float, seed: int, options: TrainingOptions, width: int, start_from: Predictor | None,
+) -> HyperRun:  # fmt: skip
+    """The run that these inputs ask for."""
+    shared = bool(bank.manifest.settings.get("shared_input"))
+    config = HyperNetworkConfig(width, refinements=refinements, shared_input=shared)
+    return HyperRun(
+        bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from
+    )  # fmt: skip
+
+
+def train(
+    run: HyperRun, model: Any, clip: Any, vision: Any, resume: bool, ranks: Ranks = ALONE
+) -> Result | None:  # fmt: skip
+    """The run on the loaded model, with progress and a state on disk; None from processes that do not lead."""
     bank, encoder = run.bank, encoder_of(vision)
     check_base(bank, model, clip)
     if run.start_from is not None:
@@ -138,15 +155,15 @@ def train(run: HyperRun, model: Any, clip: Any, vision: Any, resume: bool) -> Re
     pictures = Subject((Example(bank.latent([(0, 0)]), cond, bank.prompt),))
     trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
     name = fingerprint(encoder)
-    features = Features(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)))
+    features = Features(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)), ranks)
     show = Progress(run.steps)
     with workbench(model, run.options, pictures, run.batch_size, trained) as bench:
-        states = States(state_folder(), run.key(bench.identity, name))
+        states = States(state_folder(), run.key(bench.identity, name), writes=ranks.leads)
         if not resume:
             states.forget()
         return train_hypernetwork(
             run, bench, cond, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every), states,
-            alive=lambda step: show(step, run.steps),
+            lambda step: show(step, run.steps), ranks,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("models", "trainers", "nodes")
+ROOMS = ("models", "trainers", "nodes", "commands")
 COMFYUI = {"comfy", "folder_paths", "latent_preview", "comfy_extras", "comfy_execution", "server", "execution"}
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 LONGEST = 260

@@ -11,6 +11,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from hyperbooth.models.adapter_set import Link
+from hyperbooth.models.adapters import LiDBConfig
+from hyperbooth.models.bank_files import Fit, Manifest, write_shard
+from hyperbooth.models.layout import Layout
+from hyperbooth.models.storage import write_tensors
+from hyperbooth.models.targets import Target
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -136,3 +142,27 @@ def test_the_bank_benchmark_runs(tmp_path: Path) -> None:
     (bank,) = json.loads(report.read_text())["rows"]
     assert bank["subjects"] == 4 and bank["seconds_per_subject"] > 0
     assert bank["people_per_hour"] == pytest.approx(36 / bank["seconds_per_subject"])
+
+
+def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
+    """The formula beside files; and no hours before anything is measured."""
+    spec = spec_from_file_location("people", BENCHMARKS / "people.py")
+    people = sys.modules["people"] = module_from_spec(spec)
+    spec.loader.exec_module(people)
+    layout = Layout.of(Link.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator()))
+    manifest = Manifest(layout, {"prompt": "a sks face", "steps": 7}, {"base": "SD15", "weights": {}}, {})
+    person = people.Person(numbers=4, pictures=2, side=16, tokens=5, width=6)
+    pictures = torch.zeros(6, 16, 16, 3, dtype=torch.uint8), torch.zeros(6, 4, 2, 2)
+    fits = {name: Fit(0.2, 0.1) for name in "abc"}
+    path = write_shard(tmp_path, manifest, fits, [2] * 3, torch.zeros(3, 4), *pictures)
+    features = tmp_path / "features.safetensors"
+    write_tensors({"tokens": torch.zeros(6, 5, 6, dtype=torch.half)}, features)
+    assert (data_bytes(path), data_bytes(features)) == (3 * person.in_shards, 3 * person.in_features)
+    assert people.people_per_hour(tmp_path / "none.json") is None
+    assert people.table(person, [1000], [2], None).splitlines()[-1] == "| 1,000 | 0.00 GB | 0.00 GB |"
+    assert people.table(people.Person(), [15_000], [1, 3], 50.0).endswith("| 14.58 GB | 9.87 GB | 300.0 | 100.0 |")
+
+
+def data_bytes(path: Path) -> int:
+    """Of a safetensors file, without its header."""
+    return path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")

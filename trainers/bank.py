@@ -2,7 +2,7 @@
 
 Subjects that no shard holds yet are cut into batches, in natural order, and each batch becomes a shard. A subject's
 numbers depend on the recipe and its own pictures only: so a stopped build goes on with what is missing, folders that
-come later extend the bank, and processes share the work by taking every n-th batch.
+come later extend the bank, and processes share the work: each takes every n-th batch of those that the leader names.
 """
 
 import time
@@ -25,6 +25,7 @@ from .gather import Framing, Pictures, Tools, gather
 from .guard import Diverged
 from .photograph import Reading
 from .pictures import fit_picture
+from .ranks import ALONE, Ranks
 from .recipe import Recipe
 from .resume import sweep
 from .subject import Subject
@@ -54,21 +55,6 @@ class Workshop:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Which of the batches this process trains: number ``rank`` of every ``of``."""
-
-    rank: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.of:
-            raise ValueError(f"rank is {self.rank} of {self.of}; give one from 0 to {self.of - 1}")
-
-
-ALL = Part()
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A subject's pictures: as they are trained on, and as bytes ``[P, H, W, 3]``."""
 
@@ -78,14 +64,14 @@ class Prepared:
 
 
 def build_bank(
-    recipe: Recipe, source: Path, folder: Path, together: int, workshop: Workshop, show: Show, part: Part = ALL
+    recipe: Recipe, source: Path, folder: Path, together: int, workshop: Workshop, show: Show, ranks: Ranks = ALONE
 ) -> tuple[Bank, str]:  # fmt: skip
     """Train the subjects of ``source`` that the bank in ``folder`` lacks; the bank, and a report.
 
     Args:
         together: subjects in one batch, and in one shard.
         show: is told of the progress; where it raises, what is finished stays.
-        part: of the missing batches, where several processes share them; all of them start from the same shards.
+        ranks: of the missing batches this process takes number ``rank`` of every ``of``; the report is of all.
 
     Raises:
         ValueError: there is no subject, none can be used, or the bank there was built otherwise.
@@ -96,18 +82,19 @@ def build_bank(
     manifest = Manifest(trainer.layout, recipe.settings(start), workshop.base, workshop.versions)
     _check_same_build(folder, manifest)
     names = subject_names(source)
-    there = {entry.name for path in shards_in(folder) for entry in read_shard(path, manifest)}
-    batches = _batches([name for name in names if name not in there], together)[part.rank :: part.of]
-    unnamed = [f"{name!r:.60}: no name that a file can hold" for name in _folders(source) if not _is_a_name(name)]
-    tally = Tally(sum(map(len, batches)), left_out=unnamed)
+    # The leader's word: a process that looks a moment later finds shards that another has just written.
+    missing = ranks.once(lambda: _missing(names, folder, manifest))
+    batches = _batches(missing, together)[ranks.rank :: ranks.of]
+    tally = Tally(sum(map(len, batches)), left_out=_unnamed(source) if ranks.leads else [])
     job = _Build(recipe, source, folder, manifest, workshop, trainer, show, tally)
     sweep(folder)
     for batch in batches:
         job.shard(batch)
+    tally = Tally.together([Tally(**said) for said in ranks.heard(vars(tally))])
     if not (folder / MANIFEST).exists():
-        if part == ALL:
+        if tally.total:
             raise ValueError("\n".join([f"no subject in {source.name} can be used", *tally.reasons]))
-        manifest.save(folder)  # this process had nothing to do; what the others do is theirs to say
+        manifest.save(folder)  # this process had nothing to do, and does not hear the others
     bank = Bank.open(folder)
     return bank, report(bank, tally, trainer.lines, set(bank.names) - set(names))
 
@@ -124,6 +111,16 @@ def subject_names(source: Path) -> list[str]:
             f"folder {source.name!r} holds no sub-folder; make one for each subject, with its pictures inside"
         )
     return names
+
+
+def _missing(names: Sequence[str], folder: Path, manifest: Manifest) -> list[str]:
+    """Those of ``names`` that no shard in ``folder`` holds."""
+    there = {entry.name for path in shards_in(folder) for entry in read_shard(path, manifest)}
+    return [name for name in names if name not in there]
+
+
+def _unnamed(source: Path) -> list[str]:
+    return [f"{name!r:.60}: no name that a file can hold" for name in _folders(source) if not _is_a_name(name)]
 
 
 def _folders(source: Path) -> list[str]:

@@ -34,6 +34,13 @@ class Tally:
         self.done += subjects
         self.seconds = seconds
 
+    @classmethod
+    def together(cls, tallies: Sequence["Tally"]) -> "Tally":
+        """Of processes that worked at the same time."""
+        total, done, learnt = (sum(getattr(one, name) for one in tallies) for name in ("total", "done", "learnt"))
+        left_out = [why for one in tallies for why in one.left_out]
+        return cls(total, done, learnt, max(one.seconds for one in tallies), left_out)
+
     @property
     def pace(self) -> list[str]:
         """A line of how fast it went, if anything was done."""

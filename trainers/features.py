@@ -6,7 +6,7 @@ stopped goes on with what is missing.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..models.bank import Bank
 from ..models.storage import write_tensors
+from .ranks import ALONE, Ranks
 
 TOKENS = "tokens"
 BATCH = 16
@@ -34,18 +35,27 @@ class Features:
         encoder: a name for the encoder's weights, see :func:`.fingerprint.fingerprint`.
         encode: what makes them.
         on_done: called with the pictures done, and of how many, while some are encoded.
+        ranks: processes that share the work: each encodes every n-th shard, and then what it does not find.
     """
 
-    def __init__(self, bank: Bank, encoder: str, encode: Encode, on_done: Callable[[int, int], None]):
+    def __init__(
+        self, bank: Bank, encoder: str, encode: Encode, on_done: Callable[[int, int], None], ranks: Ranks = ALONE
+    ):  # fmt: skip
         self._bank, self._encode, self._folder = bank, encode, bank.folder / "features" / encoder
         self._memory: dict[Path, Tensor] = {}
         of: dict[Path, list[int]] = {}
         for subject, entry in enumerate(bank.entries):
             of.setdefault(entry.shard, []).append(subject)
-        done = 0
+        self._ensure_all(dict([*of.items()][ranks.rank :: ranks.of]), on_done)
+        ranks.heard(None)
+        self._ensure_all(of, on_done)
+
+    def _ensure_all(self, of: Mapping[Path, Sequence[int]], on_done: Callable[[int, int], None]) -> None:
+        counts, done = self._bank.counts, 0
+        total = sum(counts[subject] for subjects in of.values() for subject in subjects)
         for shard, subjects in of.items():
-            self._ensure(shard, subjects, lambda more, done=done: on_done(done + more, sum(bank.counts)))
-            done += sum(bank.counts[subject] for subject in subjects)
+            self._ensure(shard, subjects, lambda more, done=done: on_done(done + more, total))
+            done += sum(counts[subject] for subject in subjects)
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
         """``[n, tokens, width]`` in half precision."""
@@ -68,7 +78,7 @@ class Features:
         """The shard's tokens are on the disk, or in memory where the bank's folder takes no file."""
         entries = [self._bank.entries[subject] for subject in subjects]
         count = max(entry.pictures[1] for entry in entries)
-        if self._is_there(shard, count):
+        if shard in self._memory or self._is_there(shard, count):
             return
         tokens, done = None, 0
         for subject, entry in zip(subjects, entries, strict=True):

@@ -18,6 +18,7 @@ from ..models.linear_guess import fit_guess
 from .features import Picture
 from .hypernetwork_run import HyperRun
 from .noise import generator_for
+from .ranks import ALONE, Ranks
 
 _START = 100
 MOST_PEOPLE = 2048
@@ -25,14 +26,20 @@ MOST_PEOPLE = 2048
 
 
 def starting_network(
-    run: HyperRun, features: Callable[[Sequence[Picture]], Tensor], training: Sequence[int], alive: Callable[[], None]
+    run: HyperRun, features: Callable[[Sequence[Picture]], Tensor], training: Sequence[int], alive: Callable[[], None],
+    ranks: Ranks = ALONE,
 ) -> tuple[HyperNetwork, str]:  # fmt: skip
-    """What a run trains, and a line on how it starts."""
+    """What a run trains, and a line on how it starts.
+
+    Only the leader works it out: another machine's eigenvectors may have another sign.
+    """
     bank, width = run.bank, features(run.pictures[:1]).shape[-1]
     generator = generator_for(run.seed, _START)
     if run.start_from is None:
         network = HyperNetwork.create(run.config, bank.layout, width, generator)
-        return network, begin(network, bank, training, features, alive)
+        line = begin(network, bank, training, features, alive) if ranks.leads else ""
+        ranks.give([*network.state_dict().values()])
+        return network, line
     before = run.start_from.network
     config = replace(before.config, refinements=run.config.refinements)
     network = HyperNetwork.create(config, bank.layout, width, generator)

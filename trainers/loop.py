@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .clipping import clip
 from .guard import WORSE, check_course, check_finite, check_measured, is_due
+from .ranks import ALONE, Ranks
 from .state import TrainState
 
 MOST_SKIPPED = 20
@@ -50,7 +51,7 @@ class FitConfig:
 
 def fit(
     losses: Losses, state: TrainState, config: FitConfig, on_step: OnStep | None = None,
-    validate: Measure | None = None, probe: Measure | None = None,
+    validate: Measure | None = None, probe: Measure | None = None, ranks: Ranks = ALONE,
 ) -> None:  # fmt: skip
     """Take ``state`` on to ``config.steps``, minimising the sum of ``losses(batch)``.
 
@@ -62,24 +63,28 @@ def fit(
         validate: a loss that differs only as the parameters do; measured before the first step, every
             ``config.validation`` steps, and at the end.
         probe: a cheaper one, measured when :func:`.guard.is_due` says so.
+        ranks: processes that take the same steps at the same time, each with its part of every batch's loss; the
+            parts add up to the loss of one process alone.
 
     Raises:
         Diverged: the loss or gradient is no number, or the loss has grown out of proportion; the message names the
             step and what to try.
+        RuntimeError: the processes have lost step with each other.
     """
     _look(state, config, validate, probe)
     while state.history.step < config.steps:
-        _step(losses, state, config)
+        _step(losses, state, config, ranks)
         _look(state, config, validate, probe)
         check_course(state.history.losses, config.worse)
         if on_step is not None:
             on_step(state)
 
 
-def _step(losses: Losses, state: TrainState, config: FitConfig) -> None:
+def _step(losses: Losses, state: TrainState, config: FitConfig, ranks: Ranks) -> None:
     history = state.history
     state.optimizer.zero_grad(set_to_none=True)
-    loss = _accumulate(losses, state, config)
+    loss = _added_up(_accumulate(losses, state, config), state, ranks)
+    check_finite("loss", loss, history.step + 1)
     state.scaler.unscale_(state.optimizer)
     norm = clip(state.parameters, config.max_grad_norm, config.apart)
     _count_skipped(state, norm)
@@ -103,13 +108,23 @@ def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
     for batch in range(step * batches, (step + 1) * batches):
         for loss in losses(batch):
             value = loss.mean().item()
-            check_finite("loss", value, step + 1)
             scaled = state.scaler.scale(loss.sum() / batches)
             if scaled.requires_grad:
                 scaled.backward()
             total += value / batches
     _none_is_zero(state.parameters)
     return total
+
+
+def _added_up(loss: float, state: TrainState, ranks: Ranks) -> float:
+    """The loss of all processes, whose gradients are added up; before any of them decides anything by its own."""
+    step = state.history.step
+    loss, steps = ranks.sum(loss, step)
+    if steps != ranks.of * step:
+        where = f"the {ranks.of} of them at {steps / ranks.of:g} on average"
+        raise RuntimeError(f"process {ranks.rank} is at step {step}, {where}")
+    ranks.add([parameter.grad for parameter in state.parameters if parameter.grad is not None])
+    return loss
 
 
 def _none_is_zero(parameters: Sequence[nn.Parameter]) -> None:

@@ -20,6 +20,7 @@ from .features import Picture
 from .noise import generator_for, standard_noise
 from .objective import Draw, Objective
 from .options import TrainingOptions
+from .ranks import ALONE, Ranks
 from .subject import Example
 from .workbench import Workbench
 
@@ -86,6 +87,7 @@ class PredictionLoss:
         weight_loss, denoising_loss: beta and alpha; 0 leaves that one out.
         variance, gap: their units.
         pieces: a batch goes through the model in so many parts.
+        ranks: processes that share each batch.
     """
 
     network: HyperNetwork
@@ -100,15 +102,18 @@ class PredictionLoss:
     variance: float
     gap: float
     pieces: int = 1
+    ranks: Ranks = ALONE
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
-        """The mean over batch number ``batch``."""
+        """The mean over batch number ``batch``; of it this process's part, which adds up to it over all."""
         generator, device = generator_for(self.seed, _DRAWS, batch), self.bench.device
         seen, target = self.people.batch(batch, self.batch_size, self.seed, generator)
+        seen = seen[self.ranks.share(self.batch_size)]
         theta = self.network(self.people.features(seen).to(device, torch.float32))
         loss = theta.new_zeros(())
         if self.weight_loss:
-            loss = loss + self.weight_loss * self._of_weights(theta, [person for person, _ in seen])
+            part = len(seen) / self.batch_size
+            loss = loss + part * self.weight_loss * self._of_weights(theta, [person for person, _ in seen])
         if self.denoising_loss:
             loss = loss + self.denoising_loss / self.gap * self._of_pictures(theta, target, generator)
         yield loss
@@ -118,16 +123,20 @@ class PredictionLoss:
         return product_distance(split(theta), split(self.people.theta(people).to(theta))).mean() / self.variance
 
     def _of_pictures(self, theta: Tensor, pictures: Sequence[Picture], generator: torch.Generator) -> Tensor:
-        """The denoising loss, whose gradient to theta is worked out at once, in parts; theta's own graph is kept."""
-        examples = self.people.examples(pictures)
-        sigma = self.options.levels.sample(self.objective.denoiser.sigmas, len(examples), generator)
-        noise = standard_noise((len(examples), *examples[0].size), generator, self.options.noise_offset)
+        """The denoising loss, whose gradient to theta is worked out at once, in parts; theta's own graph is kept.
+
+        Drawn for the whole batch ``pictures``, so that each has the same noise whichever process has it.
+        """
+        whole, mine = len(pictures), self.ranks.share(len(pictures))
+        examples = self.people.examples(pictures[mine])
+        sigma = self.options.levels.sample(self.objective.denoiser.sigmas, whole, generator)
+        noise = standard_noise((whole, *examples[0].size), generator, self.options.noise_offset)
         value, gradients = 0.0, []
-        for part in Draw(examples, sigma, noise).pieces(self.pieces):
+        for part in Draw(examples, sigma[mine], noise[mine]).pieces(self.pieces):
             rows = theta[part.start : part.start + len(part.examples)]
             loss, gradient = self._through_the_model(rows, part)
-            value += loss / len(examples)
-            gradients.append(gradient / len(examples))
+            value += loss / whole
+            gradients.append(gradient / whole)
         along = (theta * torch.cat(gradients)).sum()
         return along - along.detach() + value
 

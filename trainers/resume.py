@@ -32,11 +32,13 @@ class States:
         folder: where states of all runs are kept.
         key: names the run: whatever the result depends on, see :func:`.fingerprint.fingerprint`.
         failure: what went wrong with the last write, for the report; None if nothing.
+        writes: whether this process may change what is there, or is one of several of which another does.
     """
 
     folder: Path
     key: str
     failure: str | None = None
+    writes: bool = True
     _saved: int = field(default=-1, init=False)
     _ahead: bool = field(default=False, init=False)
     """A longer run's state is there, and is not to be replaced by a shorter one's."""
@@ -64,6 +66,8 @@ class States:
         Raises:
             ValueError: it cannot be removed.
         """
+        if not self.writes:
+            return
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -90,7 +94,7 @@ class States:
 
     def save(self, state: TrainState) -> None:
         """Keep ``state``, unless it is kept already; too little space is reported, and the run goes on."""
-        if self._ahead or state.history.step in (0, self._saved) or not state.is_finite():
+        if not self.writes or self._ahead or state.history.step in (0, self._saved) or not state.is_finite():
             return
         snapshot = state.snapshot()
         header = {"version": VERSION, **snapshot.numbers}

@@ -15,10 +15,11 @@ from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.nodes.bridge.banks import bank_names, workshop
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.bank import Part, build_bank
+from hyperbooth.trainers.bank import build_bank
 from hyperbooth.trainers.bank_training import BankTrainer
 from hyperbooth.trainers.noise import generator_for
 from hyperbooth.trainers.options import Method, TrainingOptions
+from hyperbooth.trainers.ranks import Ranks
 from hyperbooth.trainers.recipe import Recipe
 from hyperbooth.trainers.subject import Example, Subject
 from PIL import Image
@@ -313,7 +314,7 @@ def test_processes_that_share_the_batches_build_the_same_bank(
     for rank in (2, 1, 0):
         with torch.inference_mode():
             shop = workshop(*quick, FAST, text_encoder=False)
-            bank, _ = build_bank(recipe, people, folder, 2, shop, lambda *_: None, Part(rank, 3))
+            bank, _ = build_bank(recipe, people, folder, 2, shop, lambda *_: None, Ranks(rank, 3))
         assert len(bank) == {2: 0, 1: 2, 0: 4}[rank]
     assert bank.names == whole.names and bank.theta().equal(whole.theta())
     assert [entry.fit for entry in bank.entries] == [entry.fit for entry in whole.entries]

@@ -1,7 +1,7 @@
 """Training a hypernetwork on a bank: it sees the person, its losses are the formulas, and nothing is lost."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from hyperbooth.models.hypernetwork import HyperNetwork
 from hyperbooth.models.hypernetwork_file import load_predictor, save_predictor
 from hyperbooth.models.predictor import Predictor, is_predicted
 from hyperbooth.models.products import Splitter, product_distance
+from hyperbooth.nodes.train_hypernetwork import run_of, train
 from hyperbooth.trainers.controls import Controls
 from hyperbooth.trainers.options import Method, TrainingOptions
+from hyperbooth.trainers.ranks import Ranks
 from PIL import Image
 from rig import interrupted_at, quick_sd15, relative, small_vision, untouched
 from torch import Tensor
@@ -119,7 +121,7 @@ def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
         found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
         raise InterruptedError
 
-    monkeypatch.setattr(module._Job, "fit", look_at)
+    monkeypatch.setattr(module.Job, "fit", look_at)
     bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=2, text=text)
     assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
     with pytest.raises(InterruptedError):
@@ -263,3 +265,29 @@ def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_
             parameter.mul_(1.5)
     with pytest.raises(ValueError, match="model is another SD15 than the bank was made with"):
         trained(node, changed, small_bank)
+
+
+@dataclass(frozen=True)
+class Apart(Ranks):
+    """One of many processes, of which another has said ``other`` of its run and of its state."""
+
+    other: Any = None
+
+    def heard(self, value: Any) -> list[Any]:
+        return [value, value and [self.other[0] or value[0], self.other[1]]]
+
+
+@pytest.mark.parametrize(
+    ("processes", "other", "message"),
+    [
+        (8, None, "batch_size is 4 for 8 processes; give at least 8"),
+        (2, ("another run", 0), "the processes have different banks, models or encoders"),
+        (2, (None, 40), "the processes found states of the steps 0, 40"),
+    ],
+)
+def test_processes_that_cannot_work_together_are_refused(
+    loaded: Any, small_bank: Bank, processes: int, other: Any, message: str
+) -> None:
+    run = run_of(small_bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None)
+    with torch.inference_mode(), pytest.raises(ValueError, match=message):
+        train(run, *loaded[:2], small_vision(), True, Apart(0, processes, other))

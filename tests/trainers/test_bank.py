@@ -10,7 +10,7 @@ from hyperbooth.models.bank import Bank
 from hyperbooth.models.bank_files import Fit, Manifest, write_shard
 from hyperbooth.models.layout import Layout
 from hyperbooth.models.targets import Target
-from hyperbooth.trainers.bank import Part, subject_names
+from hyperbooth.trainers.bank import subject_names
 from hyperbooth.trainers.bank_report import MOST_NAMED, Tally, quality, report
 
 
@@ -21,12 +21,6 @@ def test_subjects_are_the_visible_folders_in_natural_order(tmp_path: Path) -> No
     assert subject_names(tmp_path) == ["P1", "p9", "p10"]
     with pytest.raises(ValueError, match="folder 'p9' holds no sub-folder"):
         subject_names(tmp_path / "p9")
-
-
-@pytest.mark.parametrize(("rank", "of"), [(-1, 1), (2, 2), (0, 0)])
-def test_a_part_is_one_of_all(rank: int, of: int) -> None:
-    with pytest.raises(ValueError, match=f"rank is {rank} of {of}"):
-        Part(rank, of)
 
 
 def bank(folder: Path, fits: dict[str, Fit]) -> Bank:

@@ -8,6 +8,7 @@ import torch
 from hyperbooth.trainers.guard import Diverged, is_due
 from hyperbooth.trainers.loop import FitConfig, fit, rate
 from hyperbooth.trainers.optimizers import OPTIMIZERS
+from hyperbooth.trainers.ranks import Ranks
 from hyperbooth.trainers.state import Group, TrainState
 from torch import nn
 
@@ -218,3 +219,10 @@ def test_every_step_is_reported() -> None:
     seen: list[int] = []
     run(losses, parameter, 0.1, FitConfig(5), on_step=lambda state: seen.append(state.history.step))
     assert seen == [1, 2, 3, 4, 5]
+
+
+def test_a_process_that_has_lost_step_stops() -> None:
+    """One of two that hears only itself: from the second step on the sum of their steps tells."""
+    parameter, losses = problem()
+    with pytest.raises(RuntimeError, match=r"process 0 is at step 1, the 2 of them at 0\.5 on average"):
+        run(losses, parameter, 0.1, FitConfig(3), ranks=Ranks(0, 2))

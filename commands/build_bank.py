@@ -1,0 +1,6 @@
+"""Build Subject Bank on many processes: ``torchrun ... build_bank.py --help``; alone: ``python ...``."""
+
+from launch import launch
+
+if __name__ == "__main__":
+    launch("build_bank")

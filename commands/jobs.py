@@ -1,0 +1,115 @@
+"""What the commands do: the nodes' own work, shared by the processes that torchrun started."""
+
+import argparse
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from ..models.bank import Bank
+from ..models.hypernetwork_file import load_predictor
+from ..models.storage import load_adapter
+from ..nodes.bank import BuildBank, build
+from ..nodes.bridge.banks import bank_path
+from ..nodes.bridge.files import adapter_path, network_path
+from ..nodes.bridge.headless import load_checkpoint, load_vision, tell_progress
+from ..nodes.extension import HyperBooth
+from ..nodes.hypernetwork import SaveHyperNetwork
+from ..nodes.methods import MethodLiDB
+from ..nodes.options import Options
+from ..nodes.train import RESUME
+from ..nodes.train_hypernetwork import TrainHyperNetwork, options_for, report, run_of, train
+from ..trainers.options import TrainingOptions
+from ..trainers.ranks import Ranks, joined
+from ..trainers.recipe import Recipe
+from .arguments import Inputs
+
+Arguments = dict[str, Any]
+
+
+@record  # torchrun then says which process failed, and why
+def run(job: str, arguments: Sequence[str], program: str) -> None:
+    """Run a job of :data:`JOBS`; nodes run under inference mode, and so does this."""
+    asyncio.run(HyperBooth().on_load())  # as a server does once: the pack's folders become known
+    make_parser, work = JOBS[job]
+    parser = make_parser(program)
+    parsed = vars(parser.parse_args(arguments))
+    with joined() as ranks, torch.inference_mode():
+        logging.getLogger().setLevel(logging.INFO if ranks.leads else logging.WARNING)
+        tell_progress(logging.info if ranks.leads else None)
+        text = work(parsed, ranks)
+        if ranks.leads:
+            print(text, flush=True)
+
+
+def _parser(program: str, job: str, *inputs: Inputs) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program, description=job, allow_abbrev=False, epilog="After -- come ComfyUI's own "
+                                     "arguments: -- --input-directory DIR --output-directory DIR --cpu")  # fmt: skip
+    parser.add_argument("--comfyui", help="folder of ComfyUI (default: the one that this pack lies in)")
+    parser.add_argument("--checkpoint", required=True, help="a file, or the name of one in models/checkpoints")
+    for some in inputs:
+        some.add_to(parser)
+    return parser
+
+
+BUILD, METHOD, OPTIONS = Inputs(BuildBank), Inputs(MethodLiDB), Inputs(Options, sparse=True)
+TRAIN, SAVE = Inputs(TrainHyperNetwork), Inputs(SaveHyperNetwork, without={"precision"})
+
+
+def _bank_parser(program: str) -> argparse.ArgumentParser:
+    parser = _parser(program, "Build a bank of subjects.", BUILD, METHOD, OPTIONS)
+    parser.add_argument("--start-from", help="an adapter's name, as Load Adapter lists it (default: none)")
+    return parser
+
+
+def _build_bank(parsed: Arguments, ranks: Ranks) -> str:
+    (method,) = MethodLiDB.execute(**METHOD.of(parsed)).result
+    options, given = TrainingOptions(**OPTIONS.of(parsed)), BUILD.of(parsed)
+    start = load_adapter(adapter_path(parsed["start_from"])) if parsed["start_from"] else None
+    recipe = Recipe(
+        method, given["prompt"], given["steps"], given["seed"], given["resolution"], options, start,
+        given["shared_input"],
+    )  # fmt: skip
+    model, clip, vae = load_checkpoint(parsed["checkpoint"])
+    return build(
+        recipe, given["folder"], given["bank_name"], given["subjects_per_batch"], model, clip, vae, ranks
+    )[1]  # fmt: skip
+
+
+def _network_parser(program: str) -> argparse.ArgumentParser:
+    parser = _parser(program, "Train a hypernetwork on a bank and save it.", TRAIN, OPTIONS, SAVE)
+    parser.add_argument("--clip-vision", required=True, help="a file, or the name of one in models/clip_vision")
+    parser.add_argument("--bank-name", required=True, help="a bank's name, as Load Subject Bank lists it")
+    parser.add_argument("--start-from", help="a hypernetwork's name, as Load HyperNetwork lists it (default: none)")
+    return parser
+
+
+def _train_hypernetwork(parsed: Arguments, ranks: Ranks) -> str:
+    given = TRAIN.of(parsed)
+    goes_on = given.pop("resume") == RESUME[0] or _is_restarted(ranks)
+    options = replace(options_for(given["steps"]), **OPTIONS.of(parsed))
+    start = load_predictor(network_path(parsed["start_from"])) if parsed["start_from"] else None
+    asked = run_of(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
+    model, clip, _ = load_checkpoint(parsed["checkpoint"])
+    result = train(asked, model, clip, load_vision(parsed["clip_vision"]), goes_on, ranks)
+    if result is None:
+        return ""
+    (path,) = SaveHyperNetwork.execute(result.predictor, **SAVE.of(parsed)).result
+    return f"{report(asked, result)}\nsaved {path}"
+
+
+def _is_restarted(ranks: Ranks) -> bool:
+    """Whether torchrun has restarted the processes after one died: 'start over' was said once, at the start. Each
+    machine counts only what died on it."""
+    return max(ranks.heard(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))) > 0
+
+
+JOBS: dict[str, tuple[Callable[[str], argparse.ArgumentParser], Callable[[Arguments, Ranks], str]]] = {
+    "build_bank": (_bank_parser, _build_bank),
+    "train_hypernetwork": (_network_parser, _train_hypernetwork),
+}

@@ -1,0 +1,101 @@
+"""ComfyUI without its server: started as its main.py does, and asked for what its loader nodes give.
+
+Its modules read their arguments when they are first imported, so that nothing of it is imported here before
+:func:`start`.
+"""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SILENCE = 10.0
+"""Seconds between two lines of progress."""
+
+
+def start(place: int) -> None:
+    """Read ``sys.argv`` as ComfyUI's main.py does, and make its folders known.
+
+    Args:
+        place: of this process on its machine; each has a GPU of its own, as far as there are any.
+    """
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    from comfy.cli_args import args
+
+    if torch.cuda.is_available() and not args.cpu:
+        torch.cuda.set_device(place)
+    _take_folders(args)
+
+
+def _take_folders(args: Any) -> None:
+    import folder_paths
+    from utils.extra_config import load_extra_path_config
+
+    own = Path(folder_paths.__file__).with_name("extra_model_paths.yaml")
+    for path in (*([str(own)] if own.is_file() else []), *itertools.chain(*(args.extra_model_paths_config or ()))):
+        load_extra_path_config(path)
+    if args.output_directory:
+        folder_paths.set_output_directory(os.path.abspath(args.output_directory))
+    if args.input_directory:
+        folder_paths.set_input_directory(os.path.abspath(args.input_directory))
+
+
+def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE, as Load Checkpoint gives them.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    import comfy.sd
+    import folder_paths
+
+    words = folder_paths.get_folder_paths("embeddings")
+    path = _file(name, "checkpoints", "--checkpoint")
+    return comfy.sd.load_checkpoint_guess_config(path, output_vae=True, output_clip=True, embedding_directory=words)[:3]
+
+
+def load_vision(name: str) -> Any:
+    """CLIP_VISION, as Load CLIP Vision gives it.
+
+    Raises:
+        ValueError: there is no such file, or it holds no encoder.
+    """
+    import comfy.clip_vision
+
+    vision = comfy.clip_vision.load(_file(name, "clip_vision", "--clip-vision"))
+    if vision is None:
+        raise ValueError(f"--clip-vision {name!r} holds no CLIP vision model")
+    return vision
+
+
+def _file(name: str, kind: str, argument: str) -> str:
+    """A file of ComfyUI's folder ``kind``, or a path."""
+    import folder_paths
+
+    found = folder_paths.get_full_path(kind, name) or (name if Path(name).is_file() else None)
+    if found is None:
+        known = ", ".join(folder_paths.get_filename_list(kind)) or "none"
+        raise ValueError(f"{argument} {name!r} is neither a file nor in models/{kind}, which has: {known}")
+    return found
+
+
+def tell_progress(say: Callable[[str], None] | None) -> None:
+    """Progress bars are lines of text; None for none."""
+    import comfy.utils
+
+    last = -math.inf
+
+    def hook(done: int, total: int, *_: Any, **__: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SILENCE:
+            last = time.monotonic()
+            say(f"{done} of {total} steps")
+
+    comfy.utils.set_progress_bar_global_hook(hook if say else None)

@@ -1,0 +1,45 @@
+"""Arguments of commands are the inputs of nodes: same names, defaults and limits."""
+
+import argparse
+from typing import Any
+
+import pytest
+from hyperbooth.commands.arguments import Inputs
+from hyperbooth.nodes.bank import BuildBank
+from hyperbooth.nodes.methods import MethodLiDB
+from hyperbooth.nodes.options import Options
+from hyperbooth.nodes.train_hypernetwork import TrainHyperNetwork
+from hyperbooth.trainers.options import TrainingOptions
+
+
+def parsed(inputs: Inputs, *arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    inputs.add_to(parser)
+    return inputs.of(vars(parser.parse_args(arguments)))
+
+
+@pytest.mark.parametrize("node", [MethodLiDB, TrainHyperNetwork, Options])
+def test_without_arguments_they_are_the_nodes_defaults(node: Any) -> None:
+    values = parsed(Inputs(node))
+    for spec in node.GET_SCHEMA().inputs:
+        if spec.get_io_type() in ("INT", "FLOAT", "BOOLEAN", "COMBO"):
+            shown = spec.default if spec.default is not None else spec.options[0]
+            assert values.pop(spec.id) == shown, spec.id
+    assert values == {}
+
+
+def test_what_has_no_default_is_needed_and_what_is_given_counts() -> None:
+    values = parsed(Inputs(BuildBank), "--folder", "people", "--subjects-per-batch", "4", "--shared-input")
+    assert (values["folder"], values["subjects_per_batch"], values["shared_input"]) == ("people", 4, True)
+    with pytest.raises((argparse.ArgumentError, SystemExit)):
+        parsed(Inputs(BuildBank))
+
+
+def test_options_are_only_those_given() -> None:
+    assert parsed(Inputs(Options, sparse=True), "--ema-decay", "0.9") == {"ema_decay": 0.9}
+    assert TrainingOptions(**parsed(Inputs(Options))) == TrainingOptions()
+
+
+def test_a_number_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="--subjects-per-batch is 0; give one from 1 to 4096"):
+        parsed(Inputs(BuildBank), "--folder", "people", "--subjects-per-batch", "0")

@@ -1,0 +1,98 @@
+"""A hypernetwork trained by two processes, one of them killed on the way, is the one that the node trains."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_vision
+import pytest
+import torch
+from banks import write_bank
+from hyperbooth.models.bank import Bank
+from hyperbooth.models.hypernetwork import HyperNetwork
+from hyperbooth.models.hypernetwork_file import load_predictor
+from hyperbooth.models.storage import write_tensors
+from hyperbooth.nodes.bridge.vision import encoder_of
+from hyperbooth.trainers.features import TOKENS
+from hyperbooth.trainers.fingerprint import fingerprint
+from hyperbooth.trainers.options import TrainingOptions
+from many import Many
+from rig import relative
+from torch import Tensor
+
+STEPS = 12
+ARGUMENTS = [
+    "--bank-name", "people", "--steps", f"{STEPS}", "--batch-size", "5", "--refinements", "2", "--width", "32",
+    "--learning-rate", "0.001", "--checkpoint-every", "1", "--validation", "4", "--max-grad-norm",
+    "0.05", "--filename-prefix", "hyperbooth/faces",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest encoder that the stock loader takes, a ViT-L: its weights are all alike, and it is never run."""
+    config = Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json")
+    with torch.device("meta"):
+        shapes = comfy.clip_vision.ClipVisionModel(str(config)).model.state_dict()
+    path = tmp_path_factory.mktemp("vision") / "vitl.safetensors"
+    write_tensors({name: torch.full(shape.shape, 0.01, dtype=torch.half) for name, shape in shapes.items()}, path)
+    return path
+
+
+@pytest.fixture
+def many(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> Many:
+    """With a bank of 20 people, and features of its pictures beside it."""
+    bank = write_bank(output_folder / "hyperbooth_banks" / "people", loaded, range(20))
+    name = fingerprint(encoder_of(comfy.clip_vision.load(str(vision))))
+    for shard in {entry.shard for entry in bank.entries}:
+        count = sum(entry.shard == shard for entry in bank.entries)
+        tokens = torch.randn(count, 5, 1024, generator=torch.Generator().manual_seed(count)).half()
+        write_tensors({TOKENS: tokens}, bank.folder / "features" / name / shard.name)
+    return Many(checkpoint, output_folder, output_folder)
+
+
+def by_the_node(node: Any, loaded: Any, vision: Path, bank: Bank) -> HyperNetwork:
+    """What those arguments ask for, in this process."""
+    model, clip, _ = loaded
+    options = TrainingOptions(warmup_steps=1, max_grad_norm=0.05, validation=4)
+    network, _, report = node(
+        "TrainHyperNetwork", model=model, clip=clip, clip_vision=comfy.clip_vision.load(str(vision)), bank=bank,
+        steps=STEPS, learning_rate=1e-3, batch_size=5, refinements=2, weight_loss=1.0, denoising_loss=1.0, seed=0,
+        resume="start over", options=options, width=32,
+    )  # fmt: skip
+    assert f"{STEPS} steps of 5 on 18 people" in report
+    return network.network
+
+
+def numbers_of(network: HyperNetwork) -> dict[str, Tensor]:
+    """Without the biases of attention's keys: no softmax sees them, so that their gradient is rounding alone, which
+    AdamW makes as long as any other."""
+    numbers = network.state_dict()
+    for name in [name for name in numbers if name.endswith("in_proj_bias")]:
+        query, _, value = numbers[name].chunk(3)
+        numbers[name] = torch.cat([query, value])
+    return numbers
+
+
+def states(many: Many) -> list[Path]:
+    return list((many.outputs / "hyperbooth_states").glob("*.safetensors"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_processes_train_the_network_of_the_node(
+    node: Any, loaded: Any, many: Many, vision: Path, killed: bool
+) -> None:
+    """A batch of 5 is shared as 2 and 3. A process is killed once the first state is on disk."""
+    arguments = [*ARGUMENTS, "--clip-vision", str(vision)]
+    said = many.run("train_hypernetwork", arguments, 2, (lambda: len(states(many)) > 0) if killed else None)
+    taken = re.search(r"taken up at step (\d+)", said)
+    assert (taken is not None) == killed and (taken is None or 0 < int(taken[1]) < STEPS)
+    for path in states(many):
+        path.unlink()
+    alone = by_the_node(node, loaded, vision, Bank.open(many.outputs / "hyperbooth_banks" / "people"))
+    saved = load_predictor(many.outputs / "hyperbooth" / "faces_00001_.safetensors")
+    ours, theirs = numbers_of(saved.network), numbers_of(alone)
+    assert saved.facts["taken_at_step"] > 0, "the start says nothing of the steps"
+    assert [name for name in theirs if theirs[name].any() and relative(ours[name], theirs[name]) > 1e-4] == []

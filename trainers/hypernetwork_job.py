@@ -1,0 +1,213 @@
+"""A training of a hypernetwork under way: network, loss, controls, and what was seen of them."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..models.bank import Bank
+from ..models.checkpointing import checkpointed
+from ..models.hypernetwork import HyperNetwork
+from ..models.predictor import Made, Predictor
+from ..models.products import MOST, Splitter, product_variance
+from .chart import comparison_chart
+from .controls import Controls, Look
+from .features import Features, Picture
+from .hypernetwork_run import HyperRun
+from .linear_start import starting_network
+from .loop import FitConfig, fit
+from .losses import weighting
+from .objective import Objective
+from .personalize import Watch
+from .prediction_loss import People, PredictionLoss
+from .ranks import ALONE, Ranks
+from .resume import States
+from .rows import Rows
+from .state import Group, History, TrainState
+from .subject import Example
+from .workbench import Workbench
+
+
+@dataclass
+class Job:
+    """A run on a bench.
+
+    Args:
+        first: the parameters at the start.
+        lines: how it starts, for the report.
+        ranks: processes that share every batch; the leader alone looks.
+        looks: step -> what the controls said.
+        at: step that the result is of.
+    """
+
+    run: HyperRun
+    bench: Workbench
+    network: HyperNetwork
+    state: TrainState
+    controls: Controls
+    people: People
+    first: list[Tensor]
+    lines: list[str]
+    ranks: Ranks = ALONE
+    looks: dict[int, Look] = field(default_factory=dict)
+    at: int = 0
+    started: float = field(default_factory=time.time)
+    pieces: int = 1
+
+    @classmethod
+    def begin(
+        cls, run: HyperRun, bench: Workbench, cond: Any, features: Features, alive: Callable[[int], None],
+        ranks: Ranks,
+    ) -> "Job":  # fmt: skip
+        bank = run.bank
+        training, held = run.people
+        rows = Rows(features, run.pictures)
+        network, line = starting_network(run, rows, training, lambda: alive(0), ranks)
+        network.to(bench.device)
+        options = run.options
+        state = TrainState(
+            [Group(list(network.parameters()), run.learning_rate)], options.optimizer, options.ema_decay, bench.half
+        )
+        examples = partial(_examples, bank, cond)
+        objective = Objective(
+            bench.denoiser, bench.condition_each, bench.to_model, weighting(options.loss_weighting,
+            options.min_snr_gamma),
+        )  # fmt: skip
+        last = [(person, bank.counts[person] - 1) for person in held]
+        controls = Controls(
+            network, bench, objective, options, run.seed, examples([(person, 0) for person in held]),
+            rows(last).to(bench.device, torch.float32), bank.theta(held).to(bench.device), run.batch_size,
+            lambda: alive(state.history.step),
+        )  # fmt: skip
+        thetas = Rows(bank.theta, training)
+        people = People(training, [bank.counts[person] for person in training], thetas, rows, examples)
+        first = [parameter.detach().clone() for parameter in network.parameters()]
+        return cls(run, bench, network, state, controls, people, first, [line], ranks)
+
+    def fit(self, states: States, watch: Watch) -> None:
+        """Train to the end, in as many pieces as memory asks for."""
+        while not self._fits(states, watch):
+            if self.pieces >= self.run.batch_size:
+                raise torch.OutOfMemoryError(
+                    "out of memory with one person at a time; set denoising_loss to 0, switch gradient_checkpointing "
+                    "on in Training Options, or load the model in fp8"
+                )
+            self.pieces = min(self.run.batch_size, 2 * self.pieces)
+            self.controls.at_once = -(-self.run.batch_size // self.pieces)
+            logging.warning("HyperBooth: out of memory; going on in %d pieces", self.pieces)
+
+    def _fits(self, states: States, watch: Watch) -> bool:
+        run, options = self.run, self.run.options
+        config = FitConfig(
+            run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
+            options.max_grad_norm, worse=options.worse,
+        )  # fmt: skip
+
+        def on_step(state: TrainState) -> None:
+            if state.history.step % run.look_every == 0 or state.history.step == run.steps:
+                self._judge(states)
+            if options.checkpoint_every and state.history.step % options.checkpoint_every == 0:
+                states.save(state)
+            watch(state.history)
+
+        with checkpointed(self.bench.blocks if options.gradient_checkpointing else ()):
+            try:
+                self._judge(states)
+                fit(self._loss(), self.state, config, on_step, ranks=self.ranks)
+            except Exception as error:
+                if not self.bench.is_out_of_memory(error):
+                    raise
+                return False
+        return True
+
+    def _loss(self) -> PredictionLoss:
+        run = self.run
+        return PredictionLoss(
+            self.network, self.people, self.bench, self.controls.objective, run.options, run.batch_size, run.seed,
+            run.weight_loss, run.denoising_loss, self._variance, self._gap, self.pieces, self.ranks,
+        )  # fmt: skip
+
+    @cached_property
+    def _gap(self) -> float:
+        return self.ranks.once(lambda: self.controls.gap)
+
+    @cached_property
+    def _variance(self) -> float:
+        return self.ranks.once(self._variance_of_people)
+
+    def _variance_of_people(self) -> float:
+        some = self.people.theta(self.people.places[:MOST])
+        return max(product_variance(Splitter(self.network.layout)(some)).item(), 1e-30)
+
+    def _judge(self, states: States) -> None:
+        """Look at the network as the run would give it now; the loss on people held out, in the units of training,
+        goes into the history, and the best state into a file of its own."""
+        if not self.ranks.leads:
+            return
+        run, history = self.run, self.state.history
+        look = self._look(history.step)
+        if all(step != history.step for step, _ in history.validation):
+            loss = run.weight_loss * (1 - look.explained) + run.denoising_loss * look.own / self.controls.gap
+            history.validation.append((history.step, loss))
+        if history.best[0] == history.step:
+            states.good.save(self.state)
+
+    def _look(self, step: int) -> Look:
+        if step not in self.looks:
+            with self.state.result():
+                self.looks[step] = self.controls.look()
+            logging.info("HyperBooth: step %d: %s", step, self.looks[step])
+        return self.looks[step]
+
+    def settle(self, states: States) -> None:
+        """Take the parameters of the step that was best on people held out; in a bank of few that comes early."""
+        last, (best, _) = self.state.history.step, self.state.history.best
+        if best == 0:
+            self._begin_again()
+        elif best != last and not (states.good.load(self.state, best) and self.state.history.step == best):
+            states.load(self.state, last)
+            best = last
+        self.at = best
+        self._look(best)
+
+    @torch.no_grad()
+    def _begin_again(self) -> None:
+        averages = self.state.average.values if self.state.average else ()
+        for places in (self.state.parameters, averages):
+            for place, value in zip(places, self.first, strict=False):
+                place.copy_(value)
+
+    def picture(self) -> Image.Image:
+        """The looks so far: own and wrong predictions over the steps, between what never changes."""
+        looks = sorted(self.looks.items())
+        curves = {name: [(step, getattr(look, name)) for step, look in looks] for name in ("own", "wrong")}
+        return comparison_chart(curves, self.controls.fixed, self.run.steps, "people held out")
+
+    @torch.no_grad()
+    def result(self, encoder: Made, history: History) -> Predictor:
+        """The hypernetwork, on the CPU."""
+        with self.state.result():
+            numbers = {name: value.detach().to("cpu", copy=True) for name, value in self.network.state_dict().items()}
+        network = HyperNetwork.empty(self.network.config, self.network.layout, self.network.encoder_width)
+        network.load_state_dict(numbers, assign=True)
+        base, times = self.run.bank.manifest.base, {"started": self.started, "finished": time.time()}
+        facts = {**self.run.facts(history), "taken_at_step": self.at, **self.looks[self.at].facts, **times}
+        return Predictor(network, encoder, Made(base["base"], base["weights"]), self.run.bank.prompt, facts)
+
+    def notes(self, states: States) -> tuple[str, ...]:
+        """The start, the first look, the best and the last, and what went wrong without harm."""
+        told = sorted({min(self.looks), self.at, max(self.looks)})
+        lines = [*self.lines, *(f"at step {step}: {self.looks[step]}" for step in told)]
+        lines += [f"the hypernetwork is that of step {self.at}, the best on people held out"]
+        lines += [f"computing in {self.pieces} pieces"] if self.pieces > 1 else []
+        return (*lines, *([states.failure] if states.failure else []))
+
+
+def _examples(bank: Bank, cond: Any, pictures: Sequence[Picture]) -> list[Example]:
+    return [Example(latent[None], cond, bank.prompt) for latent in bank.latent(pictures)]
