@@ -19,7 +19,6 @@ from ..models.products import MOST, Splitter, product_variance
 from .chart import comparison_chart
 from .controls import Controls, Look
 from .features import Features, Picture
-from .guard import Diverged
 from .hypernetwork_run import HyperRun
 from .linear_start import starting_network
 from .loop import FitConfig, fit
@@ -76,15 +75,8 @@ def train_hypernetwork(
     seen = watch(lambda: job.picture())
     seen(History())
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0
-    try:
+    with states.keeping(job.state):
         job.fit(states, seen)
-    except Diverged:
-        states.forget()
-        raise
-    except BaseException:
-        states.save(job.state)
-        raise
-    states.save(job.state)
     history = job.state.history
     job.settle(states)
     return Result(job.result(encoder, history), history, resumed, job.notes(states))

@@ -25,11 +25,7 @@ def adapter_path(name: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    path = folder_paths.get_full_path(KIND, name)
-    if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(KIND))
-        raise ValueError(f"adapter_name {name!r} is in none of {folders}; press R to refresh the list")
-    return Path(path)
+    return _listed(KIND, "adapter_name", name)
 
 
 def register_networks() -> None:
@@ -49,10 +45,15 @@ def network_path(name: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    path = folder_paths.get_full_path(NETWORKS, name)
+    return _listed(NETWORKS, "hypernetwork_name", name)
+
+
+def _listed(kind: str, given: str, name: str) -> Path:
+    """The file that ComfyUI lists under ``name`` among those of a kind; ``given`` is the input that named it."""
+    path = folder_paths.get_full_path(kind, name)
     if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(NETWORKS))
-        raise ValueError(f"hypernetwork_name {name!r} is in none of {folders}; press R to refresh the list")
+        folders = ", ".join(folder_paths.get_folder_paths(kind))
+        raise ValueError(f"{given} {name!r} is in none of {folders}; press R to refresh the list")
     return Path(path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .muon import Muon
+from .weights import write
 
 SAVE_EVERY = 120.0
 """Seconds between two states on disk."""
@@ -117,11 +117,9 @@ class Training:
         tensors |= {f"average.{name}": t for name, t in self.average.items()}
         for number, state in enumerate(self._states()):
             tensors |= {f"state.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
-        temporary = self.path.with_suffix(".part")
+        tensors = {name: t.detach().clone() for name, t in tensors.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors | {"step": torch.tensor(self.step)}, temporary)
-        os.replace(temporary, self.path)
+        write(tensors | {"step": torch.tensor(self.step)}, self.path)
 
     def _states(self) -> list[dict[str, Any]]:
         """What the optimizers keep of each of their tensors."""
