@@ -16,7 +16,7 @@ KIND = "loras"
 
 def adapter_files() -> list[str]:
     """Names of the adapter files that Load offers."""
-    return folder_paths.get_filename_list(KIND)
+    return _names(KIND)
 
 
 def adapter_path(name: str) -> Path:
@@ -36,7 +36,7 @@ def register_networks() -> None:
 
 def network_files() -> list[str]:
     """Names of the files that Load HyperNetwork offers."""
-    return [name for name in folder_paths.get_filename_list(NETWORKS) if name.endswith(".safetensors")]
+    return [name for name in _names(NETWORKS) if name.endswith(".safetensors")]
 
 
 def network_path(name: str) -> Path:
@@ -46,6 +46,15 @@ def network_path(name: str) -> Path:
         ValueError: there is none.
     """
     return _listed(NETWORKS, "hypernetwork_name", name)
+
+
+def _names(kind: str) -> list[str]:
+    """What ComfyUI lists of a kind; what it remembers of a folder that is gone by now makes it fail."""
+    try:
+        return folder_paths.get_filename_list(kind)
+    except FileNotFoundError:
+        folder_paths.filename_list_cache.pop(kind, None)
+        return folder_paths.get_filename_list(kind)
 
 
 def _listed(kind: str, given: str, name: str) -> Path:

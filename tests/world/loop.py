@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .muon import Muon
 from .weights import write
@@ -49,6 +51,19 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
     return [layer.weight for layer in layers if layer.weight.requires_grad and min(layer.weight.shape[:2]) > NARROW]
 
 
+@contextmanager
+def quicker() -> Iterator[None]:
+    """Products of bfloat16 numbers, where the processor makes them: 1.6 to 2 times the speed.
+
+    Attention then is the one that is written out: of the fused one's backward there is a slow bfloat16 version alone.
+    """
+    if not torch.cpu._is_avx512_bf16_supported():
+        yield
+        return
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+        yield
+
+
 class Training:
     """Weights, their average and the optimizers' moments, at a step; resumed from `path` where that exists.
 
@@ -76,7 +91,9 @@ class Training:
         total, count, first = 0.0, 0, self.step
         began = said
         while self.step < self.plan.steps:
-            total, count = total + self._advance(loss_of(self.step)), count + 1
+            with quicker():
+                loss = loss_of(self.step)
+            total, count = total + self._advance(loss), count + 1
             now = time.monotonic()
             if now - said > SAY_EVERY:
                 pace = (self.step - first) / (now - began)
