@@ -175,9 +175,8 @@ class Kept:
         return folder / f"{number}.{ending}"
 
 
-def measure(chosen: argparse.Namespace) -> list[Row]:
+def measure(chosen: argparse.Namespace, bench: Bench) -> list[Row]:
     """Every row, and at last the stock trainer for as long as ours took."""
-    bench = Bench(chosen.state)
     kept, people = Kept(chosen.state, bench), list(range(chosen.first, chosen.first + chosen.people))
     names = chosen.rows or [*ROWS, "stock_same_time", "real"]
     done: dict[str, Row] = {}
@@ -236,7 +235,11 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     chosen = arguments()
     torch.set_num_threads(chosen.threads)
-    rows = measure(chosen)
+    try:
+        bench = Bench(chosen.state)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+    rows = measure(chosen, bench)
     print(harness.table(rows, COLUMNS))
     print(*(aim.verdict({row["name"]: row for row in rows}) for aim in AIMS), sep="\n")
     whole = not chosen.rows and chosen.people >= 20

@@ -8,6 +8,7 @@ import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -109,37 +110,29 @@ def test_report_names_bench_machine_and_rows(harness: ModuleType, tmp_path: Path
     assert not any(str(value).startswith("/") for value in machine.values())
 
 
-def test_the_training_benchmark_runs(tmp_path: Path) -> None:
-    """On the small U-Net, our own row: what is kept in results takes the large one and every row."""
-    report = tmp_path / "report.json"
-    command = [sys.executable, str(BENCHMARKS / "train.py"), "--small", "--rows", "ours"]
+def small_run(folder: Path, name: str, *rows: str) -> list[Any]:
+    """Those rows of a benchmark on the small U-Net; what is kept in results takes the large one and every row."""
+    report = folder / "report.json"
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--small", "--rows", ",".join(rows)]
     command += ["--steps", "1", "--repeats", "1", "--json", str(report)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (row,) = json.loads(report.read_text())["rows"]
-    assert row["seconds_per_step"] > 0 and row["peak_bytes"] > 0, done.stdout
+    return json.loads(report.read_text())["rows"]
+
+
+def test_the_training_benchmark_runs(tmp_path: Path) -> None:
+    (row,) = small_run(tmp_path, "train", "ours")
+    assert row["seconds_per_step"] > 0 and row["peak_bytes"] > 0
 
 
 def test_the_families_benchmark_runs(tmp_path: Path) -> None:
-    """On the small U-Net, two of its rows."""
-    report = tmp_path / "report.json"
-    command = [sys.executable, str(BENCHMARKS / "families.py"), "--small", "--rows", "lora,para"]
-    command += ["--steps", "1", "--repeats", "1", "--json", str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lora, para = json.loads(report.read_text())["rows"]
+    lora, para = small_run(tmp_path, "families", "lora", "para")
     assert para["times_lora"] > 0 and para["peak_times_lora"] > 0
     assert para["parameters"] < lora["parameters"] and para["file_bytes"] < lora["file_bytes"]
 
 
 def test_the_bank_benchmark_runs(tmp_path: Path) -> None:
-    """On the small U-Net, one of its rows."""
-    report = tmp_path / "report.json"
-    command = [sys.executable, str(BENCHMARKS / "bank.py"), "--small", "--rows", "bank_4"]
-    command += ["--steps", "1", "--repeats", "1", "--json", str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (bank,) = json.loads(report.read_text())["rows"]
+    (bank,) = small_run(tmp_path, "bank", "bank_4")
     assert bank["subjects"] == 4 and bank["seconds_per_subject"] > 0
     assert bank["people_per_hour"] == pytest.approx(36 / bank["seconds_per_subject"])
 

@@ -8,7 +8,6 @@ from PIL import Image
 
 from ..models.predictor import Made, Predictor
 from .features import Features
-from .guard import Diverged
 from .hypernetwork_job import Job
 from .hypernetwork_run import HyperRun
 from .personalize import Watch
@@ -65,15 +64,8 @@ def train_hypernetwork(
     seen(History())
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0
     _check_same_start(ranks.heard([states.key, resumed]))
-    try:
+    with states.keeping(job.state):
         job.fit(states, seen)
-    except Diverged:
-        states.forget()
-        raise
-    except BaseException:
-        states.save(job.state)
-        raise
-    states.save(job.state)
     if not ranks.leads:
         return None
     history = job.state.history

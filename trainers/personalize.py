@@ -73,14 +73,10 @@ def personalize(
     resumed, warnings = job.state.history.step, _warnings(job.adapter)
     recorder = recorder_of(run, bench, states, on_record)
     try:
-        lines = job.fit(_keeping(states, run, seen), recorder)
+        with states.keeping(job.state):
+            lines = job.fit(_keeping(states, run, seen), recorder)
     except Diverged as error:
-        states.forget()
         raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
-    except BaseException:
-        states.save(job.state)
-        raise
-    states.save(job.state)
     states.good.forget()
     recorder.forget()
     notes = (*lines, *warnings, *([states.failure] if states.failure else []))

@@ -5,12 +5,15 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from ..models.storage import write_tensors
+from .guard import Diverged
 from .state import Snapshot, TrainState
 
 KEPT = 3
@@ -106,6 +109,19 @@ class States:
         else:
             self._saved, self.failure = state.history.step, None
             self._prune()
+
+    @contextmanager
+    def keeping(self, state: TrainState) -> Iterator[None]:
+        """Whatever ends the block, cancel and errors included, ``state`` is kept; forgotten if the run has diverged."""
+        try:
+            yield
+        except Diverged:
+            self.forget()
+            raise
+        except BaseException:
+            self.save(state)
+            raise
+        self.save(state)
 
     def _prune(self) -> None:
         """Make room; what another server removes at the same moment, or holds open, is left to it."""

@@ -16,7 +16,7 @@ KIND = "loras"
 
 def adapter_files() -> list[str]:
     """Names of the adapter files that Load offers."""
-    return folder_paths.get_filename_list(KIND)
+    return _names(KIND)
 
 
 def adapter_path(name: str) -> Path:
@@ -25,11 +25,7 @@ def adapter_path(name: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    path = folder_paths.get_full_path(KIND, name)
-    if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(KIND))
-        raise ValueError(f"adapter_name {name!r} is in none of {folders}; press R to refresh the list")
-    return Path(path)
+    return _listed(KIND, "adapter_name", name)
 
 
 def register_networks() -> None:
@@ -40,7 +36,7 @@ def register_networks() -> None:
 
 def network_files() -> list[str]:
     """Names of the files that Load HyperNetwork offers."""
-    return [name for name in folder_paths.get_filename_list(NETWORKS) if name.endswith(".safetensors")]
+    return [name for name in _names(NETWORKS) if name.endswith(".safetensors")]
 
 
 def network_path(name: str) -> Path:
@@ -49,10 +45,24 @@ def network_path(name: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    path = folder_paths.get_full_path(NETWORKS, name)
+    return _listed(NETWORKS, "hypernetwork_name", name)
+
+
+def _names(kind: str) -> list[str]:
+    """What ComfyUI lists of a kind; what it remembers of a folder that is gone by now makes it fail."""
+    try:
+        return folder_paths.get_filename_list(kind)
+    except FileNotFoundError:
+        folder_paths.filename_list_cache.pop(kind, None)
+        return folder_paths.get_filename_list(kind)
+
+
+def _listed(kind: str, given: str, name: str) -> Path:
+    """The file that ComfyUI lists under ``name`` among those of a kind; ``given`` is the input that named it."""
+    path = folder_paths.get_full_path(kind, name)
     if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(NETWORKS))
-        raise ValueError(f"hypernetwork_name {name!r} is in none of {folders}; press R to refresh the list")
+        folders = ", ".join(folder_paths.get_folder_paths(kind))
+        raise ValueError(f"{given} {name!r} is in none of {folders}; press R to refresh the list")
     return Path(path)
 
 

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.targets import Target, select_targets
+from hyperbooth.nodes.bridge.files import adapter_files, network_files
 from hyperbooth.nodes.bridge.layers import adaptable_layers, layer_shapes
 from hyperbooth.nodes.files import Save
 from safetensors import safe_open
@@ -563,6 +565,22 @@ def unprivileged() -> Iterator[Path]:
         finally:
             os.seteuid(user)
             Path(name).chmod(0o755)
+
+
+@pytest.mark.parametrize(("kind", "listed"), [("loras", adapter_files), ("hyperbooth", network_files)])
+def test_a_folder_that_is_deleted_while_the_server_runs_is_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, listed: Callable[[], list[str]]
+) -> None:
+    folder = tmp_path / kind
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(folder)], {".safetensors"}))
+    folder.mkdir()
+    (folder / "a.safetensors").touch()
+    assert listed() == ["a.safetensors"]
+    shutil.rmtree(folder)
+    assert listed() == []
+    folder.mkdir()
+    (folder / "b.safetensors").touch()
+    assert listed() == ["b.safetensors"]
 
 
 def test_a_read_only_folder_is_named_and_left_alone(node: Any, unprivileged: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rig import small_vision
 from torch import Tensor
 
 from devkit.encoders import write_dino
@@ -86,17 +87,7 @@ def test_prior_and_diversity_are_the_papers(
 
 
 def test_a_clip_vision_serves_instead(node: Any, samples: list[Tensor], references: list[Tensor]) -> None:
-    from comfy.clip_vision import ClipVisionModel
-
-    config = {
-        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-        "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
-        "projection_dim": 16,
-    }  # fmt: skip
-    vision = ClipVisionModel(config)
-    with torch.no_grad():
-        for number, parameter in enumerate(vision.model.parameters()):
-            parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(number))
+    vision = small_vision()
     dino, clip_i, report = node(
         "SubjectFidelity", images=samples, references=references, dino=["none"], clip=["none"], clip_vision=[vision]
     )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .muon import Muon
+from .weights import write
 
 SAVE_EVERY = 120.0
 """Seconds between two states on disk."""
@@ -49,6 +51,19 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
     return [layer.weight for layer in layers if layer.weight.requires_grad and min(layer.weight.shape[:2]) > NARROW]
 
 
+@contextmanager
+def quicker() -> Iterator[None]:
+    """Products of bfloat16 numbers, where the processor makes them: 1.6 to 2 times the speed.
+
+    Attention then is the one that is written out: of the fused one's backward there is a slow bfloat16 version alone.
+    """
+    if not torch.cpu._is_avx512_bf16_supported():
+        yield
+        return
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+        yield
+
+
 class Training:
     """Weights, their average and the optimizers' moments, at a step; resumed from `path` where that exists.
 
@@ -76,7 +91,9 @@ class Training:
         total, count, first = 0.0, 0, self.step
         began = said
         while self.step < self.plan.steps:
-            total, count = total + self._advance(loss_of(self.step)), count + 1
+            with quicker():
+                loss = loss_of(self.step)
+            total, count = total + self._advance(loss), count + 1
             now = time.monotonic()
             if now - said > SAY_EVERY:
                 pace = (self.step - first) / (now - began)
@@ -117,11 +134,9 @@ class Training:
         tensors |= {f"average.{name}": t for name, t in self.average.items()}
         for number, state in enumerate(self._states()):
             tensors |= {f"state.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
-        temporary = self.path.with_suffix(".part")
+        tensors = {name: t.detach().clone() for name, t in tensors.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors | {"step": torch.tensor(self.step)}, temporary)
-        os.replace(temporary, self.path)
+        write(tensors | {"step": torch.tensor(self.step)}, self.path)
 
     def _states(self) -> list[dict[str, Any]]:
         """What the optimizers keep of each of their tensors."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..weights import halved, read, write
 from .autoencoder import Autoencoder, shipped, widened
 from .family import CONTEXT
 from .network import Base
@@ -23,18 +22,15 @@ TABLE = "embeddings.token_embedding.weight"
 def pack(autoencoder: Autoencoder, base: Base, path: Path = WEIGHTS) -> None:
     """Write the trained weights."""
     tensors = {f"vae.{name}": tensor for name, tensor in shipped(autoencoder).items()} | base.state_dict()
-    tensors = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    write(halved(tensors), path)
 
 
 def checkpoint(path: Path, weights: Path = WEIGHTS) -> Path:
     """The checkpoint at `path`, in half precision; needs ComfyUI, and kept if it is there already."""
     if not path.exists():
+        tensors = _unpacked(read(weights))
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.half().contiguous() for name, tensor in _unpacked(load_file(weights)).items()}
-        save_file(tensors, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        write(halved(tensors), path)
     return path
 
 

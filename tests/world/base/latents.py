@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..stream import example
+from ..weights import write
 from .autoencoder import Autoencoder
 from .words import Words
 
@@ -25,8 +25,7 @@ def make(folder: Path, autoencoder: Autoencoder, words: Words, count: int) -> tu
         path = folder / f"latents_{start}.safetensors"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(_part(autoencoder, words, start), path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
+            write(_part(autoencoder, words, start), path)
             print(f"latents of {start + PART} examples", flush=True)
         parts.append(load_file(path))
     return torch.cat([p["latents"] for p in parts])[:count], torch.cat([p["tokens"] for p in parts])[:count]

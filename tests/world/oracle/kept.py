@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
+from ..weights import halved, read, write
 from .network import Oracle
 from .questions import QUESTIONS
 
@@ -16,16 +15,11 @@ WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
 def keep(oracle: Oracle, path: Path = WEIGHTS) -> None:
     """Write it in half precision."""
-    tensors = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in oracle.state_dict().items()
-    }
-    save_file(tensors, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    write(halved(oracle.state_dict()), path)
 
 
 def kept(path: Path = WEIGHTS) -> Oracle:
     """The oracle, ready to read."""
     oracle = Oracle(QUESTIONS)
-    oracle.load_state_dict(load_file(path))
+    oracle.load_state_dict(read(path))
     return oracle.eval().requires_grad_(False).to(torch.float32)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
+
+from ..weights import halved, read, write
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 CONFIG: dict[str, Any] = {
@@ -21,9 +21,7 @@ CONFIG: dict[str, Any] = {
 
 def keep(network: nn.Module, path: Path = WEIGHTS) -> None:
     """Write it in half precision."""
-    tensors = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    write(halved(network.state_dict()), path)
 
 
 def kept(path: Path = WEIGHTS) -> Any:
@@ -32,5 +30,5 @@ def kept(path: Path = WEIGHTS) -> Any:
 
     with torch.inference_mode():
         model = ClipVisionModel(dict(CONFIG))
-        model.load_sd({name: tensor.to(model.dtype) for name, tensor in load_file(path).items()})
+        model.load_sd({name: tensor.to(model.dtype) for name, tensor in read(path).items()})
     return model
