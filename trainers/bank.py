@@ -19,7 +19,7 @@ from ..models.bank import Bank
 from ..models.bank_files import MANIFEST, Fit, Manifest, read_shard, shards_in, write_shard
 from ..models.claims import is_text
 from .bank_report import Tally, report
-from .bank_training import BankTrainer, Fitted, Watch
+from .bank_training import BankTrainer, Fitted
 from .folder import natural, read_folder
 from .gather import Framing, Pictures, Tools, gather
 from .guard import Diverged
@@ -29,7 +29,7 @@ from .ranks import ALONE, Ranks
 from .recipe import Recipe
 from .resume import sweep
 from .subject import Subject
-from .watch import Watch as Curve
+from .watch import Watch, Watcher
 from .workbench import Workbench
 
 Show = Callable[[int, int, Image.Image | None], None]
@@ -185,14 +185,14 @@ class _Build:
     def _alive(self) -> None:
         self.show(self.tally.done * self.recipe.steps, self.tally.total * self.recipe.steps, None)
 
-    def _watch(self, together: int) -> Watch:
+    def _watch(self, together: int) -> Watcher:
         """Progress in steps of single subjects, and the curve of those who train now."""
         steps, done, total = self.recipe.steps, self.tally.done, self.tally.total
 
         def show(step: int, _steps: int, picture: Image.Image | None) -> None:
             self.show(done * steps + step * together, total * steps, picture)
 
-        return Curve(steps, show, lambda: None, 0)
+        return Watch(steps, show, lambda: None, 0)
 
     def _is_learnt(self, one: Prepared, fitted: Fitted | str) -> bool:
         if isinstance(fitted, str):

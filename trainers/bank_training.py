@@ -19,12 +19,12 @@ from .objective import Objective
 from .recipe import Recipe
 from .side_by_side import SideBySide
 from .start import groups_of
-from .state import History, TrainState, bytes_per_number
+from .state import TrainState, bytes_per_number
 from .subject import Subject
+from .watch import Watcher
 from .workbench import Workbench
 
-Watch = Callable[[History], None]
-MakeWatch = Callable[[int], Watch]
+PerPass = Callable[[int], Watcher]
 """Given how many subjects train side by side, what to call after every step."""
 
 
@@ -58,7 +58,7 @@ class BankTrainer:
         self.layout = Layout.of(self.start)
         self._theta = self.layout.pack(self.start).cpu()
 
-    def __call__(self, bench: Workbench, subjects: Sequence[Subject], watch: MakeWatch) -> list[Fitted | str]:
+    def __call__(self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass) -> list[Fitted | str]:
         """The subjects' numbers, in their order; of one that cannot be learnt, why.
 
         Raises:
@@ -76,7 +76,9 @@ class BankTrainer:
                     raise
             self._tighten()
 
-    def _apart_if_need_be(self, bench: Workbench, subjects: Sequence[Subject], watch: MakeWatch) -> list[Fitted | str]:
+    def _apart_if_need_be(
+        self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass
+    ) -> list[Fitted | str]:
         """All side by side; in halves, and these again, if one of them spoils the batch."""
         try:
             return self._side_by_side(bench, subjects, watch)
@@ -90,7 +92,7 @@ class BankTrainer:
             for one in self._apart_if_need_be(bench, part, watch)
         ]  # fmt: skip
 
-    def _side_by_side(self, bench: Workbench, subjects: Sequence[Subject], watch: MakeWatch) -> list[Fitted | str]:
+    def _side_by_side(self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass) -> list[Fitted | str]:
         link, options, seen = self._link(len(subjects), bench), self.recipe.options, watch(len(subjects))
         state = TrainState(groups_of(link, self.recipe.method), options.optimizer, options.ema_decay, bench.half)
         config = FitConfig(

@@ -4,19 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from ..models.predictor import Made, Predictor
 from .features import Features
 from .hypernetwork_job import Job
 from .hypernetwork_run import HyperRun
-from .personalize import Watch
 from .ranks import ALONE, Ranks
 from .resume import States
 from .state import History
+from .watch import MakeWatcher
 from .workbench import Workbench
-
-MakeWatch = Callable[[Callable[[], Image.Image | None]], Watch]
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Result:
 
 
 def train_hypernetwork(
-    run: HyperRun, bench: Workbench, cond: Any, encoder: Made, features: Features, watch: MakeWatch, states: States,
+    run: HyperRun, bench: Workbench, cond: Any, encoder: Made, features: Features, watch: MakeWatcher, states: States,
     alive: Callable[[int], None], ranks: Ranks = ALONE,
 ) -> Result | None:  # fmt: skip
     """Train a hypernetwork on ``run.bank``.

@@ -24,13 +24,13 @@ from .linear_start import starting_network
 from .loop import FitConfig, fit
 from .losses import weighting
 from .objective import Objective
-from .personalize import Watch
 from .prediction_loss import People, PredictionLoss
 from .ranks import ALONE, Ranks
 from .resume import States
 from .rows import Rows
 from .state import Group, History, TrainState
 from .subject import Example
+from .watch import Watcher
 from .workbench import Workbench
 
 
@@ -90,7 +90,7 @@ class Job:
         first = [parameter.detach().clone() for parameter in network.parameters()]
         return cls(run, bench, network, state, controls, people, first, [line], ranks)
 
-    def fit(self, states: States, watch: Watch) -> None:
+    def fit(self, states: States, watch: Watcher) -> None:
         """Train to the end, in as many pieces as memory asks for."""
         while not self._fits(states, watch):
             if self.pieces >= self.run.batch_size:
@@ -102,7 +102,7 @@ class Job:
             self.controls.at_once = -(-self.run.batch_size // self.pieces)
             logging.warning("HyperBooth: out of memory; going on in %d pieces", self.pieces)
 
-    def _fits(self, states: States, watch: Watch) -> bool:
+    def _fits(self, states: States, watch: Watcher) -> bool:
         run, options = self.run, self.run.options
         config = FitConfig(
             run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,

@@ -24,10 +24,9 @@ from .resume import States
 from .run import Run
 from .start import at_its_start, groups_of, starting_point, trained_part, weights_of
 from .state import History, TrainState
+from .watch import MakeWatcher, Watcher
 from .workbench import Workbench
 
-Watch = Callable[[History], None]
-MakeWatch = Callable[[Callable[[], Image.Image | None]], Watch]
 """Given a way to make a sample, what to call after every step."""
 Rescue = Callable[[AdapterSet], str]
 """Puts an adapter in a safe place and names it."""
@@ -53,7 +52,7 @@ class Result:
 
 
 def personalize(
-    run: Run, bench: Workbench, watch: MakeWatch, states: States, rescue: Rescue, on_record: OnRecord = silent
+    run: Run, bench: Workbench, watch: MakeWatcher, states: States, rescue: Rescue, on_record: OnRecord = silent
 ) -> Result:  # fmt: skip
     """Train a new adapter (or ``run.start_from`` further, or one after ``run.on_top_of``) on ``bench``.
 
@@ -103,7 +102,7 @@ def _taken_up(run: Run, bench: Workbench, states: States) -> "_Job | None":
     return job
 
 
-def _keeping(states: States, run: Run, watch: Watch) -> OnStep:
+def _keeping(states: States, run: Run, watch: Watcher) -> OnStep:
     """State on disk every so many steps, then what the user sees (where a cancel comes in)."""
     every = run.options.checkpoint_every
 

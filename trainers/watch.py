@@ -14,6 +14,10 @@ CHART_SHARE = 0.02
 
 Show = Callable[[int, int, Image.Image | None], None]
 """Receives (steps done, of, picture or None)."""
+Watcher = Callable[[History], None]
+"""Is called at the start of a run and after every step."""
+MakeWatcher = Callable[[Callable[[], Image.Image | None]], Watcher]
+"""Receives what makes a sample of the model as it stands, or None where it cannot."""
 
 
 @dataclass
