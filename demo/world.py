@@ -1,5 +1,6 @@
 """The demo's own model and person: a small pretrained world of drawn portraits, in which the result can be measured."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -53,16 +54,28 @@ class Scores:
         return f"identity {self.identity:.2f}, prompt fidelity {self.prompt_fidelity:.2f}"
 
 
-def judged(references: list[Image.Image], made: list[list[Image.Image]], captions: list[str]) -> Scores:
-    """Mean scores of pictures of each caption."""
+Judge = Callable[[list[Image.Image], list[list[Image.Image]], list[str]], Scores]
+"""Mean scores, given the references, pictures of each caption, and the captions."""
+
+
+def judge(references: int) -> Judge:
+    """By the oracle; of so many references.
+
+    Raises:
+        FileNotFoundError: there is no oracle.
+    """
     task = module("task")
-    judge = module("scores").Judge(module("oracle.kept").kept(), task.REFERENCES[: len(references)])
-    known = tensor_of(references)
-    pairs = [(tensor_of(pictures), caption) for pictures, caption in zip(made, captions, strict=True)]
-    return Scores(
-        float(np.mean([judge.identity(pictures, known, caption) for pictures, caption in pairs])),
-        float(np.mean([judge.prompt_fidelity(pictures, caption) for pictures, caption in pairs])),
-    )
+    oracle = module("scores").Judge(module("oracle.kept").kept(), task.REFERENCES[:references])
+
+    def judged(known: list[Image.Image], made: list[list[Image.Image]], captions: list[str]) -> Scores:
+        views = tensor_of(known)
+        pairs = [(tensor_of(pictures), caption) for pictures, caption in zip(made, captions, strict=True)]
+        return Scores(
+            float(np.mean([oracle.identity(pictures, views, caption) for pictures, caption in pairs])),
+            float(np.mean([oracle.prompt_fidelity(pictures, caption) for pictures, caption in pairs])),
+        )
+
+    return judged
 
 
 def tensor_of(pictures: list[Image.Image]) -> Any:
