@@ -120,7 +120,7 @@ def job_of(arguments: argparse.Namespace, base: Path) -> Job:
         add_world(base)
         task = world.module("task")
         checkpoint, scenes = world.write_checkpoint(folder), list(task.CAPTIONS)
-        return Job(photographs, checkpoint, task.PROMPT, task.CLASS_PROMPT, scenes, settings)
+        return Job(photographs, checkpoint, task.PROMPT, task.CLASS_PROMPT, scenes, settings, prior=False)
     if not arguments.checkpoint.is_file():
         raise SystemExit(f"--checkpoint: there is no file {arguments.checkpoint}")
     link(arguments.checkpoint, folder / arguments.checkpoint.name)

@@ -12,10 +12,14 @@ from PIL import Image
 from devkit.pack import import_comfyui, load_world
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "HyperBoothClassImages": {"count": 20, "steps": 20, "cfg": 2.5, "resolution": 64},
     "HyperBoothSubject": {"resolution": 64},
-    "HyperBoothMethodLoRA": {"rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
-    "HyperBoothTrain": {"steps": 300, "batch_size": 4},
+    "HyperBoothMethodLoRA": {
+        "rank": 8,
+        "alpha": 8.0,
+        "targets": "all linear and convolution",
+        "learning_rate": 5e-3,
+    },
+    "HyperBoothTrain": {"steps": 400, "batch_size": 4},
     "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 2},
     "KSampler": {"steps": 20, "cfg": 2.5},
 }

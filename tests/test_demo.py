@@ -68,11 +68,15 @@ def test_an_output_that_is_a_file(demo: ModuleType, tmp_path: Path) -> None:
         demo.writable(tmp_path / "out")
 
 
-def test_the_graph_is_the_shipped_workflow_with_every_scene_twice(demo: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prior", [True, False])
+def test_the_graph_is_the_shipped_workflow_with_every_scene_twice(
+    demo: ModuleType, tmp_path: Path, prior: bool
+) -> None:
     names = demo.place_photographs(arguments(pictures=3), tmp_path)
     assert [Image.open(tmp_path / name).size for name in names] == [(64, 64)] * 3
     scenes = ["a face in the snow", "a face at night"]
-    graph = demo.graph_of(demo.Job(names, "small.safetensors", "a sks face", "a face", scenes))
+    graph = demo.graph_of(demo.Job(names, "small.safetensors", "a sks face", "a face", scenes, prior=prior))
+    assert ("HyperBoothClassImages" in {node["class_type"] for node in graph.values()}) == prior
     prompts = {n: node["inputs"]["text"] for n, node in graph.items() if "text" in node["inputs"] and "_" in n}
     assert sorted(prompts.values()) == sorted([*scenes, "a sks face in the snow", "a sks face at night"])
     saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]

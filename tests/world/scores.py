@@ -68,6 +68,7 @@ class Judge:
         seen = [read(oracle, drawn(self.people, scene)) for scene in references]
         self.known = {name: torch.stack([view[name] for view in seen]).mean(0) for name in seen[0]}
         self.shown: dict[str, Reading] = {}
+        self.same: dict[str, float] = {}
 
     def identity(self, pictures: Tensor, references: Tensor, caption: str) -> float:
         """Whether the pictures show the person of `references`: 1 for one person in two scenes, 0 for two people."""
@@ -109,11 +110,13 @@ class Judge:
 
     def _same(self, caption: str) -> float:
         """Mean agreement of a picture in a scene of that caption with the references of the same person."""
-        shown, scene = self._shown(caption), scene_of(caption)
-        return float(np.mean([
-            agreement(_one(shown, number), _one(self.known, number), scene, person)
-            for number, person in enumerate(self.people)
-        ]))  # fmt: skip
+        if caption not in self.same:
+            shown, scene = self._shown(caption), scene_of(caption)
+            self.same[caption] = float(np.mean([
+                agreement(_one(shown, number), _one(self.known, number), scene, person)
+                for number, person in enumerate(self.people)
+            ]))  # fmt: skip
+        return self.same[caption]
 
 
 def _one(reading: Reading, number: int) -> Reading:
