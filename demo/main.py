@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import world  # noqa: E402
+import portraits  # noqa: E402
 from graph import BASE, OURS, Graph, Job, graph_of  # noqa: E402
 
 from devkit.pack import load_pack  # noqa: E402
@@ -48,7 +48,7 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
     """Everything, in the ComfyUI whose folder is `base`."""
-    judge = world.judge(arguments.pictures) if arguments.checkpoint is None and arguments.photos is None else None
+    judge = portraits.judge(arguments.pictures) if arguments.checkpoint is None and arguments.photos is None else None
     job = job_of(arguments, base)
     graph = graph_of(job)
     print("Starting ComfyUI ...", flush=True)
@@ -111,15 +111,15 @@ def keep(base: Path, output: Path) -> None:
 
 def job_of(arguments: argparse.Namespace, base: Path) -> Job:
     """What is to be done, with everything it needs in ComfyUI's folders."""
-    settings = dict(world.SETTINGS) if arguments.checkpoint is None else {}
+    settings = dict(portraits.SETTINGS) if arguments.checkpoint is None else {}
     if arguments.steps:
         settings["HyperBoothTrain"] = settings.get("HyperBoothTrain", {}) | {"steps": arguments.steps}
     photographs = place_photographs(arguments, base / "input")
     folder = base / "models" / "checkpoints"
     if arguments.checkpoint is None:
         add_world(base)
-        task = world.module("task")
-        checkpoint, scenes = world.write_checkpoint(folder), list(task.CAPTIONS)
+        task = portraits.module("task")
+        checkpoint, scenes = portraits.write_checkpoint(folder), list(task.CAPTIONS)
         return Job(photographs, checkpoint, task.PROMPT, task.CLASS_PROMPT, scenes, settings, prior=False)
     if not arguments.checkpoint.is_file():
         raise SystemExit(f"--checkpoint: there is no file {arguments.checkpoint}")
@@ -133,7 +133,7 @@ def place_photographs(arguments: argparse.Namespace, target: Path) -> list[str]:
     """The photographs (or the drawn person's pictures) in ComfyUI's input folder; their names there."""
     folder = arguments.photos
     if folder is None:
-        return world.draw_person(arguments.person, arguments.pictures, target)
+        return portraits.draw_person(arguments.person, arguments.pictures, target)
     if not folder.is_dir():
         raise SystemExit(f"--photos: there is no folder {folder}")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
@@ -173,7 +173,7 @@ def collect(base: Path, outcome: Outcome, graph: Graph, output: Path) -> None:
     print(report)
 
 
-def show(base: Path, job: Job, output: Path, judge: world.Judge | None) -> None:
+def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> None:
     """Draw the sheet; in the small world, also measure."""
     load_pack()
     from hyperbooth.trainers.sheet import grid
