@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 Call = Callable[..., tuple[Any, ...]]
@@ -15,13 +16,14 @@ Call = Callable[..., tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Made:
-    """A personalised model, what it cost, and how large it is."""
+    """A personalised model, what it cost, and how large it is; `pictures` is how often one was trained on."""
 
     model: Any
     clip: Any
     prompt: str
     seconds: float = 0.0
     steps: int = 0
+    pictures: int = 0
     parameters: int = 0
     file_bytes: int = 0
 
@@ -35,6 +37,7 @@ class Task:
         call: runs a node of the pack, see ``devkit.call``.
         prompt, class_prompt: of the person, and of anybody.
         class_images: for prior preservation.
+        class_seconds: what sampling them took.
     """
 
     base: Any
@@ -42,6 +45,7 @@ class Task:
     prompt: str
     class_prompt: str
     class_images: list[Tensor]
+    class_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Ours:
 
     def __call__(self, task: Task, references: Tensor) -> Made:
         base, call = task.base, task.call
-        word = self.node == "MethodTextualInversion"
-        prompt = task.prompt.replace("sks", self.inputs["token"]) if word else task.prompt
+        word = self.inputs.get("token")
+        prompt = f"a {word}" if word else task.prompt
         others = {"class_prompt": task.class_prompt, "class_images": task.class_images} if self.prior else {}
         began = time.perf_counter()
         (subject,) = call(
@@ -72,10 +76,12 @@ class Ours:
             "Train", model=base.model, subject=subject, method=method, steps=self.steps, batch_size=self.batch_size,
             clip=base.clip, options=options, resume="start over", hollow=hollow,
         )  # fmt: skip
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began + (task.class_seconds if self.prior else 0.0)
         model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
         numbers = sum(parameter.numel() for parameter in adapter.parameters())
-        return Made(model, clip, prompt, seconds, self.steps, numbers, file_bytes(adapter))
+        called = f"a embedding:{word}" if word else prompt
+        pictures = self.steps * self.batch_size
+        return Made(model, clip, called, seconds, self.steps, pictures, numbers, file_bytes(adapter))
 
 
 def file_bytes(adapter: Any) -> int:
@@ -90,7 +96,7 @@ def file_bytes(adapter: Any) -> int:
 
 @dataclass(frozen=True)
 class Stock:
-    """The stock Train LoRA node: its own defaults, but float32 on a CPU."""
+    """The stock Train LoRA node: float32, no checkpointing, and as many steps as are asked for; else its defaults."""
 
     steps: int = 500
     batch_size: int = 1
@@ -108,6 +114,7 @@ class Stock:
             "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False,
             "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
         }  # fmt: skip
+        torch.manual_seed(0)  # the node's own seed is not that of the noise levels it draws
         began = time.perf_counter()
         with torch.inference_mode():
             latents = {"samples": base.vae.encode(references)}
@@ -117,8 +124,9 @@ class Stock:
             seconds = time.perf_counter() - began
             (model,) = LoraModelLoader.execute(base.model, lora, 1.0).result
         sizes = [tensor for name, tensor in lora.items() if not name.endswith(".alpha")]
-        size = sum(tensor.numel() * 2 for tensor in lora.values())
-        return Made(model, base.clip, task.prompt, seconds, self.steps, sum(t.numel() for t in sizes), size)
+        size = len(save({name: tensor.half().contiguous() for name, tensor in lora.items()}))
+        pictures = self.steps * self.batch_size
+        return Made(model, base.clip, task.prompt, seconds, self.steps, pictures, sum(t.numel() for t in sizes), size)
 
 
 def untouched(task: Task, references: Tensor) -> Made:

@@ -4,11 +4,11 @@ Every row personalises the same held-out people from four pictures each; the ora
 """
 
 import argparse
-import json
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import _harness as harness
 import torch
 from _harness import Aim, Column, Row
+from _kept import Kept, digest
 from _personalised import Made, Ours, Stock, Task, untouched
 from torch import Tensor
 
@@ -27,25 +28,41 @@ CLASS_IMAGES = 20
 FIRST = 40
 """Held-out people before this one were used to choose settings; the report is on others."""
 
-LORA = {"rank": 8, "alpha": 8.0}
+SAME_TIME, REAL = "stock_same_time", "real"
+
+EVERYWHERE = "all linear and convolution"
+FALLING = {"lr_scheduler": "cosine"}
+
+
+def lora(rank: int = 8, **more: Any) -> Ours:
+    """LoRA in every layer; the rate was chosen on other people."""
+    inputs = {"rank": rank, "alpha": float(rank), "targets": EVERYWHERE, "learning_rate": 5e-3}
+    return Ours("MethodLoRA", inputs, options=FALLING, **more)
+
 
 ROWS: dict[str, Any] = {
     "base": untouched,
-    **{f"lora_{rank}": Ours("MethodLoRA", {"rank": rank, "alpha": float(rank)}) for rank in (1, 4, 8)},
-    "lora_8_prior": Ours("MethodLoRA", LORA, prior=True),
-    "lidb": Ours("MethodLiDB"),
-    **{f"para_{rank}": Ours("MethodPaRa", {"rank": rank}) for rank in (1, 4, 8)},
-    "full": Ours("MethodDreamBooth"),
-    "full_prior": Ours("MethodDreamBooth", prior=True),
-    **{f"hollow_{f}": Ours("MethodLoRA", LORA, hollow={"fraction": f, "samples": 400}) for f in (0.2, 0.4, 0.6, 0.8)},
+    **{f"lora_{rank}": lora(rank) for rank in (1, 4, 8)},
+    "lora_8_prior": lora(prior=True),
+    "lora_8_400": lora(steps=400),
+    "lidb": Ours("MethodLiDB", options=FALLING),
+    **{f"para_{rank}": Ours("MethodPaRa", {"rank": rank}, options=FALLING) for rank in (1, 4, 8)},
+    "full": Ours("MethodDreamBooth", {"learning_rate": 2e-3}, options=FALLING),
+    "full_prior": Ours("MethodDreamBooth", {"learning_rate": 2e-3}, options=FALLING, prior=True),
+    **{f"hollow_{f}": lora(hollow={"fraction": f, "samples": 400}) for f in (0.2, 0.4, 0.6, 0.8)},
     "textual_inversion": Ours("MethodTextualInversion", {"token": "sksface", "initializer_word": "face"}),
     "stock_same_steps": Stock(steps=100, batch_size=4),
     "stock_500": Stock(),
 }
 AIMS = (
-    Aim("lora_8", "identity", 0.8, least=True),
     Aim("base", "prompt_fidelity", 0.85, least=True),
+    Aim("lora_8_400", "identity", 0.8, least=True),
+    Aim("lora_8_400", "prompt_fidelity_to_base", -0.1, least=True),
+    Aim("lora_8", "identity_to_stock_500", 0.0, least=True),
+    Aim("lora_8", "prompt_fidelity_to_stock_500", 0.0, least=True),
+    Aim("lora_8_prior", "class_prior_to_lora_8", 0.0, least=True),
 )
+COSTS = ("seconds", "steps", "pictures", "parameters", "file_bytes")
 FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior", "clip_i")
 
 COLUMNS = (
@@ -56,6 +73,7 @@ COLUMNS = (
     Column("file bytes", "file_bytes", lambda value: f"{value:,}"),
     Column("seconds", "seconds", lambda value: f"{value:.1f}"),
     Column("steps", "steps"),
+    Column("pictures", "pictures", lambda value: f"{value:,}"),
 )
 
 
@@ -66,15 +84,17 @@ class Bench:
         pack = harness.devkit("pack")
         pack.import_comfyui()
         self.world = pack.load_world().__name__
-        model, scores, kept = self.module("base.model"), self.module("scores"), self.module("oracle.kept")
-        self.task_of, self.model = self.module("task"), model
-        base = model.load(folder / "small_world.safetensors")
-        call = harness.devkit("call").caller()
-        self.task = Task(base, call, self.task_of.PROMPT, self.task_of.CLASS_PROMPT, [])
-        images = [model.sample(base, [self.task.class_prompt], seed) for seed in range(1000, 1000 + CLASS_IMAGES)]
-        self.task = replace(self.task, class_images=images)
-        self.judge = scores.Judge(kept.kept(), self.task_of.REFERENCES)
-        self.encoder = self.module("vision.encoder").kept()
+        self.task_of, self.model = self.module("task"), self.module("base.model")
+        scores, oracle, vision = (self.module(name) for name in ("scores", "oracle.kept", "vision.encoder"))
+        self.judge, self.encoder = scores.Judge(oracle.kept(), self.task_of.REFERENCES), vision.kept()
+        weights = [part.WEIGHTS for part in (self.module("base.checkpoint"), oracle, vision)]
+        sources = [Path(part.__file__) for part in (scores, self.task_of)]
+        self.digest = digest(*(path.read_bytes() for path in [*weights, *sources]))
+        base = self.model.load(folder / f"small_world_{self.digest}.safetensors")
+        task = Task(base, harness.devkit("call").caller(), self.task_of.PROMPT, self.task_of.CLASS_PROMPT, [])
+        began = time.perf_counter()
+        images = [self.model.sample(base, [task.class_prompt], 1000 + number) for number in range(CLASS_IMAGES)]
+        self.task = replace(task, class_images=images, class_seconds=time.perf_counter() - began)
 
     def module(self, name: str) -> Any:
         return import_module(f"{self.world}.{name}")
@@ -83,30 +103,27 @@ class Bench:
         """Figures of one person, and a picture of each scene."""
         shown = self.task_of.subjects(number + 1)[number]
         references = self.task_of.references(shown)
+        if row == REAL:
+            return self.drawn(number)
         made = row(self.task, references)
-        pictures, anybody = self.of_base if row is untouched else self.sampled(made)
+        pictures, anybody = self.of_base(number) if row is untouched else self.sampled(made, number)
         figures = self.figures(pictures, references, shown)
-        figures["class_prior"] = self.judge.people_spread(anybody) / self.base_spread
-        cost = {name: getattr(made, name) for name in ("seconds", "steps", "parameters", "file_bytes")}
-        return figures | cost, pictures[:, 0]
+        spread = [self.judge.people_spread(faces) for faces in (anybody, self.of_base(number)[1])]
+        figures["class_prior"] = spread[0] / spread[1]
+        return figures | {name: getattr(made, name) for name in COSTS}, pictures[:, 0]
 
-    def sampled(self, made: Made) -> tuple[Tensor, Tensor]:
+    def sampled(self, made: Made, seed: int) -> tuple[Tensor, Tensor]:
         """[scenes, SEEDS, 64, 64, 3]: the person of `made` in each scene; [ANYBODY, 64, 64, 3]: the class."""
         scenes = [caption.replace(self.task.class_prompt, made.prompt) for caption in self.task_of.CAPTIONS]
         prompts = [scene for scene in scenes for _ in range(SEEDS)]
         base = replace(self.task.base, model=made.model, clip=made.clip)
-        pictures = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed=0)
+        pictures = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed)
         return pictures[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), pictures[len(prompts) :]
 
-    @cached_property
-    def of_base(self) -> tuple[Tensor, Tensor]:
+    @cache  # noqa: B019  # there is one bench, and it lives as long as the program
+    def of_base(self, seed: int) -> tuple[Tensor, Tensor]:
         """What it shows untouched."""
-        return self.sampled(untouched(self.task, None))
-
-    @cached_property
-    def base_spread(self) -> float:
-        """How different the base's people are."""
-        return self.judge.people_spread(self.of_base[1])
+        return self.sampled(untouched(self.task, None), seed)
 
     def figures(self, pictures: Tensor, references: Tensor, shown: Any) -> Row:
         """Means over the scenes."""
@@ -129,7 +146,7 @@ class Bench:
         shown = self.task_of.subjects(number + 1)[number]
         pictures = torch.stack([self.judge.own_pictures(shown, c, SEEDS) for c in self.task_of.CAPTIONS])
         figures = self.figures(pictures, self.task_of.references(shown), shown)
-        return figures | {"class_prior": 1.0 / self.base_spread}, pictures[:, 0]
+        return figures | {"class_prior": 1.0 / self.judge.people_spread(self.of_base(number)[1])}, pictures[:, 0]
 
 
 def summary(name: str, rows: list[Row]) -> Row:
@@ -139,57 +156,37 @@ def summary(name: str, rows: list[Row]) -> Row:
         values = [r[figure] for r in rows]
         row[figure] = statistics.mean(values)
         row[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-    for cost in ("seconds", "steps", "parameters", "file_bytes"):
+    for cost in COSTS:
         if cost in rows[0]:
             row[cost] = statistics.median(r[cost] for r in rows)
     return row
 
 
-class Kept:
-    """Figures that were measured already, in a folder; a run that was stopped goes on."""
-
-    def __init__(self, folder: Path, bench: Bench) -> None:
-        self.folder, self.bench = folder, bench
-
-    def rows(self, name: str, row: Any, people: list[int]) -> list[Row]:
-        """Figures of each person."""
-        return [self._one(name, row, number) for number in people]
-
-    def picture(self, name: str, number: int) -> Tensor:
-        """[scenes, 64, 64, 3] of that person."""
-        return torch.load(self._path(name, number, "pt"), weights_only=True)
-
-    def _one(self, name: str, row: Any, number: int) -> Row:
-        path = self._path(name, number, "json")
-        if not path.exists():
-            figures, pictures = row(number) if name == "real" else self.bench.run(row, number)
-            torch.save(pictures, self._path(name, number, "pt"))
-            path.write_text(json.dumps(figures))
-            words = ", ".join(f"{figure} {figures[figure]:.3f}" for figure in FIGURES)
-            print(f"{name}, person {number}: {words}, {figures.get('seconds', 0):.1f} s", flush=True)
-        return json.loads(path.read_text())
-
-    def _path(self, name: str, number: int, ending: str) -> Path:
-        folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{number}.{ending}"
-
-
 def measure(chosen: argparse.Namespace, bench: Bench) -> list[Row]:
     """Every row, and at last the stock trainer for as long as ours took."""
-    kept, people = Kept(chosen.state, bench), list(range(chosen.first, chosen.first + chosen.people))
-    names = chosen.rows or [*ROWS, "stock_same_time", "real"]
+    kept, people = Kept(chosen.state, bench.digest, bench.run), list(range(chosen.first, chosen.first + chosen.people))
     done: dict[str, Row] = {}
+    taken: dict[str, Any] = {}
     everything: list[Row] = []
-    for name in names:
-        row = bench.drawn if name == "real" else same_time(done) if name == "stock_same_time" else ROWS[name]
-        rows = kept.rows(name, row, people)
+    for name in chosen.rows or [*ROWS, SAME_TIME, REAL]:
+        taken[name] = REAL if name == REAL else same_time(done) if name == SAME_TIME else ROWS[name]
+        rows = kept.rows(name, taken[name], people)
         done[name] = summary(name, rows)
         done[name]["rank_correlation"] = rank_correlation(rows)
         everything += rows
-    draw_sheet(bench, kept, names, people[0], chosen.state / "sheet.png")
+    for other in ("base", "stock_500", "lora_8"):
+        add_differences(done, other)
+    shown = {name: kept.picture(name, row, people[0]) for name, row in taken.items()}
+    draw_sheet(bench, shown, people[0], chosen.state / "sheet.png")
     together = {"name": "all rows", "rank_correlation": rank_correlation(everything)}
     return [*done.values(), together]
+
+
+def add_differences(done: dict[str, Row], other: str) -> None:
+    """By how much each row's figures are above the other's."""
+    for row in done.values():
+        if other in done:
+            row.update({f"{figure}_to_{other}": row[figure] - done[other][figure] for figure in FIGURES})
 
 
 def rank_correlation(rows: list[Row]) -> float | None:
@@ -199,13 +196,13 @@ def rank_correlation(rows: list[Row]) -> float | None:
 
 
 def same_time(done: dict[str, Row]) -> Stock:
-    """The stock trainer with as many steps as it can do while `lora_8` trains."""
+    """The stock trainer with as many steps, to the next ten, as it can do while `lora_8` trains."""
     pace = done["stock_500"]["seconds"] / done["stock_500"]["steps"]
-    return Stock(steps=max(1, round(done["lora_8"]["seconds"] / pace)))
+    return Stock(steps=max(10, round(done["lora_8"]["seconds"] / pace, -1)))
 
 
-def draw_sheet(bench: Bench, kept: Kept, names: list[str], number: int, path: Path) -> None:
-    """One person by every row."""
+def draw_sheet(bench: Bench, shown: dict[str, Tensor], number: int, path: Path) -> None:
+    """One person by every row: name -> [scenes, 64, 64, 3]."""
     from PIL import Image
 
     def images(pictures: Tensor) -> list[Any]:
@@ -214,8 +211,8 @@ def draw_sheet(bench: Bench, kept: Kept, names: list[str], number: int, path: Pa
     from hyperbooth.trainers.sheet import grid
 
     references = images(bench.task_of.references(bench.task_of.subjects(number + 1)[number]))
-    cells = [references, *(images(kept.picture(name, number)) for name in names)]
-    grid(cells, bench.task_of.CAPTIONS, ["references", *names], side=128).save(path, optimize=True)
+    cells = [references, *map(images, shown.values())]
+    grid(cells, bench.task_of.CAPTIONS, ["references", *shown], side=128).save(path, optimize=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -227,8 +224,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--state", type=Path, default=harness.ROOT / "demo_output" / "quality", help="figures so far")
     chosen = parser.parse_args()
-    if unknown := set(chosen.rows or ()) - ROWS.keys() - {"stock_same_time", "real"}:
-        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    names = [*ROWS, SAME_TIME, REAL]
+    if unknown := set(chosen.rows or ()) - set(names):
+        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if SAME_TIME in (chosen.rows or ()) and {"lora_8", "stock_500"} - set(chosen.rows[: chosen.rows.index(SAME_TIME)]):
+        parser.error(f"{SAME_TIME} needs lora_8 and stock_500 before it")
     return chosen
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     rows = measure(chosen, bench)
     print(harness.table(rows, COLUMNS))
     print(*(aim.verdict({row["name"]: row for row in rows}) for aim in AIMS), sep="\n")
-    whole = not chosen.rows and chosen.people >= 20
+    whole = not chosen.rows and chosen.people >= 20 and chosen.first >= FIRST
     paths = ([harness.RESULTS / "quality.json"] if whole else []) + ([chosen.json] if chosen.json else [])
     harness.write_json("quality", harness.machine(chosen.threads), rows, *paths)
 

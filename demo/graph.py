@@ -22,6 +22,7 @@ class Job:
         prompt, class_prompt: what the photographs are trained under, and what others of the class are.
         scenes: prompts of the class; with `class_prompt` in each.
         settings: class of node -> inputs that differ from the shipped workflow's.
+        prior: whether pictures of the class are sampled and trained on too.
     """
 
     photographs: list[str]
@@ -30,6 +31,7 @@ class Job:
     class_prompt: str
     scenes: list[str]
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prior: bool = True
 
 
 def graph_of(job: Job) -> Graph:
@@ -45,6 +47,9 @@ def graph_of(job: Job) -> Graph:
         node["inputs"].update(settings.get(node["class_type"], {}))
         given = node["inputs"].keys()
         node["inputs"].update({k: v for k, v in prompts(job).items() if k in given})
+    if not job.prior:
+        graph.pop(find(graph, "HyperBoothClassImages"))
+        graph[find(graph, "HyperBoothSubject")]["inputs"].pop("class_images")
     add_scenes(graph, job)
     return graph
 

@@ -1,11 +1,12 @@
 """Quality of personalised pictures by the oracle: identity, prompt fidelity, how different people are.
 
-All are 0 for pictures that have nothing of it, and 1 for the generator's own pictures.
+All are 1 for the generator's own pictures. Identity is 0 for a picture of somebody else, prompt fidelity where nothing
+of the prompt is there, diversity and spread where all pictures show the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from .identity import Identity
 from .oracle.network import Oracle
 from .oracle.questions import QUESTIONS
 from .oracle.reading import Reading, agreement, person_of, read
-from .render import render
+from .render import render_batch
 from .scene import Scene, sample_scene
 from .task import subjects
 
 VALUES = {a.name: a.values for a in QUESTIONS}
 PLAIN = Scene()
-USUAL = {"style": "photo", "expression": "neutral"}
+USUAL = {"style": "photo", "expression": "neutral", "framing": "portrait", "place": "centre"}
 """Of a scene whose caption does not say otherwise."""
 COMPARED = 48
 """People from whom the scale of identity is taken."""
@@ -31,7 +32,17 @@ COMPARED = 48
 
 def drawn(people: list[Identity], scene: Scene) -> Tensor:
     """[people, 64, 64, 3] in [0, 1]: the generator's own pictures."""
-    return torch.from_numpy(np.stack([render(one, scene) for one in people])).float() / 255
+    return _pictures(people, [scene] * len(people))
+
+
+def _pictures(people: list[Identity], scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(render_batch(people, scenes)).float() / 255
+
+
+def views(caption: str, count: int) -> list[Scene]:
+    """Scenes that differ in what the caption does not say, and what is not as usual either."""
+    named = USUAL | {name: value for name, value in parse(caption).items() if name != "thing"}
+    return [replace(sample_scene(generator_of(number)), **named) for number in range(count)]
 
 
 def scene_of(caption: str) -> Scene:
@@ -44,17 +55,6 @@ def mean(reading: Reading) -> Reading:
     return {name: part.mean(0, keepdim=True) for name, part in reading.items()}
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Agreement of readings of the same person in two scenes, and of two people's."""
-
-    same: float
-    random: float
-
-    def __call__(self, value: float) -> float:
-        return (value - self.random) / (self.same - self.random)
-
-
 class Judge:
     """Scores of pictures [pictures, 64, 64, 3] in [0, 1].
 
@@ -63,25 +63,30 @@ class Judge:
     """
 
     def __init__(self, oracle: Oracle, references: tuple[Scene, ...]) -> None:
-        self.oracle, self.references = oracle, references
+        self.oracle = oracle
         self.people = subjects(COMPARED, start=1 << 20)
-        views = [read(oracle, drawn(self.people, scene)) for scene in references]
-        self.known = {name: torch.stack([view[name] for view in views]).mean(0) for name in views[0]}
-        self.scales: dict[Scene, Scale] = {}
+        seen = [read(oracle, drawn(self.people, scene)) for scene in references]
+        self.known = {name: torch.stack([view[name] for view in seen]).mean(0) for name in seen[0]}
+        self.shown: dict[str, Reading] = {}
+        self.same: dict[str, float] = {}
 
     def identity(self, pictures: Tensor, references: Tensor, caption: str) -> float:
         """Whether the pictures show the person of `references`: 1 for one person in two scenes, 0 for two people."""
-        scene = scene_of(caption)
-        known = read(self.oracle, references)
-        value = agreement(read(self.oracle, pictures), mean(known), scene, person_of(known)).mean().item()
-        return self._scale(scene)(value)
+        scene, seen = scene_of(caption), read(self.oracle, references)
+        known, person = mean(seen), person_of(seen)
+        value, others = (
+            agreement(reading, known, scene, person).mean().item()
+            for reading in (read(self.oracle, pictures), self._shown(caption))
+        )
+        return (value - others) / (self._same(caption) - others)
 
     def prompt_fidelity(self, pictures: Tensor, caption: str) -> float:
-        """The share of what the caption names that is there."""
+        """The share of what the caption names of the scene that is there; nothing is where the thing itself is not."""
         reading = read(self.oracle, pictures)
-        named = parse(caption).items()
-        right = [reading[name].argmax(1) == VALUES[name].index(value) for name, value in named]
-        return torch.stack(right).float().mean().item()
+        right = {name: reading[name].argmax(1) == VALUES[name].index(value) for name, value in parse(caption).items()}
+        thing = right.pop("thing")
+        share = torch.stack(list(right.values()) or [thing]).float().mean(0)
+        return (share * thing).mean().item()
 
     def people_spread(self, pictures: Tensor, scene: Scene = PLAIN) -> float:
         """How different the people in the pictures are from each other, as a share of the generator's people."""
@@ -95,28 +100,38 @@ class Judge:
     @staticmethod
     def own_pictures(shown: Identity, caption: str, count: int) -> Tensor:
         """[count, 64, 64, 3]: the generator's of that person, in scenes of which the caption says all that it says."""
-        named = {name: value for name, value in parse(caption).items() if name != "thing"}
-        scenes = [replace(sample_scene(generator_of(number)), **USUAL | named) for number in range(count)]
-        return torch.from_numpy(np.stack([render(shown, scene) for scene in scenes])).float() / 255
+        return _pictures([shown] * count, views(caption, count))
 
-    def _scale(self, scene: Scene) -> Scale:
-        """Measured on the generator's own pictures of held-out people."""
-        if scene not in self.scales:
-            shown = read(self.oracle, drawn(self.people, scene))
-            tables = []
-            for number, one in enumerate(self.people):
-                known = {name: part[number : number + 1] for name, part in self.known.items()}
-                tables.append(agreement(shown, known, scene, one))
-            table = torch.stack(tables)  # [whose references, whose picture]
-            self.scales[scene] = Scale(table.diagonal().mean().item(), _others(table))
-        return self.scales[scene]
+    def _shown(self, caption: str) -> Reading:
+        """The generator's own pictures of all that are compared, each in a scene of that caption."""
+        if caption not in self.shown:
+            self.shown[caption] = read(self.oracle, _pictures(self.people, views(caption, COMPARED)))
+        return self.shown[caption]
+
+    def _same(self, caption: str) -> float:
+        """Mean agreement of a picture in a scene of that caption with the references of the same person."""
+        if caption not in self.same:
+            shown, scene = self._shown(caption), scene_of(caption)
+            self.same[caption] = float(np.mean([
+                agreement(_one(shown, number), _one(self.known, number), scene, person)
+                for number, person in enumerate(self.people)
+            ]))  # fmt: skip
+        return self.same[caption]
+
+
+def _one(reading: Reading, number: int) -> Reading:
+    return {name: part[number : number + 1] for name, part in reading.items()}
 
 
 def _spread(reading: Reading, scene: Scene) -> float:
-    """By how much a picture agrees more with itself than with another: what cannot be read at all counts as equal."""
+    """1 less the mean overlap ``2 p q / (p p + q q)`` of two pictures (Horn 1966, by the chances that are read).
+
+    What cannot be read at all overlaps with everything, and a blur that takes from ``p q`` takes from ``p p`` too.
+    """
     rows, columns = ({name: part.unsqueeze(at) for name, part in reading.items()} for at in (0, 1))
     table = agreement(rows, columns, scene)
-    return table.diagonal().mean().item() - _others(table)
+    own = table.diagonal()
+    return 1 - _others(2 * table / (own[:, None] + own))
 
 
 def _others(table: Tensor) -> float:

@@ -30,21 +30,12 @@ class Example:
         return render(self.thing, self.scene, size)
 
 
-def example(number: int, people: int | None = None) -> Example:
-    """Example `number` of the stream; nobody who is held out is in it.
-
-    With `people`, only so many different people (and vases) occur, each again and again in other scenes.
-    """
-    seed = mix(number) % people if people else number
+def example(number: int) -> Example:
+    """Example `number` of the stream; nobody who is held out is in it."""
+    seed = number
     while is_held_out(seed):
         seed += 1
     thing = vase(seed) if number % VASE_EVERY == 0 else person(seed)
     generator = generator_of(mix(number) ^ 0x5CE7E)  # not the person's own: the scene tells nothing of the person
     scene = sample_scene(generator)
     return Example(thing, scene, sample_caption(thing, scene, generator))
-
-
-def batch(start: int, count: int, size: int = SIZE) -> tuple[np.ndarray, list[str]]:
-    """Examples start ... start + count - 1: [count, size, size, 3] uint8, and their captions."""
-    examples = [example(start + i) for i in range(count)]
-    return np.stack([e.picture(size) for e in examples]), [e.caption for e in examples]

@@ -32,7 +32,9 @@ def test_identity_is_one_for_the_person_and_zero_for_others(judge: Judge, captio
 def test_prompt_fidelity_is_the_share_of_what_is_there(judge: Judge) -> None:
     pictures = drawn(PEOPLE, Scene("snow", "sketch", "smiling"))
     assert judge.prompt_fidelity(pictures, "a face in the snow, smiling, as a sketch") > 0.95
-    assert judge.prompt_fidelity(pictures, "a face on the beach, smiling, as a sketch") == pytest.approx(0.75, abs=0.05)
+    assert judge.prompt_fidelity(pictures, "a face on the beach, smiling, as a sketch") == pytest.approx(
+        2 / 3, abs=0.05
+    )
     assert judge.prompt_fidelity(pictures, "a vase on the beach, as a photo") < 0.05
 
 
@@ -57,6 +59,8 @@ def test_spread_of_pictures_is_the_distance_of_their_colours() -> None:
 
 def test_references_show_no_scene_that_is_asked_for() -> None:
     asked = {scene_of(caption) for caption in CAPTIONS}
-    assert {scene.background for scene in asked}.isdisjoint(scene.background for scene in REFERENCES)
+    for name in ("background", "expression"):
+        shown = {getattr(scene, name) for scene in REFERENCES} - {"neutral"}
+        assert shown.isdisjoint(getattr(scene, name) for scene in asked)
     assert all(replace(scene, background="studio") != Scene() for scene in asked)
     assert personal(CAPTIONS[0]) == "a sks face in the snow, smiling"

@@ -1,4 +1,1 @@
-"""A pretrained model of the small world: its networks, and how they are trained.
-
-`python -m tests.world.base PART` trains a part, from where an earlier run stopped: `vae`, then `unet`.
-"""
+"""A pretrained model of the small world: its networks, and how they are trained (`python -m tests.world.pretrain`)."""

@@ -12,6 +12,9 @@ from ..attributes import Table
 
 WIDTHS = (32, 64, 128)
 LOOKS = 8
+MARKS = 32
+FINE = 6
+"""Layers of the trunk before its last narrowing, where the landmarks are sought."""
 
 
 class Residual(nn.Module):
@@ -34,13 +37,40 @@ class Readout(nn.Module):
     def __init__(self, table: Table, width: int, hidden: int) -> None:
         super().__init__()
         self.where = nn.Linear(width, LOOKS)
-        outputs = sum(len(a.values) or 1 for a in table)
-        self.read = nn.Sequential(nn.Linear((LOOKS + 1) * width, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        self.read = nn.Sequential(nn.Linear((LOOKS + 1) * width, hidden), nn.ReLU(), nn.Linear(hidden, count(table)))
 
     def forward(self, x: Tensor) -> Tensor:
         looks = self.where(x).softmax(1)
         seen = torch.einsum("bpk,bpc->bkc", looks, x).flatten(1)
         return self.read(torch.cat([seen, x.mean(1)], 1))
+
+
+class Landmarks(nn.Module):
+    """Features [batch, width, side, side] -> [batch, outputs of `table`]: from where MARKS things are.
+
+    A mark is at the mean place of a softmax over the square (Sun et al. 2018, Integral Human Pose Regression), so to a
+    part of a pixel: shapes are distances.
+    """
+
+    def __init__(self, table: Table, width: int, hidden: int) -> None:
+        super().__init__()
+        self.where = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, MARKS, 1))
+        self.read = nn.Sequential(nn.Linear(2 * MARKS, hidden), nn.ReLU(), nn.Linear(hidden, count(table)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        marks = self.where(x).flatten(2).softmax(2)
+        return self.read((marks[:, :, None] * grid(x.shape[-1]).flatten(1)).sum(3).flatten(1))
+
+
+def count(table: Table) -> int:
+    """Outputs of all its attributes."""
+    return sum(len(a.values) or 1 for a in table)
+
+
+def grid(side: int) -> Tensor:
+    """[2, side, side]: x and y of every place, in [-1, 1]."""
+    line = torch.linspace(-1, 1, side)
+    return torch.stack([line.expand(side, side), line[:, None].expand(side, side)])
 
 
 class Oracle(nn.Module):
@@ -58,14 +88,13 @@ class Oracle(nn.Module):
             layers += [Residual(width), Residual(width)]
         self.trunk = nn.Sequential(*layers, nn.BatchNorm2d(WIDTHS[-1]), nn.ReLU())
         self.read = Readout(table, WIDTHS[-1], 256)
+        self.marks = Landmarks(table, WIDTHS[1], 192)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[batch, outputs]."""
-        size = pictures.shape[-1]
-        line = torch.linspace(-1, 1, size)
-        places = torch.stack([line.expand(size, size), line[:, None].expand(size, size)])
-        x = self.trunk(torch.cat([pictures * 2 - 1, places.expand(len(pictures), -1, -1, -1)], 1))
-        return self.read(x.flatten(2).transpose(1, 2))
+        places = grid(pictures.shape[-1]).expand(len(pictures), -1, -1, -1)
+        fine = self.trunk[:FINE](torch.cat([pictures * 2 - 1, places], 1))
+        return self.read(self.trunk[FINE:](fine).flatten(2).transpose(1, 2)) + self.marks(fine)
 
 
 def parts(table: Table, outputs: Tensor) -> Mapping[str, Tensor]:
@@ -77,12 +106,13 @@ def parts(table: Table, outputs: Tensor) -> Mapping[str, Tensor]:
 def reading_loss(table: Table, outputs: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
     """Cross entropy of categorical and squared error of continuous attributes, where the picture shows them.
 
-    `truth` and `seen` are [batch, attributes]; ten times the squared error weighs about as much as an entropy.
+    `truth` and `seen` are [batch, attributes]; thirty times the squared error weighs
+    more than an entropy: what is continuous takes longest to learn.
     """
     read, total = parts(table, outputs), outputs.new_zeros(())
     for number, attribute in enumerate(table):
         got, true = read[attribute.name], truth[:, number]
         categorical = bool(attribute.values)
-        loss = F.cross_entropy(got, true.long(), reduction="none") if categorical else 10 * (got[:, 0] - true) ** 2
+        loss = F.cross_entropy(got, true.long(), reduction="none") if categorical else 30 * (got[:, 0] - true) ** 2
         total = total + (loss * seen[:, number]).sum() / len(outputs)
     return total / len(table)

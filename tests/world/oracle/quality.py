@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from ..chance import generator_of
+from ..identity import Identity
 from ..people import person, seeds
-from ..render import render
-from ..scene import sample_scene
-from .network import Oracle, parts
+from ..render import render_batch
+from ..scene import Scene, sample_scene
+from .network import Oracle
 from .questions import QUESTIONS, answers
+from .reading import read
 
-AT_ONCE = 100
+Shown = list[tuple[Identity, Scene]]
 
 
-@torch.inference_mode()
-def quality(oracle: Oracle, people: int) -> dict[str, float]:
-    """Attribute -> share of right answers (categorical) or R2 (continuous), on held-out people in random scenes."""
+def held_out(people: int) -> Shown:
+    """People nobody trained on, each in a scene at random."""
     numbers = [seed for _, seed in zip(range(people), seeds(held_out=True), strict=False)]
-    got, true, shown = (np.concatenate(part) for part in zip(*_readings(oracle, numbers), strict=True))
+    return [(person(n), sample_scene(generator_of(n ^ 0x0AC1E))) for n in numbers]
+
+
+def quality(oracle: Oracle, shown: Shown, views: Sequence[Scene] = ()) -> dict[str, float]:
+    """Attribute -> share of right answers (categorical) or R2 (continuous), where the first picture shows it.
+
+    Of one picture of each person, or of the mean reading of those in `views`, as a person is known by references.
+    """
+    pairs = [(person, view) for person, scene in shown for view in views or (scene,)]
+    each = max(1, len(views))
+    reading = read(oracle, torch.from_numpy(render_batch(*zip(*pairs, strict=True))).float() / 255)
+    true, seen = (np.stack(part) for part in zip(*(answers(*pair) for pair in pairs[::each]), strict=True))
     found = {}
     for n, attribute in enumerate(QUESTIONS):
-        asked = shown[:, n]
-        found[attribute.name] = _quality(got[asked, n], true[asked, n], bool(attribute.values))
+        values = reading[attribute.name].unflatten(0, (-1, each)).mean(1).numpy()
+        got, asked = values.argmax(1) if attribute.values else values[:, 0], seen[:, n]
+        found[attribute.name] = _quality(got[asked], true[asked, n], bool(attribute.values))
     return found
 
 
 def _quality(got: np.ndarray, true: np.ndarray, categorical: bool) -> float:
     if categorical:
         return float((got == true).mean())
-    return float(1 - ((got - true) ** 2).mean() / true.var())
-
-
-def _readings(oracle: Oracle, numbers: list[int]) -> Iterator[tuple[np.ndarray, ...]]:
-    for start in range(0, len(numbers), AT_ONCE):
-        shown = [(person(n), sample_scene(generator_of(n ^ 0x0AC1E))) for n in numbers[start : start + AT_ONCE]]
-        pictures = torch.from_numpy(np.stack([render(*pair) for pair in shown])).permute(0, 3, 1, 2).float() / 255
-        read = parts(QUESTIONS, oracle(pictures)).values()
-        got = torch.stack([p.argmax(1).float() if p.shape[1] > 1 else p[:, 0].clamp(0, 1) for p in read], 1)
-        true, seen = zip(*(answers(*pair) for pair in shown), strict=True)
-        yield got.numpy(), np.stack(true), np.stack(seen)
+    return float(1 - ((got - true) ** 2).mean() / max(true.var(), 1e-12))

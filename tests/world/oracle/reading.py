@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..identity import FACE_TABLE, Identity
 from ..scene import Scene
@@ -27,15 +25,6 @@ def read(oracle: Oracle, pictures: Tensor) -> Reading:
     return {
         a.name: part.softmax(1) if a.values else part.clamp(0, 1)
         for a, part in zip(QUESTIONS, parts(QUESTIONS, outputs).values(), strict=True)
-    }
-
-
-def truth(people: list[Identity]) -> Reading:
-    """What a reading of these people would be without an error; their identity only."""
-    values = torch.from_numpy(np.stack([FACE_TABLE.vector(person) for person in people]))
-    return {
-        a.name: F.one_hot(values[:, n].long(), len(a.values)).float() if a.values else values[:, n : n + 1]
-        for n, a in enumerate(FACE_TABLE)
     }
 
 

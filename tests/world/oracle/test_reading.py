@@ -1,15 +1,26 @@
 """Readings compared: the formulas on readings without an error."""
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from ..identity import FACE_TABLE
+from ..identity import FACE_TABLE, Identity
 from ..people import person
 from ..scene import Scene
 from ..truth import identity_seen
-from .reading import agreement, person_of, truth
+from .reading import Reading, agreement, person_of
 
 PEOPLE = [person(number) for number in range(40)]
+
+
+def truth(people: list[Identity]) -> Reading:
+    """What a reading of these people would be without an error; their identity only."""
+    values = torch.from_numpy(np.stack([FACE_TABLE.vector(person) for person in people]))
+    return {
+        a.name: F.one_hot(values[:, n].long(), len(a.values)).float() if a.values else values[:, n : n + 1]
+        for n, a in enumerate(FACE_TABLE)
+    }
 
 
 def test_everybody_agrees_with_themselves_alone() -> None:

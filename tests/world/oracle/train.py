@@ -18,7 +18,7 @@ FIRST = 10_000_000
 """Number in the stream from which the oracle's pictures are taken: none of the base's."""
 DECODED = 16
 """Pictures of a batch that went through the autoencoder."""
-PLAN = Plan(steps=4000, rate=4e-3, average=0.998)
+PLAN = Plan(steps=10000, rate=4e-3, average=0.998)
 
 
 @torch.no_grad()

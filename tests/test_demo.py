@@ -1,0 +1,85 @@
+"""The demo's arguments and files: what is wrong is said in one sentence, before anything is computed."""
+
+import argparse
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+from devkit.pack import ROOT
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    folder, before = ROOT / "demo", list(sys.path)
+    sys.path.insert(0, str(folder))
+    spec = spec_from_file_location("demo_main", folder / "main.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--person -1", "'-1' is no whole number from 0 to 999"),
+        ("--person 1000", "'1000' is no whole number"),
+        ("--steps 0", "'0' is no whole number from 1"),
+        ("--pictures 5", "invalid choice: 5"),
+        ("--checkpoint a.safetensors", "--checkpoint needs --photos"),
+    ],
+)
+def test_bad_arguments(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys, line: str, said: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo", *line.split()])
+    with pytest.raises(SystemExit):
+        demo.parse()
+    assert said in capsys.readouterr().err
+
+
+def arguments(**given: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"photos": None, "checkpoint": None, "person": 40, "pictures": 4} | given)
+
+
+@pytest.mark.parametrize("sort", ["missing", "empty", "many", "broken", "folder.jpg"])
+def test_photographs_that_are_none(demo: ModuleType, tmp_path: Path, sort: str) -> None:
+    photos, target = tmp_path / "photos", tmp_path / "input"
+    target.mkdir()
+    if sort != "missing":
+        photos.mkdir()
+    if sort == "folder.jpg":
+        (photos / "folder.jpg").mkdir()
+    if sort == "broken":
+        (photos / "a.jpg").write_bytes(b"no picture")
+    for number in range(11 if sort == "many" else 0):
+        Image.new("RGB", (8, 8)).save(photos / f"{number}.png")
+    with pytest.raises(SystemExit, match="--photos: "):
+        demo.place_photographs(arguments(photos=photos), target)
+    assert not list(target.iterdir())
+
+
+def test_an_output_that_is_a_file(demo: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit, match="--output: nothing can be written to"):
+        demo.writable(tmp_path / "out")
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_the_graph_is_the_shipped_workflow_with_every_scene_twice(
+    demo: ModuleType, tmp_path: Path, prior: bool
+) -> None:
+    names = demo.place_photographs(arguments(pictures=3), tmp_path)
+    assert [Image.open(tmp_path / name).size for name in names] == [(64, 64)] * 3
+    scenes = ["a face in the snow", "a face at night"]
+    graph = demo.graph_of(demo.Job(names, "small.safetensors", "a sks face", "a face", scenes, prior=prior))
+    assert ("HyperBoothClassImages" in {node["class_type"] for node in graph.values()}) == prior
+    prompts = {n: node["inputs"]["text"] for n, node in graph.items() if "text" in node["inputs"] and "_" in n}
+    assert sorted(prompts.values()) == sorted([*scenes, "a sks face in the snow", "a sks face at night"])
+    saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]
+    assert sorted(saved) == ["base_0", "base_1", "personalised_0", "personalised_1"]
+    linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert set(linked) <= graph.keys() and json.dumps(graph)
