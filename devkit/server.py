@@ -35,6 +35,7 @@ class Outcome:
         progress: node id -> values of its progress bar, as they came.
         pictures: JPEG or PNG bytes of the pictures shown in running nodes.
         error: the server's message for a failed node, or its refusal of the prompt.
+        refused: node id -> why the server left it out, where other outputs of the prompt ran.
     """
 
     status: str
@@ -43,6 +44,7 @@ class Outcome:
     progress: dict[str, list[int]] = field(default_factory=dict)
     pictures: list[bytes] = field(default_factory=list)
     error: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, Any] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
@@ -93,10 +95,12 @@ class Server:
         )
         try:
             try:
-                prompt = self.post("/prompt", {"prompt": graph, "client_id": self.client})["prompt_id"]
+                queued = self.post("/prompt", {"prompt": graph, "client_id": self.client})
             except urllib.error.HTTPError as refusal:
                 return Outcome("error", error=json.loads(refusal.read()))
-            return _follow(connection, prompt, on_progress)
+            outcome = _follow(connection, queued["prompt_id"], on_progress)
+            outcome.refused.update(queued["node_errors"])
+            return outcome
         finally:
             connection.close()
 

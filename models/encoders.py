@@ -20,6 +20,8 @@ WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 CONFIGURATION, PREPROCESSING = "config.json", "preprocessor_config.json"
 TOKENIZER = ("tokenizer.json", "vocab.json")
 """One of them."""
+ADAPTER = "adapter_config.json"
+"""Where it is, transformers puts another file's numbers into the model, pickled ones too."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Encoder:
     """A loaded encoder.
 
     Args:
-        name: for reports: scores do not compare across encoders.
+        name: folder and kind, for reports: scores do not compare across encoders.
         network: transformers' model.
         processor: transformers' preprocessing of its pictures.
         tokenizer: of its texts, or None if it has none.
@@ -109,7 +111,14 @@ def load(folder: Path, kinds: Sequence[str], with_texts: bool) -> Encoder:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local) if with_texts else None
     except Exception as error:  # files of others make transformers fail in every way there is
         raise ValueError(f"the encoder in {folder} cannot be loaded: {error}") from error
-    return Encoder(folder.name, network.eval().requires_grad_(False), processor, tokenizer)
+    name = f"{folder.name} ({described(kind, network.config)})"
+    return Encoder(name, network.eval().requires_grad_(False), processor, tokenizer)
+
+
+def described(kind: str, config: Any) -> str:
+    """Which of its kind a model is: two folders of one name may hold two."""
+    pictures = getattr(config, "vision_config", config)
+    return f"{kind}, width {getattr(pictures, 'hidden_size', '?')}, patches of {getattr(pictures, 'patch_size', '?')}"
 
 
 def _network(folder: Path, kind: str, local: dict[str, Any]) -> nn.Module:
@@ -133,6 +142,8 @@ def check(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
     missing += [name for name in _weights(folder) if not (folder / name).is_file()]
     if with_texts and not any((folder / name).is_file() for name in TOKENIZER):
         missing.append(TOKENIZER[0])
+    if (folder / ADAPTER).exists():
+        raise ValueError(f"{folder} holds {ADAPTER}, which changes the model it is beside; take it away")
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}; copy the files of the model's Hugging Face page there")
     kind = _kind(folder / CONFIGURATION)

@@ -76,9 +76,7 @@ class BankTrainer:
                     raise
             self._tighten()
 
-    def _apart_if_need_be(
-        self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass
-    ) -> list[Fitted | str]:
+    def _apart_if_need_be(self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass) -> list[Fitted | str]:
         """All side by side; in halves, and these again, if one of them spoils the batch."""
         try:
             return self._side_by_side(bench, subjects, watch)

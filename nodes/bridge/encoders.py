@@ -1,9 +1,11 @@
 """Encoders for scores in ComfyUI: their folders, its memory management, and CLIP_VISION in their place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -33,8 +35,15 @@ def register_encoder_folders() -> None:
 
 def encoder_names(kind: str) -> list[str]:
     """Folders that hold a model; ``none`` first."""
-    found = {path.name for root in _roots(kind) if root.is_dir() for path in root.iterdir() if path.is_dir()}
-    return [NONE, *sorted(found)]
+    return [NONE, *sorted({name for root in _roots(kind) for name in _folders(root)})]
+
+
+def _folders(root: Path) -> list[str]:
+    """What a root holds that may be an encoder; nothing if it cannot be read."""
+    try:
+        return [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError:
+        return []
 
 
 def _roots(kind: str) -> list[Path]:
@@ -81,24 +90,49 @@ def how_to_get(kind: str) -> str:
     )
 
 
-def _of_folder(kind: str, name: str) -> Embedder:
+def encoder_folder(kind: str, name: str) -> Path:
+    """The folder of that name, which has all that an encoder needs.
+
+    Raises:
+        ValueError: it is not there, or has not.
+    """
     known = name in encoder_names(kind)  # no other folder, as '..' would be
     folder = next((root / name for root in _roots(kind) if known and (root / name).is_dir()), None)
     if folder is None:
         roots = ", ".join(map(str, _roots(kind)))
         raise ValueError(f"{kind} encoder {name!r} is in none of {roots}; {how_to_get(kind)}")
+    encoders.check(folder, *FOLDERS[kind])
+    return folder
+
+
+def encoder_state(kind: str, name: str) -> Files:
+    """What changes when the encoder of that name does; nothing if there is none."""
+    try:
+        return _files(encoder_folder(kind, name))
+    except (ValueError, OSError):
+        return ()
+
+
+def _of_folder(kind: str, name: str) -> Embedder:
+    folder = encoder_folder(kind, name)
     patcher, encoder = _loaded(kind, folder, _files(folder))
 
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
-        comfy.model_management.load_models_gpu([patcher])
+        _load(patcher)
         return encoder.images(pictures, patcher.load_device, on_done)
 
     def text(prompt: str) -> Tensor:
-        comfy.model_management.load_models_gpu([patcher])
+        _load(patcher)
         return encoder.text(prompt, patcher.load_device)
 
-    with_texts = encoder.tokenizer is not None
-    return Embedder(name, images, text if with_texts else None, encoder.is_cut if with_texts else lambda _: False)
+    if encoder.tokenizer is None:
+        return Embedder(encoder.name, images)
+    return Embedder(encoder.name, images, text, encoder.is_cut)
+
+
+def _load(patcher: Any) -> None:
+    """Onto its device, whole: transformers' layers compute where their numbers are."""
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
 
 
 @lru_cache(maxsize=2)
@@ -129,17 +163,24 @@ def _check_vision(kind: str, vision: Any) -> None:
 
 def _of_vision(vision: Any) -> Embedder:
     """A CLIP_VISION of the stock loader, with its own preprocessing."""
-    name = f"CLIP_VISION ({vision.model_type}, width {vision.config.get('hidden_size', '?')})"
+    name = f"CLIP_VISION ({encoders.described(vision.model_type, SimpleNamespace(**vision.config))})"
 
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
-        rows = []
-        for number, picture in enumerate(pictures, 1):
-            embedding = vision.encode_image(picture[None]).image_embeds.float().cpu()
-            rows.append(embedding.flatten(1, -2).mean(1) if embedding.ndim > 2 else embedding)
-            on_done(number)
-        embeddings = torch.cat(rows)
+        rows: list[Tensor] = []
+        for batch in _batches(pictures):
+            embedding = vision.encode_image(torch.stack(batch)).image_embeds.float().cpu()
+            rows += embedding.flatten(1, -2).mean(1) if embedding.ndim > 2 else embedding
+            on_done(len(rows))
+        embeddings = torch.stack(rows)
         if not all_finite(embeddings):
             raise ValueError(f"the {name} gave embeddings that are no numbers; its file may be damaged")
         return embeddings
 
     return Embedder(name, images)
+
+
+def _batches(pictures: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """As many as go through at once, all of a size, in their order."""
+    for _, alike in groupby(pictures, key=lambda picture: picture.shape):
+        rest = list(alike)
+        yield from (rest[start : start + encoders.BATCH] for start in range(0, len(rest), encoders.BATCH))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...models import scores
 from ...models.storage import write_whole
 from ...trainers.sheet import grid
-from ..bridge.encoders import embedder, how_to_get
+from ..bridge.encoders import embedder
 from ..bridge.files import output_file, output_name
 from ..bridge.pixels import to_image
 from ..lists import only
@@ -23,10 +23,12 @@ from .measure import (
     NOT_MEASURED,
     Embeddings,
     Score,
+    Scoring,
     beside,
     clip_input,
     dino_input,
     dino_vision_input,
+    none_chosen,
     pictures_of,
 )  # fmt: skip
 from .prompt import prompt_score
@@ -36,7 +38,7 @@ SHOWN = 6
 """Pictures of each adapter on the sheet at most; all count for the scores."""
 
 
-class CompareSheet(io.ComfyNode):
+class CompareSheet(Scoring):
     """Samples of several adapters -> sheet, report, CSV."""
 
     @classmethod
@@ -94,20 +96,22 @@ class CompareSheet(io.ComfyNode):
         by_dino = embedder("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
         by_clip = embedder("clip_score", only("clip", clip))
         if by_dino is None and by_clip is None:
-            raise ValueError(f"no encoder is chosen: {how_to_get('dino')}, or {how_to_get('clip_score')}")
+            raise ValueError(none_chosen(("dino", "clip_score")))
         encoders = [by for by in (by_dino, by_clip) if by is not None]
         embed = Embeddings((sum(map(len, batches)) + len(real)) * len(encoders))
-        table = []
+        table, note = [], ""
         for samples in batches:
-            clip_t = prompt_score(by_clip, embed, samples, only("prompt", prompt))[0] if by_clip else None
+            clip_t = Score("CLIP-T", NOT_MEASURED)
+            if by_clip:
+                clip_t, note = prompt_score(by_clip, embed, samples, only("prompt", prompt))
             table.append([
                 subject_score("DINO", by_dino, embed, samples, real),
                 subject_score("CLIP-I", by_clip, embed, samples, real),
-                clip_t or Score("CLIP-T", NOT_MEASURED),
+                clip_t,
                 spread(by_dino, embed, samples),
             ])  # fmt: skip
         write_whole([as_csv(names, table).encode()], path)
-        report = in_words(names, table)
+        report = f"{in_words(names, table)}{note}\nwritten to {output_name(path)}"
         sheet = to_image(drawn(batches, names, table))
         return io.NodeOutput(sheet, report, output_name(path), ui={"text": (report,)})
 
@@ -121,7 +125,8 @@ def labels_of(text: str, count: int) -> list[str]:
     names = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if len(names) != count:
         raise ValueError(
-            f"labels names {len(names)} ({', '.join(names)}), images has {count} batches; give a line to each"
+            f"labels names {len(names)} ({', '.join(names)}), images has {count} batches; give a line to each, and "
+            "join batches by Create List: Image Batch makes one of them"
         )
     if unwritable := [name for name in names if not name.isprintable()]:
         raise ValueError(f"labels has {unwritable[0]!r}, which cannot be written; leave out control characters")
@@ -144,7 +149,7 @@ def in_words(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
         measured = [(name, score) for name, score in zip(names, column, strict=True) if not math.isnan(score.value)]
         if not measured:
             continue
-        ranked = sorted(measured, key=lambda pair: pair[1].value, reverse=True)
+        ranked = sorted(measured, key=lambda pair: pair[1].value, reverse=not measured[0][1].low)
         values = [f"{name} {score.value:.4f}" for name, score in ranked]
         values += [f"{name} not measured" for name in names if name not in dict(measured)]
         first = ranked[0][1]

@@ -1,6 +1,7 @@
 """What all scoring nodes share: inputs, embeddings with progress, and scores in words."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...models import scores
 from .. import sockets
-from ..bridge.encoders import Embedder, embedder, encoder_names, how_to_get
+from ..bridge.encoders import NONE, Embedder, embedder, encoder_folder, encoder_names, encoder_state, how_to_get
 from ..bridge.progress import Progress
 from ..lists import one_by_one
 
@@ -28,7 +30,9 @@ def dino_input() -> io.Combo.Input:
 
 def dino_vision_input() -> io.ClipVision.Input:
     return io.ClipVision.Input(
-        "dino_vision", optional=True, tooltip="A DINOv2 or DINOv3 from the stock Load CLIP Vision, in place of dino."
+        "dino_vision",
+        optional=True,
+        tooltip="A DINOv2 or DINOv3 that the stock Load CLIP Vision opens, in place of dino.",
     )
 
 
@@ -48,7 +52,7 @@ class Score:
         name: as papers call it.
         value: NaN if it was not measured.
         encoder: by which it was measured.
-        ceiling: what real pictures reach, if that says something.
+        ceiling: what real pictures reach, if that says something; NaN of one picture, which makes no pair.
         low: whether less is better.
     """
 
@@ -67,7 +71,17 @@ class Score:
 
 def beside(ceiling: float | None) -> str:
     """What stands beside a score that has a ceiling."""
-    return "" if ceiling is None else f"; real pictures among themselves {ceiling:.4f}"
+    if ceiling is None:
+        return ""
+    if math.isnan(ceiling):
+        return "; how high real pictures get, one reference cannot say"
+    return f"; real pictures among themselves {ceiling:.4f}"
+
+
+def ceiling_of(embeddings: Tensor) -> float:
+    """Of real pictures; NaN of one."""
+    found = scores.ceiling(embeddings)
+    return math.nan if found is None else found
 
 
 def pictures_of(name: str, batches: list[Tensor], at_least: int = 1) -> list[Tensor]:
@@ -95,6 +109,37 @@ def _colours(name: str, picture: Tensor) -> Tensor:
     return picture.expand(-1, -1, 3) if channels == 1 else picture[..., :3]
 
 
+class Scoring(io.ComfyNode):
+    """What scores: asked for again when an encoder's files change, and refused before anything has run if the one
+    that is chosen cannot be used: the pictures may cost an hour of training."""
+
+    @classmethod
+    def fingerprint_inputs(cls, dino: Any = (NONE,), clip: Any = (NONE,), **_: Any) -> Any:
+        return [encoder_state(kind, name) for kind, (name, *_) in (("dino", dino), ("clip_score", clip))]
+
+    @classmethod
+    def validate_inputs(
+        cls, dino: Any = None, clip: Any = None, dino_vision: Any = None, clip_vision: Any = None
+    ) -> bool | str:  # fmt: skip
+        """A linked input is (None,) here, one that is not connected None."""
+        given = [("dino", dino, dino_vision), ("clip_score", clip, clip_vision)]
+        given = [(kind, names[0], vision) for kind, names, vision in given if names is not None]
+        if all(name == NONE and vision is None for _, name, vision in given):
+            return none_chosen([kind for kind, *_ in given])
+        try:
+            for kind, name, vision in given:
+                if name not in (None, NONE) and vision is None:
+                    encoder_folder(kind, name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+
+def none_chosen(kinds: Sequence[str]) -> str:
+    """What to do then."""
+    return f"no encoder is chosen: {', or '.join(map(how_to_get, kinds))}"
+
+
 def needed(kind: str, name: str, vision: Any = None) -> Embedder:
     """The embedder that is chosen.
 
@@ -103,7 +148,7 @@ def needed(kind: str, name: str, vision: Any = None) -> Embedder:
     """
     found = embedder(kind, name, vision)
     if found is None:
-        raise ValueError(f"no {kind} encoder is chosen: {how_to_get(kind)}")
+        raise ValueError(none_chosen([kind]))
     return found
 
 

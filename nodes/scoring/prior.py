@@ -7,10 +7,21 @@ from torch import Tensor
 
 from ...models import scores
 from ..lists import only
-from .measure import CATEGORY, NOT_MEASURED, Embeddings, Score, dino_input, dino_vision_input, needed, pictures_of
+from .measure import (
+    CATEGORY,
+    NOT_MEASURED,
+    Embeddings,
+    Score,
+    Scoring,
+    ceiling_of,
+    dino_input,
+    dino_vision_input,
+    needed,
+    pictures_of,
+)  # fmt: skip
 
 
-class PriorScore(io.ComfyNode):
+class PriorScore(Scoring):
     """Class samples, photographs, samples -> PRES, DIV."""
 
     @classmethod
@@ -22,6 +33,7 @@ class PriorScore(io.ComfyNode):
             description="What training has done to the rest: PRES is how much samples of the class look like the "
             "subject (low is good), DIV how much samples of one prompt differ (high is good), both by DINO.",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 io.Image.Input(
                     "class_samples",
@@ -48,6 +60,9 @@ class PriorScore(io.ComfyNode):
         samples = pictures_of("images", images, at_least=2) if images else []
         by = needed("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
         embed = Embeddings(len(others) + len(real) + len(samples))
-        pres = Score("PRES", scores.prior_preservation(embed(by, others), embed(by, real)), by.name, low=True)
+        photographs = embed(by, real)
+        likeness = scores.prior_preservation(embed(by, others), photographs)
+        pres = Score("PRES", likeness, by.name, ceiling_of(photographs), low=True)
         div = Score("DIV", scores.diversity(embed(by, samples)) if samples else NOT_MEASURED, by.name)
-        return io.NodeOutput(pres.value, div.value, f"{pres}\n{div}")
+        report = f"{pres}\n{div}"
+        return io.NodeOutput(pres.value, div.value, report, ui={"text": (report,)})

@@ -6,10 +6,10 @@ from torch import Tensor
 from ...models import scores
 from ..bridge.encoders import Embedder
 from ..lists import only
-from .measure import CATEGORY, Embeddings, Score, clip_input, needed, pictures_of
+from .measure import CATEGORY, Embeddings, Score, Scoring, clip_input, needed, pictures_of
 
 
-class PromptFidelity(io.ComfyNode):
+class PromptFidelity(Scoring):
     """Samples and prompt -> CLIP-T."""
 
     @classmethod
@@ -21,6 +21,7 @@ class PromptFidelity(io.ComfyNode):
             description="How well samples follow the prompt: mean cosine similarity of prompt and sample by CLIP "
             "(DreamBooth's CLIP-T). Write the prompt with the class in place of the rare word: CLIP does not know it.",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Samples of one prompt: a batch, or a list of any sizes."),
                 io.String.Input(
@@ -41,7 +42,8 @@ class PromptFidelity(io.ComfyNode):
     def execute(cls, images: list[Tensor], prompt: list[str], clip: list[str]) -> io.NodeOutput:
         samples, by = pictures_of("images", images), needed("clip_score", only("clip", clip))
         score, note = prompt_score(by, Embeddings(len(samples)), samples, only("prompt", prompt))
-        return io.NodeOutput(score.value, f"{score}{note}")
+        report = f"{score}{note}"
+        return io.NodeOutput(score.value, report, ui={"text": (report,)})
 
 
 def prompt_score(by: Embedder, embed: Embeddings, samples: list[Tensor], prompt: str) -> tuple[Score, str]:

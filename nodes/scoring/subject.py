@@ -6,21 +6,24 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...models import scores
-from ..bridge.encoders import Embedder, embedder, how_to_get
+from ..bridge.encoders import Embedder, embedder
 from ..lists import only
 from .measure import (
     CATEGORY,
     NOT_MEASURED,
     Embeddings,
     Score,
+    Scoring,
+    ceiling_of,
     clip_input,
     dino_input,
     dino_vision_input,
+    none_chosen,
     pictures_of,
 )  # fmt: skip
 
 
-class SubjectFidelity(io.ComfyNode):
+class SubjectFidelity(Scoring):
     """Samples and photographs -> DINO, CLIP-I."""
 
     @classmethod
@@ -33,13 +36,16 @@ class SubjectFidelity(io.ComfyNode):
             "photograph, by DINO and by CLIP (DreamBooth's DINO and CLIP-I). Look at it beside what the photographs "
             "reach among themselves.",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Samples of the subject: a batch, or a list of any sizes."),
                 io.Image.Input("references", tooltip="Photographs of it; two or more for the ceiling."),
                 dino_input(),
                 dino_vision_input(),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="A CLIP from the stock Load CLIP Vision, for CLIP-I."
+                    "clip_vision",
+                    optional=True,
+                    tooltip="A CLIP or SigLIP from the stock Load CLIP Vision, for CLIP-I.",
                 ),
                 clip_input("CLIP-I in place of clip_vision"),
             ],
@@ -59,11 +65,12 @@ class SubjectFidelity(io.ComfyNode):
         by_dino = embedder("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
         by_clip = embedder("clip_score", only("clip", clip), clip_vision and only("clip_vision", clip_vision))
         if by_dino is None and by_clip is None:
-            raise ValueError(f"no encoder is chosen: {how_to_get('dino')}, or connect dino_vision or clip_vision")
+            raise ValueError(none_chosen(("dino", "clip_score")))
         count = len(samples) + len(real)
         embed = Embeddings(count * sum(by is not None for by in (by_dino, by_clip)))
         found = [subject_score(name, by, embed, samples, real) for name, by in (("DINO", by_dino), ("CLIP-I", by_clip))]
-        return io.NodeOutput(*(score.value for score in found), "\n".join(map(str, found)))
+        report = "\n".join(map(str, found))
+        return io.NodeOutput(*(score.value for score in found), report, ui={"text": (report,)})
 
 
 def subject_score(
@@ -73,4 +80,4 @@ def subject_score(
     if by is None:
         return Score(name, NOT_MEASURED)
     own, theirs = embed(by, samples), embed(by, real)
-    return Score(name, scores.subject_fidelity(own, theirs), by.name, scores.ceiling(theirs))
+    return Score(name, scores.subject_fidelity(own, theirs), by.name, ceiling_of(theirs))

@@ -97,6 +97,13 @@ def test_code_in_the_folder_is_never_run(dino: Path, tmp_path: Path) -> None:
     assert not ran.exists()
 
 
+def test_an_adapter_beside_the_model_is_refused(dino: Path) -> None:
+    """transformers would put its numbers into the model, from a pickle if there is no other file."""
+    (dino / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match=r"dino holds adapter_config\.json, which changes the model .*; take it away"):
+        load(dino, DINO, with_texts=False)
+
+
 def test_a_folder_cannot_ask_for_kernels_of_the_hub(dino: Path, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip")
     for folder, kinds in ((dino, DINO), (clip, CLIP)):

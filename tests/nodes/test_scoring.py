@@ -78,10 +78,11 @@ def test_prior_and_diversity_are_the_papers(
     node: Any, models: Path, samples: list[Tensor], references: list[Tensor]
 ) -> None:
     inputs = {"class_samples": samples, "references": references, "dino": ["small-dino"]}
-    pres, div, _ = node("PriorScore", **inputs, images=samples)
+    pres, div, report = node("PriorScore", **inputs, images=samples)
     own, real = (by_hand(models / "dino" / "small-dino", files(b)) for b in (samples, references))
     assert pres == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
     assert div == pytest.approx(1 - only_pairs(own), abs=1e-5)
+    assert f"lower is better; real pictures among themselves {only_pairs(real):.4f}" in report
     _, none, report = node("PriorScore", **inputs)
     assert math.isnan(none) and "DIV: not measured" in report
 
@@ -98,7 +99,7 @@ def test_a_clip_vision_serves_instead(node: Any, samples: list[Tensor], referenc
         )
     own, real = (e / e.norm(dim=1, keepdim=True) for e in (own, real))
     assert math.isnan(dino) and clip_i == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
-    assert "DINO: not measured" in report and "CLIP_VISION (clip_vision_model, width 32)" in report
+    assert "DINO: not measured" in report and "CLIP_VISION (clip_vision_model, width 32, patches of 8)" in report
 
 
 def test_the_sheet_says_who_is_better_at_what(
@@ -114,7 +115,12 @@ def test_the_sheet_says_who_is_better_at_what(
     assert [row["name"] for row in rows] == ["copies", "noise"]
     dino, _, _ = node("SubjectFidelity", images=[samples[0]], references=references, dino=["small-dino"], clip=["none"])
     assert float(rows[1]["DINO"]) == pytest.approx(dino, abs=1e-6)
-    assert rows[0]["DINO encoder"] == "small-dino"
+    assert rows[0]["DINO encoder"].startswith("small-dino (vit, width ") and f"written to {path}" in report
+
+
+def test_one_reference_has_no_ceiling_and_the_report_says_so(node: Any, samples: list[Tensor]) -> None:
+    subject = {"images": samples, "references": [samples[1]], "dino": ["small-dino"], "clip": ["none"]}
+    assert "how high real pictures get, one reference cannot say" in node("SubjectFidelity", **subject)[2]
 
 
 def test_wrong_input_is_named(node: Any, models: Path, samples: list[Tensor], references: list[Tensor]) -> None:
@@ -129,7 +135,7 @@ def test_wrong_input_is_named(node: Any, models: Path, samples: list[Tensor], re
         node("PromptFidelity", images=samples, prompt=["  "], clip=["small-clip"])
     with pytest.raises(ValueError, match=r"images holds 1 pictures, expected at least 2: one picture makes no pair"):
         node("PriorScore", class_samples=samples, references=references, images=[samples[1]], dino=["small-dino"])
-    with pytest.raises(ValueError, match=r"labels names 1 \(one\), images has 2 batches"):
+    with pytest.raises(ValueError, match=r"labels names 1 \(one\), images has 2 batches; .* Create List"):
         node(
             "CompareSheet", images=samples, labels=["one"], references=references, prompt=[PROMPT],
             dino=["small-dino"], clip=["none"], filename_prefix=["x"],

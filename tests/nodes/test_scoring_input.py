@@ -9,8 +9,10 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.clip_vision import ClipVisionModel
+from rig import small_vision
 from torch import Tensor
 
+from devkit.call import node_classes
 from devkit.encoders import write_clip, write_dino
 
 PROMPT = "a photo of a dog on a beach"
@@ -135,3 +137,54 @@ def test_an_encoder_is_unloaded_with_comfyuis_models(node: Any, samples: list[Te
     comfy.model_management.unload_all_models()
     assert not comfy.model_management.current_loaded_models
     assert node("SubjectFidelity", **subject)[0] == before
+
+
+LINKED = (None,)
+"""What ComfyUI gives for a linked input before anything has run."""
+
+
+@pytest.mark.parametrize(
+    ("score", "inputs", "said"),
+    [
+        ("SubjectFidelity", {"dino": ["none"], "clip": ["none"]}, "no encoder is chosen: copy config.json"),
+        ("SubjectFidelity", {"dino": ["small-dino"], "clip": ["none"]}, True),
+        ("SubjectFidelity", {"dino": ["gone"], "clip": ["none"]}, "dino encoder 'gone' is in none of"),
+        ("SubjectFidelity", {"dino": ["gone"], "clip": ["none"], "dino_vision": LINKED}, True),
+        ("SubjectFidelity", {"dino": ["none"], "clip": ["gone"], "dino_vision": LINKED}, "clip_score encoder 'gone'"),
+        ("SubjectFidelity", {"dino": LINKED, "clip": LINKED}, True),
+        ("SubjectFidelity", {"dino": [3], "clip": [{}]}, "dino encoder 3 is in none of"),
+        ("CompareSheet", {"dino": ["none"], "clip": ["none"]}, "no encoder is chosen"),
+        ("CompareSheet", {"dino": ["none"], "clip": ["broken"]}, "lacks tokenizer.json"),
+        ("PromptFidelity", {"clip": ["none"]}, "no encoder is chosen: copy"),
+        ("PromptFidelity", {"clip": ["small-clip"]}, True),
+        ("PriorScore", {"dino": ["none"]}, "no encoder is chosen: copy"),
+        ("PriorScore", {"dino": ["none"], "dino_vision": LINKED}, True),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_runs(
+    models: Path, score: str, inputs: dict[str, Any], said: Any
+) -> None:
+    broken = write_clip(models / "clip_score" / "broken")
+    for name in ("tokenizer.json", "vocab.json"):
+        (broken / name).unlink(missing_ok=True)
+    found = node_classes()[f"HyperBooth{score}"].validate_inputs(**inputs)
+    assert found is True if said is True else said in found
+
+
+def test_another_file_in_the_folder_is_another_encoder_to_comfyui(models: Path) -> None:
+    folder = write_dino(models / "dino" / "replaced")
+    score = node_classes()["HyperBoothSubjectFidelity"]
+    before, again = (score.fingerprint_inputs(dino=["replaced"], clip=["none"], images=LINKED) for _ in range(2))
+    write_dino(folder, seed=1)
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert before == again != score.fingerprint_inputs(dino=["replaced"], clip=["none"], images=LINKED)
+
+
+def test_a_clip_vision_takes_pictures_together_as_it_takes_them_alone(node: Any, references: list[Tensor]) -> None:
+    inputs = {"references": references, "dino": ["none"], "clip": ["none"], "clip_vision": [small_vision()]}
+    pictures = torch.rand(40, 24, 24, 3, generator=torch.Generator().manual_seed(4))
+    together, alone = (
+        node("SubjectFidelity", images=images, **inputs)[1] for images in ([pictures], [*pictures[:, None]])
+    )
+    one_by_one = [node("SubjectFidelity", images=[picture[None]], **inputs)[1] for picture in pictures]
+    assert together == alone == pytest.approx(sum(one_by_one) / len(one_by_one), abs=1e-5)

@@ -125,7 +125,10 @@ def test_a_chain_is_trained_and_saved_and_the_stock_loader_gives_its_picture(
 
 def test_two_adapters_are_compared(server: Server, checkpoint: Path) -> None:
     graph = small_job(checkpoint.name, 3, "hyperbooth_compare")
-    assert not {"6", "7", "19"} & set(server.run(graph).executed), "without the encoders nothing is trained in vain"
+    first = server.run(graph)
+    assert not {"6", "7", "19"} & set(first.executed), "without the encoders nothing is trained in vain"
+    said = first.refused["19"]["errors"][0]["details"]
+    assert "encoder 'dino-vits16' is in none of" in said and "copy config.json" in said
     write_dino(server.base / "models" / "dino" / "dino-vits16")
     write_clip(server.base / "models" / "clip_score" / "clip-vit-base-patch32")
     outcome = server.run(graph)
