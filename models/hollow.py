@@ -150,7 +150,9 @@ def _giving(span: Span, record: Record) -> Forward:
 
 
 def _carried(out: State, state: State, into: State) -> State:
-    return tuple(r + (h - before) for r, h, before in zip(out, state, into, strict=True))
+    """A record may be longer than the stream: others in its batch had longer texts."""
+    ends = [h.shape[1] for h in state]
+    return tuple(r[:, :end] + (h - b[:, :end]) for r, h, b, end in zip(out, state, into, ends, strict=True))
 
 
 def _run_aside(span: Span, stack: ExitStack) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..models.denoiser import Denoiser
 from ..models.hollow import Hollow, Record
@@ -195,7 +196,13 @@ class DreamBooth:
 
 def _joined(records: Sequence[Record]) -> Record:
     """Records of the parts of a batch as one."""
-    return tuple(torch.cat(tensors) for tensors in zip(*records, strict=True))
+    return tuple(_filled_up(tensors) for tensors in zip(*records, strict=True))
+
+
+def _filled_up(streams: Sequence[Tensor]) -> Tensor:
+    """As one batch; those of shorter texts get zeros at their end, which nobody reads, see :mod:`..models.hollow`."""
+    longest = max(stream.shape[1] for stream in streams)
+    return torch.cat([pad(s, (*(0, 0) * (s.ndim - 2), 0, longest - s.shape[1])) for s in streams])
 
 
 def _variant(example: Example, generator: torch.Generator) -> Example:

@@ -1,7 +1,7 @@
 """Every legal cut of every family: with nothing changed, the hollow network is the whole one, bit for bit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -169,6 +169,21 @@ def test_what_is_left_trains(loaded: Network, node: Any, storage: str) -> None:
         assert losses["loss"][-1] < 0.98 * losses["loss"][0]
     idle = [name for name, a in adapter.chain[0].adapters.items() if not a.up.abs().max()]
     assert all("context_block.mlp" in name or "context_block.attn" in name for name in idle), idle
+
+
+def test_texts_of_several_lengths_are_recorded_together(loaded: Network, node: Any) -> None:
+    """The streams of such texts are of several lengths too. Where nothing is learnt, losses are the whole network's."""
+    ((text, pooled),) = loaded.text
+    texts = [loaded.text, [[torch.cat([text, text[:, :5]], 1), pooled]]]
+    short, long = (
+        node("SubjectFromLatents", latents=[{"samples": x[None]}], positive=[cond])[0]
+        for x, cond in zip(loaded.x, texts, strict=True)
+    )
+    subject, still = replace(short, examples=short.examples + long.examples), lora(learning_rate=1e-12)
+    hollow = Hollowing(0.5, 2, "ram")
+    _, recorded, _ = train(node, (loaded.model,), subject, still, steps=2, batch_size=2, hollow=hollow)
+    _, whole, _ = train(node, (loaded.model,), subject, still, steps=1, batch_size=2)
+    assert recorded["loss"] == pytest.approx(whole["loss"] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])

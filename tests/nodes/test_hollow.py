@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy.model_management import load_models_gpu, unload_all_models
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.trainers.options import Hollowing, Method
@@ -38,6 +39,20 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
     assert set(adapter.targets()) == set(whole.targets()) - taken_out(loaded[0])
     changed = [link.adapters[name] for link in adapter.chain for name in link.adapters]
     assert all(parameter.isfinite().all() for a in changed for parameter in a.parameters())
+
+
+def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: Any, loaded: Any, subject: Any) -> None:
+    method = lora(targets="all linear and convolution")
+    adapter, _, _ = train(node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
+    before = {name: weight.clone() for name, weight in loaded[0].model.state_dict().items()}
+    applied, _ = node("Apply", model=loaded[0], adapter=adapter, strength_model=1.0)
+    with torch.inference_mode():
+        load_models_gpu([applied], force_patch_weights=True)
+        after = applied.model.state_dict()
+        changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+        unload_all_models()
+    whole, _, _ = train(node, loaded, subject, method, steps=1)
+    assert changed == {f"{name}.weight" for name in whole.targets() if name not in taken_out(loaded[0])}
 
 
 def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:
