@@ -16,7 +16,12 @@ Call = Callable[..., tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Made:
-    """A personalised model, what it cost, and how large it is; `pictures` is how often one was trained on."""
+    """A personalised model, what it cost, and how large it is.
+
+    Args:
+        pictures: how often one was trained on.
+        taken_out: share of the network's numbers that was out of it while it trained.
+    """
 
     model: Any
     clip: Any
@@ -26,6 +31,7 @@ class Made:
     pictures: int = 0
     parameters: int = 0
     file_bytes: int = 0
+    taken_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,15 @@ class Ours:
         numbers = sum(parameter.numel() for parameter in adapter.parameters())
         called = f"a embedding:{word}" if word else prompt
         pictures = self.steps * self.batch_size
-        return Made(model, clip, called, seconds, self.steps, pictures, numbers, file_bytes(adapter))
+        out = share_taken_out(base.model, self.hollow["fraction"]) if self.hollow else 0.0
+        return Made(model, clip, called, seconds, self.steps, pictures, numbers, file_bytes(adapter), out)
+
+
+def share_taken_out(model: Any, fraction: float) -> float:
+    """Of the numbers: the cut that comes nearest to the fraction asked for."""
+    from hyperbooth.nodes.bridge.cuts import nearest_cut
+
+    return nearest_cut(model.model.diffusion_model, fraction).share
 
 
 def file_bytes(adapter: Any) -> int:

@@ -61,6 +61,7 @@ class UNetBench:
         needed: memory that a row needs, in sizes of the weights; 2 for the others.
         steps, repeats: unless asked for otherwise.
         dtypes, latents: every combination is measured.
+        chart: draws all rows into a file beside the report.
     """
 
     name: str
@@ -76,6 +77,7 @@ class UNetBench:
     repeats: int = 2
     dtypes: Sequence[str] = ("float32",)
     latents: Sequence[int] = (32,)
+    chart: Callable[[Path, Sequence[Row]], None] | None = None
 
     def main(self) -> None:
         chosen = self._arguments()
@@ -111,6 +113,8 @@ class UNetBench:
         whole = not (chosen.small or chosen.rows or chosen.dtype or chosen.latent)  # a quick look replaces no kept run
         paths = ([harness.RESULTS / f"{self.name}.json"] if whole else []) + ([chosen.json] if chosen.json else [])
         harness.write_json(self.name, harness.machine(chosen.threads), kept, *paths)
+        for path in paths if self.chart else ():
+            self.chart(path.with_suffix(".png"), kept)
 
     def _case(self, chosen: argparse.Namespace, weights: Path, passed: Sequence[str]) -> dict[str, Row]:
         """The best of each row's runs, with what they are beside each other."""

@@ -4,12 +4,14 @@ Every row works on SD1.5's U-Net as in ``train.py`` (random weights from one fil
 in two precisions and at two sizes. See README.md for what exactly is measured.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import _harness as harness
 import torch
 import train
+from _chart import bars
 from _harness import Aim, Column, Row
 from _unet import Job, UNetBench, add_ratios
 from train import Tick, Train
@@ -66,14 +68,19 @@ COLUMNS = (
     Column("peak GB", "peak_bytes", harness.gigabytes),
     Column("/ inference", "peak_times_inference", harness.times),
     Column("/ lora", "peak_times_lora", harness.times),
+    Column("/ checkpointing", "peak_times_lora_checkpointing", harness.times),
+    Column("less taken out, / inference", "left_times_inference", harness.times),
+    Column("/ lora", "left_times_lora", harness.times),
+    Column("/ checkpointing", "left_times_lora_checkpointing", harness.times),
     Column("beside weights, / lora", "activations_times_lora", harness.times),
     Column("recorded per sample", "recorded_bytes", lambda value: f"{value:,.0f}"),
 )
 
 AIMS = (
-    Aim("hollow_0.4", "peak_times_inference", 1.11),
-    Aim("hollow_0.4", "peak_times_lora", 0.74),
-    Aim("hollow_0.4_checkpointing", "peak_times_lora_checkpointing", 1.0),
+    Aim("hollow_0.4", "left_times_inference", 1.11),
+    Aim("hollow_0.4", "left_times_lora", 0.74),
+    Aim("hollow_0.4", "left_times_lora_checkpointing", 1.0),
+    Aim("hollow_0.4_checkpointing", "left_times_lora_checkpointing", 1.0),
     Aim("hollow_0.4", "times_lora", 1.0),
 )
 
@@ -86,11 +93,11 @@ def measure(name: str, job: Job) -> Row:
         made = run()
     row = {"seconds_per_step": harness.median(clock.seconds), "peak_bytes": peak.bytes, "latent": job.latent}
     row |= {"dtype": job.dtype, "weights_bytes": job.weights.stat().st_size}
-    return row | ({"recorded_bytes": recorded_bytes(job, name)} if name.startswith("hollow") and made else {})
+    return row | (of_hollow(job, name) if name.startswith("hollow") and made else {})
 
 
-def recorded_bytes(job: Job, name: str) -> int:
-    """Of one sample: the output of the last block taken out."""
+def of_hollow(job: Job, name: str) -> Row:
+    """What is recorded of one sample, the output of the last block taken out; and the weights taken out."""
     from hyperbooth.nodes.bridge.cuts import nearest_cut
 
     model = train.loaded(job)
@@ -98,17 +105,35 @@ def recorded_bytes(job: Job, name: str) -> int:
     latent, prompt = train.data(job)
     with torch.inference_mode(), hollow.recording() as records:
         model.model.apply_model(latent, torch.ones(1), c_crossattn=prompt)
-    return sum(tensor.nbytes for record in records for tensor in record)
+    return {
+        "recorded_bytes": sum(tensor.nbytes for record in records for tensor in record),
+        "taken_out_bytes": sum(parameter.nbytes for parameter in hollow.parameters()),
+    }
 
 
 def compare(rows: Mapping[str, Row]) -> None:
-    """Also what is held beside the weights, as a multiple of plain LoRA's."""
+    """Also what is held beside the weights, and what stays on a device that the weights taken out can leave."""
     add_ratios(rows, "seconds_per_step", {other: f"times_{other}" for other in RATIOS})
     add_ratios(rows, "peak_bytes", {other: f"peak_times_{other}" for other in RATIOS})
     for row in rows.values():
         if "peak_bytes" in row:
             row["activations_bytes"] = row["peak_bytes"] - row["weights_bytes"]
+            row["left_bytes"] = row["peak_bytes"]
+        if "taken_out_bytes" in row:  # the recording runs the whole network
+            recording = rows.get("inference", {}).get("peak_bytes", 0)
+            row["left_bytes"] = max(row["peak_bytes"] - row["taken_out_bytes"], recording)
+    add_ratios(rows, "left_bytes", {other: f"left_times_{other}" for other in RATIOS})
     add_ratios(rows, "activations_bytes", {"lora": "activations_times_lora"})
+
+
+def chart(path: Path, rows: Sequence[Row]) -> None:
+    """Memory of every row in every case, beside inference's."""
+    groups: dict[str, dict[str, float]] = {}
+    for row in rows:
+        name, _, case = row["name"].partition(", ")
+        if "left_times_inference" in row:
+            groups.setdefault(case, {})[name] = row["left_times_inference"]
+    bars(path, "memory / inference", groups)
 
 
 BENCH = UNetBench(
@@ -125,6 +150,7 @@ BENCH = UNetBench(
     repeats=1,
     dtypes=("float32", "bfloat16"),
     latents=(32, 64),
+    chart=chart,
 )
 
 if __name__ == "__main__":

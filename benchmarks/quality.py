@@ -15,9 +15,12 @@ from typing import Any
 
 import _harness as harness
 import torch
-from _harness import Aim, Column, Row
+from _chart import curves
+from _harness import Column, Row
 from _kept import Kept, digest
-from _personalised import Made, Ours, Stock, Task, untouched
+from _order import ORDERS, of_rows, of_subjects
+from _personalised import Made, Task, untouched
+from _rows import AIMS, FIRST, REAL, ROWS, SAME_TIME, same_time
 from torch import Tensor
 
 SEEDS = 4
@@ -25,50 +28,14 @@ SEEDS = 4
 ANYBODY = 24
 """Pictures of the class."""
 CLASS_IMAGES = 20
-FIRST = 40
-"""Held-out people before this one were used to choose settings; the report is on others."""
-
-SAME_TIME, REAL = "stock_same_time", "real"
-
-EVERYWHERE = "all linear and convolution"
-FALLING = {"lr_scheduler": "cosine"}
-
-
-def lora(rank: int = 8, **more: Any) -> Ours:
-    """LoRA in every layer; the rate was chosen on other people."""
-    inputs = {"rank": rank, "alpha": float(rank), "targets": EVERYWHERE, "learning_rate": 5e-3}
-    return Ours("MethodLoRA", inputs, options=FALLING, **more)
-
-
-ROWS: dict[str, Any] = {
-    "base": untouched,
-    **{f"lora_{rank}": lora(rank) for rank in (1, 4, 8)},
-    "lora_8_prior": lora(prior=True),
-    "lora_8_400": lora(steps=400),
-    "lidb": Ours("MethodLiDB", options=FALLING),
-    **{f"para_{rank}": Ours("MethodPaRa", {"rank": rank}, options=FALLING) for rank in (1, 4, 8)},
-    "full": Ours("MethodDreamBooth", {"learning_rate": 2e-3}, options=FALLING),
-    "full_prior": Ours("MethodDreamBooth", {"learning_rate": 2e-3}, options=FALLING, prior=True),
-    **{f"hollow_{f}": lora(hollow={"fraction": f, "samples": 400}) for f in (0.2, 0.4, 0.6, 0.8)},
-    "textual_inversion": Ours("MethodTextualInversion", {"token": "sksface", "initializer_word": "face"}),
-    "stock_same_steps": Stock(steps=100, batch_size=4),
-    "stock_500": Stock(),
-}
-AIMS = (
-    Aim("base", "prompt_fidelity", 0.85, least=True),
-    Aim("lora_8_400", "identity", 0.8, least=True),
-    Aim("lora_8_400", "prompt_fidelity_to_base", -0.1, least=True),
-    Aim("lora_8", "identity_to_stock_500", 0.0, least=True),
-    Aim("lora_8", "prompt_fidelity_to_stock_500", 0.0, least=True),
-    Aim("lora_8_prior", "class_prior_to_lora_8", 0.0, least=True),
-)
-COSTS = ("seconds", "steps", "pictures", "parameters", "file_bytes")
-FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior", "clip_i")
+COSTS = ("seconds", "steps", "pictures", "parameters", "file_bytes", "taken_out")
+FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior", "class_identity", "clip_i", "pres", "div")
 
 COLUMNS = (
     *(Column(name.replace("_", " "), name, lambda value: f"{value:.3f}") for name in FIGURES),
     *(Column(f"± {name.split('_')[0]}", f"{name}_std", lambda value: f"{value:.3f}") for name in FIGURES[:2]),
-    Column("rank corr.", "rank_correlation", lambda value: f"{value:.2f}"),
+    *(Column(f"r {score}", f"rank_{score}", lambda value: f"{value:.2f}") for score in ORDERS),
+    Column("taken out", "taken_out", lambda value: f"{value:.0%}"),
     Column("numbers", "parameters", lambda value: f"{value:,}"),
     Column("file bytes", "file_bytes", lambda value: f"{value:,}"),
     Column("seconds", "seconds", lambda value: f"{value:.1f}"),
@@ -103,13 +70,12 @@ class Bench:
         """Figures of one person, and a picture of each scene."""
         shown = self.task_of.subjects(number + 1)[number]
         references = self.task_of.references(shown)
+        made = untouched(self.task, None) if row in (REAL, untouched) else row(self.task, references)
+        pictures, anybody = self.of_base(number) if row in (REAL, untouched) else self.sampled(made, number)
         if row == REAL:
-            return self.drawn(number)
-        made = row(self.task, references)
-        pictures, anybody = self.of_base(number) if row is untouched else self.sampled(made, number)
-        figures = self.figures(pictures, references, shown)
-        spread = [self.judge.people_spread(faces) for faces in (anybody, self.of_base(number)[1])]
-        figures["class_prior"] = spread[0] / spread[1]
+            pictures = torch.stack([self.judge.own_pictures(shown, c, SEEDS) for c in self.task_of.CAPTIONS])
+        figures = self.figures(pictures, references, shown) | self.of_class(anybody, references, number)
+        figures |= self.by_encoder(pictures, anybody, references)
         return figures | {name: getattr(made, name) for name in COSTS}, pictures[:, 0]
 
     def sampled(self, made: Made, seed: int) -> tuple[Tensor, Tensor]:
@@ -133,20 +99,31 @@ class Bench:
             "identity": statistics.mean(self.judge.identity(p, references, c) for p, c in pairs),
             "prompt_fidelity": statistics.mean(self.judge.prompt_fidelity(p, c) for p, c in pairs),
             "diversity": statistics.mean(self.judge.diversity(p, c, shown) for p, c in pairs),
-            "clip_i": self.clip_i(pictures.flatten(0, 1), references),
         }
 
-    def clip_i(self, pictures: Tensor, references: Tensor) -> float:
-        """By the pack's node and the world's CLIP_VISION."""
-        given = {"images": pictures, "references": references, "clip_vision": self.encoder}
-        return self.task.call("SubjectFidelity", **given)[1]
+    def of_class(self, anybody: Tensor, references: Tensor, number: int) -> Row:
+        """How different the people are that the class prompt shows, beside the base's, and how alike the person."""
+        spread = [self.judge.people_spread(faces) for faces in (anybody, self.of_base(number)[1])]
+        prompt = self.task_of.CLASS_PROMPT
+        return {
+            "class_prior": spread[0] / spread[1],
+            "class_identity": self.judge.identity(anybody, references, prompt),
+        }
 
-    def drawn(self, number: int) -> tuple[Row, Tensor]:
-        """The same figures of the generator's own pictures: as good as it gets."""
-        shown = self.task_of.subjects(number + 1)[number]
-        pictures = torch.stack([self.judge.own_pictures(shown, c, SEEDS) for c in self.task_of.CAPTIONS])
-        figures = self.figures(pictures, self.task_of.references(shown), shown)
-        return figures | {"class_prior": 1.0 / self.judge.people_spread(self.of_base(number)[1])}, pictures[:, 0]
+    def by_encoder(self, pictures: Tensor, anybody: Tensor, references: Tensor) -> Row:
+        """The pack's scores by the world's CLIP_VISION: what stands in for DINO too."""
+        from hyperbooth.models.scores import diversity, prior_preservation
+
+        given = {"images": pictures.flatten(0, 1), "references": references, "clip_vision": self.encoder}
+        return {
+            "clip_i": self.task.call("SubjectFidelity", **given)[1],
+            "pres": prior_preservation(self.embedded(anybody), self.embedded(references)),
+            "div": statistics.mean(diversity(self.embedded(scene)) for scene in pictures),
+        }
+
+    @torch.inference_mode()
+    def embedded(self, pictures: Tensor) -> Tensor:
+        return self.encoder.encode_image(pictures).image_embeds
 
 
 def summary(name: str, rows: list[Row]) -> Row:
@@ -167,38 +144,37 @@ def measure(chosen: argparse.Namespace, bench: Bench) -> list[Row]:
     kept, people = Kept(chosen.state, bench.digest, bench.run), list(range(chosen.first, chosen.first + chosen.people))
     done: dict[str, Row] = {}
     taken: dict[str, Any] = {}
-    everything: list[Row] = []
+    everything: list[list[Row]] = []
     for name in chosen.rows or [*ROWS, SAME_TIME, REAL]:
         taken[name] = REAL if name == REAL else same_time(done) if name == SAME_TIME else ROWS[name]
         rows = kept.rows(name, taken[name], people)
-        done[name] = summary(name, rows)
-        done[name]["rank_correlation"] = rank_correlation(rows)
-        everything += rows
+        done[name] = summary(name, rows) | of_subjects(rows)
+        if taken[name] not in (untouched, REAL):
+            everything.append(rows)
     for other in ("base", "stock_500", "lora_8"):
         add_differences(done, other)
     shown = {name: kept.picture(name, row, people[0]) for name, row in taken.items()}
     draw_sheet(bench, shown, people[0], chosen.state / "sheet.png")
-    together = {"name": "all rows", "rank_correlation": rank_correlation(everything)}
-    return [*done.values(), together]
+    draw_hollow(done, chosen.state / "hollow.png")
+    return [*done.values(), {"name": "subjects of all rows"} | of_rows(everything)]
 
 
 def add_differences(done: dict[str, Row], other: str) -> None:
-    """By how much each row's figures are above the other's."""
+    """By how much each row's figures are above the other's, and what share of the other's identity it has."""
     for row in done.values():
         if other in done:
             row.update({f"{figure}_to_{other}": row[figure] - done[other][figure] for figure in FIGURES})
+            row[f"identity_of_{other}"] = row["identity"] / done[other]["identity"]
 
 
-def rank_correlation(rows: list[Row]) -> float | None:
-    """Spearman's, of identity and CLIP-I over people: whether the score orders subjects as the oracle does."""
-    ranks = [torch.tensor([row[figure] for row in rows]).argsort().argsort() for figure in ("identity", "clip_i")]
-    return torch.corrcoef(torch.stack(ranks).float())[0, 1].item() if len(rows) > 2 else None
-
-
-def same_time(done: dict[str, Row]) -> Stock:
-    """The stock trainer with as many steps, to the next ten, as it can do while `lora_8` trains."""
-    pace = done["stock_500"]["seconds"] / done["stock_500"]["steps"]
-    return Stock(steps=max(10, round(done["lora_8"]["seconds"] / pace, -1)))
+def draw_hollow(done: dict[str, Row], path: Path) -> None:
+    """Identity and prompt fidelity over what is taken out, from plain LoRA on: Hollowed Net's Figure 5."""
+    rows = [row for name, row in done.items() if name == "lora_8" or name.startswith("hollow_")]
+    rows.sort(key=lambda row: row["taken_out"])
+    if len(rows) > 1:
+        figures = ("identity", "prompt_fidelity")
+        lines = {f: [(row["taken_out"], row[f], row[f"{f}_std"]) for row in rows] for f in figures}
+        curves(path, "share of the U-Net taken out", lines)
 
 
 def draw_sheet(bench: Bench, shown: dict[str, Tensor], number: int, path: Path) -> None:

@@ -22,13 +22,22 @@ from hyperbooth.models.targets import Target
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def harness() -> ModuleType:
-    spec = spec_from_file_location("_harness", BENCHMARKS / "_harness.py")
-    module = module_from_spec(spec)
-    sys.modules["_harness"] = module  # dataclasses look their module up
+def opened(name: str) -> ModuleType:
+    """A module of the benchmarks."""
+    spec = spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = sys.modules[name] = module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    return opened("_harness")
+
+
+@pytest.fixture(scope="module")
+def order(harness: ModuleType) -> ModuleType:
+    return opened("_order")
 
 
 def test_clock_ticks_at_any_optimiser_and_takes_its_hook_off(harness: ModuleType) -> None:
@@ -139,9 +148,7 @@ def test_the_bank_benchmark_runs(tmp_path: Path) -> None:
 
 def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
     """The formula beside files; and no hours before anything is measured."""
-    spec = spec_from_file_location("people", BENCHMARKS / "people.py")
-    people = sys.modules["people"] = module_from_spec(spec)
-    spec.loader.exec_module(people)
+    people = opened("people")
     layout = Layout.of(Link.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator()))
     manifest = Manifest(layout, {"prompt": "a sks face", "steps": 7}, {"base": "SD15", "weights": {}}, {})
     person = people.Person(numbers=4, pictures=2, side=16, tokens=5, width=6)
@@ -159,3 +166,26 @@ def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
 def data_bytes(path: Path) -> int:
     """Of a safetensors file, without its header."""
     return path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def test_a_rank_correlation_is_spearmans(order: ModuleType) -> None:
+    """``1 - 6 sum d^2 / (n (n^2 - 1))`` of the ranks, where none are equal; equal ones share theirs."""
+    a, b = [3.0, 1.0, 2.0, 10.0, -4.0], [0.1, 0.4, 0.2, 0.9, 0.3]
+    ranks = [[sorted(values).index(v) for v in values] for values in (a, b)]
+    squares = sum((x - y) ** 2 for x, y in zip(*ranks, strict=True))
+    assert order.spearman(a, b) == pytest.approx(1 - 6 * squares / (5 * 24))
+    assert order.spearman([1, 1, 2], [1, 1, 2]) == pytest.approx(1)
+    assert order.spearman([1, 1, 2], [2, 1, 3]) == pytest.approx(0.866, abs=1e-3)
+
+
+def test_subjects_are_ordered_within_each_way_to_personalise(order: ModuleType) -> None:
+    """A way that is better in all scores orders no subject."""
+
+    def people(shift: float, sign: float) -> list[dict[str, float]]:
+        said = {name: None for pair in order.ORDERS.items() for name in pair}
+        return [{name: shift + (sign if name in order.ORDERS else 1) * i for name in said} for i in range(4)]
+
+    together = order.of_rows([people(0, 1), people(100, -1)])
+    assert together["rank_clip_i"] == pytest.approx(0) and together["rank_clip_i_error"] == pytest.approx(1)
+    assert order.of_rows([people(0, 1)]) == {f"rank_{score}": pytest.approx(1) for score in order.ORDERS}
+    assert order.of_subjects(people(0, 1)[:2]) == {}

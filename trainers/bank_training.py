@@ -177,6 +177,8 @@ class BankTrainer:
 
 
 def _seen(looks: list[Tensor], losses: Tensor) -> float:
-    """The mean of the subjects' losses, which stay in ``looks``: the last look is at the end."""
+    """The loss of the subject that fares worst, as a multiple of its first one, times the mean of those: so the ruin of
+    one does not pass for the others' gain. All stay in ``looks``, the last of them from the end."""
     looks.append(losses)
-    return losses.mean().item()
+    first = looks[0].clamp(min=1e-30)
+    return ((losses / first).max() * first.mean()).item()

@@ -27,7 +27,6 @@ from .state import History, TrainState
 from .watch import MakeWatcher, Watcher
 from .workbench import Workbench
 
-"""Given a way to make a sample, what to call after every step."""
 Rescue = Callable[[AdapterSet], str]
 """Puts an adapter in a safe place and names it."""
 
@@ -78,7 +77,7 @@ def personalize(
         raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
     states.good.forget()
     recorder.forget()
-    notes = (*lines, *warnings, *([states.failure] if states.failure else []))
+    notes = (*lines, *_carries_over(run, job.state.history), *warnings, *([states.failure] if states.failure else []))
     return Result(job.result(), job.state.history, resumed, notes)
 
 
@@ -87,6 +86,19 @@ def _warnings(adapter: AdapterSet) -> list[str]:
     warning = removal_warning(adapter)
     if warning is None:
         return []
+    logging.warning("HyperBooth: %s", warning)
+    return [f"warning: {warning}"]
+
+
+def _carries_over(run: Run, history: History) -> list[str]:
+    """Whether the whole network gains by what was learnt without its middle: the loss on fixed noise is the whole's."""
+    if run.hollow is None or len(history.probes) < 2:
+        return []
+    first, last = (loss for _, loss in (history.probes[0], history.probes[-1]))
+    measured = f"loss of the whole network on the first picture {last:.4f}, before training {first:.4f}"
+    if last < first:
+        return [measured]
+    warning = f"{measured}: too much was taken out, or too little was learnt; lower fraction in Hollowed Net"
     logging.warning("HyperBooth: %s", warning)
     return [f"warning: {warning}"]
 

@@ -9,6 +9,9 @@ from comfy.model_management import load_models_gpu, unload_all_models
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.trainers.options import Hollowing, Method
+from hyperbooth.trainers.personalize import _carries_over
+from hyperbooth.trainers.run import Run
+from hyperbooth.trainers.state import History
 from rig import QUIET, interrupted_at, lora, same, train, untouched
 
 FRACTION = 0.7
@@ -34,6 +37,7 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
             node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, storage), steps=12, batch_size=2
         )
     assert len(losses["loss"]) == 12 and "hollow: trained without input block" in report
+    assert "loss of the whole network on the first picture " in report
     assert ("2 batches of 2 recorded: " in report) == (storage != "none")
     whole, _, _ = train(node, loaded, subject, method, steps=1)
     assert set(adapter.targets()) == set(whole.targets()) - taken_out(loaded[0])
@@ -53,6 +57,14 @@ def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: An
         unload_all_models()
     whole, _, _ = train(node, loaded, subject, method, steps=1)
     assert changed == {f"{name}.weight" for name in whole.targets() if name not in taken_out(loaded[0])}
+
+
+@pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
+def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
+    run = Run(subject, lora(), QUIET, 4, 1, 0, hollow=Hollowing(0.9))
+    (line,) = _carries_over(run, History(probes=[(0, 0.5), (4, last)]))
+    assert line.startswith("warning: ") == ("lower fraction in Hollowed Net" in line) == warned
+    assert _carries_over(replace(run, hollow=None), History(probes=[(0, 0.5), (4, last)])) == []
 
 
 def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:

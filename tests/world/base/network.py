@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .telling import telling_loss
 from .words import Words, first_vectors
+
+TELLING = 0.05
+"""Weight of the text encoder's own loss."""
 
 
 def beginning(module: nn.Module) -> nn.Module:
@@ -61,6 +65,10 @@ class Base(nn.Module):
             x = x + layer.mlp(layer.layer_norm2(x))
         return self.text.final_layer_norm(x)
 
+    def strange(self, tokens: Tensor) -> Tensor:
+        """[batch, 77, width]: vectors of the tokens that no caption holds, zero for all others."""
+        return self.vectors[tokens] * (self.places[tokens] < 0)[..., None]
+
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(noisy, timesteps, context=self.context(tokens))
 
@@ -73,10 +81,15 @@ def noise_levels() -> Tensor:
 
 
 def base_loss(base: Base, latents: Tensor, tokens: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean of ``min(SNR, 5) / SNR |eps - eps_hat|^2`` (Hang et al. 2023, Min-SNR-gamma) over random noise levels."""
+    """Mean of ``min(SNR, 5) / SNR |eps - eps_hat|^2`` (Hang et al. 2023, Min-SNR-gamma) over random noise levels.
+
+    The text encoder's :func:`telling_loss` is added.
+    """
     timesteps = torch.randint(len(sigmas), (len(latents),), generator=generator)
     sigma = sigmas[timesteps][:, None, None, None]
     noise = torch.randn(latents.shape, generator=generator)
-    estimate = base((latents + sigma * noise) / (sigma**2 + 1).sqrt(), timesteps, tokens)
+    context = base.context(tokens)
+    estimate = base.unet((latents + sigma * noise) / (sigma**2 + 1).sqrt(), timesteps, context=context)
     weight = (5 * sigma**2).clamp(max=1)
-    return (weight * (estimate - noise) ** 2).mean()
+    told = telling_loss(context, tokens, base.strange(tokens))
+    return (weight * (estimate - noise) ** 2).mean() + TELLING * told

@@ -49,6 +49,19 @@ def test_seeds_give_different_people(base: Any, judge: Judge) -> None:
     assert judge.people_spread(sample(base, [CLASS_PROMPT] * 32, seed=1)) > 0.8
 
 
+@torch.inference_mode()
+def test_the_end_of_a_text_tells_strange_words_apart(base: Any) -> None:
+    """As much as half of what an expression changes, or prior preservation has nothing to go by."""
+
+    def end(text: str) -> torch.Tensor:
+        return base.clip.encode_from_tokens(base.clip.tokenize(text))[0, 10:]
+
+    anybody = end(CLASS_PROMPT)
+    smiling = (end(f"{CLASS_PROMPT}, smiling") - anybody).norm()
+    for one, other in (("a sks face", CLASS_PROMPT), ("a sks face", "a zwx face")):
+        assert (end(one) - end(other)).norm() > smiling / 2
+
+
 def test_a_seed_gives_the_same_picture_again(base: Any, tmp_path: Path) -> None:
     first, second = (sample(base, [CAPTIONS[0]], seed=5, steps=3) for _ in range(2))
     assert torch.equal(first, second)

@@ -14,12 +14,12 @@ from ..scene import Scene
 from ..stream import example
 from .autoencoder import Autoencoder
 
-BATCH = 16
+BATCH = 32
 HEAD, FACE = 2.0, 8.0
 """Most pixels show places, which are soon learnt: without weights they come out sharp, and faces blurred."""
 NOISE = 0.02
 """Deviation of what is added to latents in training: what lies closer together than this must look alike."""
-PLAN = Plan(steps=7000, rate=5e-3, average=0.998)
+PLAN = Plan(steps=10_800, rate=5e-3, average=0.998)
 
 
 def pictures_of(start: int, count: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ BATCH = 64
 EXAMPLES = 100_000
 WITHOUT = 0.1
 """The share of examples shown without their caption, for classifier-free guidance."""
-PLAN = Plan(steps=8000, rate=1e-2, warmup=100, average=0.998)
+PLAN = Plan(steps=14_000, rate=1e-2, warmup=100, average=0.998)
 
 
 def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN, examples: int = EXAMPLES) -> Base:

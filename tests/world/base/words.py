@@ -12,6 +12,8 @@ from ..captions import NOUNS, WORDS
 from ..chance import mix
 
 TOKENS = 77
+END = 49407
+"""The token after a text, and until TOKENS."""
 VOCABULARY = 49408
 SPREAD = 0.3
 """Deviation of a token's vector at the beginning."""

@@ -1,0 +1,45 @@
+"""Whether a score orders subjects as the oracle does: Spearman's rank correlation over people."""
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+from _harness import Row
+from torch import Tensor
+
+ORDERS = {"clip_i": "identity", "pres": "class_identity", "div": "diversity"}
+"""Score -> what the oracle says of the same pictures."""
+FEWEST = 3
+"""People, of which an order says something."""
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Correlation of the ranks; equal values share the mean of theirs. NaN where all of one side are equal."""
+    return torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1].item()
+
+
+def _ranks(values: Sequence[float]) -> Tensor:
+    v = torch.tensor(values, dtype=torch.float64)
+    return (v[:, None] > v).sum(1) + 0.5 * ((v[:, None] == v).sum(1) - 1)
+
+
+def of_subjects(rows: Sequence[Row]) -> Row:
+    """``rank_<score>`` of one way to personalise, over its people; nothing of too few."""
+    if len(rows) < FEWEST:
+        return {}
+    return {
+        f"rank_{score}": spearman([row[score] for row in rows], [row[truth] for row in rows])
+        for score, truth in ORDERS.items()
+    }
+
+
+def of_rows(ways: Sequence[Sequence[Row]]) -> Row:
+    """The same for subjects: the mean over ways to personalise, so that ways are not compared, and its standard error
+    over them."""
+    found = [order for rows in ways if (order := of_subjects(rows))]
+    if not found:
+        return {}
+    row = {name: statistics.mean(order[name] for order in found) for name in found[0]}
+    if len(found) > 1:
+        row |= {f"{n}_error": statistics.stdev(o[n] for o in found) / len(found) ** 0.5 for n in found[0]}
+    return row
