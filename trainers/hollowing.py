@@ -31,6 +31,7 @@ class Recorder:
         bench: with the network.
         store: where to, or None for nothing.
         on_record: is told of the progress.
+        files: of the run, where an earlier queueing may have recorded to disk.
         lines: what was done, for the report.
     """
 
@@ -38,6 +39,7 @@ class Recorder:
     bench: Workbench
     store: Store | None
     on_record: OnRecord
+    files: OnDisk
     lines: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -89,14 +91,16 @@ class Recorder:
 
     def forget(self) -> None:
         """The run is over: what was recorded is of no more use."""
-        if self.store is not None:
-            self.store.forget()
+        for store in (self.store, self.files):
+            if store is not None:
+                store.forget()
 
 
 def recorder_of(run: Run, bench: Workbench, states: States, on_record: OnRecord) -> Recorder:
     """The recorder that the run asks for."""
-    stores = {"ram": InMemory, "disk": lambda: OnDisk(states.records)}
-    make = stores.get(run.hollow.storage) if run.hollow else None
-    if run.hollow and run.hollow.storage == "disk":
+    files = OnDisk(states.records)
+    storage = run.hollow.storage if run.hollow else "none"
+    if storage == "disk":
         states.drop_records()
-    return Recorder(run, bench, make() if make else None, on_record)
+    store = {"ram": InMemory(), "disk": files, "none": None}[storage]
+    return Recorder(run, bench, store, on_record, files)

@@ -114,9 +114,14 @@ class Run:
 
     def targets(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:
         """The layers that train: those that the method names, or on top of an adapter its own."""
-        if self.on_top_of is None:
+        if self.on_top_of is not None:
+            return [target for name, target in self.on_top_of.targets().items() if name in shapes]
+        try:
             return targets_of(self.method, shapes)
-        return [target for name, target in self.on_top_of.targets().items() if name in shapes]
+        except ValueError as error:
+            if self.hollow is None:
+                raise
+            raise ValueError(f"{error}; or lower fraction in Hollowed Net, which has taken layers out") from error
 
     @property
     def _held_out(self) -> int:

@@ -113,7 +113,8 @@ def starting_chain(run: Run, bench: Workbench, weight_of: WeightOf | None) -> Ad
             "start_from holds words only, the method trains layers; use Apply Adapter on model and clip instead, train "
             "on those without start_from, and join both with Combine Adapters"
         )
-    _check_same_kind(before.chain[-1], Link.create(method.family, targets, method.config, generator_for(0)))
+    wanted = Link.create(method.family, targets, method.config, generator_for(0))
+    _check_same_kind(before.chain[-1], wanted, run.hollow is not None)
     return before
 
 
@@ -146,12 +147,13 @@ def groups_of(part: Link | Word, method: Method) -> list[Group]:
     return groups
 
 
-def _check_same_kind(given: Link, wanted: Link) -> None:
+def _check_same_kind(given: Link, wanted: Link, hollow: bool) -> None:
     """``start_from`` can go on under the method only if both have the same family, layers and sizes."""
     if _kind(given) != _kind(wanted):
         raise ValueError(
             f"start_from is {given.describe()}; the method makes {wanted.describe()}. "
             "Choose that family's method with the settings it was made with, targets and text_encoder too, "
+            f"{'give the fraction of Hollowed Net that it was trained with, ' if hollow else ''}"
             "or train without start_from"
         )
 

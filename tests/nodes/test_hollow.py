@@ -146,8 +146,17 @@ def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: A
     after, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6, start_from=before)
     assert after.targets() == before.targets() and not same(before, after)
     whole, _, _ = train(node, loaded, subject, lora(), steps=2)
-    with pytest.raises(ValueError, match="start_from is lora"):
+    with pytest.raises(ValueError, match=r"start_from is lora .*give the fraction of Hollowed Net that"):
         train(node, loaded, subject, lora(), hollow=hollow, start_from=whole)
+
+
+def test_targets_that_are_all_taken_out_are_put_down_to_it(subject: Any) -> None:
+    left = {"diffusion_model.out.2": (4, 32, 3, 3)}
+    run = Run(subject, lora(), QUIET, 4, 1, 0, hollow=Hollowing(1.0))
+    with pytest.raises(ValueError, match=r"targets 'attention' matches none of .*; or lower fraction in Hollowed Net"):
+        run.targets(left)
+    with pytest.raises(ValueError, match=r"choose another of [^;]*$"):
+        replace(run, hollow=None).targets(left)
 
 
 def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -> None:

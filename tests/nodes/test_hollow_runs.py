@@ -10,7 +10,7 @@ import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.records import InMemory
-from rig import QUIET, lora, same, train, untouched
+from rig import QUIET, interrupted_at, lora, same, train, untouched
 
 FRACTION = 0.7
 
@@ -64,6 +64,16 @@ def test_another_storage_goes_on_with_the_same_run(node: Any, loaded: Any, subje
     train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
     _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=6)
     assert "taken up at step 4" in report
+
+
+def test_what_a_cancelled_run_recorded_on_disk_goes_with_the_run_that_ends_in_memory(
+    node: Any, loaded: Any, subject: Any, output_folder: Path
+) -> None:
+    with interrupted_at(3):
+        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=6)
+    assert list(output_folder.rglob("*.records"))
+    train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=6)
+    assert not list(output_folder.rglob("*.records"))
 
 
 def test_after_a_recording_that_ran_out_of_memory_its_memory_is_free(
