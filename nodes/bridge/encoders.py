@@ -90,31 +90,39 @@ def how_to_get(kind: str) -> str:
     )
 
 
-def encoder_folder(kind: str, name: str) -> Path:
-    """The folder of that name, which has all that an encoder needs.
+def _folder(kind: str, name: str) -> Path:
+    """The folder of that name.
 
     Raises:
-        ValueError: it is not there, or has not.
+        ValueError: there is none.
     """
     known = name in encoder_names(kind)  # no other folder, as '..' would be
     folder = next((root / name for root in _roots(kind) if known and (root / name).is_dir()), None)
     if folder is None:
         roots = ", ".join(map(str, _roots(kind)))
         raise ValueError(f"{kind} encoder {name!r} is in none of {roots}; {how_to_get(kind)}")
-    encoders.check(folder, *FOLDERS[kind])
     return folder
+
+
+def check_encoder(kind: str, name: str) -> None:
+    """The folder of that name is there and has all that an encoder needs, as far as is seen without loading it.
+
+    Raises:
+        ValueError: it is not, or has not.
+    """
+    encoders.check(_folder(kind, name), *FOLDERS[kind])
 
 
 def encoder_state(kind: str, name: str) -> Files:
     """What changes when the encoder of that name does; nothing if there is none."""
     try:
-        return _files(encoder_folder(kind, name))
+        return _files(_folder(kind, name))
     except (ValueError, OSError):
         return ()
 
 
 def _of_folder(kind: str, name: str) -> Embedder:
-    folder = encoder_folder(kind, name)
+    folder = _folder(kind, name)
     patcher, encoder = _loaded(kind, folder, _files(folder))
 
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...models import scores
 from .. import sockets
-from ..bridge.encoders import NONE, Embedder, embedder, encoder_folder, encoder_names, encoder_state, how_to_get
+from ..bridge.encoders import NONE, Embedder, check_encoder, embedder, encoder_names, encoder_state, how_to_get
 from ..bridge.progress import Progress
 from ..lists import one_by_one
 
@@ -129,7 +129,7 @@ class Scoring(io.ComfyNode):
         try:
             for kind, name, vision in given:
                 if name not in (None, NONE) and vision is None:
-                    encoder_folder(kind, name)
+                    check_encoder(kind, name)
         except ValueError as error:
             return str(error)
         return True

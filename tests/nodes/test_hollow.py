@@ -8,6 +8,8 @@ import torch
 from comfy.model_management import load_models_gpu, unload_all_models
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
+from hyperbooth.nodes.bridge.session import workbench
+from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.personalize import _carries_over
 from hyperbooth.trainers.run import Run
@@ -57,6 +59,18 @@ def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: An
         unload_all_models()
     whole, _, _ = train(node, loaded, subject, method, steps=1)
     assert changed == {f"{name}.weight" for name in whole.targets() if name not in taken_out(loaded[0])}
+
+
+@pytest.mark.parametrize("storage", ["ram", "none"])
+def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, subject: Any, storage: str) -> None:
+    hollow = Hollowing(FRACTION, 4, storage)
+    adapter, _, report = train(node, loaded, subject, lora(learning_rate=1e-2), steps=8, hollow=hollow)
+    with workbench(loaded[0], QUIET, subject, 1) as bench, torch.no_grad():
+        whole = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, QUIET, 1, 0)
+        before = whole.probe()
+        with adapter.attached(bench.layers):
+            after = whole.probe()
+    assert f"loss of the whole network on the first picture {after:.4f}, before training {before:.4f}" in report
 
 
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
