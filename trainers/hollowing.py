@@ -9,6 +9,7 @@ import torch
 
 from ..models.sizes import in_mib
 from .dreambooth import DreamBooth
+from .memory import HEADROOM
 from .records import InMemory, OnDisk, Records, Store
 from .resume import States
 from .run import Run
@@ -77,7 +78,7 @@ class Recorder:
     def _fits(self, records: Records, batches: list[int], loss: DreamBooth) -> bool:
         """Record; False if memory ran out: what the error's frames held is free again after it."""
         try:
-            records.fill(loss, batches, self.on_record)
+            records.fill(loss, batches, self.on_record, self._check_room)
         except Exception as error:
             if not self.bench.is_out_of_memory(error):
                 raise
@@ -88,6 +89,22 @@ class Recorder:
                 ) from error
             return False
         return True
+
+    def _check_room(self, size: int, more: int) -> None:
+        """There is room for ``more`` batches of ``size`` bytes each.
+
+        Raises:
+            ValueError: there is not.
+        """
+        free = self.store.free()
+        if size * more > HEADROOM * free:
+            disk = self.store is self.files
+            samples = self.run.batch_size * ((self.store.bytes + int(HEADROOM * free)) // size)
+            raise ValueError(
+                f"recording {self.run.hollow.samples} samples takes {in_mib(size * more)} more "
+                f"{'on disk' if disk else 'of main memory'}, and {in_mib(free)} are free; in Hollowed Net give at most "
+                f"{samples} samples, or choose storage {'' if disk else repr('disk') + ' or '}'none'"
+            )
 
     def forget(self) -> None:
         """The run is over: what was recorded is of no more use."""
@@ -102,5 +119,5 @@ def recorder_of(run: Run, bench: Workbench, states: States, on_record: OnRecord)
     storage = run.hollow.storage if run.hollow else "none"
     if storage == "disk":
         states.drop_records()
-    store = {"ram": InMemory(), "disk": files, "none": None}[storage]
+    store = {"ram": InMemory(bench.free_main_memory), "disk": files, "none": None}[storage]
     return Recorder(run, bench, store, on_record, files)

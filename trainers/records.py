@@ -43,14 +43,25 @@ class Store(Protocol):
     def bytes(self) -> int:
         """What is kept takes so much."""
 
+    def size(self, name: str) -> int:
+        """Bytes of that record."""
+
+    def free(self) -> int:
+        """Bytes that there are for more."""
+
     def forget(self) -> None:
         """Remove everything."""
 
 
 @dataclass
 class InMemory:
-    """Records in main memory."""
+    """Records in main memory.
 
+    Args:
+        unused: bytes of it that nothing uses.
+    """
+
+    unused: Callable[[], int]
     kept: dict[str, list[Record]] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
@@ -64,7 +75,13 @@ class InMemory:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.nbytes for records in self.kept.values() for record in records for tensor in record)
+        return sum(map(self.size, self.kept))
+
+    def size(self, name: str) -> int:
+        return sum(tensor.nbytes for record in self.kept[name] for tensor in record)
+
+    def free(self) -> int:
+        return self.unused()
 
     def forget(self) -> None:
         self.kept.clear()
@@ -95,6 +112,12 @@ class OnDisk:
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
+    def size(self, name: str) -> int:
+        return self._path(name).stat().st_size
+
+    def free(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
     def forget(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -122,12 +145,23 @@ class Records:
         """The recorded batches that stand for these."""
         return sorted({self.turn(batch) for batch in batches[: self.batches]})
 
-    def fill(self, source: Source, batches: Sequence[int], show: Callable[[int, int], None]) -> None:
-        """Record what of ``batches`` is not on record yet; ``show`` is called with how many are, and their number."""
+    def fill(
+        self, source: Source, batches: Sequence[int], show: Callable[[int, int], None],
+        check: Callable[[int, int], None] = lambda size, more: None,
+    ) -> None:  # fmt: skip
+        """Record what of ``batches`` is not on record yet.
+
+        Args:
+            show: called with how many are on record, and their number.
+            check: called after each one recorded, with its bytes and how many more there are to come.
+        """
+        missing = {b for b in batches if not all(self._sound(name) for name in source.names(b))}
         for done, batch in enumerate(batches, 1):
-            if not all(self._sound(name) for name in source.names(batch)):
+            if batch in missing:
                 for name, records in source.recorded(batch, self.hollow):
                     self.store.write(name, records)
+                missing.remove(batch)
+                check(sum(map(self.store.size, source.names(batch))), len(missing))
             show(done, len(batches))
 
     def _sound(self, name: str) -> bool:

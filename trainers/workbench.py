@@ -74,6 +74,9 @@ class Workbench(Protocol):
     def free_memory(self) -> int:
         """Bytes free on the device."""
 
+    def free_main_memory(self) -> int:
+        """Bytes free in main memory."""
+
     def make_room(self, needed: int) -> None:
         """Move weights off the device until ``needed`` bytes are free, as far as that can be done."""
 

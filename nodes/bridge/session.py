@@ -83,6 +83,9 @@ class ComfyWorkbench:
     def free_memory(self) -> int:
         return int(comfy.model_management.get_free_memory(self.device))
 
+    def free_main_memory(self) -> int:
+        return int(comfy.model_management.get_free_memory(torch.device("cpu")))
+
     def make_room(self, needed: int) -> None:
         if needed > self.free_memory():
             with torch.inference_mode():

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
+from hyperbooth.trainers.memory import HEADROOM
 from hyperbooth.trainers.options import Hollowing, Method
-from hyperbooth.trainers.records import InMemory
+from hyperbooth.trainers.records import InMemory, OnDisk
 from rig import QUIET, interrupted_at, lora, same, train, untouched
 
 FRACTION = 0.7
@@ -121,3 +122,19 @@ def test_a_recording_that_does_not_fit_says_what_to_turn_down(
     monkeypatch.setattr(InMemory, "write", full)
     with untouched(loaded[0]), pytest.raises(torch.OutOfMemoryError, match="fewer samples or choose storage"):
         train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=2, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("storage", "kind", "else_"), [("ram", InMemory, "'disk' or 'none'"), ("disk", OnDisk, "'none'")]
+)
+def test_a_recording_that_there_is_no_room_for_ends_after_its_first_batch(
+    node: Any, loaded: Any, subject: Any, output_folder: Path, monkeypatch: pytest.MonkeyPatch, storage: str,
+    kind: type, else_: str,
+) -> None:  # fmt: skip
+    """Room for seven batches of two and a half more than the first."""
+    monkeypatch.setattr(kind, "free", lambda self: round(7.5 * self.bytes / HEADROOM))
+    settings = {"steps": 100, "batch_size": 2}
+    with untouched(loaded[0]), pytest.raises(ValueError, match=rf"at most 16 samples, or choose storage {else_}"):
+        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 200, storage), **settings)
+    _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 16, storage), **settings)
+    assert "8 batches of 2 recorded" in report

@@ -27,7 +27,7 @@ class Draws:
 
 @pytest.fixture(params=["ram", "disk"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return InMemory() if request.param == "ram" else OnDisk(tmp_path / "records")
+    return InMemory(lambda: 1 << 40) if request.param == "ram" else OnDisk(tmp_path / "records")
 
 
 def nobody(*_: int) -> None:
@@ -54,6 +54,15 @@ def test_only_what_is_missing_is_recorded(store: Store) -> None:
     assert draws.asked == [2, 3, 4]
 
 
+def test_what_is_still_to_come_is_known_after_each(store: Store) -> None:
+    Records(HOLLOW, store, 1).fill(Draws(), range(1), nobody)
+    told: list[tuple[int, int]] = []
+    Records(HOLLOW, store, 4).fill(Draws(), range(4), nobody, lambda *at: told.append(at))
+    (size,) = {size for size, _ in told}
+    assert [more for _, more in told] == [2, 1, 0] and 4 * size == store.bytes
+    assert store.free() > 0
+
+
 def test_a_damaged_file_is_recorded_again(tmp_path: Path) -> None:
     store, draws = OnDisk(tmp_path), Draws()
     Records(HOLLOW, store, 3).fill(draws, range(3), nobody)
@@ -65,7 +74,7 @@ def test_a_damaged_file_is_recorded_again(tmp_path: Path) -> None:
 
 
 def test_only_what_will_be_used_is_needed() -> None:
-    records = Records(HOLLOW, InMemory(), 4)
+    records = Records(HOLLOW, InMemory(lambda: 0), 4)
     assert records.of(range(2)) == [0, 1]
     assert records.of(range(3, 5)) == [0, 3]
     assert records.of(range(1, 100)) == [0, 1, 2, 3]
