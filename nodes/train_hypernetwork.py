@@ -162,8 +162,8 @@ def train(
         if not resume:
             states.forget()
         return train_hypernetwork(
-            run, bench, cond, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every), states,
-            lambda step: show(step, run.steps), ranks,
+            run, bench, cond, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every, True),
+            states, lambda step: show(step, run.steps), ranks,
         )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Features of a bank's pictures: each encoded once, and kept beside the bank for every later run.
 
 ``<bank>/features/<encoder>/<shard>.safetensors`` holds ``tokens [P, tokens, width]`` in half precision, of that shard's
-pictures in their order. Shards never change, so that a bank that grows needs the new ones' only, and a run that was
-stopped goes on with what is missing.
+pictures in their order, and says whose. Shards never change, so that a bank that grows needs the new ones' only, and a
+run that was stopped goes on with what is missing.
 """
 
 import logging
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..models.bank import Bank
 from ..models.storage import write_tensors
+from .fingerprint import fingerprint
 from .ranks import ALONE, Ranks
 
-TOKENS = "tokens"
+TOKENS, SUBJECTS = "tokens", "subjects"
 BATCH = 16
 """Pictures that go through the encoder at once."""
 
@@ -78,7 +79,8 @@ class Features:
         """The shard's tokens are on the disk, or in memory where the bank's folder takes no file."""
         entries = [self._bank.entries[subject] for subject in subjects]
         count = max(entry.pictures[1] for entry in entries)
-        if shard in self._memory or self._is_there(shard, count):
+        key = fingerprint([(entry.name, entry.fit, entry.pictures) for entry in entries])
+        if shard in self._memory or self._is_there(shard, count, key):
             return
         tokens, done = None, 0
         for subject, entry in zip(subjects, entries, strict=True):
@@ -90,16 +92,16 @@ class Features:
             done += len(images)
             on_done(done)
         try:
-            write_tensors({TOKENS: tokens}, self._file(shard))
+            write_tensors({TOKENS: tokens}, self._file(shard), {SUBJECTS: key})
         except OSError as error:
             logging.warning("HyperBooth: features of the bank's pictures are kept in memory: %s", error)
             self._memory[shard] = tokens
 
-    def _is_there(self, shard: Path, count: int) -> bool:
-        """A whole file, for all its pictures; a damaged one is made again."""
+    def _is_there(self, shard: Path, count: int, key: str) -> bool:
+        """A whole file, for all its pictures; a damaged one is made again, and one of a bank that was there before."""
         try:
             with safe_open(self._file(shard), framework="pt") as file:
-                shape = file.get_slice(TOKENS).get_shape()
+                shape, of = file.get_slice(TOKENS).get_shape(), (file.metadata() or {}).get(SUBJECTS)
         except (OSError, SafetensorError):
             return False
-        return len(shape) == 3 and shape[0] >= count
+        return len(shape) == 3 and shape[0] >= count and of == key

@@ -119,6 +119,7 @@ class Job:
         with checkpointed(self.bench.blocks if options.gradient_checkpointing else ()):
             try:
                 self._judge(states)
+                watch(self.state.history)
                 fit(self._loss(), self.state, config, on_step, ranks=self.ranks)
             except Exception as error:
                 if not self.bench.is_out_of_memory(error):
@@ -183,8 +184,10 @@ class Job:
             for place, value in zip(places, self.first, strict=False):
                 place.copy_(value)
 
-    def picture(self) -> Image.Image:
+    def picture(self) -> Image.Image | None:
         """The looks so far: own and wrong predictions over the steps, between what never changes."""
+        if not self.looks:
+            return None
         looks = sorted(self.looks.items())
         curves = {name: [(step, getattr(look, name)) for step, look in looks] for name in ("own", "wrong")}
         return comparison_chart(curves, self.controls.fixed, self.run.steps, "people held out")

@@ -29,12 +29,14 @@ class Watch:
         show: where to.
         sample: makes a sample of the model as it stands, or None where it cannot.
         preview_every: steps between samples; 0 for none.
+        at_start: whether there is a sample before the first step.
     """
 
     total: int
     show: Show
     sample: Callable[[], Image.Image | None]
     preview_every: int
+    at_start: bool = False
     _sample: Image.Image | None = field(default=None, init=False)
     _drawn: float = field(default=0.0, init=False)
     _cost: float = field(default=0.0, init=False)
@@ -42,7 +44,7 @@ class Watch:
     def __call__(self, history: History) -> None:
         step = history.step
         if step == 0:
-            self.show(step, self.total, None)
+            self.show(step, self.total, self.sample() if self.at_start else None)
             return
         new_sample = self.preview_every > 0 and step % self.preview_every == 0
         if new_sample:

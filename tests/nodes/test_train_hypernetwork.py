@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import comfy.utils
 import folder_paths
 import pytest
 import torch
@@ -84,6 +85,18 @@ def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: A
                  "wrong", "own", "fitted", "a linear guess from their pictures foretells"):  # fmt: skip
         assert said in report
     assert hypernetwork.prompt == bank.prompt and hypernetwork.base.kind == "SD15"
+
+
+def test_the_controls_are_on_the_screen_before_the_first_step(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ComfyUI's own hook, to which its server listens."""
+    shown: list[tuple[int, Any]] = []
+    hook = lambda value, total, preview, node_id=None: shown.append((value, preview))  # noqa: E731
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    trained(node, loaded, small_bank, steps=2, batch_size=2)
+    pictures = [step for step, preview in shown if preview is not None]
+    assert pictures[0] == 0 and pictures[-1] == 2
 
 
 def test_the_linear_start_alone_sees_the_person(node: Any, loaded: Any, bank: Bank) -> None:

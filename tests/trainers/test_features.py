@@ -7,7 +7,7 @@ import torch
 from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
-from hyperbooth.models.bank_files import Fit, Manifest, write_shard
+from hyperbooth.models.bank_files import Fit, Manifest, shards_in, write_shard
 from hyperbooth.models.layout import Layout
 from hyperbooth.models.targets import Target
 from hyperbooth.trainers import rows
@@ -20,19 +20,23 @@ COUNTS = {"a": 1, "b": 3, "c": 2}
 
 @pytest.fixture
 def bank(tmp_path: Path) -> Bank:
+    return write_bank(tmp_path / "bank")
+
+
+def write_bank(folder: Path, brighter: int = 0) -> Bank:
     """Three people in two shards, whose pictures are plain: 10 times the person and the picture's number, in bytes."""
     link = Link.create("lidb", [Target("diffusion_model.a.to_q", (8, 8))], LiDBConfig(1, 4, 4), torch.Generator())
     base = {"base": "SD15", "weights": {"diffusion_model.a": [1.0]}}
     manifest = Manifest(Layout.of(link), {"prompt": "a face", "steps": 1}, base, {})
-    manifest.save(tmp_path / "bank")
+    manifest.save(folder)
     for names in (("a", "b"), ("c",)):
-        values = [10.0 * "abc".index(name) + i for name in names for i in range(COUNTS[name])]
+        values = [10.0 * "abc".index(name) + i + brighter for name in names for i in range(COUNTS[name])]
         images = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).to(torch.uint8)
         write_shard(
-            tmp_path / "bank", manifest, {name: Fit(1, 1) for name in names}, [COUNTS[name] for name in names],
+            folder, manifest, {name: Fit(1, 1 + brighter) for name in names}, [COUNTS[name] for name in names],
             torch.zeros(len(names), 8), images.contiguous(), torch.zeros(len(images), 4, 2, 2),
         )  # fmt: skip
-    return Bank.open(tmp_path / "bank")
+    return Bank.open(folder)
 
 
 def encode(pictures: Tensor) -> Tensor:
@@ -57,6 +61,14 @@ def test_each_picture_has_its_own_and_is_encoded_once(bank: Bank) -> None:
     assert torch.equal(first(PICTURES), again(PICTURES))
     with pytest.raises(AssertionError):
         Features(bank, "another encoder", never, lambda *_: None)
+
+
+def test_a_bank_built_again_in_the_same_place_has_its_own(bank: Bank) -> None:
+    Features(bank, "encoder", encode, lambda *_: None)
+    for shard in shards_in(bank.folder):
+        shard.unlink()
+    again = Features(write_bank(bank.folder, brighter=5), "encoder", encode, lambda *_: None)
+    assert again(PICTURES)[:, 0, 0].tolist() == [26, 5, 17, 15]
 
 
 def test_where_nothing_can_be_written_they_are_kept_in_memory(bank: Bank, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,3 +23,10 @@ def test_after_a_step_there_is_a_chart() -> None:
     watch(History(step=1, losses=[1.0]))
     ((done, total, picture),) = shown
     assert (done, total) == (1, 10) and picture is not None
+
+
+def test_what_can_be_seen_before_the_first_step_is_shown() -> None:
+    """The controls of a hypernetwork, whose linear start predicts already."""
+    shown: list[Any] = []
+    Watch(10, lambda *given: shown.append(given), lambda: "controls", preview_every=5, at_start=True)(History())
+    assert shown == [(0, 10, "controls")]
