@@ -10,6 +10,8 @@ import torch
 from _harness import Row
 from torch import Tensor
 
+FAILED = "failed"
+"""In place of figures: why there are none."""
 Run = Callable[[Any, int], tuple[Row, Tensor]]
 """Figures of a row for one person, and pictures."""
 
@@ -17,7 +19,7 @@ Run = Callable[[Any, int], tuple[Row, Tensor]]
 class Kept:
     """Figures that were measured already, in a folder; a run that was stopped goes on.
 
-    They are of these weights (`world`), and of a row with these settings.
+    They are of these weights (`world`), and of a row with these settings; a change of the pack itself is not seen.
     """
 
     def __init__(self, folder: Path, world: str, run: Run) -> None:
@@ -29,19 +31,29 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
         return [self._one(folder, name, row, number) for number in people]
 
-    def picture(self, name: str, row: Any, number: int) -> Tensor:
-        """[scenes, 64, 64, 3] of that person."""
-        return torch.load(self._of(name, row) / f"{number}.pt", weights_only=True)
+    def picture(self, name: str, row: Any, number: int) -> Tensor | None:
+        """[scenes, 64, 64, 3] of that person; None where there is none."""
+        path = self._of(name, row) / f"{number}.pt"
+        return torch.load(path, weights_only=True) if path.exists() else None
 
     def _one(self, folder: Path, name: str, row: Any, number: int) -> Row:
         path = folder / f"{number}.json"
         if not path.exists():
-            figures, pictures = self.run(row, number)
-            torch.save(pictures, folder / f"{number}.pt")
+            figures = self._measured(folder, row, number)
             path.with_suffix(".part").write_text(json.dumps(figures))
             path.with_suffix(".part").replace(path)
-            print(f"{name}, person {number}:", *(f"{key} {value:.3g}" for key, value in figures.items()), flush=True)
+            said = (f"{key} {value:.3g}" if key != FAILED else f"failed: {value}" for key, value in figures.items())
+            print(f"{name}, person {number}:", *said, flush=True)
         return json.loads(path.read_text())
+
+    def _measured(self, folder: Path, row: Any, number: int) -> Row:
+        """Also of a run that went astray, or showed no numbers: that is a result."""
+        try:
+            figures, pictures = self.run(row, number)
+        except (FloatingPointError, ValueError) as error:
+            return {FAILED: str(error)}
+        torch.save(pictures, folder / f"{number}.pt")
+        return figures
 
     def _of(self, name: str, row: Any) -> Path:
         settings = getattr(row, "__name__", None) or repr(row)

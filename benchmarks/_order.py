@@ -1,5 +1,6 @@
 """Whether a score orders subjects as the oracle does: Spearman's rank correlation over people."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -35,11 +36,15 @@ def of_subjects(rows: Sequence[Row]) -> Row:
 
 def of_rows(ways: Sequence[Sequence[Row]]) -> Row:
     """The same for subjects: the mean over ways to personalise, so that ways are not compared, and its standard error
-    over them."""
+    over them. A way by which all subjects come out alike orders none."""
     found = [order for rows in ways if (order := of_subjects(rows))]
     if not found:
         return {}
-    row = {name: statistics.mean(order[name] for order in found) for name in found[0]}
-    if len(found) > 1:
-        row |= {f"{n}_error": statistics.stdev(o[n] for o in found) / len(found) ** 0.5 for n in found[0]}
+    row: Row = {}
+    for name in found[0]:
+        orders = [order[name] for order in found if not math.isnan(order[name])]
+        if orders:
+            row[name] = statistics.mean(orders)
+        if len(orders) > 1:
+            row[f"{name}_error"] = statistics.stdev(orders) / len(orders) ** 0.5
     return row

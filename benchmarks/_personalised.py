@@ -73,8 +73,9 @@ class Ours:
         others = {"class_prompt": task.class_prompt, "class_images": task.class_images} if self.prior else {}
         began = time.perf_counter()
         (subject,) = call(
-            "Subject", images=references, vae=base.vae, clip=base.clip, prompt=prompt, resolution=64, **others
-        )
+            "Subject", images=references, vae=base.vae, clip=base.clip, prompt=prompt, resolution=64,
+            **others,
+        )  # fmt: skip
         (method,) = call(self.node, **self.inputs)
         (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, **self.options)
         hollow = call("HollowedNet", model=base.model, **self.hollow)[0] if self.hollow else None
@@ -89,6 +90,16 @@ class Ours:
         pictures = self.steps * self.batch_size
         out = share_taken_out(base.model, self.hollow["fraction"]) if self.hollow else 0.0
         return Made(model, clip, called, seconds, self.steps, pictures, numbers, file_bytes(adapter), out)
+
+
+FALLING = {"lr_scheduler": "cosine"}
+"""Training Options that were chosen on other people; else their defaults."""
+
+
+def lora(rank: int = 8, rate: float = 5e-3, **more: Any) -> Ours:
+    """LoRA in every inner layer; the rate was chosen on other people."""
+    inputs = {"rank": rank, "alpha": float(rank), "targets": "all linear and convolution", "learning_rate": rate}
+    return Ours("MethodLoRA", inputs, options=FALLING, **more)
 
 
 def share_taken_out(model: Any, fraction: float) -> float:
@@ -110,7 +121,8 @@ def file_bytes(adapter: Any) -> int:
 
 @dataclass(frozen=True)
 class Stock:
-    """The stock Train LoRA node: float32, no checkpointing, and as many steps as are asked for; else its defaults."""
+    """The stock Train LoRA node, in float32 and without checkpointing (which would slow it down); else as it is set
+    when it is added to a graph, but for `steps`, `batch_size` and `learning_rate`."""
 
     steps: int = 500
     batch_size: int = 1

@@ -5,6 +5,7 @@ import mmap
 import subprocess
 import sys
 import time
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -189,3 +190,47 @@ def test_subjects_are_ordered_within_each_way_to_personalise(order: ModuleType) 
     assert together["rank_clip_i"] == pytest.approx(0) and together["rank_clip_i_error"] == pytest.approx(1)
     assert order.of_rows([people(0, 1)]) == {f"rank_{score}": pytest.approx(1) for score in order.ORDERS}
     assert order.of_subjects(people(0, 1)[:2]) == {}
+    assert order.of_rows([people(0, 1), people(0, 0)])["rank_clip_i"] == pytest.approx(1)
+
+
+def test_the_stock_trainer_gets_as_many_steps_as_fit_into_our_time(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole number: the stock node counts with it."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    quality = import_module("quality")
+    way = quality.same_time({"stock_500": {"seconds": 36.4, "steps": 500}, "lora_8": {"seconds": 10.0}})
+    assert way.steps == 140 and isinstance(way.steps, int)
+    assert set(quality.WAYS["stock_same_time"].needs) == {"lora_8", "stock_500"}
+
+
+def test_every_aim_of_quality_is_a_figure_of_a_row(harness: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    quality, judged, comparison = (import_module(name) for name in ("quality", "_judged", "_comparison"))
+    figures = dict.fromkeys([*judged.FIGURES, *judged.SCENES], 0.5) | dict.fromkeys(judged.COSTS, 1)
+    done = {name: comparison.summary(name, [figures] * 2, 0) for name in quality.WAYS}
+    for other in quality.OTHERS:
+        comparison.add_differences(done, other)
+    assert [aim for aim in quality.AIMS if aim.figure not in done[aim.row]] == []
+
+
+def test_people_with_whom_a_row_failed_are_counted_and_left_out(
+    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that went astray is a result: it neither ends the others nor is it tried again."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    kept, comparison = import_module("_kept"), import_module("_comparison")
+    asked: list[int] = []
+
+    def run(way: str, number: int) -> tuple[dict[str, float], torch.Tensor]:
+        asked.append(number)
+        if number == 1:
+            raise FloatingPointError("the loss is nan")
+        return {"identity": float(number)}, torch.zeros(5, 2, 2, 3)
+
+    for _ in range(2):
+        state = kept.Kept(tmp_path, "world", run)
+        rows = state.rows("lora", "way", [0, 1, 2])
+    assert asked == [0, 1, 2] and rows == [{"identity": 0.0}, {"failed": "the loss is nan"}, {"identity": 2.0}]
+    assert state.picture("lora", "way", 1) is None and state.picture("lora", "way", 2).shape == (5, 2, 2, 3)
+    assert comparison.summary("lora", [], 3)["failed"] == 3

@@ -1,0 +1,166 @@
+"""Ways to personalise side by side: the same people by each, figures over people, a table, a sheet, a JSON file."""
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _harness as harness
+import torch
+from _harness import Aim, Column, Row
+from _judged import CODED, COSTS, FIGURES, REAL, SCENES, Bench
+from _kept import FAILED, Kept
+from _order import ORDERS, of_rows, of_subjects
+from _personalised import untouched
+from torch import Tensor
+
+FIRST = 41
+"""Held-out people before this one were used to choose settings, and the demo shows number 40."""
+COLUMNS = (
+    *(Column(name.replace("_", " "), name, lambda value: f"{value:.3f}") for name in FIGURES),
+    *(Column(f"± {name.split('_')[0]}", f"{name}_std", lambda value: f"{value:.3f}") for name in FIGURES[:2]),
+    *(Column(f"r {score}", f"rank_{score}", lambda value: f"{value:.2f}") for score in ORDERS),
+    Column("taken out", "taken_out", lambda value: f"{value:.0%}"),
+    Column("numbers", "parameters", lambda value: f"{value:,}"),
+    Column("file bytes", "file_bytes", lambda value: f"{value:,}"),
+    Column("seconds", "seconds", lambda value: f"{value:.1f}"),
+    Column("steps", "steps"),
+    Column("pictures", "pictures", lambda value: f"{value:,}"),
+    Column("failed", FAILED),
+)
+Done = dict[str, Row]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A way that depends on what other rows took.
+
+    Args:
+        needs: those rows; they come before it.
+        make: their figures -> the way.
+    """
+
+    needs: tuple[str, ...]
+    make: Callable[[Done], Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A benchmark.
+
+    Args:
+        name: of its file of results.
+        doc: what it is.
+        ways: name -> way, see :mod:`_personalised`.
+        aims: what is to come out.
+        others: rows to which every row is compared.
+        draw: charts of the rows, into a folder.
+    """
+
+    name: str
+    doc: str
+    ways: Mapping[str, Any]
+    aims: Sequence[Aim]
+    others: tuple[str, ...]
+    draw: Callable[[Done, Path], None] = lambda done, folder: None
+
+    def main(self) -> None:
+        """Measure, print, write."""
+        chosen = self.arguments()
+        torch.set_num_threads(chosen.threads)
+        try:
+            bench = Bench(chosen.state, chosen.threads)
+        except FileNotFoundError as error:
+            raise SystemExit(str(error)) from error
+        rows = self.measure(chosen, bench)
+        print(harness.table(rows, COLUMNS))
+        print(*(aim.verdict({row["name"]: row for row in rows}) for aim in self.aims), sep="\n")
+        whole = not chosen.rows and chosen.people >= 20 and chosen.first >= FIRST
+        paths = [harness.RESULTS / f"{self.name}.json"] if whole else []
+        harness.write_json(
+            self.name, harness.machine(chosen.threads), rows, *paths, *([chosen.json] if chosen.json else [])
+        )
+
+    def measure(self, chosen: argparse.Namespace, bench: Bench) -> list[Row]:
+        """Every row."""
+        kept = Kept(chosen.state, bench.digest, bench.run)
+        people = list(range(chosen.first, chosen.first + chosen.people))
+        done: Done = {}
+        taken: dict[str, Any] = {}
+        everything: list[list[Row]] = []
+        for name in chosen.rows or self.ways:
+            way = self.ways[name]
+            taken[name] = way.make(done) if isinstance(way, Derived) else way
+            rows = kept.rows(name, taken[name], people)
+            whole = [row for row in rows if FAILED not in row]
+            done[name] = summary(name, whole, len(rows) - len(whole)) | of_subjects(whole)
+            if taken[name] not in (untouched, REAL, CODED):
+                everything.append(whole)
+        for other in self.others:
+            add_differences(done, other)
+        pictures = {name: kept.picture(name, way, people[0]) for name, way in taken.items()}
+        there = {name: picture for name, picture in pictures.items() if picture is not None}
+        draw_sheet(bench, there, people[0], chosen.state / "sheet.png")
+        self.draw(done, chosen.state)
+        return [*done.values(), {"name": "subjects of all rows"} | of_rows(everything)]
+
+    def arguments(self) -> argparse.Namespace:
+        """Of the command line."""
+        parser = argparse.ArgumentParser(description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        state = harness.ROOT / "demo_output" / self.name
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
+        parser.add_argument(
+            "--rows", type=lambda text: text.split(","), metavar="A,B", help=f"of {', '.join(self.ways)}"
+        )
+        parser.add_argument("--people", type=int, default=20, help="how many")
+        parser.add_argument("--first", type=int, default=FIRST, help="number of the first held-out person")
+        parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+        parser.add_argument("--state", type=Path, default=state, help="figures so far")
+        chosen = parser.parse_args()
+        rows = chosen.rows or []
+        if unknown := set(rows) - set(self.ways):
+            parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(self.ways)}")
+        for place, name in enumerate(rows):
+            needs = getattr(self.ways[name], "needs", ())
+            if set(needs) - set(rows[:place]):
+                parser.error(f"{name} needs {' and '.join(needs)} before it")
+        return chosen
+
+
+def summary(name: str, rows: Sequence[Row], failed: int) -> Row:
+    """Mean and spread over people of the figures, medians of what it cost; and how many have none."""
+    if not rows:
+        return {"name": name, "people": 0, FAILED: failed, "skipped": "it failed with everybody"}
+    row: Row = {"name": name, "people": len(rows), FAILED: failed}
+    for figure in (*FIGURES, *SCENES):
+        values = [r[figure] for r in rows]
+        row[figure] = statistics.mean(values)
+        row[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    for cost in COSTS:
+        row[cost] = statistics.median_low(r[cost] for r in rows)
+    return row
+
+
+def add_differences(done: Done, other: str) -> None:
+    """By how much each row's figures are above the other's, and what share of its identity it has where that is one."""
+    beside = done.get(other, {})
+    for row in done.values():
+        if "identity" in row and "identity" in beside:
+            row.update({f"{figure}_to_{other}": row[figure] - beside[figure] for figure in FIGURES})
+            if beside["identity"] > 0.1:
+                row[f"identity_of_{other}"] = row["identity"] / beside["identity"]
+
+
+def draw_sheet(bench: Bench, pictures: dict[str, Tensor], number: int, path: Path) -> None:
+    """One person by every row: name -> [scenes, 64, 64, 3]."""
+    from PIL import Image
+
+    def images(row: Tensor) -> list[Any]:
+        return [Image.fromarray((p.clamp(0, 1).numpy() * 255).round().astype("uint8")) for p in row]
+
+    from hyperbooth.trainers.sheet import grid
+
+    cells = [images(bench.references(number)), *map(images, pictures.values())]
+    grid(cells, bench.task_of.CAPTIONS, ["references", *pictures], side=128).save(path, optimize=True)
