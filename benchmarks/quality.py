@@ -13,7 +13,7 @@ from _judged import CODED, REAL
 from _personalised import FALLING, Ours, Stock, lora, untouched
 
 FASTER = 5e-3
-"""The stock trainer's rate, chosen on the same people as ours; its alpha divides what that does by eight."""
+"""The rate of our rows, ten times the stock trainer's; its alpha divides what that does by eight."""
 
 
 def same_time(done: Done) -> Stock:
