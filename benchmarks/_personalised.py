@@ -73,9 +73,8 @@ class Ours:
         others = {"class_prompt": task.class_prompt, "class_images": task.class_images} if self.prior else {}
         began = time.perf_counter()
         (subject,) = call(
-            "Subject", images=references, vae=base.vae, clip=base.clip, prompt=prompt, resolution=64,
-            **others,
-        )  # fmt: skip
+            "Subject", images=references, vae=base.vae, clip=base.clip, prompt=prompt, resolution=64, **others
+        )
         (method,) = call(self.node, **self.inputs)
         (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, **self.options)
         hollow = call("HollowedNet", model=base.model, **self.hollow)[0] if self.hollow else None

@@ -155,12 +155,12 @@ class Records:
             show: called with how many are on record, and their number.
             check: called after each one recorded, with its bytes and how many more there are to come.
         """
-        missing = {b for b in batches if not all(self._sound(name) for name in source.names(b))}
+        missing = {batch for batch in batches if not all(name in self.store for name in source.names(batch))}
         for done, batch in enumerate(batches, 1):
-            if batch in missing:
+            if not all(self._sound(name) for name in source.names(batch)):
                 for name, records in source.recorded(batch, self.hollow):
                     self.store.write(name, records)
-                missing.remove(batch)
+                missing.discard(batch)
                 check(sum(map(self.store.size, source.names(batch))), len(missing))
             show(done, len(batches))
 
