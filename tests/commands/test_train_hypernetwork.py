@@ -14,7 +14,7 @@ from hyperbooth.models.hypernetwork import HyperNetwork
 from hyperbooth.models.hypernetwork_file import load_predictor
 from hyperbooth.models.storage import write_tensors
 from hyperbooth.nodes.bridge.vision import encoder_of
-from hyperbooth.trainers.features import TOKENS
+from hyperbooth.trainers.features import Features
 from hyperbooth.trainers.fingerprint import fingerprint
 from hyperbooth.trainers.options import TrainingOptions
 from many import Many
@@ -45,10 +45,8 @@ def many(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> Ma
     """With a bank of 20 people, and features of its pictures beside it."""
     bank = write_bank(output_folder / "hyperbooth_banks" / "people", loaded, range(20))
     name = fingerprint(encoder_of(comfy.clip_vision.load(str(vision))))
-    for shard in {entry.shard for entry in bank.entries}:
-        count = sum(entry.shard == shard for entry in bank.entries)
-        tokens = torch.randn(count, 5, 1024, generator=torch.Generator().manual_seed(count)).half()
-        write_tensors({TOKENS: tokens}, bank.folder / "features" / name / shard.name)
+    draw = torch.Generator().manual_seed(0)
+    Features(bank, name, lambda images: torch.randn(len(images), 5, 1024, generator=draw), lambda done, total: None)
     return Many(checkpoint, output_folder, output_folder)
 
 
