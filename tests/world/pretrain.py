@@ -10,11 +10,11 @@ from pathlib import Path
 
 from devkit.pack import import_comfyui
 
-PARTS = ("autoencoder", "base", "oracle", "vision")
+PARTS = ("autoencoder", "base", "oracle", "vision", "hypernetwork")
 
 
 def main() -> None:
-    """Train the parts one after another; the autoencoder comes first, the others need it."""
+    """Train the parts one after another, each with what stands before it."""
     parser = argparse.ArgumentParser(prog="python -m tests.world.pretrain", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the states of the training are kept")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
@@ -31,18 +31,23 @@ def main() -> None:
 def train(folder: Path, parts: list[str] | tuple[str, ...]) -> None:
     """Train `parts`; what is trained already is read from `folder`."""
     from .base import checkpoint, train_autoencoder, train_base
+    from .hypernetwork import kept as hypernetwork
+    from .hypernetwork import train as train_hypernetwork
     from .oracle import kept
     from .oracle import train as train_oracle
     from .vision import encoder
     from .vision import train as train_vision
 
-    autoencoder = train_autoencoder.train(folder)
+    if {"autoencoder", "base", "oracle"} & set(parts):
+        autoencoder = train_autoencoder.train(folder)
     if "base" in parts:
         checkpoint.pack(autoencoder, train_base.train(folder, autoencoder))
     if "oracle" in parts:
         kept.keep(train_oracle.train(folder, autoencoder))
     if "vision" in parts:
         encoder.keep(train_vision.train(folder))
+    if "hypernetwork" in parts:
+        hypernetwork.keep(train_hypernetwork.train(folder / "hypernetwork"))
 
 
 if __name__ == "__main__":

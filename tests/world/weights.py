@@ -22,11 +22,11 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The numbers in a file.
+def there(path: Path) -> Path:
+    """A file of the repository that a training writes.
 
     Raises:
-        FileNotFoundError: they are not trained yet; the message says how.
+        FileNotFoundError: it is not trained yet; the message says how.
     """
     if not path.exists():
         part = path.parent.name
@@ -34,4 +34,9 @@ def read(path: Path) -> dict[str, Tensor]:
             f"the small world's networks are not all trained: {path.name} of {part!r} is missing; "
             f"`python -m tests.world.pretrain FOLDER {part}` trains it"
         )
-    return load_file(path)
+    return path
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The numbers in a file that is :func:`there`."""
+    return load_file(there(path))

@@ -1,0 +1,48 @@
+"""A hypernetwork for the world's base comes out of drawn people, and is kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ..identity import Identity
+from ..people import is_held_out
+from ..scene import Scene
+from ..task import PROMPT
+from . import people
+from .kept import keep, kept
+from .train import REFINEMENTS, Course, train
+
+FEW = Course(
+    many=2, together=2, mean_steps=1, people=6, side_by_side=3, steps=1, by_numbers=1, by_pictures=1
+)  # fmt: skip
+
+
+def test_it_is_trained_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    keep(train(tmp_path, FEW), path)
+    predictor = kept(path)
+    assert path.stat().st_size < 10e6
+    assert predictor.prompt == PROMPT and predictor.network.config.refinements == REFINEMENTS
+    assert predictor.facts["steps"] == 2 and predictor.facts["people"] == 4
+    tokens = torch.zeros(65, predictor.network.encoder_width)
+    assert len(predictor.predict([tokens]).chain[0].adapters) == len(predictor.network.layout.targets)
+
+
+def test_nobody_is_learnt_from_whom_the_figures_are_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that are held out are left out."""
+    asked: list[int] = []
+    monkeypatch.setattr(people, "person", asked.append)
+    people.learnt(40)
+    assert len(set(asked)) == 40 and not any(map(is_held_out, asked))
+
+
+def test_a_person_who_was_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+    shown: list[Identity] = people.learnt(2)
+    people.draw(shown, [Scene(), Scene("snow")], tmp_path / "people")
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in first) == [
+        f"people/{person}/{view}.png" for person in ("00000", "00001") for view in (1, 2)
+    ]
+    people.draw(shown, [Scene()], tmp_path / "people")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == first

@@ -1,0 +1,125 @@
+"""Training of the hypernetwork with the pack's own nodes: a mean person, a bank of people around it, two phases.
+
+All people start from one LiDB that was trained on many at once, see the same noise and the same scenes, and keep that
+LiDB's factor on the input side: then what differs between their numbers is the person, and the network has less of
+chance to learn (design/small_world.md). It first learns the bank's numbers, which takes no model, and then what these
+are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from devkit.call import caller
+
+from ..base.model import Loaded, load
+from ..render import render_batch
+from ..task import PROMPT, REFERENCES
+from ..vision.encoder import kept
+from .people import draw, learnt
+
+Call = Callable[..., tuple[Any, ...]]
+MEAN_FROM = 1 << 24
+"""Number of the first person that the mean is made of: none of the bank's."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How much of each.
+
+    Args:
+        many, together: people that the mean is made of, and pictures of theirs in one step.
+        mean_steps: of the mean.
+        people, side_by_side: in the bank, and in one batch of it.
+        steps: of each person.
+        by_numbers, by_pictures: steps of the hypernetwork's two phases.
+    """
+
+    many: int = 48
+    together: int = 16
+    mean_steps: int = 150
+    people: int = 1500
+    side_by_side: int = 50
+    steps: int = 60
+    by_numbers: int = 3000
+    by_pictures: int = 1500
+
+
+COURSE = Course()
+LIDB = {"rank": 1, "a": 100, "b": 50, "targets": "all linear and convolution", "text_encoder": False}
+RATE_OF_MEAN, RATE_OF_PERSON = 1e-2, 5e-3
+RATE_BY_NUMBERS, RATE_BY_PICTURES = 3e-4, 1e-4
+WIDTH, REFINEMENTS, BATCH = 128, 2, 32
+
+
+def train(folder: Path, course: Course = COURSE) -> Any:
+    """The trained hypernetwork; what is done of it is in `folder`, and an unfinished one there is continued."""
+    call, vision = caller(), kept()
+    with _comfyui_in(folder):
+        base = load(folder / "small_world.safetensors")
+        (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=100, lr_scheduler="cosine")
+        bank = _bank(call, base, folder, course, options)
+        common = {
+            "model": base.model, "clip": base.clip, "clip_vision": vision, "bank": bank, "options": options,
+            "batch_size": BATCH, "refinements": REFINEMENTS, "width": WIDTH,
+        }  # fmt: skip
+        first, _, report = call(
+            "TrainHyperNetwork", **common, steps=course.by_numbers, learning_rate=RATE_BY_NUMBERS, denoising_loss=0.0
+        )
+        print(report, flush=True)
+        second, _, report = call(
+            "TrainHyperNetwork", **common, steps=course.by_pictures, learning_rate=RATE_BY_PICTURES, start_from=first
+        )
+        print(report, flush=True)
+        return second
+
+
+@contextmanager
+def _comfyui_in(folder: Path) -> Iterator[None]:
+    """ComfyUI's folders of input and output are below `folder`."""
+    import folder_paths
+
+    before = folder_paths.get_input_directory(), folder_paths.get_output_directory()
+    for name, use in (("input", folder_paths.set_input_directory), ("output", folder_paths.set_output_directory)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        use(str(folder / name))
+    try:
+        yield
+    finally:
+        folder_paths.set_input_directory(before[0])
+        folder_paths.set_output_directory(before[1])
+
+
+def _bank(call: Call, base: Loaded, folder: Path, course: Course, options: Any) -> Any:
+    draw(learnt(course.people), REFERENCES, folder / "input" / "people")
+    (method,) = call("MethodLiDB", **LIDB, learning_rate=RATE_OF_PERSON)
+    bank, report = call(
+        "BuildBank", model=base.model, clip=base.clip, vae=base.vae, folder="people", method=method, prompt=PROMPT,
+        steps=course.steps, subjects_per_batch=course.side_by_side, seed=0, resolution=64, options=options,
+        start_from=_mean(call, base, course, options), shared_input=True,
+    )  # fmt: skip
+    print(report, flush=True)
+    return bank
+
+
+def _mean(call: Call, base: Loaded, course: Course, options: Any) -> Any:
+    """A LiDB of many people at once."""
+    people = learnt(course.many, MEAN_FROM)
+    pictures = render_batch([shown for shown in people for _ in REFERENCES], list(REFERENCES) * len(people))
+    (method,) = call("MethodLiDB", **LIDB, learning_rate=RATE_OF_MEAN)
+    (subject,) = call(
+        "Subject", images=torch.from_numpy(pictures).float() / 255, vae=base.vae, clip=base.clip, prompt=PROMPT,
+        resolution=64,
+    )  # fmt: skip
+    mean, _, report = call(
+        "Train", model=base.model, subject=subject, method=method, steps=course.mean_steps,
+        batch_size=course.together, clip=base.clip, options=options,
+    )  # fmt: skip
+    print(report, flush=True)
+    return mean
