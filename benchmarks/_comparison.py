@@ -144,13 +144,15 @@ def summary(name: str, rows: Sequence[Row], failed: int) -> Row:
 
 
 def add_differences(done: Done, other: str) -> None:
-    """By how much each row's figures are above the other's, and what share of its identity it has where that is one."""
+    """By how much each row's figures are above the other's; its identity and seconds as shares, where those are any."""
     beside = done.get(other, {})
     for row in done.values():
         if "identity" in row and "identity" in beside:
             row.update({f"{figure}_to_{other}": row[figure] - beside[figure] for figure in FIGURES})
             if beside["identity"] > 0.1:
                 row[f"identity_of_{other}"] = row["identity"] / beside["identity"]
+            if beside["seconds"]:
+                row[f"seconds_of_{other}"] = row["seconds"] / beside["seconds"]
 
 
 def draw_sheet(bench: Bench, pictures: dict[str, Tensor], number: int, path: Path) -> None:

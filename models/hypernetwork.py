@@ -14,7 +14,7 @@ The paper leaves widths, heads, the output's scale and the start open: all of th
 ``theta_0`` here is not one for all but a linear guess from the pooled tokens, see :meth:`HyperNetwork.begin`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,15 @@ class HyperNetwork(nn.Module):
         """The shapes alone, without memory and without a draw of the global generator."""
         with torch.inference_mode(False), torch.device("meta"):
             return cls(config, layout, encoder_width)
+
+    @torch.no_grad()
+    def refining(self, count: int) -> "HyperNetwork":
+        """A copy that refines its prediction so often."""
+        with torch.inference_mode(False):
+            numbers = {name: value.clone() for name, value in self.state_dict().items()}
+            copy = HyperNetwork.empty(replace(self.config, refinements=count), self.layout, self.encoder_width)
+            copy.load_state_dict(numbers, assign=True)
+        return copy
 
     def _draw(self, generator: torch.Generator) -> None:
         """Weights normal with variance 1 / inputs, norms at identity, biases zero; heads at :data:`HEAD_STD`."""

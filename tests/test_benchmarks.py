@@ -204,14 +204,17 @@ def test_the_stock_trainer_gets_as_many_steps_as_fit_into_our_time(
     assert set(quality.WAYS["stock_same_time"].needs) == {"lora_8", "stock_500"}
 
 
-def test_every_aim_of_quality_is_a_figure_of_a_row(harness: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["quality", "hyperdreambooth"])
+def test_every_aim_of_a_comparison_is_a_figure_of_a_row(
+    name: str, harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    quality, judged, comparison = (import_module(name) for name in ("quality", "_judged", "_comparison"))
+    bench, judged, comparison = (import_module(name) for name in (name, "_judged", "_comparison"))
     figures = dict.fromkeys([*judged.FIGURES, *judged.SCENES], 0.5) | dict.fromkeys(judged.COSTS, 1)
-    done = {name: comparison.summary(name, [figures] * 2, 0) for name in quality.WAYS}
-    for other in quality.OTHERS:
+    done = {name: comparison.summary(name, [figures] * 2, 0) for name in bench.WAYS}
+    for other in bench.OTHERS:
         comparison.add_differences(done, other)
-    assert [aim for aim in quality.AIMS if aim.figure not in done[aim.row]] == []
+    assert [aim for aim in bench.AIMS if aim.figure not in done[aim.row]] == []
 
 
 def test_people_with_whom_a_row_failed_are_counted_and_left_out(

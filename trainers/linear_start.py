@@ -7,7 +7,6 @@ foretells. The decoder then learns what is left.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,17 +32,13 @@ def starting_network(
 
     Only the leader works it out: another machine's eigenvectors may have another sign.
     """
-    bank, width = run.bank, features(run.pictures[:1]).shape[-1]
-    generator = generator_for(run.seed, _START)
     if run.start_from is None:
-        network = HyperNetwork.create(run.config, bank.layout, width, generator)
+        bank, width = run.bank, features(run.pictures[:1]).shape[-1]
+        network = HyperNetwork.create(run.config, bank.layout, width, generator_for(run.seed, _START))
         line = begin(network, bank, training, features, alive) if ranks.leads else ""
         ranks.give([*network.state_dict().values()])
         return network, line
-    before = run.start_from.network
-    config = replace(before.config, refinements=run.config.refinements)
-    network = HyperNetwork.create(config, bank.layout, width, generator)
-    network.load_state_dict(before.state_dict())
+    network = run.start_from.network.refining(run.config.refinements)
     return network, f"start: a hypernetwork of {run.start_from.facts.get('steps', 0)} steps"
 
 

@@ -12,6 +12,10 @@ from devkit.pack import load_pack
 from ..weights import there
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
+LIDB: dict[str, Any] = {
+    "rank": 1, "a": 100, "b": 50, "targets": "all linear and convolution", "text_encoder": False
+}  # fmt: skip
+"""What it predicts: *LiDB*'s inputs."""
 
 
 def keep(predictor: Any, path: Path = WEIGHTS) -> None:

@@ -22,6 +22,7 @@ from ..base.model import Loaded, load
 from ..render import render_batch
 from ..task import PROMPT, REFERENCES
 from ..vision.encoder import kept
+from .kept import LIDB
 from .people import draw, learnt
 
 Call = Callable[..., tuple[Any, ...]]
@@ -52,7 +53,6 @@ class Course:
 
 
 COURSE = Course()
-LIDB = {"rank": 1, "a": 100, "b": 50, "targets": "all linear and convolution", "text_encoder": False}
 RATE_OF_MEAN, RATE_OF_PERSON = 1e-2, 5e-3
 RATE_BY_NUMBERS, RATE_BY_PICTURES = 3e-4, 1e-4
 WIDTH, REFINEMENTS, BATCH = 128, 2, 32

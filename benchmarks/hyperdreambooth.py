@@ -1,0 +1,151 @@
+"""HyperDreamBooth in the small world: from one picture of a person, predicted, forty steps, and without prediction.
+
+Every row personalises the same held-out people from one picture each; the oracle judges. See README.md.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import _harness as harness
+from _comparison import Comparison
+from _harness import Aim
+from _judged import CODED, REAL
+from _kept import digest
+from _personalised import FALLING, Made, Ours, Task, file_bytes, lora, untouched
+from torch import Tensor
+
+STRANGER = 0
+"""Held-out person from whose picture `wrong` is predicted: none of those measured."""
+STEPS, RATE, RANK = 40, 3e-3, 8
+"""Of fast fine-tuning; rate and rank were chosen on other people."""
+
+
+@dataclass(frozen=True)
+class OnePicture:
+    """A way, given the first picture of the person alone."""
+
+    way: Any
+
+    def __call__(self, task: Task, references: Tensor) -> Made:
+        return self.way(task, references[:1])
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """By the hypernetwork from the first picture; then, if asked for, a LoRA on top.
+
+    Args:
+        network: digest of the hypernetwork's file.
+        seen: whose picture: `own`, `wrong` (a stranger's), or `mean`, which is none's.
+        refinements: of the network, if not its own number.
+        steps, rank: of the LoRA.
+    """
+
+    network: str
+    seen: str = "own"
+    refinements: int = 0
+    steps: int = 0
+    rank: int = RANK
+
+    def __call__(self, task: Task, references: Tensor) -> Made:
+        network(self.refinements), vision()  # loaded before the clock runs
+        adapter, seconds = timed(lambda: self._adapter(task, references[:1]))
+        base, call = task.base, task.call
+        model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
+        numbers = sum(parameter.numel() for parameter in adapter.parameters())
+        return Made(model, clip, task.prompt, seconds, self.steps, 4 * self.steps, numbers, file_bytes(adapter))
+
+    def _adapter(self, task: Task, picture: Tensor) -> Any:
+        adapter = self._predicted(task, picture)
+        if not self.steps:
+            return adapter
+        base, call = task.base, task.call
+        (subject,) = call(
+            "Subject", images=picture, vae=base.vae, clip=base.clip, prompt=task.prompt, resolution=64
+        )  # fmt: skip
+        (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, **FALLING)
+        return call(
+            "FastFinetune", model=base.model, subject=subject, adapter=adapter, rank=self.rank, steps=self.steps,
+            learning_rate=RATE, seed=0, clip=base.clip, options=options, batch_size=4,
+        )[0]  # fmt: skip
+
+    def _predicted(self, task: Task, picture: Tensor) -> Any:
+        predictor, encoder = network(self.refinements), vision()
+        if self.seen == "mean":
+            return mean_of(predictor)
+        shown = stranger() if self.seen == "wrong" else picture
+        return task.call("Predict", hypernetwork=predictor, clip_vision=encoder, image=shown, model=task.base.model)[0]
+
+
+def timed(make: Callable[[], Any]) -> tuple[Any, float]:
+    """What it makes, and the seconds that takes."""
+    began = time.perf_counter()
+    made = make()
+    return made, time.perf_counter() - began
+
+
+def world(module: str) -> Any:
+    """A module of the small world."""
+    return import_module(f"{harness.devkit('pack').load_world().__name__}.{module}")
+
+
+@cache
+def network(refinements: int) -> Any:
+    """The shipped hypernetwork; 0: with as many refinements as it learnt with."""
+    predictor = world("hypernetwork.kept").kept()
+    return replace(predictor, network=predictor.network.refining(refinements)) if refinements else predictor
+
+
+@cache
+def vision() -> Any:
+    """Its encoder."""
+    return world("vision.encoder").kept()
+
+
+@cache
+def stranger() -> Tensor:
+    """[1, 64, 64, 3]: a picture of somebody else."""
+    task = world("task")
+    return task.references(task.subjects(STRANGER + 1)[STRANGER], 1)
+
+
+def mean_of(predictor: Any) -> Any:
+    """What the hypernetwork makes of nobody."""
+    from hyperbooth.models.adapter_set import AdapterSet
+
+    return AdapterSet((predictor.network.layout.link(predictor.network.mean),))
+
+
+KEPT = world("hypernetwork.kept")
+MADE = digest(KEPT.WEIGHTS.read_bytes()) if KEPT.WEIGHTS.exists() else "not trained yet"
+LIDB = Ours("MethodLiDB", {**KEPT.LIDB, "learning_rate": 1e-2}, steps=400, options=FALLING)
+"""Of the layers and spaces that the hypernetwork predicts in."""
+WAYS: dict[str, Any] = {
+    "base": untouched,
+    "mean": Predicted(MADE, "mean"),
+    "wrong": Predicted(MADE, "wrong"),
+    "predicted": Predicted(MADE),
+    "predicted_1": Predicted(MADE, refinements=1),
+    "fast": Predicted(MADE, steps=STEPS),
+    "fast_rank_1": Predicted(MADE, steps=STEPS, rank=1),
+    "fast_mean": Predicted(MADE, "mean", steps=STEPS),
+    **{f"lora_{steps}": OnePicture(lora(RANK, RATE, steps=steps)) for steps in (STEPS, 400, 1000)},
+    "lidb": OnePicture(LIDB),
+    CODED: CODED,
+    REAL: REAL,
+}
+AIMS = (
+    *(Aim("predicted", f"identity_to_{other}", 0.0, least=True) for other in ("base", "mean", "wrong")),
+    Aim("predicted", "identity_of_lidb", 0.6, least=True),
+    Aim("fast", "identity_to_lora_1000", 0.0, least=True),
+    Aim("fast", "prompt_fidelity_to_lora_1000", 0.0, least=True),
+    Aim("fast", "seconds_of_lora_1000", 0.05),
+)
+OTHERS = ("base", "mean", "wrong", "lidb", "lora_1000")
+
+if __name__ == "__main__":
+    Comparison("hyperdreambooth", __doc__, WAYS, AIMS, OTHERS).main()
