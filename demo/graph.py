@@ -20,7 +20,7 @@ class Job:
         photographs: names in ComfyUI's input folder.
         checkpoint: its name in ComfyUI's folder.
         prompt, class_prompt: what the photographs are trained under, and what others of the class are.
-        scenes: prompts of the class; with `class_prompt` in each.
+        scenes: prompts, with {} for who is in them.
         settings: class of node -> inputs that differ from the shipped workflow's.
         prior: whether pictures of the class are sampled and trained on too.
     """
@@ -78,7 +78,7 @@ def add_scenes(graph: Graph, job: Job) -> None:
     parts = {name: graph.pop(name) for name in (sampler, decode, save, text)}
     loader = find(graph, "CheckpointLoaderSimple")
     for number, scene in enumerate(job.scenes):
-        for kind, prompt in ((BASE, scene), (OURS, scene.replace(job.class_prompt, job.prompt))):
+        for kind, prompt in ((BASE, scene.format(job.class_prompt)), (OURS, scene.format(job.prompt))):
             names = {name: f"{kind}_{number}_{name}" for name in parts}
             for name, node in parts.items():
                 graph[names[name]] = renamed(node, names)

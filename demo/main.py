@@ -7,6 +7,7 @@ With an SD1.5 checkpoint the pictures are photographs.
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,8 +20,9 @@ sys.path.insert(0, str(ROOT))
 import portraits  # noqa: E402
 from graph import BASE, OURS, Graph, Job, graph_of  # noqa: E402
 
+from devkit.links import link  # noqa: E402
 from devkit.pack import load_pack  # noqa: E402
-from devkit.server import Outcome, add_world, link, prepare_base, running_server  # noqa: E402
+from devkit.server import Outcome, add_world, prepare_base, running_server  # noqa: E402
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MOST = 10
@@ -31,8 +33,11 @@ SCENES = ("{} in the snow", "{} on a beach at sunset", "{} in a forest", "a wate
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server goes too
     arguments = parse()
     output = writable(arguments.output.resolve())
+    for name in FILES:  # of a former run
+        (output / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="hyperbooth-demo-") as folder:
         base = prepare_base(Path(folder))
         try:
@@ -71,12 +76,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, choices=range(1, 5), default=4, help="of that person (default: 4)")
     parser.add_argument("--photos", type=Path, help="folder of photographs of one subject, instead of a drawn person")
     parser.add_argument("--checkpoint", type=Path, help="an SD1.5 checkpoint, instead of the small world's")
-    parser.add_argument("--class-noun", default="dog", help="what the subject is, for --checkpoint: dog, backpack ...")
-    parser.add_argument("--steps", type=whole(1, 100000), help="training steps")
+    parser.add_argument("--class-noun", help="what the subject is, for --checkpoint: dog (default), backpack ...")
+    parser.add_argument("--steps", type=whole(2, 100000), help="training steps")
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="where the results go")
     chosen = parser.parse_args()
     if chosen.checkpoint and not chosen.photos:
         parser.error("--checkpoint needs --photos: pictures of your subject")
+    if chosen.class_noun and not chosen.checkpoint:
+        parser.error("--class-noun is for a --checkpoint of yours; the small world's model draws faces only")
     return chosen
 
 
@@ -117,16 +124,17 @@ def job_of(arguments: argparse.Namespace, base: Path) -> Job:
     photographs = place_photographs(arguments, base / "input")
     folder = base / "models" / "checkpoints"
     if arguments.checkpoint is None:
+        if arguments.photos:
+            print("Without --checkpoint the model is the small world's, which knows drawn faces only.", flush=True)
         add_world(base)
         task = portraits.module("task")
-        checkpoint, scenes = portraits.write_checkpoint(folder), list(task.CAPTIONS)
+        checkpoint, scenes = portraits.write_checkpoint(folder), portraits.scenes()
         return Job(photographs, checkpoint, task.PROMPT, task.CLASS_PROMPT, scenes, settings, prior=False)
     if not arguments.checkpoint.is_file():
         raise SystemExit(f"--checkpoint: there is no file {arguments.checkpoint}")
     link(arguments.checkpoint, folder / arguments.checkpoint.name)
-    noun = arguments.class_noun
-    scenes = [scene.format(f"a {noun}") for scene in SCENES]
-    return Job(photographs, arguments.checkpoint.name, f"a sks {noun}", f"a {noun}", scenes, settings)
+    noun = arguments.class_noun or "dog"
+    return Job(photographs, arguments.checkpoint.name, f"a sks {noun}", f"a {noun}", list(SCENES), settings)
 
 
 def place_photographs(arguments: argparse.Namespace, target: Path) -> list[str]:
@@ -142,8 +150,8 @@ def place_photographs(arguments: argparse.Namespace, target: Path) -> list[str]:
     for path in found:
         try:
             with Image.open(path) as picture:
-                picture.verify()
-        except (OSError, SyntaxError) as error:
+                picture.load()
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise SystemExit(f"--photos: {path.name} is no picture that can be read: {error}") from error
         shutil.copy(path, target / path.name)
     return [path.name for path in found]
@@ -179,19 +187,19 @@ def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> N
     from hyperbooth.trainers.sheet import grid
 
     photographs = [ImageOps.exif_transpose(Image.open(base / "input" / name)) for name in job.photographs]
-    cells, titles = [], []
+    cells, titles, captions = [], [], [scene.format(job.class_prompt) for scene in job.scenes]
     for kind, prompt in ((BASE, job.class_prompt), (OURS, job.prompt)):
         made = [sorted((base / "output").glob(f"{kind}_{number}_*.png")) for number in range(len(job.scenes))]
         pictures = [[Image.open(path) for path in paths] for paths in made]
-        scores = f"\n{judge(photographs, pictures, job.scenes)}" if judge else ""
+        scores = f"\n{judge(photographs, pictures, captions)}" if judge else ""
         title = f"{kind}: {prompt} ...{scores}"
         print(title.replace("\n", ", "))
         cells += [list(row) for row in zip(*pictures, strict=True)]
         titles += [title, *[""] * (len(pictures[0]) - 1)]
     for number, row in enumerate(cells):
         row.insert(0, photographs[number] if number < len(photographs) else None)
-    scenes = [scene.replace(job.class_prompt, "...") for scene in job.scenes]
-    page = grid(cells, ["photographs", *scenes], titles, side=128 if judge else 256)
+    columns = ["photographs", *(scene.format("...") for scene in job.scenes)]
+    page = grid(cells, columns, titles, side=128 if judge else 256)
     page.save(output / "sheet.png", optimize=True)
 
 

@@ -37,6 +37,12 @@ def write_checkpoint(folder: Path) -> str:
     return module("base.checkpoint").checkpoint(folder / "small_world.safetensors").name
 
 
+def scenes() -> list[str]:
+    """The world's five, with {} for who is in them."""
+    task = module("task")
+    return [caption.replace(task.CLASS_PROMPT, "{}", 1) for caption in task.CAPTIONS]
+
+
 def draw_person(number: int, count: int, folder: Path) -> list[str]:
     """`count` pictures of the held-out person `number`; their names."""
     task = module("task")

@@ -19,6 +19,7 @@ import numpy as np
 import websocket
 from PIL import Image
 
+from .links import link
 from .pack import ROOT, comfyui_path
 
 START_SECONDS = 180
@@ -159,16 +160,10 @@ def add_world(base: Path) -> None:
     link(ROOT / "tests" / "world", base / "custom_nodes" / "small_world")
 
 
-def link(source: Path, name: Path) -> None:
-    """``name`` leads to the file or folder ``source``, if there is no ``name`` yet."""
-    if not name.exists():
-        name.symlink_to(source.resolve(), target_is_directory=source.is_dir())
-
-
 def prepare_job(base: Path, checkpoint: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
     """The same with a checkpoint and four small photographs of different sizes, for the shipped workflows."""
     prepare_base(base, pack_folder)
-    (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
+    link(checkpoint, base / "models" / "checkpoints" / checkpoint.name)
     for index in range(4):
         noise = np.random.default_rng(index).integers(0, 256, (72 + 8 * index, 64, 3), dtype=np.uint8)
         for folder in (base / "input", base / "input" / "my dog"):
@@ -184,7 +179,8 @@ def running_server(base: Path, arguments: Sequence[str] = ()) -> Iterator[Server
     device = [] if _has_accelerator() else ["--cpu"]
     command = [
         sys.executable, str(comfyui_path() / "main.py"), "--port", str(port), "--base-directory", str(base),
-        "--disable-api-nodes", "--disable-auto-launch", *device, *arguments,
+        "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", "--disable-api-nodes", "--disable-auto-launch",
+        *device, *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with open(base / "server.log", "ab") as log:

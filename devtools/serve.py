@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from devkit.links import link, unlink
 
 from .layout import CHECKOUT
 
@@ -21,31 +21,9 @@ def prepare_base(base: Path, comfyui: Path) -> None:
     for kind in kinds.iterdir() if kinds.is_dir() else ():
         if kind.is_dir():
             (base / "models" / kind.name).mkdir(parents=True, exist_ok=True)
-    link_pack(CHECKOUT, base / "custom_nodes" / PACK)
-
-
-def link_pack(checkout: Path, link: Path) -> None:
-    """Let `link` show the checkout, whatever it showed before.
-
-    Windows may allow only a junction, or only a copy; the copy is made anew each time.
-    """
-    _remove_link(link)
-    try:
-        link.symlink_to(checkout, target_is_directory=True)
-    except OSError:
-        junction = ["cmd", "/c", "mklink", "/J", str(link), str(checkout)]
-        if os.name != "nt" or subprocess.run(junction, capture_output=True).returncode:
-            shutil.copytree(checkout, link, ignore=shutil.ignore_patterns(".git", "__pycache__"))
-
-
-def _remove_link(link: Path) -> None:
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        try:
-            link.rmdir()  # a junction: removes the link, not what it shows
-        except OSError:
-            shutil.rmtree(link)  # the copy of an earlier run
+    pack = base / "custom_nodes" / PACK
+    unlink(pack)  # it may show another checkout, or be a copy of what this one was
+    link(CHECKOUT, pack)
 
 
 def server_arguments(base: Path, given: Sequence[str], accelerator: bool) -> list[str]:

@@ -29,9 +29,10 @@ def demo() -> ModuleType:
     [
         ("--person -1", "'-1' is no whole number from 0 to 999"),
         ("--person 1000", "'1000' is no whole number"),
-        ("--steps 0", "'0' is no whole number from 1"),
+        ("--steps 1", "'1' is no whole number from 2"),
         ("--pictures 5", "invalid choice: 5"),
         ("--checkpoint a.safetensors", "--checkpoint needs --photos"),
+        ("--photos pictures --class-noun dog", "--class-noun is for a --checkpoint"),
     ],
 )
 def test_bad_arguments(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys, line: str, said: str) -> None:
@@ -45,8 +46,10 @@ def arguments(**given: object) -> argparse.Namespace:
     return argparse.Namespace(**{"photos": None, "checkpoint": None, "person": 40, "pictures": 4} | given)
 
 
-@pytest.mark.parametrize("sort", ["missing", "empty", "many", "broken", "folder.jpg"])
-def test_photographs_that_are_none(demo: ModuleType, tmp_path: Path, sort: str) -> None:
+@pytest.mark.parametrize("sort", ["missing", "empty", "many", "broken", "cut", "huge", "folder.jpg"])
+def test_photographs_that_are_none(
+    demo: ModuleType, tmp_path: Path, sort: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos, target = tmp_path / "photos", tmp_path / "input"
     target.mkdir()
     if sort != "missing":
@@ -55,7 +58,13 @@ def test_photographs_that_are_none(demo: ModuleType, tmp_path: Path, sort: str) 
         (photos / "folder.jpg").mkdir()
     if sort == "broken":
         (photos / "a.jpg").write_bytes(b"no picture")
-    for number in range(11 if sort == "many" else 0):
+    if sort == "cut":
+        Image.effect_noise((64, 64), 50).save(photos / "whole.jpg")
+        (photos / "a.jpg").write_bytes((photos / "whole.jpg").read_bytes()[:1000])
+        (photos / "whole.jpg").unlink()
+    if sort == "huge":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    for number in range({"many": 11, "huge": 1}.get(sort, 0)):
         Image.new("RGB", (8, 8)).save(photos / f"{number}.png")
     with pytest.raises(SystemExit, match="--photos: "):
         demo.place_photographs(arguments(photos=photos), target)
@@ -74,11 +83,12 @@ def test_the_graph_is_the_shipped_workflow_with_every_scene_twice(
 ) -> None:
     names = demo.place_photographs(arguments(pictures=3), tmp_path)
     assert [Image.open(tmp_path / name).size for name in names] == [(64, 64)] * 3
-    scenes = ["a face in the snow", "a face at night"]
+    scenes = ["{} in the snow", "{} at night, beside a facet"]
     graph = demo.graph_of(demo.Job(names, "small.safetensors", "a sks face", "a face", scenes, prior=prior))
     assert ("HyperBoothClassImages" in {node["class_type"] for node in graph.values()}) == prior
     prompts = {n: node["inputs"]["text"] for n, node in graph.items() if "text" in node["inputs"] and "_" in n}
-    assert sorted(prompts.values()) == sorted([*scenes, "a sks face in the snow", "a sks face at night"])
+    who = ("a face", "a sks face")
+    assert sorted(prompts.values()) == sorted(scene.format(name) for scene in scenes for name in who)
     saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]
     assert sorted(saved) == ["base_0", "base_1", "personalised_0", "personalised_1"]
     linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]

@@ -443,32 +443,13 @@ def test_the_base_folder_holds_the_pack_and_places_for_models(tmp_path):
     comfyui = tmp_path / "comfyui"
     (comfyui / "models" / "checkpoints").mkdir(parents=True)
     base = tmp_path / "serve"
-    serve.prepare_base(base, comfyui)
-    serve.prepare_base(base, comfyui)
+    pack = base / "custom_nodes" / "ComfyUI-HyperBooth"
+    pack.mkdir(parents=True)
+    (pack / "old.py").touch()
+    for _ in range(2):
+        serve.prepare_base(base, comfyui)
     assert (base / "models" / "checkpoints").is_dir()
-    assert (base / "custom_nodes" / "ComfyUI-HyperBooth" / "dev.py").is_file()
-
-
-def test_the_link_follows_the_checkout_that_serves(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mark").write_text(name)
-        serve.link_pack(tmp_path / name, tmp_path / "link")
-        assert (tmp_path / "link" / "mark").read_text() == name
-    assert (tmp_path / "one" / "mark").read_text() == "one"
-
-
-def test_a_copy_stands_in_where_links_are_refused(tmp_path, monkeypatch):
-    def refuse(*arguments, **options):
-        raise OSError("symbolic link privilege not held")
-
-    checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    monkeypatch.setattr(Path, "symlink_to", refuse)
-    for text in ("first", "second"):
-        (checkout / "mark").write_text(text)
-        serve.link_pack(checkout, tmp_path / "link")
-        assert (tmp_path / "link" / "mark").read_text() == text
+    assert (pack / "dev.py").is_file() and not (pack / "old.py").exists()
 
 
 def test_server_arguments_add_cpu_only_where_needed(tmp_path):
