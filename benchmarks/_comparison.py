@@ -16,8 +16,8 @@ from _order import ORDERS, of_rows, of_subjects
 from _personalised import untouched
 from torch import Tensor
 
-FIRST = 41
-"""Held-out people before this one were used to choose settings, and the demo shows number 40."""
+FIRST, PEOPLE = 41, 20
+"""Those reported: held-out people before these were used to choose settings, and the demo shows number 40."""
 COLUMNS = (
     *(Column(name.replace("_", " "), name, lambda value: f"{value:.3f}") for name in FIGURES),
     *(Column(f"± {name.split('_')[0]}", f"{name}_std", lambda value: f"{value:.3f}") for name in FIGURES[:2]),
@@ -57,6 +57,7 @@ class Comparison:
         aims: what is to come out.
         others: rows to which every row is compared.
         draw: charts of the rows, into a folder.
+        check: raises FileNotFoundError if something is missing.
     """
 
     name: str
@@ -65,19 +66,21 @@ class Comparison:
     aims: Sequence[Aim]
     others: tuple[str, ...]
     draw: Callable[[Done, Path], None] = lambda done, folder: None
+    check: Callable[[], object] = lambda: None
 
     def main(self) -> None:
         """Measure, print, write."""
         chosen = self.arguments()
         torch.set_num_threads(chosen.threads)
         try:
+            self.check()
             bench = Bench(chosen.state, chosen.threads)
-        except FileNotFoundError as error:
+        except FileNotFoundError as error:  # a network of the small world
             raise SystemExit(str(error)) from error
         rows = self.measure(chosen, bench)
         print(harness.table(rows, COLUMNS))
         print(*(aim.verdict({row["name"]: row for row in rows}) for aim in self.aims), sep="\n")
-        whole = not chosen.rows and chosen.people >= 20 and chosen.first >= FIRST
+        whole = not chosen.rows and (chosen.people, chosen.first) == (PEOPLE, FIRST)
         paths = [harness.RESULTS / f"{self.name}.json"] if whole else []
         harness.write_json(
             self.name, harness.machine(chosen.threads), rows, *paths, *([chosen.json] if chosen.json else [])
@@ -92,11 +95,16 @@ class Comparison:
         everything: list[list[Row]] = []
         for name in chosen.rows or self.ways:
             way = self.ways[name]
-            taken[name] = way.make(done) if isinstance(way, Derived) else way
-            rows = kept.rows(name, taken[name], people)
+            if isinstance(way, Derived):
+                if missing := [need for need in way.needs if "identity" not in done[need]]:
+                    done[name] = {"name": name, "skipped": f"nobody has figures of {' and '.join(missing)}"}
+                    continue
+                way = way.make(done)
+            taken[name] = way
+            rows = kept.rows(name, way, people)
             whole = [row for row in rows if FAILED not in row]
             done[name] = summary(name, whole, len(rows) - len(whole)) | of_subjects(whole)
-            if taken[name] not in (untouched, REAL, CODED):
+            if way not in (untouched, REAL, CODED):
                 everything.append(whole)
         for other in self.others:
             add_differences(done, other)
@@ -114,11 +122,14 @@ class Comparison:
         parser.add_argument(
             "--rows", type=lambda text: text.split(","), metavar="A,B", help=f"of {', '.join(self.ways)}"
         )
-        parser.add_argument("--people", type=int, default=20, help="how many")
+        parser.add_argument("--people", type=int, default=PEOPLE, help="how many")
         parser.add_argument("--first", type=int, default=FIRST, help="number of the first held-out person")
         parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
         parser.add_argument("--state", type=Path, default=state, help="figures so far")
         chosen = parser.parse_args()
+        for name, least in (("people", 1), ("first", 0), ("threads", 1)):
+            if getattr(chosen, name) < least:
+                parser.error(f"--{name} is {getattr(chosen, name)}; give {least} or more")
         rows = chosen.rows or []
         if unknown := set(rows) - set(self.ways):
             parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(self.ways)}")

@@ -5,12 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from .oracle.kept import WEIGHTS, kept
+from .oracle.kept import kept
 from .scene import Scene
 from .scores import PLAIN, Judge, drawn, scene_of, spread_of_pictures
 from .task import CAPTIONS, REFERENCES, personal, references, subjects
-
-pytestmark = pytest.mark.skipif(not all(path.exists() for path in (WEIGHTS,)), reason="not trained yet")
 
 PEOPLE = subjects(24)
 

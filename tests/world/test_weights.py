@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .weights import halved, read, write
+from .weights import digest, halved, read, write
 
 
 def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -19,3 +19,9 @@ def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path: Path) -> Non
 def test_what_is_not_trained_yet_says_how(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"weights.safetensors of 'oracle' is missing; .*FOLDER oracle"):
         read(tmp_path / "oracle" / "weights.safetensors")
+
+
+def test_other_numbers_have_another_name() -> None:
+    one, other = torch.arange(6.0).view(2, 3), torch.arange(6.0).view(2, 3).mT
+    assert digest({"a": one, "b": one}) == digest({"b": one, "a": one.clone()})
+    assert len({digest({"a": one}), digest({"b": one}), digest({"a": other}), digest({"a": one.half()})}) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,14 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> None:
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """In half precision, whole numbers as they are."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A name for these numbers: what was made with others is not taken for theirs."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def there(path: Path) -> Path:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..stream import example
-from ..weights import write
+from ..weights import digest, write
 from .autoencoder import Autoencoder
 from .words import Words
 
@@ -19,10 +19,10 @@ AT_ONCE = 100
 
 
 def make(folder: Path, autoencoder: Autoencoder, words: Words, count: int) -> tuple[Tensor, Tensor]:
-    """([count, channels, 8, 8] float16, [count, 77] int32); parts that `folder` has already are read."""
-    parts = []
+    """([count, channels, 8, 8] float16, [count, 77] int32); parts that `folder` has of it already are read."""
+    parts, of = [], digest(autoencoder.state_dict())
     for start in range(0, count, PART):
-        path = folder / f"latents_{start}.safetensors"
+        path = folder / f"{of}_{start}.safetensors"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             write(_part(autoencoder, words, start), path)

@@ -6,23 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from ..oracle import kept as oracle_kept
 from ..oracle.kept import kept
 from ..scores import Judge
 from ..task import CAPTIONS, CLASS_PROMPT, REFERENCES
 from .checkpoint import WEIGHTS
 from .model import Loaded, load, sample
-
-pytestmark = pytest.mark.skipif(
-    not all(
-        path.exists()
-        for path in (
-            WEIGHTS,
-            oracle_kept.WEIGHTS,
-        )
-    ),
-    reason="not trained yet",
-)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,12 @@ import torch
 
 from devkit.call import caller
 
+from ..base.checkpoint import WEIGHTS
 from ..base.model import Loaded, load
 from ..render import render_batch
 from ..task import PROMPT, REFERENCES
 from ..vision.encoder import kept
+from ..weights import digest, read
 from .kept import LIDB
 from .people import draw, learnt
 
@@ -62,7 +64,7 @@ def train(folder: Path, course: Course = COURSE) -> Any:
     """The trained hypernetwork; what is done of it is in `folder`, and an unfinished one there is continued."""
     call, vision = caller(), kept()
     with _comfyui_in(folder):
-        base = load(folder / "small_world.safetensors")
+        base = load(folder / f"small_world_{digest(read(WEIGHTS))}.safetensors")
         (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=100, lr_scheduler="cosine")
         bank = _bank(call, base, folder, course, options)
         common = {

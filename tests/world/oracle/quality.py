@@ -20,8 +20,8 @@ Shown = list[tuple[Identity, Scene]]
 
 
 def held_out(people: int) -> Shown:
-    """People nobody trained on, each in a scene at random."""
-    numbers = [seed for _, seed in zip(range(people), seeds(held_out=True), strict=False)]
+    """People nobody trained on, and whom no figure reports, each in a scene at random."""
+    numbers = [seed for _, seed in zip(range(people), seeds(held_out=True, start=1 << 21), strict=False)]
     return [(person(n), sample_scene(generator_of(n ^ 0x0AC1E))) for n in numbers]
 
 

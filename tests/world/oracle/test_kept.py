@@ -3,18 +3,14 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
 import torch
 
 from ..identity import FACE_TABLE
 from ..scene import SCENE_TABLE
 from ..task import REFERENCES
-from .kept import WEIGHTS, keep, kept
+from .kept import keep, kept
 from .quality import held_out, quality
 from .questions import QUESTIONS
-
-pytestmark = pytest.mark.skipif(not all(path.exists() for path in (WEIGHTS,)), reason="not trained yet")
-
 
 IDENTITY, SCENE = FACE_TABLE.names(), SCENE_TABLE.names()
 """What is asked of people, and of scenes."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from ..scene import Scene
@@ -25,10 +24,6 @@ def test_comfyui_encodes_as_it_was_trained(tmp_path: Path) -> None:
     assert torch.allclose(output.image_embeds, embedding, atol=0.02 * embedding.std().item())
 
 
-trained = pytest.mark.skipif(not WEIGHTS.exists(), reason="not trained yet")
-
-
-@trained
 def test_a_person_in_two_scenes_is_nearer_than_another() -> None:
     people = subjects(32)
     with torch.inference_mode():
@@ -38,6 +33,5 @@ def test_a_person_in_two_scenes_is_nearer_than_another() -> None:
     assert (nearest == torch.arange(len(people))).float().mean() > 0.6
 
 
-@trained
 def test_it_is_small() -> None:
     assert WEIGHTS.stat().st_size < 0.7e6
