@@ -15,6 +15,7 @@ from ...trainers.options import Method, TrainingOptions
 from ...trainers.run import targets_of
 from ...trainers.state import bytes_per_number
 from ...trainers.subject import Subject
+from .progress import Progress
 from .session import workbench
 
 METHOD = Method(config=LoRAConfig())
@@ -58,13 +59,16 @@ class Sizes:
 
 
 def sizes_of(model: Any, hollow: Hollow, subject: Subject, stows: bool) -> Sizes:
-    """Three forwards of one sample.
+    """Three forwards of one sample, with progress.
 
     Args:
         stows: the weights taken out leave the training device.
     """
+    show = Progress(2)
     plain, _, _ = _measured(model, subject, None)
+    show(1, 2)
     hollowed, sample, attention = _measured(model, subject, hollow)
+    show(2, 2)
     taken = sum(parameter.nbytes for parameter in hollow.parameters()) if stows else 0
     return Sizes(sample, int(model.model_size()), taken, plain, hollowed, attention)
 

@@ -147,6 +147,7 @@ def test_a_hollow_network_trains_a_lora_for_the_whole_one(server: Server, checkp
     assert outcome.status == "success", outcome.message
     said, report = (outcome.outputs[name]["text"][0] for name in ("7", "20"))
     assert "hollow LoRA, checkpointing" in said and "2 samples" in said
+    assert outcome.progress[find(graph, "HyperBoothHollowedNet")][-1] == 2
     assert "hollow: trained without" in report and "2 batches of 1 recorded: " in report
     with safe_open(saved(server, graph, outcome), framework="pt") as file:
         assert not [name for name in file.keys() if "middle_block" in name]  # noqa: SIM118
