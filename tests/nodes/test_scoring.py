@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hyperbooth.nodes.bridge import encoders
 from PIL import Image
 from rig import small_vision
 from torch import Tensor
@@ -85,6 +86,26 @@ def test_prior_and_diversity_are_the_papers(
     assert f"lower is better; real pictures among themselves {only_pairs(real):.4f}" in report
     _, none, report = node("PriorScore", **inputs)
     assert math.isnan(none) and "DIV: not measured" in report
+
+
+def test_half_precision_changes_scores_by_its_rounding_alone(
+    node: Any, models: Path, samples: list[Tensor], references: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; the folders that are open already stay so, in the other precision."""
+
+    def scores() -> list[float]:
+        pictures = {"images": samples, "references": references}
+        return [
+            *node("SubjectFidelity", **pictures, dino=["small-dino"], clip=["small-clip"])[:2],
+            node("PromptFidelity", images=samples, prompt=[PROMPT], clip=["small-clip"])[0],
+        ]
+
+    exact = scores()
+    encoders._loaded.cache_clear()
+    monkeypatch.setattr("comfy.model_management.should_use_fp16", lambda *_: True)
+    halved = scores()
+    encoders._loaded.cache_clear()
+    assert halved != exact and halved == pytest.approx(exact, abs=2e-3)
 
 
 def test_a_clip_vision_serves_instead(node: Any, samples: list[Tensor], references: list[Tensor]) -> None:
