@@ -18,10 +18,14 @@ CLIP = ("clip",)
 """``model_type`` in config.json of what can score subjects and of what can score prompts."""
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 CONFIGURATION, PREPROCESSING = "config.json", "preprocessor_config.json"
-TOKENIZER = ("tokenizer.json", "vocab.json")
-"""One of them."""
+TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""One of these sets."""
 ADAPTER = "adapter_config.json"
 """Where it is, transformers puts another file's numbers into the model, pickled ones too."""
+ELSEWHERE = ("transformers_weights", "quantization_config")
+"""Entries of config.json by which transformers opens other files, pickled ones too, or reads them otherwise."""
+UNUSED = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
+"""Ends of names of weights that old files hold, and that embed nothing."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def described(kind: str, config: Any) -> str:
 
 
 def _network(folder: Path, kind: str, local: dict[str, Any]) -> nn.Module:
-    """In float32, whatever the file holds; no weight is drawn at random, as transformers does where one is missing."""
+    """In float32, whatever the file holds; no weight is drawn at random, as transformers does where one is missing, and
+    none is left over, as where the configuration is another model's."""
     import transformers
 
     model = {"clip": transformers.CLIPModel, "vit": transformers.ViTModel}.get(kind, transformers.AutoModel)
@@ -133,6 +138,8 @@ def _network(folder: Path, kind: str, local: dict[str, Any]) -> nn.Module:
     )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"it lacks weights of the model that {CONFIGURATION} names, among them {missing[0]}")
+    if foreign := sorted(name for name in found["unexpected_keys"] if not name.endswith(UNUSED)):
+        raise ValueError(f"it has weights that the model which {CONFIGURATION} names has not, among them {foreign[0]}")
     return network.float()
 
 
@@ -140,8 +147,8 @@ def check(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
     """The ``model_type`` of the encoder in ``folder``; errors as :func:`load`."""
     missing = [name for name in (CONFIGURATION, PREPROCESSING) if not (folder / name).is_file()]
     missing += [name for name in _weights(folder) if not (folder / name).is_file()]
-    if with_texts and not any((folder / name).is_file() for name in TOKENIZER):
-        missing.append(TOKENIZER[0])
+    if with_texts and not any(all((folder / name).is_file() for name in names) for names in TOKENIZER):
+        missing += TOKENIZER[0]
     if (folder / ADAPTER).exists():
         raise ValueError(f"{folder} holds {ADAPTER}, which changes the model it is beside; take it away")
     if missing:
@@ -184,6 +191,10 @@ def _shards(index: Path) -> list[str]:
 
 def _kind(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+        said = json.loads(path.read_text(encoding="utf-8"))
+        kind, elsewhere = str(said["model_type"]), [name for name in ELSEWHERE if name in said]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no model's configuration: {error}") from error
+    if elsewhere:
+        raise ValueError(f"{path} has {elsewhere[0]}, by which other files than {WEIGHTS} are read; take it out")
+    return kind

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER = "#202020", "#ffffff"
@@ -83,7 +85,19 @@ def _paste(page: Image.Image, picture: Image.Image, at: tuple[int, int], side: i
     page.paste(fitted, (at[0] + (side - fitted.width) // 2, at[1] + (side - fitted.height) // 2))
 
 
+def told_apart(names: Sequence[str], text: int) -> list[str]:
+    """The names, with numbers before them if there are letters that cannot be shown."""
+    whole = all(_shows(letter, text) for name in names for letter in name)
+    return [*names] if whole else [f"{number}: {name}" for number, name in enumerate(names, 1)]
+
+
+def _shows(letter: str, text: int) -> bool:
+    """Whether the font has it: what it has not, it draws as what no text holds."""
+    font = _font(text)
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
+
+
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The one that comes with Pillow."""
-    return ImageFont.load_default(size)
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek and Cyrillic letters."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

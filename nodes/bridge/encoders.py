@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import comfy.model_management
 import comfy.model_patcher
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...models import encoders
 from ...models.encoders import CLIP, DINO, Encoder
 from ...models.scores import all_finite
+from .vision import AT_ONCE, encoded
 
 FOLDERS = {"dino": (DINO, False), "clip_score": (CLIP, True)}
 """Folder in ComfyUI's models -> what may be in it, and whether it embeds texts."""
@@ -82,7 +83,7 @@ def embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
 def how_to_get(kind: str) -> str:
     """What to do where an encoder is needed and none is chosen."""
     root, files = _roots(kind)[0], f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS}"
-    words = f", {encoders.TOKENIZER[0]}" if FOLDERS[kind][1] else ""
+    words = f", {encoders.TOKENIZER[0][0]}" if FOLDERS[kind][1] else ""
     name = EXAMPLES[kind]
     return (
         f"copy {files}{words} of a model such as {name} from its Hugging Face page into "
@@ -123,29 +124,52 @@ def encoder_state(kind: str, name: str) -> Files:
 
 def _of_folder(kind: str, name: str) -> Embedder:
     folder = _folder(kind, name)
-    patcher, encoder = _loaded(kind, folder, _files(folder))
+    opened = _opened(kind, folder, _files(folder))
+    encoder = opened.encoder
 
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
-        _load(patcher)
-        return encoder.images(pictures, patcher.load_device, on_done)
+        return encoder.images(pictures, _load(opened), on_done)
 
     def text(prompt: str) -> Tensor:
-        _load(patcher)
-        return encoder.text(prompt, patcher.load_device)
+        return encoder.text(prompt, _load(opened))
 
     if encoder.tokenizer is None:
         return Embedder(encoder.name, images)
     return Embedder(encoder.name, images, text, encoder.is_cut)
 
 
-def _load(patcher: Any) -> None:
-    """Onto its device, whole: transformers' layers compute where their numbers are."""
-    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An encoder under ComfyUI's memory management."""
+
+    patcher: Any
+    encoder: Encoder
 
 
-@lru_cache(maxsize=2)
-def _loaded(kind: str, folder: Path, _files: Files) -> tuple[Any, Encoder]:
-    """The encoder under ComfyUI's memory management; read again if its files have changed."""
+_OPENED: WeakValueDictionary[tuple[str, Path, Files], Opened] = WeakValueDictionary()
+"""Those that somebody holds: a node that runs, or ComfyUI, see :func:`_load`."""
+
+
+def _load(opened: Opened) -> torch.device:
+    """Onto its device, whole: transformers' layers compute where their numbers are. Until ComfyUI unloads it, it is
+    ready for the next node; then its memory is free."""
+    management = comfy.model_management
+    management.load_models_gpu([opened.patcher], force_full_load=True)
+    for loaded in management.current_loaded_models:
+        if loaded.model is opened.patcher:
+            loaded.hyperbooth_encoder = opened
+    return opened.patcher.load_device
+
+
+def _opened(kind: str, folder: Path, files: Files) -> Opened:
+    """The encoder there; read again if its files have changed."""
+    found = _OPENED.get((kind, folder, files))
+    if found is None:
+        found = _OPENED[kind, folder, files] = _read(kind, folder)
+    return found
+
+
+def _read(kind: str, folder: Path) -> Opened:
     with torch.inference_mode(False):
         encoder = encoders.load(folder, *FOLDERS[kind])
     device = comfy.model_management.text_encoder_device()
@@ -153,7 +177,8 @@ def _loaded(kind: str, folder: Path, _files: Files) -> tuple[Any, Encoder]:
         encoder.network.half()
     offload = comfy.model_management.text_encoder_offload_device()
     held = nn.ModuleList([encoder.network])  # ComfyUI sets attributes that transformers' models do not let be set
-    return comfy.model_patcher.ModelPatcher(held, load_device=device, offload_device=offload), encoder
+    patcher = comfy.model_patcher.ModelPatcher(held, load_device=device, offload_device=offload)
+    return Opened(patcher, encoder)
 
 
 def _files(folder: Path) -> Files:
@@ -176,7 +201,7 @@ def _of_vision(vision: Any) -> Embedder:
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
         rows: list[Tensor] = []
         for batch in _batches(pictures):
-            embedding = vision.encode_image(torch.stack(batch)).image_embeds.float().cpu()
+            embedding = encoded(vision, torch.stack(batch))[1].float().cpu()
             rows += embedding.flatten(1, -2).mean(1) if embedding.ndim > 2 else embedding
             on_done(len(rows))
         embeddings = torch.stack(rows)
@@ -191,4 +216,4 @@ def _batches(pictures: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """As many as go through at once, all of a size, in their order."""
     for _, alike in groupby(pictures, key=lambda picture: picture.shape):
         rest = list(alike)
-        yield from (rest[start : start + encoders.BATCH] for start in range(0, len(rest), encoders.BATCH))
+        yield from (rest[start : start + AT_ONCE] for start in range(0, len(rest), AT_ONCE))

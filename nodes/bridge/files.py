@@ -103,17 +103,34 @@ def output_file(prefix: str, suffix: str) -> Path:
     Raises:
         ValueError: the prefix is no file name or leads out of the output folder.
     """
-    root = Path(folder_paths.get_output_directory()).resolve()
-    prefix = prefix.strip().replace("\\", "/")
-    if not prefix or not prefix.isprintable() or len(Path(prefix).name.encode()) > LONGEST_NAME:
-        raise ValueError(f"filename_prefix {prefix[:60]!r} is no file name; give a name such as 'loras/dog'")
-    target = (root / prefix).resolve()
-    if target == root or not target.is_relative_to(root):
-        raise ValueError(f"filename_prefix {prefix!r} leads out of the output folder; give a name such as 'loras/dog'")
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    check_prefix(prefix)
+    root = _output()
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(_cleaned(prefix), str(root))
     while (path := Path(folder) / f"{name}_{counter:05}_{suffix}").exists():
         counter += 1
     return path
+
+
+def check_prefix(prefix: str) -> None:
+    """A file can be named so.
+
+    Raises:
+        ValueError: as :func:`output_file`.
+    """
+    root, name = _output(), _cleaned(prefix)
+    if not name or not name.isprintable() or len(Path(name).name.encode()) > LONGEST_NAME:
+        raise ValueError(f"filename_prefix {name[:60]!r} is no file name; give a name such as 'loras/dog'")
+    target = (root / name).resolve()
+    if target == root or not target.is_relative_to(root):
+        raise ValueError(f"filename_prefix {name!r} leads out of the output folder; give a name such as 'loras/dog'")
+
+
+def _output() -> Path:
+    return Path(folder_paths.get_output_directory()).resolve()
+
+
+def _cleaned(prefix: str) -> str:
+    return prefix.strip().replace("\\", "/")
 
 
 def output_name(path: Path) -> str:

@@ -4,6 +4,7 @@ import csv
 import io as text_io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from ...models import scores
 from ...models.storage import write_whole
-from ...trainers.sheet import grid
-from ..bridge.encoders import embedder
-from ..bridge.files import output_file, output_name
+from ...trainers.sheet import grid, told_apart
+from ..bridge.encoders import Embedder, embedder
+from ..bridge.files import check_prefix, output_file, output_name
 from ..bridge.pixels import to_image
 from ..lists import only
 from .measure import (
@@ -31,11 +32,13 @@ from .measure import (
     none_chosen,
     pictures_of,
 )  # fmt: skip
-from .prompt import prompt_score
+from .prompt import cut_off, prompt_score
 from .subject import subject_score
 
 SHOWN = 6
-"""Pictures of each adapter on the sheet at most; all count for the scores."""
+"""Pictures of each adapter on the sheet, if there are no more prompts; all count for the scores."""
+FORMULA = (*"=+-@", *map(chr, (0xFF1D, 0xFF0B, 0xFF0D, 0xFF20)))
+"""What a formula begins with, in full width too."""
 
 
 class CompareSheet(Scoring):
@@ -53,20 +56,22 @@ class CompareSheet(Scoring):
             is_output_node=True,
             inputs=[
                 io.Image.Input(
-                    "images", tooltip="A list with one batch of samples per adapter, all of the prompt: Create List."
+                    "images",
+                    tooltip="A list with one batch of samples per adapter, all of the prompt: Create List. Of several "
+                    "prompts: all batches of the first adapter in the prompts' order, then those of the next.",
                 ),
                 io.String.Input(
                     "labels",
                     default="first\nsecond",
                     multiline=True,
-                    tooltip="What each batch is called, a line each, in the order of the list.",
+                    tooltip="What each adapter is called, a line each, in the order of the list.",
                 ),
                 io.Image.Input("references", tooltip="Photographs of the subject."),
                 io.String.Input(
                     "prompt",
                     default="a photo of a dog on a beach",
                     multiline=True,
-                    tooltip="What the samples are to show, without the rare word.",
+                    tooltip="What the samples are to show, without the rare word; several as a list.",
                 ),
                 dino_input(),
                 clip_input("CLIP-I and CLIP-T"),
@@ -88,45 +93,77 @@ class CompareSheet(Scoring):
         clip: list[str], filename_prefix: list[str], dino_vision: list[Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         batches = [pictures_of(f"images, batch {n}", [batch]) for n, batch in enumerate(images, 1)]
-        names = labels_of(only("labels", labels), len(batches))
-        real, path = (
-            pictures_of("references", references),
-            output_file(only("filename_prefix", filename_prefix), ".csv"),
-        )
+        prompts = [*dict.fromkeys(prompt)]
+        adapters = by_adapter(batches, len(prompts))
+        names = labels_of(only("labels", labels), len(adapters), len(prompts))
+        real, prefix = pictures_of("references", references), only("filename_prefix", filename_prefix)
+        check_prefix(prefix)
         by_dino = embedder("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
         by_clip = embedder("clip_score", only("clip", clip))
         if by_dino is None and by_clip is None:
             raise ValueError(none_chosen(("dino", "clip_score")))
         encoders = [by for by in (by_dino, by_clip) if by is not None]
         embed = Embeddings((sum(map(len, batches)) + len(real)) * len(encoders))
-        table, note = [], ""
-        for samples in batches:
-            clip_t = Score("CLIP-T", NOT_MEASURED)
-            if by_clip:
-                clip_t, note = prompt_score(by_clip, embed, samples, only("prompt", prompt))
-            table.append([
-                subject_score("DINO", by_dino, embed, samples, real),
-                subject_score("CLIP-I", by_clip, embed, samples, real),
-                clip_t,
-                spread(by_dino, embed, samples),
-            ])  # fmt: skip
+        table = [scored(samples, prompts, real, embed, by_dino, by_clip) for samples in adapters]
+        note = cut_off(by_clip, prompts) if by_clip else ""
+        path = output_file(prefix, ".csv")
         write_whole([as_csv(names, table).encode()], path)
         report = f"{in_words(names, table)}{note}\nwritten to {output_name(path)}"
-        sheet = to_image(drawn(batches, names, table))
+        sheet = to_image(drawn(adapters, names, table))
         return io.NodeOutput(sheet, report, output_name(path), ui={"text": (report,)})
 
 
-def labels_of(text: str, count: int) -> list[str]:
-    """A name for each batch.
+def by_adapter(batches: list[list[Tensor]], prompts: int) -> list[list[list[Tensor]]]:
+    """Each adapter's batches, one of each prompt.
+
+    Raises:
+        ValueError: they do not come out even.
+    """
+    if len(batches) % prompts:
+        raise ValueError(
+            f"images has {len(batches)} batches for {prompts} prompts; give as many to each adapter, one of each prompt"
+        )
+    return [batches[start : start + prompts] for start in range(0, len(batches), prompts)]
+
+
+def scored(
+    samples: list[list[Tensor]], prompts: list[str], real: list[Tensor], embed: Embeddings, by_dino: Embedder | None,
+    by_clip: Embedder | None,
+) -> list[Score]:  # fmt: skip
+    """Of one adapter: every picture counts alike for DINO, CLIP-I and CLIP-T, every prompt for DIV."""
+    counts = [len(some) for some in samples]
+    followed = [prompt_score(by_clip, embed, *pair) for pair in zip(samples, prompts, strict=True)] if by_clip else []
+    return [
+        *(
+            over_prompts([subject_score(name, by, embed, some, real) for some in samples], counts)
+            for name, by in (("DINO", by_dino), ("CLIP-I", by_clip))
+        ),
+        over_prompts(followed or [Score("CLIP-T", NOT_MEASURED)], counts),
+        over_prompts([spread(by_dino, embed, some) for some in samples], [1] * len(samples)),
+    ]
+
+
+def over_prompts(found: Sequence[Score], weights: Sequence[int]) -> Score:
+    """The mean of what was measured."""
+    measured = [pair for pair in zip(found, weights, strict=False) if not math.isnan(pair[0].value)]
+    if len(measured) < 2:
+        return measured[0][0] if measured else found[0]
+    total = sum(weight for _, weight in measured)
+    return replace(measured[0][0], value=sum(score.value * weight for score, weight in measured) / total)
+
+
+def labels_of(text: str, count: int, prompts: int = 1) -> list[str]:
+    """A name for each adapter.
 
     Raises:
         ValueError: there are fewer or more, two are equal, or one cannot be written into a file.
     """
     names = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if len(names) != count:
+        each = f" for each of {prompts} prompts" if prompts > 1 else ""
         raise ValueError(
-            f"labels names {len(names)} ({', '.join(names)}), images has {count} batches; give a line to each, and "
-            "join batches by Create List: Image Batch makes one of them"
+            f"labels names {len(names)} ({', '.join(names)}), images has {count} batches{each}; give a line to each, "
+            "and join batches by Create List: Image Batch makes one of them"
         )
     if unwritable := [name for name in names if not name.isprintable()]:
         raise ValueError(f"labels has {unwritable[0]!r}, which cannot be written; leave out control characters")
@@ -135,7 +172,7 @@ def labels_of(text: str, count: int) -> list[str]:
     return names
 
 
-def spread(by: Any, embed: Embeddings, samples: list[Tensor]) -> Score:
+def spread(by: Embedder | None, embed: Embeddings, samples: list[Tensor]) -> Score:
     """DIV, where there are two samples."""
     if by is None or len(samples) < 2:
         return Score("DIV", NOT_MEASURED)
@@ -169,31 +206,39 @@ def _verdict(ranked: Sequence[tuple[str, Score]]) -> str:
 
 
 def as_csv(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
-    """A row for each adapter; what was not measured is empty."""
+    """A row for each adapter; what was not measured is empty. All in quotes: where a semicolon parts cells, it could
+    else make two of a label."""
     file = text_io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(["name", *(f"{s.name}{extra}" for s in table[0] for extra in ("", " ceiling", " encoder"))])
     for name, row in zip(names, table, strict=True):
-        cells = [cell for s in row for cell in (_number(s.value), _number(s.ceiling), s.encoder)]
+        cells = [cell for s in row for cell in (_number(s.value), _number(s.ceiling), _as_text(s.encoder))]
         writer.writerow([_as_text(name), *cells])
     return file.getvalue()
 
 
 def _as_text(name: str) -> str:
-    """A name that table programs do not compute: labels come with workflows of others."""
-    return f"'{name}" if name[0] in "=+-@" else name
+    """A name that table programs do not compute: labels and folders come from others."""
+    return f"'{name}" if name[:1] in FORMULA else name
 
 
 def _number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else repr(value)
 
 
-def drawn(batches: Sequence[Sequence[Tensor]], names: Sequence[str], table: Sequence[Sequence[Score]]) -> Image.Image:
-    """A column for each adapter."""
-    rows = min(SHOWN, max(map(len, batches)))
-    cells = [[_picture(batch[row]) if row < len(batch) else None for batch in batches] for row in range(rows)]
+def drawn(
+    adapters: Sequence[Sequence[Sequence[Tensor]]], names: Sequence[str], table: Sequence[Sequence[Score]]
+) -> Image.Image:  # fmt: skip
+    """A column for each adapter, the same rows for each prompt."""
+    prompts = len(adapters[0])
+    each = min(max(1, SHOWN // prompts), max(len(some) for samples in adapters for some in samples))
+    cells = [
+        [_picture(samples[prompt][row]) if row < len(samples[prompt]) else None for samples in adapters]
+        for prompt in range(prompts)
+        for row in range(each)
+    ]
     below = ["\n".join(f"{s.name} {s.value:.3f}" for s in row if not math.isnan(s.value)) for row in table]
-    return grid(cells, names, below=below, side=256, text=15)
+    return grid(cells, told_apart(names, 15), below=below, side=256, text=15)
 
 
 def _picture(picture: Tensor) -> Image.Image:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...models import scores
 from .. import sockets
 from ..bridge.encoders import NONE, Embedder, check_encoder, embedder, encoder_names, encoder_state, how_to_get
+from ..bridge.files import check_prefix
 from ..bridge.progress import Progress
 from ..lists import one_by_one
 
@@ -119,7 +120,8 @@ class Scoring(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, dino: Any = None, clip: Any = None, dino_vision: Any = None, clip_vision: Any = None
+        cls, dino: Any = None, clip: Any = None, dino_vision: Any = None, clip_vision: Any = None, prompt: Any = None,
+        filename_prefix: Any = None,
     ) -> bool | str:  # fmt: skip
         """A linked input is (None,) here, one that is not connected None."""
         given = [("dino", dino, dino_vision), ("clip_score", clip, clip_vision)]
@@ -130,9 +132,28 @@ class Scoring(io.ComfyNode):
             for kind, name, vision in given:
                 if name not in (None, NONE) and vision is None:
                     check_encoder(kind, name)
+            if written(prompt) and (clip is None or clip[0] != NONE):
+                check_prompt(prompt[0])
+            if written(filename_prefix):
+                check_prefix(filename_prefix[0])
         except ValueError as error:
             return str(error)
         return True
+
+
+def written(given: Any) -> bool:
+    """Whether an input is a text in the graph, and no link."""
+    return given is not None and isinstance(given[0], str)
+
+
+def check_prompt(prompt: str) -> None:
+    """There is something to follow.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if not prompt.strip():
+        raise ValueError("prompt is empty, so that nothing could be followed; give what the samples are to show")
 
 
 def none_chosen(kinds: Sequence[str]) -> str:

@@ -1,12 +1,14 @@
 """Prompt fidelity: CLIP-T."""
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 from torch import Tensor
 
 from ...models import scores
 from ..bridge.encoders import Embedder
 from ..lists import only
-from .measure import CATEGORY, Embeddings, Score, Scoring, clip_input, needed, pictures_of
+from .measure import CATEGORY, Embeddings, Score, Scoring, check_prompt, clip_input, needed, pictures_of
 
 
 class PromptFidelity(Scoring):
@@ -41,18 +43,21 @@ class PromptFidelity(Scoring):
     @classmethod
     def execute(cls, images: list[Tensor], prompt: list[str], clip: list[str]) -> io.NodeOutput:
         samples, by = pictures_of("images", images), needed("clip_score", only("clip", clip))
-        score, note = prompt_score(by, Embeddings(len(samples)), samples, only("prompt", prompt))
-        report = f"{score}{note}"
+        score = prompt_score(by, Embeddings(len(samples)), samples, only("prompt", prompt))
+        report = f"{score}{cut_off(by, prompt)}"
         return io.NodeOutput(score.value, report, ui={"text": (report,)})
 
 
-def prompt_score(by: Embedder, embed: Embeddings, samples: list[Tensor], prompt: str) -> tuple[Score, str]:
-    """CLIP-T, and what to know of it.
+def prompt_score(by: Embedder, embed: Embeddings, samples: list[Tensor], prompt: str) -> Score:
+    """CLIP-T.
 
     Raises:
         ValueError: the prompt is empty.
     """
-    if not prompt.strip():
-        raise ValueError("prompt is empty, so that nothing could be followed; give what the samples are to show")
-    note = "\nthe prompt is longer than CLIP reads: its end does not count" if by.is_cut(prompt) else ""
-    return Score("CLIP-T", scores.prompt_fidelity(embed(by, samples), by.text(prompt)), by.name), note
+    check_prompt(prompt)
+    return Score("CLIP-T", scores.prompt_fidelity(embed(by, samples), by.text(prompt)), by.name)
+
+
+def cut_off(by: Embedder, prompts: Sequence[str]) -> str:
+    """What to know of a prompt that is too long."""
+    return "\nthe prompt is longer than CLIP reads: its end does not count" if any(map(by.is_cut, prompts)) else ""

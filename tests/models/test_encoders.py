@@ -104,6 +104,33 @@ def test_an_adapter_beside_the_model_is_refused(dino: Path) -> None:
         load(dino, DINO, with_texts=False)
 
 
+@pytest.mark.parametrize("name", ["transformers_weights", "quantization_config"])
+def test_a_configuration_that_leads_to_other_files_is_refused(dino: Path, name: str) -> None:
+    change(dino / "config.json", **{name: "other.safetensors.index.json"})
+    with pytest.raises(ValueError, match=rf"config\.json has {name}, by which other files .*; take it out"):
+        load(dino, DINO, with_texts=False)
+
+
+def test_weights_of_a_larger_model_are_not_cut_to_fit(dino: Path) -> None:
+    weights = load_file(dino / "model.safetensors")
+    more = {"pooler.dense.weight": torch.zeros(2, 2), "embeddings.position_ids": torch.arange(5)[None]}
+    save_file(weights | more, dino / "model.safetensors")
+    assert load(dino, DINO, with_texts=False)
+    save_file(weights | {"classifier.weight": torch.zeros(2, 2)}, dino / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has weights that the model which config\.json names has not.* classifier"):
+        load(dino, DINO, with_texts=False)
+
+
+def test_half_a_tokenizer_is_none(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip")
+    for path in clip.glob("*token*"):
+        path.unlink()
+    (clip / "vocab.json").write_text("{}")
+    (clip / "merges.txt").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"clip lacks tokenizer\.json; copy"):
+        load(clip, CLIP, with_texts=True)
+
+
 def test_a_folder_cannot_ask_for_kernels_of_the_hub(dino: Path, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip")
     for folder, kinds in ((dino, DINO), (clip, CLIP)):

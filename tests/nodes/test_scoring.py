@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import numpy as np
 import pytest
 import torch
-from hyperbooth.nodes.bridge import encoders
 from PIL import Image
 from rig import small_vision
 from torch import Tensor
@@ -91,7 +91,7 @@ def test_prior_and_diversity_are_the_papers(
 def test_half_precision_changes_scores_by_its_rounding_alone(
     node: Any, models: Path, samples: list[Tensor], references: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU; the folders that are open already stay so, in the other precision."""
+    """As on a GPU."""
 
     def scores() -> list[float]:
         pictures = {"images": samples, "references": references}
@@ -101,10 +101,10 @@ def test_half_precision_changes_scores_by_its_rounding_alone(
         ]
 
     exact = scores()
-    encoders._loaded.cache_clear()
+    comfy.model_management.unload_all_models()
     monkeypatch.setattr("comfy.model_management.should_use_fp16", lambda *_: True)
     halved = scores()
-    encoders._loaded.cache_clear()
+    comfy.model_management.unload_all_models()
     assert halved != exact and halved == pytest.approx(exact, abs=2e-3)
 
 

@@ -1,14 +1,19 @@
 """What people connect to the scoring nodes, and put into their folders."""
 
 import csv
+import gc
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import pytest
 import torch
+from comfy.clip_model import clip_preprocess
 from comfy.clip_vision import ClipVisionModel
+from hyperbooth.nodes.bridge import encoders
+from hyperbooth.nodes.bridge.vision import AT_ONCE, tokens_of
 from rig import small_vision
 from torch import Tensor
 
@@ -60,9 +65,37 @@ def test_labels_are_told_apart(node: Any, output_folder: Path, samples: list[Ten
         node("CompareSheet", labels=["a\na"], **inputs)
     with pytest.raises(ValueError, match=r"labels has 'a\\ud800', which cannot be written; leave out"):
         node("CompareSheet", labels=["a\ud800\nb"], **inputs)
-    _, _, path = node("CompareSheet", labels=["=1+1\n@b"], **inputs)
+    for given, kept in (("=1+1\n@b", ["'=1+1", "'@b"]), ("a;=1+1\n\uff1db", ["a;=1+1", "'\uff1db"])):
+        _, _, path = node("CompareSheet", labels=[given], **inputs)
+        text = (output_folder / path).read_text()
+        assert [row["name"] for row in csv.DictReader(text.splitlines())] == kept  # else a table program computes them
+        assert all(line.startswith('"') and line.endswith('"') for line in text.splitlines())
+
+
+def test_samples_of_several_prompts_count_picture_by_picture(
+    node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]
+) -> None:
+    """Adapter by adapter, in the prompts' order; DIV is the mean over those prompts of which there are two samples."""
+    inputs = {"references": references, "dino": ["small-dino"], "clip": ["small-clip"], "filename_prefix": ["x"]}
+    two, one = samples
+    prompts = [PROMPT, "a dog at night"]
+    many = [two, one, references[0], one]
+    sheet, report, path = node("CompareSheet", images=many, labels=["a\nb"], prompt=prompts, **inputs)
     rows = list(csv.DictReader((output_folder / path).open()))
-    assert [row["name"] for row in rows] == ["'=1+1", "'@b"]  # else a table program computes them
+    apart = [
+        node("PromptFidelity", images=[i], prompt=[p], clip=["small-clip"])[0]
+        for i, p in zip(samples, prompts, strict=True)
+    ]
+    together = node("SubjectFidelity", images=samples, references=references, dino=["small-dino"], clip=["small-clip"])
+    alone = node("CompareSheet", images=[two], labels=["a"], prompt=[PROMPT], **inputs)[2]
+    assert float(rows[0]["CLIP-T"]) == pytest.approx((2 * apart[0] + apart[1]) / 3, abs=1e-6)
+    assert [float(rows[0][name]) for name in ("DINO", "CLIP-I")] == pytest.approx(together[:2], abs=1e-6)
+    assert rows[0]["DIV"] == next(csv.DictReader((output_folder / alone).open()))["DIV"]
+    assert sheet.shape[2] < 3 * 256 < 5 * 256 < sheet.shape[1] and "CLIP-T: " in report
+    with pytest.raises(ValueError, match="images has 3 batches for 2 prompts; give as many to each adapter"):
+        node("CompareSheet", images=many[:3], labels=["a\nb"], prompt=prompts, **inputs)
+    with pytest.raises(ValueError, match=r"labels names 1 \(a\), images has 2 batches for each of 2 prompts"):
+        node("CompareSheet", images=many, labels=["a"], prompt=prompts, **inputs)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +113,12 @@ def test_pictures_that_cannot_be_scored_are_named(
         node("SubjectFidelity", images=[*samples, picture], references=references, dino=["small-dino"], clip=["none"])
 
 
-def test_grey_and_transparent_pictures_count_as_they_are_seen(node: Any, references: list[Tensor]) -> None:
+def test_grey_pictures_count_as_they_are_seen_and_alpha_not_at_all(node: Any, references: list[Tensor]) -> None:
     subject = {"references": references, "dino": ["small-dino"], "clip": ["none"]}
     grey = torch.rand(2, 40, 40, 1, generator=torch.Generator().manual_seed(3))
     plain = node("SubjectFidelity", images=[grey.expand(-1, -1, -1, 3)], **subject)[0]
     assert node("SubjectFidelity", images=[grey], **subject)[0] == plain
-    with_alpha = torch.cat([grey.expand(-1, -1, -1, 3), torch.ones_like(grey)], -1)
+    with_alpha = torch.cat([grey.expand(-1, -1, -1, 3), grey], -1)
     assert node("SubjectFidelity", images=[with_alpha], **subject)[0] == plain
 
 
@@ -114,28 +147,59 @@ def test_several_prompts_are_refused_without_advice_for_another_node(node: Any, 
         node("PromptFidelity", images=samples, prompt=["a", "b"], clip=["small-clip"])
 
 
+def vision_model(kind: str) -> Any:
+    """A small CLIP_VISION of that kind, of random weights."""
+    vision = ClipVisionModel({
+        "model_type": kind, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+        "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
+        "projection_dim": 16, "layer_norm_eps": 1e-6, "use_swiglu_ffn": False, "num_register_tokens": 4,
+        "rope_theta": 100.0, "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
+    })  # fmt: skip
+    with torch.no_grad():
+        for number, parameter in enumerate(vision.model.parameters()):
+            parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(number))
+    return vision
+
+
 def test_a_vision_model_of_another_kind_is_refused(node: Any, samples: list[Tensor]) -> None:
-    vision = {
-        kind: ClipVisionModel({
-            "model_type": kind, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-            "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
-            "projection_dim": 16, "layer_norm_eps": 1e-6, "use_swiglu_ffn": False,
-        })
-        for kind in ("clip_vision_model", "dinov2")
-    }  # fmt: skip
     subject = {"images": samples, "references": samples, "dino": ["none"], "clip": ["none"]}
     with pytest.raises(ValueError, match=r"dino_vision is a clip_vision_model; expected a DINO"):
-        node("SubjectFidelity", **subject, dino_vision=[vision["clip_vision_model"]])
+        node("SubjectFidelity", **subject, dino_vision=[vision_model("clip_vision_model")])
     with pytest.raises(ValueError, match=r"clip_vision is a dinov2; expected a CLIP or SigLIP"):
-        node("SubjectFidelity", **subject, clip_vision=[vision["dinov2"]])
+        node("SubjectFidelity", **subject, clip_vision=[vision_model("dinov2")])
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
+def test_a_dino_of_the_stock_loader_serves(node: Any, references: list[Tensor], kind: str) -> None:
+    """Its class token, after the last norm; more pictures than go through at once."""
+    vision, pictures = vision_model(kind), torch.rand(AT_ONCE + 2, 40, 48, 3)
+    dino, _, report = node(
+        "SubjectFidelity", images=[pictures], references=references, dino=["none"], clip=["none"],
+        dino_vision=[vision],
+    )  # fmt: skip
+    with torch.inference_mode():
+        own, real = (
+            vision.model(pixel_values=clip_preprocess(p, 32, [0.5] * 3, [0.25] * 3))[0][:, 0].double()
+            for p in (pictures, references[0])
+        )
+    own, real = (e / e.norm(dim=1, keepdim=True) for e in (own, real))
+    assert dino == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
+    assert f"CLIP_VISION ({kind}, width 32, patches of 8)" in report
+    assert tokens_of(vision, pictures).shape == (AT_ONCE + 2, 21 if kind == "dinov3" else 17, 32)
 
 
 def test_an_encoder_is_unloaded_with_comfyuis_models(node: Any, samples: list[Tensor]) -> None:
+    """Ready as long as ComfyUI has it loaded; then nothing holds it."""
     subject = {"images": samples, "references": samples, "dino": ["small-dino"], "clip": ["none"]}
     before = node("SubjectFidelity", **subject)[0]
     assert comfy.model_management.current_loaded_models
+    opened = [*encoders._OPENED.values()]
+    assert node("SubjectFidelity", **subject)[0] == before and [*encoders._OPENED.values()] == opened
+    networks = [weakref.ref(one.encoder.network) for one in opened]
+    opened.clear()
     comfy.model_management.unload_all_models()
-    assert not comfy.model_management.current_loaded_models
+    gc.collect()
+    assert not comfy.model_management.current_loaded_models and not [one for one in networks if one() is not None]
     assert node("SubjectFidelity", **subject)[0] == before
 
 
@@ -159,6 +223,10 @@ LINKED = (None,)
         ("PromptFidelity", {"clip": ["small-clip"]}, True),
         ("PriorScore", {"dino": ["none"]}, "no encoder is chosen: copy"),
         ("PriorScore", {"dino": ["none"], "dino_vision": LINKED}, True),
+        ("PromptFidelity", {"clip": ["small-clip"], "prompt": [" "]}, "prompt is empty"),
+        ("PromptFidelity", {"clip": ["small-clip"], "prompt": LINKED}, True),
+        ("CompareSheet", {"dino": ["small-dino"], "clip": ["none"], "prompt": [""]}, True),
+        ("CompareSheet", {"dino": ["small-dino"], "filename_prefix": ["../x"]}, "leads out of the output folder"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_runs(

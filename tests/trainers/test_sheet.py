@@ -1,6 +1,6 @@
 """The sheet of pictures: every picture whole, in its place, and no word over another."""
 
-from hyperbooth.trainers.sheet import GAP, _font, grid, wrapped
+from hyperbooth.trainers.sheet import GAP, _font, grid, told_apart, wrapped
 from PIL import Image
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
@@ -39,3 +39,8 @@ def test_a_word_wider_than_its_column_is_broken() -> None:
     beside = page.crop((2 * GAP + 100, 0, page.width, page.height - 100 - 3 * GAP))
     assert [colour for _, colour in beside.getcolors()] == [(255, 255, 255)]
     assert wrapped("mm", 3, 13) == "m\nm"  # not even one letter has room
+
+
+def test_names_that_cannot_be_shown_are_numbered() -> None:
+    assert told_apart(["M\u00fcller", "\u0412\u0435\u0440\u0430"], 15) == ["M\u00fcller", "\u0412\u0435\u0440\u0430"]
+    assert told_apart(["first", "\u7b2c\u4e8c"], 15) == ["1: first", "2: \u7b2c\u4e8c"]
