@@ -7,6 +7,7 @@ in two precisions and at two sizes. See README.md for what exactly is measured.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import _harness as harness
@@ -24,7 +25,7 @@ LORA = {"rank": train.RANK, "alpha": train.RANK}
 
 
 def inference(job: Job, tick: Tick) -> Train:
-    """One forward per step, without gradients: what sampling takes."""
+    """One forward per step, without gradients: what sampling takes, with the attention that training has."""
     model = train.loaded(job)
     import comfy.model_management
 
@@ -33,7 +34,7 @@ def inference(job: Job, tick: Tick) -> Train:
         comfy.model_management.load_models_gpu([model])
         latent, prompt = (tensor.to(model.load_device) for tensor in train.data(job))
         for _ in range(job.updates):
-            model.model.apply_model(latent, torch.ones(1, device=latent.device), c_crossattn=prompt).sum().item()
+            train.forward(model, latent, prompt)
             tick()
 
     return run
@@ -43,8 +44,13 @@ def ours(job: Job, _tick: Tick, fraction: float | None = None, checkpointing: bo
     """The pack, on the whole network or on a hollow one."""
     hollow = {"fraction": fraction, "samples": SAMPLES, "storage": "ram"} if fraction else None
     return train.personalizing(
-        job, "lora", LORA, "attention", hollow, gradient_checkpointing=checkpointing, memory="as set"
-    )
+        job, "lora", LORA, "attention", hollow, lambda *_: RECORDED.append(time.perf_counter()),
+        gradient_checkpointing=checkpointing, memory="as set",
+    )  # fmt: skip
+
+
+RECORDED: list[float] = []
+"""When each sample was on record, in this process."""
 
 
 ROWS: dict[str, Callable[[Job, Tick], Train]] = {
@@ -96,7 +102,9 @@ def measure(name: str, job: Job) -> Row:
     row = {"seconds_per_step": harness.median(clock.seconds), "peak_bytes": peak.bytes, "latent": job.latent}
     numbers = job.weights.stat().st_size // 4  # the file is in float32
     row |= {"dtype": job.dtype, "weights_bytes": numbers * getattr(torch, job.dtype).itemsize}
-    return row | (of_hollow(job, name) if name.startswith("hollow") and made else {})
+    if not (name.startswith("hollow") and made):
+        return row
+    return row | of_hollow(job, name) | {"recording_seconds": min(b - a for a, b in pairwise(RECORDED))}
 
 
 def of_hollow(job: Job, name: str) -> Row:
@@ -106,14 +114,9 @@ def of_hollow(job: Job, name: str) -> Row:
     model = train.loaded(job)
     hollow = nearest_cut(model.model.diffusion_model, float(name.split("_")[1])).hollow
     latent, prompt = train.data(job)
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        with torch.inference_mode(), hollow.recording() as records:
-            model.model.apply_model(latent, torch.ones(1), c_crossattn=prompt)
-        seconds.append(time.perf_counter() - began)
+    with torch.inference_mode(), hollow.recording() as records:
+        train.forward(model, latent, prompt)
     return {
-        "recording_seconds": min(seconds),
         "recorded_bytes": sum(tensor.nbytes for record in records for tensor in record),
         "taken_out_bytes": sum(parameter.nbytes for parameter in hollow.parameters()),
     }

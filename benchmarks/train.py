@@ -29,9 +29,6 @@ def floor(job: Job, tick: Tick) -> Train:
     """Two forwards per step: what a backward to the inputs alone must cost at the least."""
     model = loaded(job)
     import comfy.model_management
-    from comfy.ldm.modules.attention import attention_pytorch
-
-    options = {"optimized_attention_override": lambda _chosen, *args, **kwargs: attention_pytorch(*args, **kwargs)}
 
     @torch.inference_mode()
     def train() -> None:
@@ -39,12 +36,19 @@ def floor(job: Job, tick: Tick) -> Train:
         latent, prompt = (tensor.to(model.load_device) for tensor in data(job))
         for _ in range(job.updates):
             for _forward in range(2):
-                model.model.apply_model(
-                    latent, torch.ones(1, device=latent.device), c_crossattn=prompt, transformer_options=dict(options)
-                ).sum().item()
+                forward(model, latent, prompt)
             tick()
 
     return train
+
+
+def forward(model: Any, latent: Tensor, prompt: Tensor) -> None:
+    """One of the whole network, with PyTorch's attention as in training: on a CPU ComfyUI's own takes other memory."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    options = {"optimized_attention_override": lambda _chosen, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+    sigma = torch.ones(1, device=latent.device)
+    model.model.apply_model(latent, sigma, c_crossattn=prompt, transformer_options=options).sum().item()
 
 
 def ours(job: Job, _tick: Tick, targets: str = "attention") -> Train:
@@ -54,12 +58,13 @@ def ours(job: Job, _tick: Tick, targets: str = "attention") -> Train:
 
 def personalizing(
     job: Job, family: str, settings: dict[str, Any], targets: str, hollow: dict[str, Any] | None = None,
-    **changed: Any,
+    on_record: Callable[[int, int], None] = lambda done, total: None, **changed: Any,
 ) -> Callable[[], Any]:  # fmt: skip
     """The session on the loaded MODEL, and ``personalize`` in it; gives the adapter.
 
     Args:
         hollow: settings of ``Hollowing``, or None for the whole network.
+        on_record: is told of each sample on record.
         changed: training options other than the benchmark's usual ones.
     """
     model = loaded(job)
@@ -87,7 +92,7 @@ def personalizing(
         run = Run(subject, method, options, job.updates, hollow=hollowing)
         with workbench(model, options, subject, 1, hollow=cut) as bench, tempfile.TemporaryDirectory() as folder:
             states = States(Path(folder), "bench")
-            return personalize(run, bench, lambda _sample: lambda _history: None, states, str).adapter
+            return personalize(run, bench, lambda _sample: lambda _history: None, states, str, on_record).adapter
 
     return train
 

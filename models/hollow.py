@@ -162,13 +162,13 @@ def _run_aside(span: Span, stack: ExitStack) -> None:
     def aside(forward: Forward, first: bool, last: bool) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
             state = span.state(args, kwargs)
-            if first:
+            if first and span.past:
                 entered[:] = [state]
             with torch.no_grad():
                 out = forward(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
             if not (last and span.past):
                 return out
-            (state,) = entered
+            state = entered.pop()
             into = tuple(h.detach() for h in state)
             return span.returned(_carried(out if isinstance(out, tuple) else (out,), state, into))
 

@@ -95,18 +95,19 @@ def report(model: Any, hollowing: Hollowing, cut: Cut, sizes: Sizes | None) -> s
         "a step on one sample          memory   / sampling",
         *(f"{name:<24}{in_mib(size):>12}{size / sizes.sampling:>10.2f} x" for name, size in sizes.rows()),
         "",
-        advice(hollowing, recorded, saved, leaves_device(model)),
+        advice(hollowing, recorded, saved, leaves_device(model), model.load_device),
     ]
     return "\n".join(lines)
 
 
-def advice(hollowing: Hollowing, recorded: int, saved: int, stows: bool) -> str:
-    """Whether to record; ``stows``: recording lets the weights taken out leave the training device."""
+def advice(hollowing: Hollowing, recorded: int, saved: int, stows: bool, device: Any) -> str:
+    """Whether to record; ``stows``: recording lets the weights taken out leave the training ``device``."""
     if recorded > 4 * saved:
         better = f"recording takes {recorded / saved:.0f} times what it frees: storage none is the better choice here"
     else:
         frees = "the deep part's weights and its time" if stows else "the deep part's time"
         better = f"recording frees {frees} in every step: better than none for long runs"
     if not stows:
-        better += ". What trains here is in main memory, where the deep part's weights stay"
+        where = f"on {device}" if device.type == "cuda" else "in main memory"
+        better += f". What trains here is {where}, where the deep part's weights stay"
     return f"storage is {hollowing.storage}; {better}"

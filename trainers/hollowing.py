@@ -62,12 +62,27 @@ class Recorder:
         records = Records(self.bench.hollow, self.store, -(-run.hollow.samples // run.batch_size))
         each = run.options.gradient_accumulation
         needed = records.of(range(step * each, run.steps * each))
-        with off():
+        with off(), self._of_no_use_if_it_fails():
             self._fill(records, needed, loss)
         self.lines.append(f"{len(needed)} batches of {run.batch_size} {records.describe()}")
+        self.lines += _unseen(run, records.batches, run.steps * each)
         logging.info("HyperBooth: %s", self.lines[-1])
         with self.bench.stowed():
             yield replace(loss, records=records)
+
+    @contextmanager
+    def _of_no_use_if_it_fails(self) -> Iterator[None]:
+        """Where there is no room, what was recorded stands in the way of the next try with fewer samples."""
+        try:
+            yield
+        except ValueError:
+            self.forget()
+            raise
+        except OSError as error:
+            self.forget()
+            raise OSError(
+                f"recording failed: {error} In Hollowed Net give fewer samples, or choose storage 'ram' or 'none'"
+            ) from error
 
     def _fill(self, records: Records, batches: list[int], loss: DreamBooth) -> None:
         """Record batch by batch; sample by sample where memory asks for it."""
@@ -111,6 +126,16 @@ class Recorder:
         for store in (self.store, self.files):
             if store is not None:
                 store.forget()
+
+
+def _unseen(run: Run, batches: int, drawn: int) -> list[str]:
+    """A line where so few samples are on record that training does not come to see every picture."""
+    pictures, seen = len(run.subject.examples), batches * run.batch_size
+    if batches >= drawn or seen >= pictures:
+        return []
+    warning = f"{run.hollow.samples} samples show {seen} of {pictures} pictures; raise samples in Hollowed Net"
+    logging.warning("HyperBooth: %s", warning)
+    return [f"warning: {warning}"]
 
 
 def recorder_of(run: Run, bench: Workbench, states: States, on_record: OnRecord) -> Recorder:

@@ -74,6 +74,7 @@ def personalize(
         with states.keeping(job.state):
             lines = job.fit(_keeping(states, run, seen), recorder)
     except Diverged as error:
+        recorder.forget()
         raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
     states.good.forget()
     recorder.forget()

@@ -103,7 +103,13 @@ class OnDisk:
     def read(self, name: str) -> list[Record]:
         with suppress(OSError):
             os.utime(self.folder)  # in use: other runs leave it alone, see States.drop_records
-        tensors = load_file(self._path(name))
+        try:
+            tensors = load_file(self._path(name))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"what was recorded on disk has gone ({self._path(name).name}): somebody removed it, or another run "
+                "with the same inputs has ended; queue again"
+            ) from error
         spans = 1 + max(int(key.split(".")[0]) for key in tensors)
         counts = [sum(key.startswith(f"{span}.") for key in tensors) for span in range(spans)]
         return [tuple(tensors[f"{span}.{n}"] for n in range(count)) for span, count in enumerate(counts)]

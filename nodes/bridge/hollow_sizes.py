@@ -49,13 +49,14 @@ class Sizes:
         return self.weights + self.plain.passing
 
     def rows(self) -> Iterator[tuple[str, int]]:
-        """Name and bytes of each way to train."""
+        """Name and bytes of each way to train; a hollow one begins with a run of the whole network, as sampling is."""
         yield "sampling", self.sampling
-        for name, needs, weights in (
-            ("LoRA", self.plain, self.weights), ("hollow LoRA", self.hollow, self.weights - self.taken),
-        ):  # fmt: skip
-            yield name, weights + needs.of(Plan(), 1)
-            yield f"{name}, checkpointing", weights + needs.of(Plan(checkpointing=True), 1)
+        for name, needs, weights, least in (
+            ("LoRA", self.plain, self.weights, 0),
+            ("hollow LoRA", self.hollow, self.weights - self.taken, self.sampling),
+        ):
+            yield name, max(least, weights + needs.of(Plan(), 1))
+            yield f"{name}, checkpointing", max(least, weights + needs.of(Plan(checkpointing=True), 1))
 
 
 def sizes_of(model: Any, hollow: Hollow, subject: Subject, stows: bool) -> Sizes:

@@ -22,7 +22,7 @@ from .denoiser import ComfyDenoiser
 from .identity import identity_of
 from .layers import adds_in_place, architecture, blocks_of, layer_shapes, trainable_layers
 from .previews import latent_picture
-from .stowing import stowed
+from .stowing import moves, stowed
 from .weights import borrow
 from .words import first_vectors
 
@@ -84,7 +84,9 @@ class ComfyWorkbench:
         return int(comfy.model_management.get_free_memory(self.device))
 
     def free_main_memory(self) -> int:
-        return int(comfy.model_management.get_free_memory(torch.device("cpu")))
+        """Of which what is taken out still asks for its part, where it is to be moved there."""
+        coming = sum(p.nbytes for p in self.hollow.parameters()) if self.hollow and moves(self.patchers[0]) else 0
+        return int(comfy.model_management.get_free_memory(torch.device("cpu"))) - coming
 
     def make_room(self, needed: int) -> None:
         if needed > self.free_memory():

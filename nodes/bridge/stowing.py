@@ -21,7 +21,7 @@ def stowed(patcher: Any, hollow: Hollow) -> Iterator[None]:
     at the whole network still works. Afterwards each is back, the same bits. With dynamic VRAM nothing is to be done:
     ComfyUI itself gives the place of weights that are not asked for to others.
     """
-    if patcher.is_dynamic() or not leaves_device(patcher):
+    if not moves(patcher):
         yield
         return
     moved: list[tuple[nn.Module, torch.device]] = []
@@ -37,8 +37,13 @@ def stowed(patcher: Any, hollow: Hollow) -> Iterator[None]:
 
 
 def leaves_device(patcher: Any) -> bool:
-    """Whether what is not in use is anywhere else than on the training device."""
-    return patcher.offload_device != patcher.load_device
+    """Whether what is not in use is in other memory than the training device's; Apple's GPUs have none of their own."""
+    return patcher.offload_device != patcher.load_device and patcher.load_device.type != "mps"
+
+
+def moves(patcher: Any) -> bool:
+    """Whether it is :func:`stowed` that takes it there."""
+    return leaves_device(patcher) and not patcher.is_dynamic()
 
 
 def _put_back(patcher: Any, moved: list[tuple[nn.Module, torch.device]]) -> None:

@@ -1,5 +1,6 @@
 """Training on a hollow network, through the nodes."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -185,15 +186,17 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
 
 
 def test_weights_that_stay_where_they_are_save_nothing(node: Any, loaded: Any, subject: Any) -> None:
-    """Without records the deep part runs; and a CPU keeps in main memory what does not run."""
+    """Without records the deep part runs; and a CPU keeps in main memory what does not run. What a device holds is at
+    least what the recording takes, which runs the whole network."""
     elsewhere = loaded[0].clone()
     elsewhere.offload_device = torch.device("meta")
     inputs = {"fraction": 0.7, "samples": 100, "subject": subject}
-    lora_in = {}
+    lora_in, sampling = {}, 0.0
     for model, storage in ((elsewhere, "ram"), (elsewhere, "none"), (loaded[0], "ram")):
         _, report = node("HollowedNet", model=model, storage=storage, **inputs)
-        row = next(line for line in report.splitlines() if line.startswith("hollow LoRA "))
-        lora_in[model is elsewhere, storage] = float(row.split()[2])
+        rows = {name: float(size) for name, size in re.findall(r"^(\S.*?) +([\d.]+) MiB +[\d.]+ x$", report, re.M)}
+        lora_in[model is elsewhere, storage], sampling = rows["hollow LoRA"], rows["sampling"]
     whole = sum(p.nbytes for p in nearest_cut(loaded[0].model.diffusion_model, 0.7).hollow.parameters()) / 2**20
-    assert lora_in[True, "none"] == lora_in[False, "ram"] == pytest.approx(lora_in[True, "ram"] + whole, abs=0.02)
+    assert lora_in[True, "none"] == lora_in[False, "ram"] > sampling
+    assert lora_in[True, "ram"] == pytest.approx(max(sampling, lora_in[True, "none"] - whole), abs=0.02)
     assert "main memory, where the deep part's weights stay" in report

@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import pytest
 import torch
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
+from hyperbooth.nodes.bridge.cuts import nearest_cut
+from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.memory import HEADROOM
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.records import InMemory, OnDisk
@@ -136,5 +139,52 @@ def test_a_recording_that_there_is_no_room_for_ends_after_its_first_batch(
     settings = {"steps": 100, "batch_size": 2}
     with untouched(loaded[0]), pytest.raises(ValueError, match=rf"at most 16 samples, or choose storage {else_}"):
         train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 200, storage), **settings)
+    assert not list(output_folder.rglob("*.records")), "it would take the room of the next try"
     _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 16, storage), **settings)
     assert "8 batches of 2 recorded" in report
+
+
+def test_a_disk_that_is_full_is_left_as_it_was(
+    node: Any, loaded: Any, subject: Any, output_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = OnDisk.write
+
+    def fills_up(self: OnDisk, name: str, records: Any) -> None:
+        if self.bytes:
+            raise OSError(28, "No space left on device")
+        write(self, name, records)
+
+    monkeypatch.setattr(OnDisk, "write", fills_up)
+    with (
+        untouched(loaded[0]),
+        pytest.raises(OSError, match=r"No space left.*give fewer samples, or choose storage 'ram'"),
+    ):
+        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=4)
+    assert not list(output_folder.rglob("*.records"))
+
+
+def test_records_that_are_gone_while_the_run_reads_them_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recorded on disk has gone \(3\.safetensors\).*queue again"):
+        OnDisk(tmp_path).read("3")
+
+
+@pytest.mark.parametrize(("samples", "steps", "said"), [(2, 8, True), (4, 8, False), (2, 2, False)])
+def test_pictures_that_no_sample_shows_are_warned_of(
+    node: Any, loaded: Any, samples: int, steps: int, said: bool
+) -> None:
+    subject = subject_of(node, loaded, "a photo of sks dog", images=3)
+    _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, samples, "ram"), steps=steps)
+    assert ("warning: 2 samples show 2 of 3 pictures; raise samples in Hollowed Net" in report) == said
+
+
+def test_main_memory_that_weights_are_still_to_take_is_not_free(
+    loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, hollow = loaded[0].clone(), nearest_cut(loaded[0].model.diffusion_model, FRACTION).hollow
+    elsewhere.offload_device = torch.device("meta")
+    free = []
+    for model in (loaded[0], elsewhere):
+        with workbench(model, QUIET, subject, 1, hollow=hollow) as bench, monkeypatch.context() as patch:
+            patch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**9)
+            free.append(bench.free_main_memory())
+    assert free == [10**9, 10**9 - sum(parameter.nbytes for parameter in hollow.parameters())]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from hyperbooth.nodes.bridge.cuts import nearest_cut
-from hyperbooth.nodes.bridge.stowing import stowed
+from hyperbooth.nodes.bridge.stowing import leaves_device, stowed
 from rig import output, untouched
 from torch import nn
 
@@ -64,3 +64,8 @@ def test_quantised_weights_leave_with_all_that_they_are(loaded: Any) -> None:
     finally:
         for module, parameters in kept.items():
             module._parameters.update(parameters)
+
+
+def test_a_gpu_without_memory_of_its_own_is_no_other_place(loaded: Any) -> None:
+    assert leaves_device(away_from("cuda", loaded[0])) and not leaves_device(away_from("mps", loaded[0]))
+    assert not leaves_device(away_from("cpu", loaded[0])) and not leaves_device(away_from("cuda", loaded[0], "cuda"))
