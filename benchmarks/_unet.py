@@ -137,7 +137,7 @@ class UNetBench:
         parser.add_argument("--repeats", type=int, default=self.repeats, help="runs of each row; the fastest counts")
         parser.add_argument("--threads", type=int, default=2, help="of PyTorch, the same for every row")
         parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="one precision only")
-        parser.add_argument("--latent", type=int, choices=(32, 64), help="one side of the latents only")
+        parser.add_argument("--latent", type=int, choices=(8, 32, 64), help="one side of the latents only")
         parser.add_argument("--row", choices=self.rows, help=argparse.SUPPRESS)
         parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
         parser.add_argument("--write-weights", type=Path, help=argparse.SUPPRESS)

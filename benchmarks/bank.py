@@ -21,30 +21,6 @@ STEPS_EACH = 100
 TOGETHER = (4, 16)
 
 
-def floor(job: Job, tick: Tick, together: int = 1) -> Train:
-    """Two forwards of the batch per step: what a backward to the inputs alone must cost at the least."""
-    model = train.loaded(job)
-    import comfy.model_management
-    from comfy.ldm.modules.attention import attention_pytorch
-
-    options = {"optimized_attention_override": lambda _chosen, *args, **kwargs: attention_pytorch(*args, **kwargs)}
-
-    @torch.inference_mode()
-    def run() -> None:
-        comfy.model_management.load_models_gpu([model])
-        latent, prompt = (tensor.to(model.load_device) for tensor in train.data(job))
-        latent, prompt = (tensor.expand(together, *tensor.shape[1:]) for tensor in (latent, prompt))
-        level = torch.ones(together, device=latent.device)
-        for _ in range(job.updates):
-            for _forward in range(2):
-                model.model.apply_model(
-                    latent, level, c_crossattn=prompt, transformer_options=dict(options)
-                ).sum().item()  # fmt: skip
-            tick()
-
-    return run
-
-
 def one_by_one(job: Job, _tick: Tick) -> Train:
     """A run of *Train Adapter* with LiDB: what each subject costs by itself."""
     return train.personalizing(job, "lidb", {}, "attention", memory="as set")
@@ -79,9 +55,9 @@ def side_by_side(job: Job, _tick: Tick, together: int) -> Train:
 
 
 ROWS: dict[str, tuple[int, Callable[[Job, Tick], Train]]] = {
-    "floor": (1, floor),
+    "floor": (1, train.floor),
     "one_by_one": (1, one_by_one),
-    **{f"floor_{n}": (n, partial(floor, together=n)) for n in TOGETHER},
+    **{f"floor_{n}": (n, partial(train.floor, together=n)) for n in TOGETHER},
     **{f"bank_{n}": (n, partial(side_by_side, together=n)) for n in TOGETHER},
 }
 """Name -> subjects in a step, and what runs."""

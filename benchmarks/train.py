@@ -25,15 +25,16 @@ Train = Callable[[], Any]
 Tick = Callable[[], None]
 
 
-def floor(job: Job, tick: Tick) -> Train:
-    """Two forwards per step: what a backward to the inputs alone must cost at the least."""
+def floor(job: Job, tick: Tick, together: int = 1) -> Train:
+    """Two forwards per step, of a batch of so many: what a backward to the inputs alone must cost at the least."""
     model = loaded(job)
     import comfy.model_management
 
     @torch.inference_mode()
     def train() -> None:
         comfy.model_management.load_models_gpu([model])
-        latent, prompt = (tensor.to(model.load_device) for tensor in data(job))
+        given = (tensor.to(model.load_device) for tensor in data(job))
+        latent, prompt = (tensor.expand(together, *tensor.shape[1:]) for tensor in given)
         for _ in range(job.updates):
             for _forward in range(2):
                 forward(model, latent, prompt)
@@ -47,7 +48,7 @@ def forward(model: Any, latent: Tensor, prompt: Tensor) -> None:
     from comfy.ldm.modules.attention import attention_pytorch
 
     options = {"optimized_attention_override": lambda _chosen, *args, **kwargs: attention_pytorch(*args, **kwargs)}
-    sigma = torch.ones(1, device=latent.device)
+    sigma = torch.ones(len(latent), device=latent.device)
     model.model.apply_model(latent, sigma, c_crossattn=prompt, transformer_options=options).sum().item()
 
 

@@ -1,10 +1,12 @@
 """ComfyUI in this process, one real server, and small checkpoints, shared by all tests."""
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -24,9 +26,26 @@ sys.path.append(str(ROOT / "tests"))  # last: for reference.py
 torch.set_num_threads(1)  # matrices this small make a second thread wait, on a shared machine for long
 
 
+FIRST, LAST = ("server", "commands", "nodes", "world"), ("models", "trainers")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on a server first: their files take longest, and a long one at the end leaves the other process idle."""
-    items.sort(key=lambda item: "server" not in item.path.parts)
+    """Folders whose files take longest first: a long one at the end leaves the other process idle."""
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        return FIRST.index(folder) if folder in FIRST else len(FIRST) + (folder in LAST)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """States of whole models, ten gigabytes of them, are gone before a disk has them; a killed process loses nothing
+    of what it wrote. That files are synced is for tests/models/test_storage.py to see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _fd: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +113,25 @@ def pictures() -> torch.Tensor:
     return torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(scope="session")
+def subjects() -> WeakKeyDictionary[Any, Any]:
+    """CLIP -> the subject made with it."""
+    return WeakKeyDictionary()
+
+
 @pytest.fixture
-def subject(node: Any, loaded: Any, pictures: torch.Tensor) -> Any:
-    """Those photographs as a subject."""
+def subject(
+    node: Any, loaded: Any, pictures: torch.Tensor, subjects: WeakKeyDictionary[Any, Any]
+) -> Iterator[Any]:  # fmt: skip
+    """Those photographs as a subject: made once for each CLIP, and nobody changes it."""
     _, clip, vae = loaded
-    (made,) = node(
-        "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of sks dog"], resolution=[64],
-        bucket=[True], flip=[False],
-    )  # fmt: skip
-    return made
+    if clip not in subjects:
+        (subjects[clip],) = node(
+            "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of sks dog"], resolution=[64],
+            bucket=[True], flip=[False],
+        )  # fmt: skip
+    made = subjects[clip]
+    before = [(e.latents.clone(), e.cond[0][0].clone()) for e in made.examples]
+    yield made
+    for example, (latents, cond) in zip(made.examples, before, strict=True):
+        assert torch.equal(example.latents, latents) and torch.equal(example.cond[0][0], cond), "it was written over"

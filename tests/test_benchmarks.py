@@ -124,7 +124,7 @@ def small_run(folder: Path, name: str, *rows: str) -> list[Any]:
     """Those rows of a benchmark on the small U-Net; what is kept in results takes the large one and every row."""
     report = folder / "report.json"
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--small", "--rows", ",".join(rows)]
-    command += ["--steps", "1", "--repeats", "1", "--json", str(report)]
+    command += ["--steps", "1", "--repeats", "1", "--latent", "8", "--threads", "1", "--json", str(report)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(report.read_text())["rows"]

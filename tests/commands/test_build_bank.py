@@ -1,7 +1,6 @@
 """A bank built by two processes, one of them killed on the way, is the bank that the node builds."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,38 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def many(checkpoint: Path, tmp_path: Path, output_folder: Path) -> Iterator[Many]:
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a folder of people, the last of whom has no picture that can be read."""
-    before = folder_paths.get_input_directory()
-    folder_paths.set_input_directory(str(tmp_path))
+    root = tmp_path_factory.mktemp("inputs")
     for person in range(PEOPLE):
-        folder = tmp_path / "people" / f"person {person}"
+        folder = root / "people" / f"person {person}"
         folder.mkdir(parents=True)
         Image.fromarray(pictures_of(person, size=64)[0].numpy()).save(folder / "a.png")
     (folder / "a.png").write_bytes(b"no picture")
-    yield Many(checkpoint, tmp_path, output_folder)
-    folder_paths.set_input_directory(before)
+    return root
+
+
+@pytest.fixture
+def many(checkpoint: Path, inputs: Path, output_folder: Path) -> Many:
+    return Many(checkpoint, inputs, output_folder)
+
+
+@pytest.fixture(scope="module")
+def alone(node: Any, loaded: Any, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    """What those arguments ask for, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "input_directory", str(inputs))
+        patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("alone")))
+        return by_the_node(node, loaded)
 
 
 def by_the_node(node: Any, loaded: Any) -> Bank:
-    """What those arguments ask for, in this process."""
     method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 0.01, False, 5e-4, "attention and feed-forward")
     model, clip, vae = loaded
     return node(
         "BuildBank", model=model, clip=clip, vae=vae, folder="people", method=method, prompt="a photo of sks face",
-        steps=4, subjects_per_batch=2, seed=0, resolution=64, bank_name="alone",
+        steps=4, subjects_per_batch=2, seed=0, resolution=64,
     )[0]  # fmt: skip
 
 
@@ -49,18 +59,17 @@ def shards(bank: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in bank.glob("*.safetensors")}
 
 
-def test_two_processes_build_the_bank_of_the_node_bit_for_bit(node: Any, loaded: Any, many: Many) -> None:
+def test_two_processes_build_the_bank_of_the_node_bit_for_bit(alone: Bank, many: Many) -> None:
     said = many.run("build_bank", ARGUMENTS, processes=2)
     assert "8 subjects with 8 pictures in 4 shards" in said and "8 of them new" in said
     assert said.count("left out: person 8: ") == 1
-    alone = by_the_node(node, loaded)
-    both = Bank.open(alone.folder.with_name("people"))
+    both = Bank.open(many.outputs / "hyperbooth_banks" / "people")
     assert shards(both.folder) == shards(alone.folder) and both.manifest.difference(alone.manifest) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
-def test_a_killed_process_changes_nothing_about_the_bank(node: Any, loaded: Any, many: Many) -> None:
+def test_a_killed_process_changes_nothing_about_the_bank(alone: Bank, many: Many) -> None:
     folder = many.outputs / "hyperbooth_banks" / "people"
     said = many.run("build_bank", ARGUMENTS, processes=2, kill=lambda: len(shards(folder)) > 0)
     assert "8 subjects with 8 pictures in 4 shards" in said and "8 of them new" not in said
-    assert shards(folder) == shards(by_the_node(node, loaded).folder)
+    assert shards(folder) == shards(alone.folder)

@@ -23,7 +23,7 @@ from hyperbooth.trainers.ranks import Ranks
 from hyperbooth.trainers.recipe import Recipe
 from hyperbooth.trainers.subject import Example, Subject
 from PIL import Image
-from rig import interrupted_at, lora, noise, output, quick_sd15, relative, untouched
+from rig import interrupted_at, lora, noise, output, relative, untouched
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -51,12 +51,6 @@ def write_people(folder: Path, counts: dict[str, int]) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             picture(1000 * (index + len(name)) + number, 80).save(folder / name / f"{number}.png")
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """MODEL, CLIP, VAE with a text encoder of three layers."""
-    return quick_sd15(tmp_path_factory.mktemp("quick"))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.run import Run
 from hyperbooth.trainers.start import starting_point
-from rig import PROMPT, QUIET, interrupted_at, noise, output, quick_sd15, relative, same, train, untouched
+from rig import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 
 FAMILIES = [("lidb",), ("para",), ("lidb", "para", "lora")]
 by_families = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)
@@ -28,8 +28,8 @@ METHOD = Method("lora", LoRAConfig(3, 3.0), learning_rate=1e-3, text_encoder=Tru
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    return quick_sd15(tmp_path_factory.mktemp("quick"))
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
 
 
 def tuned(node: Any, loaded: Any, subject: Any, adapter: AdapterSet, **inputs: Any) -> tuple[Any, Any, str]:

@@ -203,6 +203,15 @@ def test_an_encoder_is_unloaded_with_comfyuis_models(node: Any, samples: list[Te
     assert node("SubjectFidelity", **subject)[0] == before
 
 
+@pytest.fixture(scope="module")
+def broken(models: Path) -> Path:
+    """A CLIP without its tokenizer."""
+    folder = write_clip(models / "clip_score" / "broken")
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
 LINKED = (None,)
 """What ComfyUI gives for a linked input before anything has run."""
 
@@ -230,11 +239,8 @@ LINKED = (None,)
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_runs(
-    models: Path, score: str, inputs: dict[str, Any], said: Any
+    score: str, inputs: dict[str, Any], said: Any, broken: Path
 ) -> None:
-    broken = write_clip(models / "clip_score" / "broken")
-    for name in ("tokenizer.json", "vocab.json"):
-        (broken / name).unlink(missing_ok=True)
     found = node_classes()[f"HyperBooth{score}"].validate_inputs(**inputs)
     assert found is True if said is True else said in found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.ops
 import comfy.sd
+import folder_paths
 import pytest
 import torch
 from comfy.clip_model import CLIPTextModel
@@ -51,10 +52,11 @@ def loaded(checkpoints: Path) -> tuple[Any, Any, Any]:
     return quick_sd15(checkpoints)
 
 
-@pytest.fixture
-def named(node: Any, loaded: Any, pictures: Tensor) -> Any:
-    """The three photographs, and one of the class, under prompts as people write them."""
+@pytest.fixture(scope="module")
+def named(node: Any, loaded: Any) -> Any:
+    """Three photographs, and one of the class, under prompts as people write them."""
     _, clip, vae = loaded
+    pictures = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     return made(
         node, clip, vae, pictures, f"a photo of {TOKEN}", class_images=[pictures[:1]], class_prompt=["a photo of a dog"]
     )
@@ -181,10 +183,12 @@ def literal_loss(model: Any, context: Tensor, clean: Tensor, noise: Tensor, sigm
     return ((noise - predicted) ** 2).mean()
 
 
-@pytest.fixture
-def learnt(node: Any, loaded: Any, named: Any) -> AdapterSet:
+@pytest.fixture(scope="module")
+def learnt(node: Any, loaded: Any, named: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
     """A word after three steps."""
-    return train(node, loaded, named, inversion(2, 0.05), 3, clip=loaded[1])[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("learnt")))
+        return train(node, loaded, named, inversion(2, 0.05), 3, clip=loaded[1])[0]
 
 
 PROMPTS = (

@@ -28,8 +28,8 @@ QUIET = TrainingOptions(preview_every=0, validation=1000)
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    return quick_sd15(tmp_path_factory.mktemp("quick"))
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
 
 
 @pytest.fixture
