@@ -1,6 +1,7 @@
 """The other shipped workflows on a real server, as they are but for sizes."""
 
 import copy
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_two_adapters_are_compared(server: Server, checkpoint: Path) -> None:
     (said,) = outcome.outputs["21"]["text"]
     assert all(f"{score}: " in said for score in ("DINO", "CLIP-I", "CLIP-T")) and "is best" in said
     (path,) = (server.output / "scores").glob("lora_or_para_*.csv")
-    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["name", "LoRA", "PaRa"]
+    assert [row[0] for row in csv.reader(path.open())] == ["name", "LoRA", "PaRa"]
     assert max(outcome.progress["19"]) > 0
 
 
