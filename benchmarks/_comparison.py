@@ -12,7 +12,7 @@ import torch
 from _harness import Aim, Column, Row
 from _judged import CODED, COSTS, FIGURES, REAL, SCENES, Bench
 from _kept import FAILED, Kept
-from _order import ORDERS, of_rows, of_subjects
+from _order import ORDERS, of_rows, of_subjects, of_ways
 from _personalised import untouched
 from torch import Tensor
 
@@ -93,6 +93,7 @@ class Comparison:
         done: Done = {}
         taken: dict[str, Any] = {}
         everything: list[list[Row]] = []
+        shown: list[list[Row]] = []
         for name in chosen.rows or self.ways:
             way = self.ways[name]
             if isinstance(way, Derived):
@@ -104,6 +105,8 @@ class Comparison:
             rows = kept.rows(name, way, people)
             whole = [row for row in rows if FAILED not in row]
             done[name] = summary(name, whole, len(rows) - len(whole)) | of_subjects(whole)
+            if way not in (REAL, CODED):
+                shown.append(rows)
             if way not in (untouched, REAL, CODED):
                 everything.append(whole)
         for other in self.others:
@@ -112,7 +115,8 @@ class Comparison:
         there = {name: picture for name, picture in pictures.items() if picture is not None}
         draw_sheet(bench, there, people[0], chosen.state / "sheet.png")
         self.draw(done, chosen.state)
-        return [*done.values(), {"name": "subjects of all rows"} | of_rows(everything)]
+        orders = {"subjects of all rows": of_rows(everything), "rows of all subjects": of_ways(shown)}
+        return [*done.values(), *({"name": name} | order for name, order in orders.items())]
 
     def arguments(self) -> argparse.Namespace:
         """Of the command line."""

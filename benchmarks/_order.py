@@ -1,4 +1,4 @@
-"""Whether a score orders subjects as the oracle does: Spearman's rank correlation over people."""
+"""Whether a score orders subjects, and adapters of a subject, as the oracle does: Spearman's rank correlation."""
 
 import math
 import statistics
@@ -37,10 +37,26 @@ def of_subjects(rows: Sequence[Row]) -> Row:
 def of_rows(ways: Sequence[Sequence[Row]]) -> Row:
     """The same for subjects: the mean over ways to personalise, so that ways are not compared, and its standard error
     over them. A way by which all subjects come out alike orders none."""
-    found = [order for rows in ways if (order := of_subjects(rows))]
-    if not found:
-        return {}
+    return _mean([order for rows in ways if (order := of_subjects(rows))])
+
+
+def of_ways(ways: Sequence[Sequence[Row]]) -> Row:
+    """For each subject, how a score orders what ways to personalise made of it: the mean over subjects, and its error.
+
+    Args:
+        ways: rows of the same people in the same order; one that failed with somebody leaves that subject out.
+    """
+    people = [
+        rows for rows in zip(*ways, strict=True) if all(truth in row for row in rows for truth in ORDERS.values())
+    ]
+    return _mean([order for rows in people if (order := of_subjects(rows))])
+
+
+def _mean(found: Sequence[Row]) -> Row:
+    """Mean and standard error of each correlation."""
     row: Row = {}
+    if not found:
+        return row
     for name in found[0]:
         orders = [order[name] for order in found if not math.isnan(order[name])]
         if orders:

@@ -193,6 +193,22 @@ def test_subjects_are_ordered_within_each_way_to_personalise(order: ModuleType) 
     assert order.of_rows([people(0, 1), people(0, 0)])["rank_clip_i"] == pytest.approx(1)
 
 
+def test_ways_are_ordered_within_each_subject(order: ModuleType) -> None:
+    """However far subjects are apart; somebody with whom a way failed is left out."""
+
+    def way(value: float) -> list[dict[str, float]]:
+        said = {name: None for pair in order.ORDERS.items() for name in pair}
+        return [dict.fromkeys(said, 100 * person + value) for person in range(3)]
+
+    ways = [way(value) for value in (0.3, 0.1, 0.2)]
+    assert order.of_ways(ways)["rank_clip_i"] == pytest.approx(1)
+    for person, row in enumerate(ways[0]):
+        row["clip_i"] = -1.0 if person else row["clip_i"]
+    assert order.of_ways(ways)["rank_clip_i"] == pytest.approx((1 - 0.5 - 0.5) / 3)
+    ways[1][0] = {"failed": "nan"}
+    assert order.of_ways(ways)["rank_clip_i"] == pytest.approx(-0.5)
+
+
 def test_the_stock_trainer_gets_as_many_steps_as_fit_into_our_time(
     harness: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
