@@ -107,7 +107,7 @@ def world(module: str) -> Any:
 def network(refinements: int) -> Any:
     """The shipped hypernetwork; 0: with as many refinements as it learnt with."""
     predictor = world("hypernetwork.kept").kept()
-    return replace(predictor, network=predictor.network.refining(refinements)) if refinements else predictor
+    return replace(predictor, network=predictor.network.copied(refinements)) if refinements else predictor
 
 
 @cache

@@ -36,8 +36,6 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server goes too
     arguments = parse()
     output = writable(arguments.output.resolve())
-    for name in FILES:  # of a former run
-        (output / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="hyperbooth-demo-") as folder:
         base = prepare_base(Path(folder))
         try:
@@ -56,6 +54,8 @@ def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
     judge = portraits.judge(arguments.pictures) if arguments.checkpoint is None and arguments.photos is None else None
     job = job_of(arguments, base)
     graph = graph_of(job)
+    for name in FILES:  # of a former run
+        (output / name).unlink(missing_ok=True)
     print("Starting ComfyUI ...", flush=True)
     with running_server(base) as server:
         print(f"ComfyUI answers; training on {len(job.photographs)} pictures ...", flush=True)

@@ -19,6 +19,7 @@ import numpy as np
 import websocket
 from PIL import Image
 
+from . import base_directory
 from .links import link
 from .pack import ROOT, comfyui_path
 
@@ -178,9 +179,8 @@ def running_server(base: Path, arguments: Sequence[str] = ()) -> Iterator[Server
     port = _free_port()
     device = [] if _has_accelerator() else ["--cpu"]
     command = [
-        sys.executable, str(comfyui_path() / "main.py"), "--port", str(port), "--base-directory", str(base),
-        "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", "--disable-api-nodes", "--disable-auto-launch",
-        *device, *arguments,
+        sys.executable, str(comfyui_path() / "main.py"), "--port", str(port), *base_directory.arguments(base),
+        "--disable-api-nodes", "--disable-auto-launch", *device, *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with open(base / "server.log", "ab") as log:

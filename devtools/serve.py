@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from devkit import base_directory
 from devkit.links import link, unlink
 
 from .layout import CHECKOUT
@@ -27,14 +28,9 @@ def prepare_base(base: Path, comfyui: Path) -> None:
 
 
 def server_arguments(base: Path, given: Sequence[str], accelerator: bool) -> list[str]:
-    """The arguments for ComfyUI's main.py; what the user gave comes last and so wins.
-
-    The database is named because its default place is ComfyUI's own folder, where the user's own ComfyUI may
-    be holding it.
-    """
-    ours = ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}"]
+    """The arguments for ComfyUI's main.py; what the user gave comes last and so wins."""
     cpu = [] if accelerator or "--cpu" in given else ["--cpu"]
-    return [*ours, *cpu, *given]
+    return [*base_directory.arguments(base), *cpu, *given]
 
 
 def has_accelerator(python: Path) -> bool:

@@ -96,11 +96,12 @@ class HyperNetwork(nn.Module):
             return cls(config, layout, encoder_width)
 
     @torch.no_grad()
-    def refining(self, count: int) -> "HyperNetwork":
-        """A copy that refines its prediction so often."""
+    def copied(self, refinements: int | None = None) -> "HyperNetwork":
+        """A copy on the CPU; one that refines its prediction so often, if that is said."""
+        config = self.config if refinements is None else replace(self.config, refinements=refinements)
         with torch.inference_mode(False):
-            numbers = {name: value.clone() for name, value in self.state_dict().items()}
-            copy = HyperNetwork.empty(replace(self.config, refinements=count), self.layout, self.encoder_width)
+            numbers = {name: value.to("cpu", copy=True) for name, value in self.state_dict().items()}
+            copy = HyperNetwork.empty(config, self.layout, self.encoder_width)
             copy.load_state_dict(numbers, assign=True)
         return copy
 

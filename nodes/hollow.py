@@ -108,6 +108,6 @@ def advice(hollowing: Hollowing, recorded: int, saved: int, stows: bool, device:
         frees = "the deep part's weights and its time" if stows else "the deep part's time"
         better = f"recording frees {frees} in every step: better than none for long runs"
     if not stows:
-        where = f"on {device}" if device.type == "cuda" else "in main memory"
+        where = "in main memory" if device.type in ("cpu", "mps") else f"on {device}"
         better += f". What trains here is {where}, where the deep part's weights stay"
     return f"storage is {hollowing.storage}; {better}"

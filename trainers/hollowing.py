@@ -65,8 +65,8 @@ class Recorder:
         with off(), self._of_no_use_if_it_fails():
             self._fill(records, needed, loss)
         self.lines.append(f"{len(needed)} batches of {run.batch_size} {records.describe()}")
-        self.lines += _unseen(run, records.batches, run.steps * each)
         logging.info("HyperBooth: %s", self.lines[-1])
+        self.lines += _unseen(run, records.batches, run.steps * each)
         with self.bench.stowed():
             yield replace(loss, records=records)
 

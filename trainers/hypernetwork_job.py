@@ -196,9 +196,7 @@ class Job:
     def result(self, encoder: Made, history: History) -> Predictor:
         """The hypernetwork, on the CPU."""
         with self.state.result():
-            numbers = {name: value.detach().to("cpu", copy=True) for name, value in self.network.state_dict().items()}
-        network = HyperNetwork.empty(self.network.config, self.network.layout, self.network.encoder_width)
-        network.load_state_dict(numbers, assign=True)
+            network = self.network.copied()
         base, times = self.run.bank.manifest.base, {"started": self.started, "finished": time.time()}
         facts = {**self.run.facts(history), "taken_at_step": self.at, **self.looks[self.at].facts, **times}
         return Predictor(network, encoder, Made(base["base"], base["weights"]), self.run.bank.prompt, facts)

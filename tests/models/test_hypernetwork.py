@@ -43,11 +43,12 @@ def test_it_is_the_papers_recursion() -> None:
 def test_a_copy_that_refines_less_often_has_the_same_steps() -> None:
     made, f = network(refinements=3), features()
     with torch.inference_mode():
-        once = made.refining(1)
+        once = made.copied(1)
     step = made._step(made.features(f), torch.zeros(4, LAYOUT.numbers))
     assert once.config.refinements == 1 and torch.allclose(once(f), made.mean + 0.5 * step, atol=1e-6)
     once(f).sum().backward()
     assert made.heads.grad is None and not torch.equal(once(f), made(f))
+    assert made.copied().config == made.config and torch.equal(made.copied()(f), made(f))
 
 
 def test_a_step_is_tokens_decoded_through_heads() -> None:
