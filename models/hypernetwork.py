@@ -7,7 +7,8 @@ picture's tokens f and says how each layer's numbers should change; the picture 
 |--------|-----------------------------------------------------------------------------------|
 | f      | the picture's tokens, as its encoder gives them, ``[batch, tokens, width_of_encoder]`` |
 | theta  | all numbers of an adapter, ``[batch, N]``, see :mod:`.layout`                       |
-| z      | the same in units of how much people differ: ``(theta - mean) / scale``, per number |
+| z      | those that are predicted, P of them, in units of how much people differ:           |
+|        | ``(theta - mean) / scale``, per number, ``[batch, P]``, layer by layer              |
 | K      | refinements                                                                       |
 
 The paper leaves widths, heads, the output's scale and the start open: all of that is our choice, and the start
@@ -75,7 +76,7 @@ class HyperNetwork(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(one, config.depth, nn.LayerNorm(width))
         self.heads = nn.Parameter(torch.empty(layers, width, slots))
-        self.guess = _Guess(config.directions, 3 * encoder_width, layout.numbers) if config.directions else None
+        self.guess = _Guess(config.directions, 3 * encoder_width, len(self._places)) if config.directions else None
         self.register_buffer("mean", torch.empty(layout.numbers))
         self.register_buffer("scale", torch.empty(layout.numbers))
 
@@ -136,33 +137,38 @@ class HyperNetwork(nn.Module):
             directions: ``[N, k]``.
         """
         count, guess = len(weight), self.guess
-        guess.weight[:count], guess.bias[:count], guess.directions[:, :count] = weight, bias, directions
+        guess.weight[:count], guess.bias[:count] = weight, bias
+        guess.directions[:, :count] = directions[self._places]
 
     def forward(self, features: Tensor) -> Tensor:
         """``theta_K [batch, N]`` from ``features [batch, tokens, width_of_encoder]`` in float32."""
-        return self.mean + self.scale * self.standardised(features)
+        return self.theta(self.standardised(features))
+
+    def theta(self, z: Tensor) -> Tensor:
+        """``mean + scale z``; what is shared is the mean's."""
+        places = self._places.to(z.device)
+        return self.mean.expand(len(z), -1).index_add(1, places, self.scale[places] * z)
 
     def standardised(self, features: Tensor) -> Tensor:
-        """``z_K [batch, N]``."""
+        """``z_K [batch, P]``."""
         f, z = self.features(features), self.guessed(features)
         for _ in range(self.config.refinements):
             z = z + self._step(f, z)
         return z
 
     def guessed(self, features: Tensor) -> Tensor:
-        """``z_0 [batch, N]``."""
+        """``z_0 [batch, P]``."""
         if self.guess is None:
-            return features.new_zeros(len(features), self.layout.numbers)
+            return features.new_zeros(len(features), len(self._places))
         return self.guess(pooled(features))
 
     def _step(self, f: Tensor, z: Tensor) -> Tensor:
         """``T(f, z)``: a token of each layer's numbers and its place, decoded, and through the layer's own head."""
-        places, slots = self._places.to(z.device), self._slots.to(z.device)
-        layers, count, _ = self.entry.shape
-        padded = z.new_zeros(len(z), layers * count).index_copy(1, slots, z[:, places])
+        slots, (layers, count, _) = self._slots.to(z.device), self.entry.shape
+        padded = z.new_zeros(len(z), layers * count).index_copy(1, slots, z)
         tokens = torch.einsum("bls,lsw->blw", padded.view(-1, layers, count), self.entry) + self.position
         change = torch.einsum("blw,lws->bls", self.decoder(tokens, f), self.heads)
-        return torch.zeros_like(z).index_copy(1, places, change.flatten(1)[:, slots])
+        return change.flatten(1)[:, slots]
 
     def describe(self) -> str:
         """One line for reports."""

@@ -22,7 +22,7 @@ from .predictor import Made, Predictor
 from .storage import in_file, write_tensors
 
 HEADER = "hyperbooth_hypernetwork"
-VERSION = 1
+VERSION = 2
 EXACT = ("mean", "scale")
 WIDEST, DEEPEST = 2**14, 64
 """Sizes that a file may claim: far beyond any, so that a stranger's takes no memory to refuse."""

@@ -36,7 +36,7 @@ def test_it_is_the_papers_recursion() -> None:
     z, projected = torch.zeros(4, LAYOUT.numbers), made.features(f)
     for _ in range(3):
         z = z + made._step(projected, z)
-    assert torch.allclose(made(f), made.mean + 0.5 * z, atol=1e-6)
+    assert torch.allclose(made(f), made.theta(z), atol=1e-6)
     assert 0 < (made(f) - made.mean).abs().mean() < 20 * HEAD_STD
 
 
@@ -45,7 +45,7 @@ def test_a_copy_that_refines_less_often_has_the_same_steps() -> None:
     with torch.inference_mode():
         once = made.copied(1)
     step = made._step(made.features(f), torch.zeros(4, LAYOUT.numbers))
-    assert once.config.refinements == 1 and torch.allclose(once(f), made.mean + 0.5 * step, atol=1e-6)
+    assert once.config.refinements == 1 and torch.allclose(once(f), made.theta(step), atol=1e-6)
     once(f).sum().backward()
     assert made.heads.grad is None and not torch.equal(once(f), made(f))
     assert made.copied().config == made.config and torch.equal(made.copied()(f), made(f))
@@ -55,7 +55,7 @@ def test_a_step_is_tokens_decoded_through_heads() -> None:
     """Layer by layer, by hand."""
     made, f = network(), features()
     z = torch.randn(4, LAYOUT.numbers, generator=torch.Generator().manual_seed(2))
-    numbers = [torch.cat([t.flatten(1) for t in tensors.values()], 1) for tensors in LAYOUT.parts(z).values()]
+    numbers = z.split([sum(t.numel() for t in tensors.values()) for tensors in LAYOUT.parts(z[0]).values()], 1)
     tokens = [n @ made.entry[i, : n.shape[1]] + made.position[i] for i, n in enumerate(numbers)]
     decoded = made.decoder(torch.stack(tokens, 1), made.features(f))
     changes = [decoded[:, i] @ made.heads[i, :, : n.shape[1]] for i, n in enumerate(numbers)]
@@ -69,11 +69,11 @@ def test_the_start_is_the_linear_guess() -> None:
     directions = torch.randn(LAYOUT.numbers, 2, generator=draw)
     made.begin(weight, bias, directions)
     expected = torch.cat([f[:, 0], f.mean(1), f.std(1, unbiased=False)], 1) @ weight.mT + bias
-    assert torch.allclose(made.guessed(f), expected @ directions.mT, atol=1e-4)
+    assert torch.allclose(made.theta(made.guessed(f)), made.mean + 0.5 * expected @ directions.mT, atol=1e-4)
     assert pooled(torch.ones(1, 3, 2)).isfinite().all()
     with torch.no_grad():
         made.heads.zero_()
-    assert torch.allclose(made(f), made.mean + 0.5 * made.guessed(f))
+    assert torch.allclose(made(f), made.theta(made.guessed(f)))
     assert not network(directions=0).guessed(f).any()
 
 
@@ -104,6 +104,12 @@ def test_a_shared_input_factor_is_the_means() -> None:
     for name, tensors in parts.items():
         assert torch.equal(tensors["b_train"], mean[name]["b_train"].expand_as(tensors["b_train"]))
         assert (tensors["a_train"] != mean[name]["a_train"]).any()
+
+
+def test_what_is_shared_takes_no_place() -> None:
+    made = network(shared_input=True)
+    predicted = sum(tensors["a_train"].numel() for tensors in LAYOUT.parts(made.mean).values())
+    assert made.guess.directions.shape == (predicted, 3) and made.standardised(features()).shape == (4, predicted)
 
 
 def test_a_number_without_scale_stays_at_the_mean() -> None:
