@@ -13,7 +13,7 @@ from ..weights import there
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 LIDB: dict[str, Any] = {
-    "rank": 1, "a": 100, "b": 50, "targets": "all linear and convolution", "text_encoder": False
+    "rank": 4, "a": 50, "b": 50, "targets": "all linear and convolution", "text_encoder": False
 }  # fmt: skip
 """What it predicts: *LiDB*'s inputs."""
 
