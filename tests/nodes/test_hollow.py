@@ -10,6 +10,8 @@ from comfy.model_management import load_models_gpu, unload_all_models
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.nodes.bridge.session import workbench
+from hyperbooth.nodes.hollow import MOST
+from hyperbooth.nodes.hollow import report as report_of
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.personalize import _carries_over
@@ -187,7 +189,17 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
     for words in ("taken out: input block", "recorded:", "for 100 samples", "hollow LoRA, checkpointing"):
         assert words in report, report
     _, short = node("HollowedNet", model=loaded[0], fraction=0.4, samples=100, storage="ram")
-    assert "connect subject" in short
+    assert "connect subject" in short and "warning" not in short
+
+
+@pytest.mark.parametrize("more", [0.0, 0.01])
+def test_so_much_that_little_is_learnt_is_warned_of(
+    more: float, loaded: Any, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    cut = replace(nearest_cut(loaded[0].model.diffusion_model, FRACTION), share=MOST + more)
+    said = "without 86% of the network little of a subject is learnt; give a fraction of 0.8 or less"
+    report = report_of(loaded[0], Hollowing(0.9), cut, None)
+    assert (f"warning: {said}" in report) == (said in caplog.text) == bool(more)
 
 
 def test_weights_that_stay_where_they_are_save_nothing(node: Any, loaded: Any, subject: Any) -> None:
