@@ -139,13 +139,13 @@ def compare(rows: Mapping[str, Row]) -> None:
 
 
 def chart(path: Path, rows: Sequence[Row]) -> None:
-    """Memory of every row in every case, beside inference's."""
+    """Memory of every row in every case, of hollow ones less what is taken out, beside inference's."""
     groups: dict[str, dict[str, float]] = {}
     for row in rows:
         name, _, case = row["name"].partition(", ")
         if "left_times_inference" in row:
             groups.setdefault(case, {})[name] = row["left_times_inference"]
-    bars(path, "memory / inference (hollow: less what is taken out)", groups)
+    bars(path, "memory / inference", groups)
 
 
 BENCH = UNetBench(
