@@ -85,7 +85,10 @@ def _network(
     try:
         said = claims.parsed(text)
         if said["version"] != VERSION:
-            raise ValueError(f"has format version {said['version']!r:.40}, this pack reads {VERSION}; update the pack")
+            raise ValueError(
+                f"has format version {said['version']!r:.40}, this pack reads {VERSION}; update the pack, or train the "
+                "hypernetwork again if its version is the lower one"
+            )
         layout = Layout.from_json(said["layout"])
         if shapes.get("mean") != (layout.numbers,):
             raise ValueError(f"holds a mean of shape {shapes.get('mean')}, its layout is for {layout.numbers} numbers")

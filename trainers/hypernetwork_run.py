@@ -8,6 +8,7 @@ import torch
 
 from ..models.bank import Bank
 from ..models.hypernetwork import HyperNetworkConfig
+from ..models.hypernetwork_file import VERSION
 from ..models.predictor import Predictor
 from .features import Picture
 from .fingerprint import fingerprint
@@ -93,7 +94,7 @@ class HyperRun:
         steps = None if self.options.lr_scheduler == "constant" else self.steps
         people = [(entry.name, entry.fit, entry.pictures) for entry in self.bank.entries]
         return fingerprint(
-            "hypernetwork", model, encoder, self.bank.manifest.digest, people, self.config, self.learning_rate,
+            "hypernetwork", VERSION, model, encoder, self.bank.manifest.digest, people, self.config, self.learning_rate,
             self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start, steps,
         )  # fmt: skip
 

@@ -214,6 +214,16 @@ def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_canc
     assert losses == losses_again and "taken up at step" in report
 
 
+def test_a_state_of_another_format_is_another_run(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Its numbers would have the shapes, and other meanings."""
+    assert "taken up" not in trained(node, loaded, small_bank)[2]
+    assert "taken up at step 3" in trained(node, loaded, small_bank)[2]
+    monkeypatch.setattr("hyperbooth.trainers.hypernetwork_run.VERSION", 99)
+    assert "taken up" not in trained(node, loaded, small_bank)[2]
+
+
 def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank: Bank) -> None:
     """A rate so high that each step makes it worse: the start is kept; the history is of all that was done."""
     options = TrainingOptions(preview_every=0, validation=1, ema_decay=0.5)
