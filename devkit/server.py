@@ -120,7 +120,7 @@ def _follow(connection: websocket.WebSocket, prompt: str, on_progress: Any) -> O
             continue
         event = json.loads(message)
         data = event.get("data", {})
-        if data.get("prompt_id", prompt) == prompt:
+        if data.get("prompt_id") == prompt:  # on connecting, the last node of the prompt before comes without an id
             _note(outcome, event["type"], data, on_progress)
     return outcome
 
