@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import _harness as harness
 import torch
 from _harness import Aim, Column, Row
+from torch import Tensor
+
+PROMPT = (1, 77, 768)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,21 @@ class Job:
     @property
     def updates(self) -> int:
         return self.steps + 1
+
+    @torch.inference_mode()
+    def model(self) -> Any:
+        """MODEL by the stock loader of diffusion models, under inference mode as in the server."""
+        harness.devkit("pack").import_comfyui()
+        import comfy.sd
+
+        return comfy.sd.load_diffusion_model(str(self.weights), model_options={"dtype": getattr(torch, self.dtype)})
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """A latent and a prompt's conditioning; random, since time and memory do not depend on them."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(1, 4, self.latent, self.latent, generator=generator), torch.randn(
+            PROMPT, generator=generator
+        )
 
 
 def write_weights(path: Path, small: bool) -> None:

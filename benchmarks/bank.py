@@ -1,34 +1,84 @@
 """People per hour: subjects of a bank side by side in one batch, beside one by one and the floor.
 
-Every row trains LiDBs on SD1.5's U-Net as in ``train.py`` (random weights from one file), attention layers, one picture
-per subject, in a process of its own. See README.md for what exactly is measured.
+Every row trains LiDBs, one picture per subject, in a process of its own: on SD1.5's U-Net as in ``train.py`` (random
+weights from one file), attention layers; and on the small world's, as its hypernetwork predicts them. See README.md for
+what exactly is measured.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib import import_module
+from typing import Any, ClassVar
 
 import _harness as harness
 import torch
 import train
 from _harness import Aim, Column, Row
 from _unet import Job, UNetBench
+from torch import Tensor
 from train import Tick, Train
 
 LEARNING_RATE = 1e-3
 STEPS_EACH = 100
 """Steps of a subject, for the figure of people per hour."""
-TOGETHER = (4, 16)
 
 
-def one_by_one(job: Job, _tick: Tick) -> Train:
+@dataclass(frozen=True)
+class OfUNet(Job):
+    """A row on SD1.5's U-Net."""
+
+    targets: ClassVar[str] = "attention"
+
+    def lidb(self) -> dict[str, Any]:
+        """Settings of LiDB: the paper's."""
+        return {"rank": 1, "a": 100, "b": 50}
+
+
+@dataclass(frozen=True)
+class OfWorld(Job):
+    """A row on the small world's base, whose steps are short: it runs more of them."""
+
+    targets: ClassVar[str] = "all linear and convolution"
+    MORE: ClassVar[int] = 20
+
+    @property
+    def updates(self) -> int:
+        return self.MORE * self.steps + 1
+
+    def lidb(self) -> dict[str, Any]:
+        """What the world's hypernetwork predicts."""
+        kept = self._world("hypernetwork.kept").LIDB
+        return {name: kept[name] for name in ("rank", "a", "b")}
+
+    @cached_property
+    def _base(self) -> Any:
+        harness.devkit("pack").import_comfyui()
+        return self._world("base.model").load(self.weights.with_name("small_world.safetensors"))
+
+    def model(self) -> Any:
+        return self._base.model
+
+    @torch.inference_mode()
+    def data(self) -> tuple[Tensor, Tensor]:
+        """A person's picture, encoded, and the prompt."""
+        task, base = self._world("task"), self._base
+        picture = task.references(task.subjects(1)[0], 1)
+        return base.vae.encode(picture), base.clip.encode_from_tokens(base.clip.tokenize(task.PROMPT))
+
+    @staticmethod
+    def _world(module: str) -> Any:
+        return import_module(f"{harness.devkit('pack').load_world().__name__}.{module}")
+
+
+def one_by_one(job: OfUNet | OfWorld, _tick: Tick) -> Train:
     """A run of *Train Adapter* with LiDB: what each subject costs by itself."""
-    return train.personalizing(job, "lidb", {}, "attention", memory="as set")
+    return train.personalizing(job, "lidb", job.lidb(), job.targets, memory="as set")
 
 
-def side_by_side(job: Job, _tick: Tick, together: int) -> Train:
+def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
     """One batch of a bank, pictures encoded already."""
-    model = train.loaded(job)
+    model = job.model()
     harness.devkit("pack").load_pack()
     from hyperbooth.models.adapters import LiDBConfig
     from hyperbooth.nodes.bridge.session import workbench
@@ -38,12 +88,12 @@ def side_by_side(job: Job, _tick: Tick, together: int) -> Train:
     from hyperbooth.trainers.subject import Example, Subject
 
     options = TrainingOptions(precision=job.dtype, memory="as set")
-    method = Method("lidb", LiDBConfig(), "attention", LEARNING_RATE)
+    method = Method("lidb", LiDBConfig(**job.lidb()), job.targets, LEARNING_RATE)
     recipe = Recipe(method, "a photo of sks face", job.updates, options=options)
 
     @torch.inference_mode()
     def run() -> Any:
-        latent, prompt = train.data(job)
+        latent, prompt = job.data()
         cond = [[prompt, {}]]
         subjects = [Subject((Example(latent + i, cond, recipe.prompt),)) for i in range(together)]
         with workbench(model, options, subjects[0], together) as bench:
@@ -54,13 +104,38 @@ def side_by_side(job: Job, _tick: Tick, together: int) -> Train:
     return run
 
 
-ROWS: dict[str, tuple[int, Callable[[Job, Tick], Train]]] = {
-    "floor": (1, train.floor),
-    "one_by_one": (1, one_by_one),
-    **{f"floor_{n}": (n, partial(train.floor, together=n)) for n in TOGETHER},
-    **{f"bank_{n}": (n, partial(side_by_side, together=n)) for n in TOGETHER},
-}
-"""Name -> subjects in a step, and what runs."""
+@dataclass(frozen=True)
+class Measured:
+    """A row.
+
+    Args:
+        of: which network.
+        make: what runs.
+        together: subjects in a step.
+        floor: name of the row with two forwards of its batch.
+    """
+
+    of: type[OfUNet | OfWorld]
+    make: Callable[[Any, Tick], Train]
+    together: int
+    floor: str
+
+
+def rows_of(of: type[OfUNet | OfWorld], prefix: str, together: tuple[int, ...]) -> dict[str, Measured]:
+    """One by one and so many at once, each beside its floor."""
+    rows = {
+        f"{prefix}floor": Measured(of, train.floor, 1, f"{prefix}floor"),
+        f"{prefix}one_by_one": Measured(of, one_by_one, 1, f"{prefix}floor"),
+    }
+    for n in together:
+        floor = f"{prefix}floor_{n}"
+        rows[floor] = Measured(of, partial(train.floor, together=n), n, floor)
+        rows[f"{prefix}bank_{n}"] = Measured(of, partial(side_by_side, together=n), n, floor)
+    return rows
+
+
+WORLD = "world_"
+ROWS = rows_of(OfUNet, "", (4, 16)) | rows_of(OfWorld, WORLD, (16, 50))
 
 COLUMNS = (
     Column("s per step", "seconds_per_step", harness.seconds),
@@ -71,35 +146,35 @@ COLUMNS = (
     Column("peak GB", "peak_bytes", harness.gigabytes),
 )
 
-AIMS = (Aim("bank_4", "times_own_floor", 1.15), Aim("bank_16", "times_own_floor", 1.15))
+AIMS = tuple(Aim(name, "times_own_floor", 1.15) for name in ("bank_4", "bank_16", "world_bank_16", "world_bank_50"))
 """Against two forwards of the same batch: there is nothing to gain from a batch that forwards do not gain from it."""
 
 
 def measure(name: str, job: Job) -> Row:
     """Run one row in this process."""
-    together, make = ROWS[name]
+    row = ROWS[name]
+    job = row.of(**vars(job))
     clock = harness.StepClock()
-    run = make(job, clock.tick)
+    run = row.make(job, clock.tick)
     with harness.peak_memory() as peak, clock.on_optimizer_steps():
         run()
     seconds = harness.median(clock.seconds)
     return {
-        "seconds_per_step": seconds, "steps": len(clock.seconds), "subjects": together, "peak_bytes": peak.bytes,
-        "seconds_per_subject": seconds / together, "people_per_hour": 3600 * together / (STEPS_EACH * seconds),
-        "steps_each": STEPS_EACH, "latent": job.latent, "dtype": job.dtype,
+        "seconds_per_step": seconds, "steps": len(clock.seconds), "subjects": row.together, "peak_bytes": peak.bytes,
+        "seconds_per_subject": seconds / row.together, "people_per_hour": 3600 * row.together / (STEPS_EACH * seconds),
+        "steps_each": STEPS_EACH, "dtype": job.dtype,
     }  # fmt: skip
 
 
 def compare(rows: Mapping[str, Row]) -> None:
-    """Each beside the floor of its own batch, and beside one by one."""
-    for row in rows.values():
-        beside = rows.get(f"floor_{row['subjects']}" if row.get("subjects", 1) > 1 else "floor", {})
-        if "seconds_per_step" in row and "seconds_per_step" in beside:
-            row["times_own_floor"] = row["seconds_per_step"] / beside["seconds_per_step"]
-    alone = rows.get("one_by_one", {}).get("seconds_per_subject")
-    for row in rows.values():
-        if alone and "seconds_per_subject" in row:
-            row["speed_up"] = alone / row["seconds_per_subject"]
+    """Each beside the floor of its own batch, and beside one by one on the same network."""
+    for name, row in rows.items():
+        alone = f"{WORLD if ROWS[name].of is OfWorld else ''}one_by_one"
+        floor, single = (rows.get(other, {}).get("seconds_per_step") for other in (ROWS[name].floor, alone))
+        if "seconds_per_step" in row and floor:
+            row["times_own_floor"] = row["seconds_per_step"] / floor
+        if "seconds_per_step" in row and single:
+            row["speed_up"] = single / row["seconds_per_subject"]
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ LORA = {"rank": train.RANK, "alpha": train.RANK}
 
 def inference(job: Job, tick: Tick) -> Train:
     """One forward per step, without gradients: what sampling takes, with the attention that training has."""
-    model = train.loaded(job)
+    model = job.model()
     import comfy.model_management
 
     @torch.inference_mode()
     def run() -> None:
         comfy.model_management.load_models_gpu([model])
-        latent, prompt = (tensor.to(model.load_device) for tensor in train.data(job))
+        latent, prompt = (tensor.to(model.load_device) for tensor in job.data())
         for _ in range(job.updates):
             train.forward(model, latent, prompt)
             tick()
@@ -111,9 +111,9 @@ def of_hollow(job: Job, name: str) -> Row:
     """What is recorded of one sample, the output of the last block taken out; and the weights taken out."""
     from hyperbooth.nodes.bridge.cuts import nearest_cut
 
-    model = train.loaded(job)
+    model = job.model()
     hollow = nearest_cut(model.model.diffusion_model, float(name.split("_")[1])).hollow
-    latent, prompt = train.data(job)
+    latent, prompt = job.data()
     with torch.inference_mode(), hollow.recording() as records:
         train.forward(model, latent, prompt)
     return {

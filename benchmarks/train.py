@@ -13,12 +13,11 @@ from typing import Any
 import _harness as harness
 import torch
 from _harness import Aim, Column, Row
-from _unet import Job, UNetBench, add_ratios
+from _unet import PROMPT, Job, UNetBench, add_ratios
 from torch import Tensor
 
 RANK = 8
 LEARNING_RATE = 1e-4
-PROMPT = (1, 77, 768)
 
 
 Train = Callable[[], Any]
@@ -27,13 +26,13 @@ Tick = Callable[[], None]
 
 def floor(job: Job, tick: Tick, together: int = 1) -> Train:
     """Two forwards per step, of a batch of so many: what a backward to the inputs alone must cost at the least."""
-    model = loaded(job)
+    model = job.model()
     import comfy.model_management
 
     @torch.inference_mode()
     def train() -> None:
         comfy.model_management.load_models_gpu([model])
-        given = (tensor.to(model.load_device) for tensor in data(job))
+        given = (tensor.to(model.load_device) for tensor in job.data())
         latent, prompt = (tensor.expand(together, *tensor.shape[1:]) for tensor in given)
         for _ in range(job.updates):
             for _forward in range(2):
@@ -68,7 +67,7 @@ def personalizing(
         on_record: is told of each sample on record.
         changed: training options other than the benchmark's usual ones.
     """
-    model = loaded(job)
+    model = job.model()
     harness.devkit("pack").load_pack()
     from hyperbooth.models import adapters
     from hyperbooth.nodes.bridge.cuts import nearest_cut
@@ -88,7 +87,7 @@ def personalizing(
 
     @torch.inference_mode()
     def train() -> Any:
-        latent, prompt = data(job)
+        latent, prompt = job.data()
         subject = Subject((Example(latent, [[prompt, {}]]),))
         run = Run(subject, method, options, job.updates, hollow=hollowing)
         with workbench(model, options, subject, 1, hollow=cut) as bench, tempfile.TemporaryDirectory() as folder:
@@ -103,7 +102,7 @@ STOCK_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 def stock(job: Job, _tick: Tick, bypass: bool = False, checkpointing: bool = False) -> Train:
     """The stock Train LoRA node, called as the server calls it: every input a list, under inference mode."""
-    model = loaded(job)
+    model = job.model()
     from comfy_extras.nodes_train import TrainLoraNode
 
     # "none" would mean bfloat16 autocast for a float32 model; fp32 switches autocast off.
@@ -117,7 +116,7 @@ def stock(job: Job, _tick: Tick, bypass: bool = False, checkpointing: bool = Fal
 
     @torch.inference_mode()
     def train() -> None:
-        latent, prompt = data(job)
+        latent, prompt = job.data()
         inputs = {"model": model, "latents": {"samples": latent}, "positive": [[prompt, {}]], **settings}
         TrainLoraNode.execute(**{name: [value] for name, value in inputs.items()})
 
@@ -138,7 +137,7 @@ def diffusers_peft(job: Job, _tick: Tick) -> Train:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
     def train() -> None:
-        latent, prompt = (tensor.to(device) for tensor in data(job))
+        latent, prompt = (tensor.to(device) for tensor in job.data())
         optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
         for _ in range(job.updates):
             noise = torch.randn_like(latent)
@@ -183,21 +182,6 @@ COLUMNS = (
     Column("peak GB", "peak_bytes", harness.gigabytes),
     Column("/ weights", "peak_times_weights", harness.times),
 )
-
-
-def data(job: Job) -> tuple[Tensor, Tensor]:
-    """A latent and a prompt's conditioning; random, since time and memory do not depend on them."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, 4, job.latent, job.latent, generator=generator), torch.randn(PROMPT, generator=generator)
-
-
-@torch.inference_mode()
-def loaded(job: Job) -> Any:
-    """MODEL by the stock loader of diffusion models, under inference mode as in the server."""
-    harness.devkit("pack").import_comfyui()
-    import comfy.sd
-
-    return comfy.sd.load_diffusion_model(str(job.weights), model_options={"dtype": getattr(torch, job.dtype)})
 
 
 def _diffusers_unet(job: Job) -> torch.nn.Module:
