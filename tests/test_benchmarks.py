@@ -153,6 +153,18 @@ def test_the_bank_benchmark_runs(tmp_path: Path) -> None:
     assert "speed_up" not in bank and "times_own_floor" not in bank, "nothing of the other network is beside it"
 
 
+def test_the_benchmark_of_one_picture_runs(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [sys.executable, str(BENCHMARKS / "one_picture.py"), "--small", "--side", "64", "--steps", "2"]
+    command += ["--repeats", "1", "--threads", "1", "--dtype", "float32", "--json", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *stages, whole = json.loads(report.read_text())["rows"]
+    assert [row["name"] for row in stages] == ["encode the picture", "predict", "fast fine-tune"]
+    assert whole["seconds"] == pytest.approx(sum(row["seconds"] for row in stages)) and whole["peak_bytes"] > 0
+    assert "MET" not in done.stdout.upper(), "the aim is for the real size on a GPU"
+
+
 def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
     """The formula beside files; and no hours before anything is measured."""
     people = opened("people")

@@ -2,6 +2,16 @@
 
 from .families import FAMILIES, Family, write, write_sd15
 from .networks import SD15_FULL, SD15_SMALL, sd15_unet
-from .vae import thumbnail_vae
+from .vae import sd15_vae, thumbnail_vae
 
-__all__ = ["FAMILIES", "SD15_FULL", "SD15_SMALL", "Family", "sd15_unet", "thumbnail_vae", "write", "write_sd15"]
+__all__ = [
+    "FAMILIES",
+    "SD15_FULL",
+    "SD15_SMALL",
+    "Family",
+    "sd15_unet",
+    "sd15_vae",
+    "thumbnail_vae",
+    "write",
+    "write_sd15",
+]

@@ -83,7 +83,10 @@ def write(path: Path, family: Family, dtype: torch.dtype = torch.float16) -> Pat
     return path
 
 
-def write_sd15(path: Path, config: dict[str, Any] = SD15_SMALL, dtype: torch.dtype = torch.float16) -> Path:
+def write_sd15(
+    path: Path, config: dict[str, Any] = SD15_SMALL, dtype: torch.dtype = torch.float16, vae: Make = thumbnail_vae
+) -> Path:  # fmt: skip
     """An SD1.5 checkpoint with a U-Net of the size that ``config`` says."""
     sd15 = FAMILIES["sd15"]
-    return write(path, Family(sd15.architecture, {**sd15.parts, DIFFUSION: partial(sd15_unet, config)}), dtype)
+    parts = {**sd15.parts, DIFFUSION: partial(sd15_unet, config), "first_stage_model.": vae}
+    return write(path, Family(sd15.architecture, parts), dtype)

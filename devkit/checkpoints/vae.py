@@ -1,7 +1,11 @@
-"""An autoencoder that nobody trained."""
+"""Autoencoders that nobody trained."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .networks import fill
 
 SD15_SCALE = 0.18215
 CLAMPED = 0.5
@@ -49,3 +53,16 @@ def _affine(convolution: nn.Conv2d, scale: float, shift: float) -> None:
     """``scale * colour + shift`` in each of the three channels."""
     convolution.weight.mul_(scale)
     convolution.bias[:3] = shift
+
+
+SD15_VAE: dict[str, Any] = {
+    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+    "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+}  # fmt: skip
+
+
+def sd15_vae(seed: int = 4) -> dict[str, Tensor]:
+    """State dict of an autoencoder of SD1.5's size (84 M parameters), random: for what encoding takes."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    return fill(AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4), seed).state_dict()

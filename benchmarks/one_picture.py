@@ -1,0 +1,169 @@
+"""From one picture to a finished adapter at SD1.5's size: encoding, predicting, forty steps.
+
+Random weights: U-Net, text encoder, autoencoder, CLIP ViT-H and hypernetwork are as large as the real ones, and what
+they make means nothing; what it takes is the same. Through the pack's nodes. See README.md.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import _harness as harness
+import torch
+from _harness import Aim, Column, Row
+
+STEPS, PROMPT = 40, "a photo of sks face"
+SMALL_VISION: dict[str, Any] = {
+    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+    "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
+    "projection_dim": 16,
+}  # fmt: skip
+STAGES = ("encode the picture", "predict", "fast fine-tune")
+COLUMNS = (
+    Column("seconds, first", "seconds_first", lambda value: f"{value:.3f}"),
+    Column("seconds, again", "seconds", lambda value: f"{value:.3f}"),
+    Column("peak GB", "peak_bytes", harness.gigabytes),
+)
+AIMS = (Aim("one picture to adapter", "seconds", 2.0),)
+"""On a GPU; the paper's figure is 20 s."""
+
+
+def checkpoint(path: Path, small: bool, dtype: torch.dtype) -> Path:
+    """SD1.5's layout, all three parts of the real size unless ``small``."""
+    checkpoints = harness.devkit("checkpoints")
+    if small:
+        return checkpoints.write_sd15(path, dtype=dtype)
+    return checkpoints.write_sd15(path, checkpoints.SD15_FULL, dtype, checkpoints.sd15_vae)
+
+
+def encoder(small: bool) -> Any:
+    """CLIP_VISION: ViT-H, or a small one."""
+    import comfy.clip_vision
+
+    config = harness.devkit("pack").comfyui_path() / "comfy" / "clip_vision_config_h.json"
+    vision = comfy.clip_vision.ClipVisionModel(SMALL_VISION if small else str(config))
+    harness.devkit("checkpoints.networks").fill(vision.model, 5)
+    return vision
+
+
+def predictor(model: Any, vision: Any) -> Any:
+    """A hypernetwork that nobody trained, for the paper's LiDB on attention layers."""
+    from hyperbooth.models.adapter_set import Link
+    from hyperbooth.models.adapters import LiDBConfig
+    from hyperbooth.models.hypernetwork import HyperNetwork, HyperNetworkConfig
+    from hyperbooth.models.layout import Layout
+    from hyperbooth.models.predictor import Made, Predictor
+    from hyperbooth.models.provenance import sample_of
+    from hyperbooth.models.targets import select_targets
+    from hyperbooth.nodes.bridge.layers import architecture, layer_shapes, trainable_layers
+    from hyperbooth.nodes.bridge.lora import base_weights
+    from hyperbooth.nodes.bridge.vision import encoder_of
+
+    draw = torch.Generator().manual_seed(0)
+    targets = select_targets(layer_shapes(trainable_layers(model)), "attention")
+    link = Link.create("lidb", targets, LiDBConfig(), draw)
+    layout = Layout.of(link)
+    network = HyperNetwork.create(HyperNetworkConfig(), layout, vision.config["hidden_size"], draw)
+    network.standardise(layout.pack(link), torch.full((layout.numbers,), 1e-3))
+    record = sample_of([target.name for target in targets], base_weights(model))
+    return Predictor(network, encoder_of(vision), Made(architecture(model), record), PROMPT)
+
+
+def stages(base: Any, chosen: argparse.Namespace) -> Callable[[int], dict[str, float]]:
+    """One run for the picture of that number -> seconds of each stage."""
+    model, clip, vae = base
+    vision = encoder(chosen.small)
+    network, call = predictor(model, vision), harness.devkit("call").caller()
+    (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, precision=chosen.dtype)
+
+    def run(number: int) -> dict[str, float]:
+        picture = torch.rand(1, chosen.side, chosen.side, 3, generator=torch.Generator().manual_seed(number))
+        found: dict[str, float] = {}
+        subject = timed(
+            found, STAGES[0], call, "Subject", images=picture, vae=vae, clip=clip, prompt=PROMPT, resolution=chosen.side
+        )
+        adapter = timed(
+            found, STAGES[1], call, "Predict", hypernetwork=network, clip_vision=vision, image=picture, model=model
+        )
+        timed(
+            found, STAGES[2], call, "FastFinetune", model=model, subject=subject, adapter=adapter, steps=chosen.steps,
+            seed=number, clip=clip, options=options,
+        )  # fmt: skip
+        return found
+
+    return run
+
+
+def timed(found: dict[str, float], stage: str, call: Callable[..., Any], node: str, **inputs: Any) -> Any:
+    """The node's first output; its seconds are noted, until the device is done."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    began = time.perf_counter()
+    made = call(node, **inputs)[0]
+    wait()
+    found[stage] = time.perf_counter() - began
+    return made
+
+
+def rows_of(runs: list[dict[str, float]], peak: int) -> list[Row]:
+    """Each stage and all of them: the first run, in which models are moved to the device, and the median of others."""
+    total = "one picture to adapter"
+    runs = [run | {total: sum(run.values())} for run in runs]
+    return [
+        {"name": name, "seconds_first": runs[0][name], "seconds": harness.median([run[name] for run in runs[1:]])}
+        | ({"peak_bytes": peak} if name == total else {})
+        for name in (*STAGES, total)
+    ]  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = partial(parser.add_argument, type=int)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
+    parser.add_argument("--small", action="store_true", help="a small U-Net and encoder, for a quick look")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of base and training")
+    whole("--side", default=512, help="of the picture, in pixels")
+    whole("--steps", default=STEPS, help="of fast fine-tuning")
+    whole("--repeats", default=3, help="runs after the first; their median counts")
+    whole("--threads", default=2, help="of PyTorch")
+    chosen = parser.parse_args()
+    for name, least in (("side", 64), ("steps", 1), ("repeats", 1), ("threads", 1)):
+        if getattr(chosen, name) < least:
+            parser.error(f"--{name} is {getattr(chosen, name)}; give {least} or more")
+    return chosen
+
+
+@torch.inference_mode()
+def main() -> None:
+    chosen = arguments()
+    torch.set_num_threads(chosen.threads)
+    pack, dtype = harness.devkit("pack"), getattr(torch, chosen.dtype)
+    pack.import_comfyui()
+    pack.load_pack()
+    import comfy.sd
+    import folder_paths
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_output_directory(folder)
+        path = checkpoint(Path(folder) / "sd15.safetensors", chosen.small, dtype)
+        base = comfy.sd.load_checkpoint_guess_config(str(path), model_options={"dtype": dtype})[:3]
+        run = stages(base, chosen)
+        with harness.peak_memory() as peak:
+            runs = [run(number) for number in range(chosen.repeats + 1)]
+    rows = rows_of(runs, peak.bytes)
+    print(harness.table(rows, COLUMNS))
+    usual = (chosen.small, chosen.side, chosen.steps, chosen.dtype) == (False, 512, STEPS, "bfloat16")
+    kept = [chosen.json] if chosen.json else []
+    if usual and torch.cuda.is_available():
+        print(*(aim.verdict({row["name"]: row for row in rows}) for aim in AIMS), sep="\n")
+        kept.append(harness.RESULTS / "one_picture.json")
+    rows = [row | {"steps": chosen.steps, "side": chosen.side, "dtype": chosen.dtype} for row in rows]
+    harness.write_json("one_picture", harness.machine(chosen.threads), rows, *kept)
+
+
+if __name__ == "__main__":
+    main()
