@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import claims
 from .adapter_set import AdapterSet
-from .bank_files import Entry, Manifest, read_shard, shards_in
+from .bank_files import Entry, Manifest, read_shard, shards_in, unusable
 from .layout import Layout
 
 FACTS = ("steps", "seed")
@@ -119,15 +119,22 @@ class Bank:
         return self._read(tensor, [(entry, row) for row in range(*entry.pictures)])
 
     def _read(self, tensor: str, rows: Iterable[tuple[Entry, int]]) -> Tensor:
-        """Rows of shards as one tensor, float32; each shard is opened once."""
+        """Rows of shards as one tensor, float32; each shard is opened once.
+
+        Raises:
+            ValueError: a shard is gone or damaged, or holds numbers that are none.
+        """
         rows = list(rows)
         of: dict[Path, list[int]] = {}
         for place, (entry, _) in enumerate(rows):
             of.setdefault(entry.shard, []).append(place)
         found: dict[int, Tensor] = {}
         for path, places in of.items():
-            with _shard(path, tensor) as row_of:
-                found |= {place: row_of(rows[place][1]) for place in places}
+            try:
+                with _shard(path, tensor) as row_of:
+                    found |= {place: row_of(rows[place][1]) for place in places}
+            except (OSError, SafetensorError) as error:
+                raise unusable(path, error) from error
         return torch.stack([found[place] for place in range(len(rows))])
 
 

@@ -129,8 +129,11 @@ class Manifest:
             ours, theirs = self.settings.get(name), other.settings.get(name)
             if ours != theirs:
                 return f"{name} {ours!r:.80}", f"{name} {theirs!r:.80}"
-        if self.base["base"] != other.base["base"]:
-            return f"a {self.base['base']}", f"a {other.base['base']}"
+        for name in sorted({*self.base, *other.base} - {"weights"}):
+            ours, theirs = self.base.get(name), other.base.get(name)
+            if ours != theirs:
+                a = "a" if name == "base" else f"{name} of the model"
+                return f"{a} {ours}", f"{a} {theirs}"
         far = distance(self.base["weights"], other.base["weights"])
         return (f"one model ({MANIFEST} has some of its weights)", f"another, {far:.1%} off") if far > ALIKE else None
 
@@ -139,7 +142,7 @@ def write_shard(
     folder: Path, manifest: Manifest, fits: Mapping[str, Fit], pictures: Sequence[int], theta: Tensor, images: Tensor,
     latents: Tensor,
 ) -> Path:  # fmt: skip
-    """A new shard of ``fits`` (name -> its fit) in ``folder``, named after its subjects.
+    """A new shard of ``fits`` (name -> its fit) in ``folder``, named after the manifest and its subjects.
 
     Args:
         pictures: how many of ``images [P, H, W, 3]`` (bytes) and ``latents [P, C, h, w]`` each subject has, in order.
@@ -154,7 +157,7 @@ def write_shard(
         for (name, fit), count in zip(fits.items(), pictures, strict=True)
     ]  # fmt: skip
     header = {"version": VERSION, "bank": manifest.digest, "subjects": subjects}
-    name = hashlib.sha256("\0".join(fits).encode()).hexdigest()[:16]
+    name = hashlib.sha256("\0".join([manifest.digest, *fits]).encode()).hexdigest()[:16]
     path = folder / f"{name}{SUFFIX}"
     tensors = {"theta": theta, "images": images, "latents": latents}
     write_tensors(tensors, path, {HEADER: json.dumps(header, ensure_ascii=False)})
@@ -164,6 +167,18 @@ def write_shard(
 def shards_in(folder: Path) -> list[Path]:
     """The shards of a bank's folder, by name; parts of files that are being written are none."""
     return sorted(p for p in folder.glob(f"*{SUFFIX}") if re.fullmatch(f"[0-9a-f]{{16}}{re.escape(SUFFIX)}", p.name))
+
+
+def state_of(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of the manifest and of every shard: another state means that the bank is another."""
+    found = []
+    for path in (folder / MANIFEST, *shards_in(folder)):
+        try:
+            state = path.stat()
+        except OSError:  # not there, or just removed
+            continue
+        found.append((path.name, state.st_size, state.st_mtime_ns))
+    return found
 
 
 def read_shard(path: Path, manifest: Manifest) -> list[Entry]:
@@ -183,11 +198,16 @@ def read_shard(path: Path, manifest: Manifest) -> list[Entry]:
             raise ValueError(f"it holds numbers of the types {dtypes}")
         return _entries(path, said["subjects"], shapes, manifest.layout)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = "".join(letter for letter in str(error)[:120] if letter.isprintable())
-        raise ValueError(
-            f"bank {path.parent.name!r}: {path.name} cannot be used ({why}); move it away and build the bank again: "
-            "only its subjects are trained anew"
-        ) from error
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: Exception) -> ValueError:
+    """What to say of a shard that ``error`` came up with."""
+    why = "".join(letter for letter in str(error)[:120] if letter.isprintable())
+    return ValueError(
+        f"bank {path.parent.name!r}: {path.name} cannot be used ({why}); move it away and build the bank again: "
+        "only its subjects are trained anew"
+    )
 
 
 def _entries(path: Path, said: Any, shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> list[Entry]:

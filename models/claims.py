@@ -195,6 +195,7 @@ _FACTS: dict[str, _Check] = {
     "started": _TIME, "finished": _TIME,
     "made_for": (_are_samples, "records of layers, each with numbers of its weight"),
     "prompts_left_out": _COUNT,
+    "held_out": (_is_texts, f"a list of texts of at most {LONGEST_FACT} characters"),
     "prompts": (_is_texts, f"a list of texts of at most {LONGEST_FACT} characters"),
     "latent_sizes": (_are_sizes, "sizes such as '64x96', each with a number of pictures"),
     "parts": (lambda value: isinstance(value, list), "a list of facts, one for each part"),

@@ -32,13 +32,15 @@ def save_predictor(predictor: Predictor, path: Path, dtype: torch.dtype = torch.
     """Write ``predictor`` to ``path``.
 
     Raises:
-        ValueError: a number of it is none.
+        ValueError: a number of it is none, or it is nothing that :func:`load_predictor` would read.
         OSError: the file cannot be written; nothing is left behind, and a former one is untouched.
     """
     state = predictor.network.state_dict()
     tensors = in_file({name: state[name] for name in state if name not in EXACT}, dtype)
     tensors |= in_file({name: state[name] for name in EXACT}, torch.float32)
-    write_tensors(tensors, path, {HEADER: json.dumps(_header(predictor), ensure_ascii=False)})
+    said = json.dumps(_header(predictor), ensure_ascii=False)
+    _network(path.name, said, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    write_tensors(tensors, path, {HEADER: said})
 
 
 def load_predictor(path: Path) -> Predictor:

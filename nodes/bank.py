@@ -1,19 +1,20 @@
 """Banks of subjects: built from a folder of folders, and opened again."""
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..models.adapter_set import AdapterSet
 from ..models.bank import Bank
-from ..models.bank_files import MANIFEST, shards_in
+from ..models.bank_files import state_of as state_of_bank
 from ..trainers.bank import build_bank, subject_names
 from ..trainers.folder import state_of
 from ..trainers.options import Method, TrainingOptions, check_number
 from ..trainers.ranks import ALONE, Ranks
 from ..trainers.recipe import Recipe
 from . import sockets
-from .bridge.banks import bank_names, bank_path, new_bank_path, workshop
+from .bridge.banks import bank_names, bank_path, left_as_it_is, name_after, new_bank_path, times_changed, workshop
 from .bridge.files import input_folder
 from .bridge.progress import Progress
 
@@ -64,7 +65,8 @@ class BuildBank(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip="Subjects that train at once, and that a file of the bank holds; what is finished is kept "
-                    "file by file. More is faster until the device is busy. It changes nothing about the result.",
+                    "file by file. More is faster until the device is busy. The result stays the same, up to "
+                    "rounding; in float16 a step that overflows is left out for all in the batch.",
                 ),
                 sockets.seed("Of the start that all subjects share, and of the noise, the same for all."),
                 *_optional_inputs(),
@@ -76,10 +78,12 @@ class BuildBank(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> Any:
-        """Names, sizes and times of the files in the sub-folders: the bank is extended if any changed."""
+    def fingerprint_inputs(cls, folder: str, bank_name: str = "", **_: Any) -> Any:
+        """Names, sizes and times of the files in the sub-folders: the bank is extended if any changed; and built again
+        if it is no more what was built."""
         source = input_folder(folder)
-        return [(name, state_of(source / name)) for name in subject_names(source)]
+        pictures = [(name, state_of(source / name)) for name in subject_names(source)]
+        return pictures, times_changed(place_of(bank_name, source))
 
     @classmethod
     def execute(
@@ -100,7 +104,8 @@ def _optional_inputs() -> list[io.Input]:
             "bank_name",
             default="",
             optional=True,
-            tooltip="Name of the bank; empty takes the folder's. A bank of that name is extended.",
+            tooltip="Name of the bank; empty takes the folder's, 'celebs_train' for 'celebs/train'. A bank of that "
+            "name is extended.",
         ),
         io.Int.Input(
             "resolution",
@@ -135,10 +140,16 @@ def build(
 ) -> tuple[Bank, str]:  # fmt: skip
     """The bank of that folder on the loaded model, and a report."""
     source, method = input_folder(folder), recipe.method
-    return build_bank(
-        recipe, source, new_bank_path(bank_name.strip() or source.name), together,
-        workshop(model, clip, vae, recipe.options, method.text_encoder), _show(), ranks,
-    )  # fmt: skip
+    place = place_of(bank_name, source)
+    tools = workshop(model, clip, vae, recipe.options, method.text_encoder)
+    made = build_bank(recipe, source, place, together, tools, _show(), ranks)
+    left_as_it_is(place)
+    return made
+
+
+def place_of(bank_name: str, source: Path) -> Path:
+    """Where the bank of the pictures in ``source`` is built."""
+    return new_bank_path(bank_name.strip() or name_after(source))
 
 
 def _show() -> Any:
@@ -179,6 +190,5 @@ class LoadBank(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, bank_name: str, **_: Any) -> Any:
-        """A bank that has grown is opened again."""
-        folder = bank_path(bank_name)
-        return [path.name for path in shards_in(folder)], (folder / MANIFEST).stat().st_mtime_ns
+        """A bank that has changed is opened again."""
+        return state_of_bank(bank_path(bank_name))

@@ -202,6 +202,7 @@ class _Build:
     def _write(self, learnt: Sequence[tuple[Prepared, Fitted]]) -> None:
         if not learnt:
             return
+        _check_same_build(self.folder, self.manifest)  # another process may have begun one meanwhile
         if not (self.folder / MANIFEST).exists():
             self.manifest.save(self.folder)
         fits: dict[str, Fit] = {one.name: fitted.fit for one, fitted in learnt}

@@ -43,6 +43,7 @@ class Job:
         lines: how it starts, for the report.
         ranks: processes that share every batch; the leader alone looks.
         looks: step -> what the controls said.
+        kept: step of the best look so far, and what the network was then, on the CPU.
         at: step that the result is of.
     """
 
@@ -56,7 +57,9 @@ class Job:
     lines: list[str]
     ranks: Ranks = ALONE
     looks: dict[int, Look] = field(default_factory=dict)
+    kept: tuple[int, list[Tensor]] = (-1, [])
     at: int = 0
+    lost: int | None = None
     started: float = field(default_factory=time.time)
     pieces: int = 1
 
@@ -88,7 +91,7 @@ class Job:
         thetas = Rows(bank.theta, training)
         people = People(training, [bank.counts[person] for person in training], thetas, rows, examples)
         first = [parameter.detach().clone() for parameter in network.parameters()]
-        return cls(run, bench, network, state, controls, people, first, [line], ranks)
+        return cls(run, bench, network, state, controls, people, first, [line, *run.warnings], ranks)
 
     def fit(self, states: States, watch: Watcher) -> None:
         """Train to the end, in as many pieces as memory asks for."""
@@ -110,7 +113,7 @@ class Job:
         )  # fmt: skip
 
         def on_step(state: TrainState) -> None:
-            if state.history.step % run.look_every == 0 or state.history.step == run.steps:
+            if self._is_due(state.history.step):
                 self._judge(states)
             if options.checkpoint_every and state.history.step % options.checkpoint_every == 0:
                 states.save(state)
@@ -118,7 +121,10 @@ class Job:
 
         with checkpointed(self.bench.blocks if options.gradient_checkpointing else ()):
             try:
-                self._judge(states)
+                if self.ranks.leads:
+                    self._look(self.state.history.step)
+                if self._is_due(self.state.history.step):  # a run that goes on elsewhere looks, and goes by no other
+                    self._judge(states)
                 watch(self.state.history)
                 fit(self._loss(), self.state, config, on_step, ranks=self.ranks)
             except Exception as error:
@@ -146,9 +152,12 @@ class Job:
         some = self.people.theta(self.people.places[:MOST])
         return max(product_variance(Splitter(self.network.layout)(some)).item(), 1e-30)
 
+    def _is_due(self, step: int) -> bool:
+        return step % self.run.look_every == 0 or step == self.run.steps
+
     def _judge(self, states: States) -> None:
         """Look at the network as the run would give it now; the loss on people held out, in the units of training,
-        goes into the history, and the best state into a file of its own."""
+        goes into the history. The best network is kept, and its state in a file of its own, for a run that goes on."""
         if not self.ranks.leads:
             return
         run, history = self.run, self.state.history
@@ -157,7 +166,11 @@ class Job:
             loss = run.weight_loss * (1 - look.explained) + run.denoising_loss * look.own / self.controls.gap
             history.validation.append((history.step, loss))
         if history.best[0] == history.step:
-            states.good.save(self.state)
+            with self.state.result():
+                now = [parameter.detach().to("cpu", copy=True) for parameter in self.state.parameters]
+            self.kept = history.step, now
+            if not states.ahead:
+                states.good.save(self.state)
 
     def _look(self, step: int) -> Look:
         if step not in self.looks:
@@ -169,19 +182,20 @@ class Job:
     def settle(self, states: States) -> None:
         """Take the parameters of the step that was best on people held out; in a bank of few that comes early."""
         last, (best, _) = self.state.history.step, self.state.history.best
-        if best == 0:
-            self._begin_again()
-        elif best != last and not (states.good.load(self.state, best) and self.state.history.step == best):
-            states.load(self.state, last)
-            best = last
         self.at = best
-        self._look(best)
+        if best == 0:
+            self._take(self.first)
+        elif best == self.kept[0]:
+            self._take(self.kept[1])
+        elif best != last and not states.good.load(self.state, best, best):
+            self.at, self.lost = last, best
+        self._look(self.at)
 
     @torch.no_grad()
-    def _begin_again(self) -> None:
+    def _take(self, values: Sequence[Tensor]) -> None:
         averages = self.state.average.values if self.state.average else ()
         for places in (self.state.parameters, averages):
-            for place, value in zip(places, self.first, strict=False):
+            for place, value in zip(places, values, strict=False):
                 place.copy_(value)
 
     def picture(self) -> Image.Image | None:
@@ -205,9 +219,11 @@ class Job:
         """The start, the first look, the best and the last, and what went wrong without harm."""
         told = sorted({min(self.looks), self.at, max(self.looks)})
         lines = [*self.lines, *(f"at step {step}: {self.looks[step]}" for step in told)]
-        lines += [f"the hypernetwork is that of step {self.at}, the best on people held out"]
+        which = f"; that of step {self.lost}" if self.lost is not None else ""
+        gone = ", is not on the disk any more" if which else ""
+        lines += [f"the hypernetwork is that of step {self.at}{which}, the best on people held out{gone}"]
         lines += [f"computing in {self.pieces} pieces"] if self.pieces > 1 else []
-        return (*lines, *([states.failure] if states.failure else []))
+        return (*lines, *(place.failure for place in (states, states.good) if place.failure))
 
 
 def _examples(bank: Bank, cond: Any, pictures: Sequence[Picture]) -> list[Example]:

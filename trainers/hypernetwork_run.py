@@ -9,7 +9,7 @@ import torch
 from ..models.bank import Bank
 from ..models.hypernetwork import HyperNetworkConfig
 from ..models.hypernetwork_file import VERSION
-from ..models.predictor import Predictor
+from ..models.predictor import Made, Predictor
 from .features import Picture
 from .fingerprint import fingerprint
 from .noise import generator_for
@@ -19,6 +19,7 @@ from .state import History
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 16
 """Share of the people that is kept for the controls, and how many at most: each look costs them 5 forwards twice."""
+LEAST_HELD_OUT = 2
 LOOKS = 20
 """Times that a run is measured on them."""
 _PEOPLE = 102
@@ -40,7 +41,8 @@ class HyperRun:
         start_from: a hypernetwork to train further, with other losses for example.
 
     Raises:
-        ValueError: a number is none of its kind, both losses are off, or the bank is too small.
+        ValueError: a number is none of its kind, both losses are off, the bank is too small, or ``start_from`` is for
+            another layout, base, or kind of bank.
     """
 
     bank: Bank
@@ -68,14 +70,42 @@ class HyperRun:
                 "to learn from is the least. Thousands make a hypernetwork"
             )
         if self.start_from is not None:
-            self.start_from.network.layout.check_same(self.bank.layout, "start_from", "the bank")
+            self._check_start(self.start_from)
+
+    def _check_start(self, start: Predictor) -> None:
+        start.network.layout.check_same(self.bank.layout, "start_from", "the bank")
+        base = self.bank.manifest.base
+        start.base.check(Made(base["base"], base["weights"]), "bank", "hypernetwork in start_from")
+        shared = self.config.shared_input
+        if start.network.config.shared_input != shared:
+            words = {True: "shared the input side's factor", False: "had an input side of their own"}
+            raise ValueError(
+                f"start_from learnt from people who {words[not shared]}, those of bank {self.bank.name!r} "
+                f"{words[shared]}; connect a hypernetwork of such a bank, or none"
+            )
 
     @cached_property
     def people(self) -> tuple[list[int], list[int]]:
-        """Places in the bank of those to learn from, and of those held out."""
+        """Places in the bank of those to learn from, and of those held out: a tenth; where ``start_from`` held people
+        of this bank out, such of them."""
         order = torch.randperm(len(self.bank), generator=generator_for(self.seed, _PEOPLE)).tolist()
-        held = min(MOST_HELD_OUT, max(2, round(HELD_OUT * len(order))))
-        return order[held:], order[:held]
+        most = min(MOST_HELD_OUT, max(LEAST_HELD_OUT, round(HELD_OUT * len(order))))
+        held = set((self._held_before or order)[:most])
+        return [place for place in order if place not in held], [place for place in order if place in held]
+
+    @cached_property
+    def _held_before(self) -> list[int]:
+        """Places of those whom ``start_from`` held out, if there are enough of them here."""
+        names = set(self.start_from.facts.get("held_out", ())) if self.start_from is not None else ()
+        places = [place for place, name in enumerate(self.bank.names) if name in names]
+        return places if len(places) >= LEAST_HELD_OUT else []
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to keep in mind about the controls."""
+        if self.start_from is None or self._held_before:
+            return []
+        return ["start_from may have learnt from people who are held out here: the controls may look too good"]
 
     @property
     def pictures(self) -> list[Picture]:
@@ -89,7 +119,7 @@ class HyperRun:
 
     def key(self, model: str, encoder: str) -> str:
         """A name for the run: the same for the same result, see :meth:`.run.Run.key`."""
-        start = None if self.start_from is None else self.start_from.network
+        start = None if self.start_from is None else (self.start_from.network, self._held_before)
         options = replace(self.options, **COSMETIC, validation=0)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
         people = [(entry.name, entry.fit, entry.pictures) for entry in self.bank.entries]
@@ -104,6 +134,7 @@ class HyperRun:
         training, held = self.people
         return {
             "steps": before + history.step, "people": len(training), "people_held_out": len(held),
+            "held_out": [self.bank.names[place] for place in held],
             "pictures": sum(self.bank.counts), "bank": self.bank.name, "learning_rate": self.learning_rate,
             "batch_size": self.batch_size, "weight_loss": self.weight_loss, "denoising_loss": self.denoising_loss,
             "seed": self.seed, "optimizer": self.options.optimizer, "lr_scheduler": self.options.lr_scheduler,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..models.adapter_set import AdapterSet, Link
 from ..models.adapters import FAMILIES
+from ..models.claims import LONGEST_FACT, is_text
 from ..models.layout import Layout
 from .fingerprint import fingerprint
 from .options import Method, TrainingOptions, check_number
@@ -52,6 +53,11 @@ class Recipe:
         check_number("steps", self.steps, 1)
         if not self.prompt.strip():
             raise ValueError("prompt is empty; give one that names every subject alike, such as 'a photo of sks face'")
+        if len(self.prompt) > LONGEST_FACT or not is_text(self.prompt):
+            raise ValueError(
+                f"prompt {self.prompt!r:.40} has {len(self.prompt)} characters, or such as no file can hold; give at "
+                f"most {LONGEST_FACT}"
+            )
         packed = [name for name, family in FAMILIES.items() if family.packed]
         if self.method.family not in packed:
             raise ValueError(

@@ -43,7 +43,7 @@ class States:
     failure: str | None = None
     writes: bool = True
     _saved: int = field(default=-1, init=False)
-    _ahead: bool = field(default=False, init=False)
+    ahead: bool = field(default=False, init=False)
     """A longer run's state is there, and is not to be replaced by a shorter one's."""
     _good: "States | None" = field(default=None, init=False)
 
@@ -76,8 +76,8 @@ class States:
         except OSError as error:
             raise ValueError(f"the saved state {self.path} cannot be removed ({error}); remove it by hand") from error
 
-    def load(self, state: TrainState, most: int) -> bool:
-        """Bring ``state`` to where the run stood, if a whole state of at most ``most`` steps is there.
+    def load(self, state: TrainState, most: int, least: int = 0) -> bool:
+        """Bring ``state`` to where the run stood, if a whole state of ``least`` to ``most`` steps is there.
 
         A damaged or foreign file is reported in the log and left alone: the run starts over.
         """
@@ -85,8 +85,9 @@ class States:
             return False
         try:
             snapshot = _read(self.path)
-            if snapshot.numbers["history"]["step"] > most:
-                self._ahead = True
+            step = snapshot.numbers["history"]["step"]
+            self.ahead |= step > most
+            if not least <= step <= most:
                 return False
             state.restore(snapshot)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -97,7 +98,7 @@ class States:
 
     def save(self, state: TrainState) -> None:
         """Keep ``state``, unless it is kept already; too little space is reported, and the run goes on."""
-        if not self.writes or self._ahead or state.history.step in (0, self._saved) or not state.is_finite():
+        if not self.writes or self.ahead or state.history.step in (0, self._saved) or not state.is_finite():
             return
         snapshot = state.snapshot()
         header = {"version": VERSION, **snapshot.numbers}

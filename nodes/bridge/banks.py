@@ -8,7 +8,7 @@ import comfyui_version
 import folder_paths
 import torch
 
-from ...models.bank_files import MANIFEST
+from ...models.bank_files import MANIFEST, state_of
 from ...models.provenance import sample_of
 from ...trainers.bank import Workshop
 from ...trainers.gather import Tools
@@ -63,6 +63,27 @@ def new_bank_path(name: str) -> Path:
     if not name or not plain or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"bank_name {name[:60]!r} is no folder's name; give one such as 'people'")
     return _output() / name
+
+
+def name_after(source: Path) -> str:
+    """A bank's name where none is given: that of the folder of pictures, with those that it lies in."""
+    return "_".join(source.relative_to(Path(folder_paths.get_input_directory()).resolve()).parts)
+
+
+_seen: dict[Path, tuple[list[Any], int]] = {}
+
+
+def times_changed(folder: Path) -> int:
+    """How often this process has found the bank in ``folder`` other than it left it: a shard gone, or new ones."""
+    now = state_of(folder)
+    before, count = _seen.get(folder, (now, 0))
+    _seen[folder] = now, count + (before != now)
+    return _seen[folder][1]
+
+
+def left_as_it_is(folder: Path) -> None:
+    """What this process has done to the bank in ``folder`` is no change."""
+    _seen[folder] = state_of(folder), _seen.get(folder, ([], 0))[1]
 
 
 def workshop(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> Workshop:

@@ -204,3 +204,5 @@ def test_a_manifest_says_in_what_another_differs(folder: Path) -> None:
     rounded = {**manifest().base, "weights": {"diffusion_model.a.to_q": [0.5005, -0.25]}}
     assert ours.difference(replace(manifest(), base=rounded)) is None
     assert ours.difference(replace(manifest(), base={**base, "base": "SDXL"})) == ("a SD15", "a SDXL")
+    other = replace(manifest(), base={**manifest().base, "prediction": "v"})
+    assert ours.difference(other)[1] == "prediction of the model v"

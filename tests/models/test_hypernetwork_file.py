@@ -1,6 +1,7 @@
 """Hypernetworks on disk: what was saved comes back, and nothing else is taken for one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def test_what_was_saved_comes_back(tmp_path: Path, settings: dict[str, Any]) -> 
     assert torch.equal(made.network(tokens()[None]), again.network(tokens()[None]))
     assert all(p.requires_grad and not p.is_inference() for p in again.network.parameters())
     assert again.describe() == made.describe() and "SD15" in made.describe()
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="for its prompt; expected a text"):
+        save_predictor(replace(predictor(), prompt="very " * 2001), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_precision_is_near_and_half_as_large(tmp_path: Path) -> None:

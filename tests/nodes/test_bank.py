@@ -13,6 +13,7 @@ import torch
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
+from hyperbooth.nodes.bank import BuildBank, LoadBank
 from hyperbooth.nodes.bridge.banks import bank_names, workshop
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.bank import build_bank
@@ -185,6 +186,60 @@ def test_another_model_is_told_apart(node: Any, quick: Any, people: Path, built:
     patched.add_patches({key: ("diff", (torch.ones_like(model.model_state_dict()[key]),)) for key in keys}, 0.1)
     with pytest.raises(ValueError, match=r"one model .* there, another, .*% off now"):
         build(node, (patched, clip, vae), bank_name="built", method=lidb(text_encoder=True))
+
+
+def test_two_builds_at_once_do_no_harm_to_each_other(
+    node: Any, quick: Any, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first trains its first batch, another of that name, with other settings, begins and ends."""
+    real, found = BankTrainer.__call__, []
+
+    def call(trainer: BankTrainer, *given: Any) -> Any:
+        fitted = real(trainer, *given)
+        if trainer.recipe.steps == 5:
+            found.append(build(node, quick, steps=3)[0])
+        return fitted
+
+    monkeypatch.setattr(BankTrainer, "__call__", call)
+    with pytest.raises(ValueError, match="bank 'people' was built otherwise: steps 3 there, steps 5 now"):
+        build(node, quick, steps=5)
+    theta = found[0].theta()
+    again, report = build(node, quick, steps=3)
+    assert "none of them new" in report and torch.equal(again.theta(), theta)
+
+
+def test_a_bank_that_lost_a_shard_is_built_and_opened_again(node: Any, quick: Any, people: Path) -> None:
+    """ComfyUI runs a node again whose fingerprint has changed."""
+    asked, opened = (lambda: BuildBank.fingerprint_inputs(folder="people")), LoadBank.fingerprint_inputs
+    before = asked()
+    bank, _ = build(node, quick, subjects_per_batch=2)
+    assert before == asked() == asked(), "built, and nothing has changed since"
+    loaded = opened(bank_name="people")
+    shard = bank.entries[0].shard
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=f"bank 'people': {shard.name} cannot be used .* build the bank again"):
+        bank.theta()
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"bank 'people': {shard.name} cannot be used .* build the bank again"):
+        bank.latents(0)
+    lost = asked()
+    assert lost != before and opened(bank_name="people") != loaded
+    again, _ = build(node, quick, subjects_per_batch=2)
+    assert again.names == bank.names and asked() == lost
+    theta, loaded = again.theta([0]), opened(bank_name="people")
+    picture(77).save(people / "alice" / "0.png")
+    shard.unlink()
+    other, _ = build(node, quick, subjects_per_batch=2)
+    assert other.entries[0].shard == shard and not torch.equal(other.theta([0]), theta)
+    assert opened(bank_name="people") != loaded, "the same names, and another shard"
+
+
+def test_a_bank_is_named_after_the_folder_and_those_around_it(node: Any, quick: Any, people: Path) -> None:
+    for whose in ("celebs", "friends"):
+        write_people(people.parent / whose / "train", {"0001": 1})
+        bank, report = build(node, quick, steps=1, folder=f"{whose}/train")
+        assert bank.name == f"{whose}_train" and "1 of them new" in report
 
 
 def test_what_cannot_be_read_is_reported_and_skipped(node: Any, quick: Any, people: Path) -> None:

@@ -10,16 +10,21 @@ import folder_paths
 import pytest
 import torch
 from banks import pictures_of, theta_of, write_bank
+from comfy.model_management import InterruptProcessingException
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.models.hypernetwork import HyperNetwork
 from hyperbooth.models.hypernetwork_file import load_predictor, save_predictor
-from hyperbooth.models.predictor import Predictor, is_predicted
+from hyperbooth.models.predictor import Made, Predictor, is_predicted
 from hyperbooth.models.products import Splitter, product_distance
 from hyperbooth.nodes.train_hypernetwork import run_of, train
+from hyperbooth.trainers import resume
 from hyperbooth.trainers.controls import Controls
+from hyperbooth.trainers.hypernetwork_job import Job
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.ranks import Ranks
+from hyperbooth.trainers.state import History
+from hyperbooth.trainers.watch import Watch
 from PIL import Image
 from rig import interrupted_at, quick_sd15, relative, small_vision, untouched
 from torch import Tensor
@@ -233,7 +238,7 @@ def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank:
     assert len(loss_map["loss"]) == 3 and "is that of step 0, the best on people held out" in report
 
 
-def test_a_best_look_on_the_way_is_taken_from_the_disk(
+def test_a_best_look_on_the_way_is_taken(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, real, found = TrainingOptions(preview_every=0, validation=1), Controls.look, []
@@ -247,6 +252,98 @@ def test_a_best_look_on_the_way_is_taken_from_the_disk(
     one, three = found
     assert (one.facts["taken_at_step"], three.facts["taken_at_step"], three.facts["steps"]) == (1, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), three.network.parameters(), strict=True))
+
+
+def looks_that_say(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> dict[int, Tensor]:
+    """Step -> what its look says the network explains of people held out; gives the networks' heads at each look."""
+    real, heads = Job._look, {}
+
+    def look(job: Job, step: int) -> Any:
+        found = real(job, step)
+        with job.state.result():
+            heads.setdefault(step, job.network.heads.detach().clone())
+        job.looks[step] = replace(found, explained=explained.get(step, 0.9))
+        return job.looks[step]
+
+    patch.setattr(Job, "_look", look)
+    return heads
+
+
+def test_the_best_look_is_taken_although_the_disk_is_full(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once an older best is written and nothing more."""
+    heads = looks_that_say(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.1, 6: 0.0})
+    real, written = resume.write_tensors, []
+
+    def write(*given: Any) -> None:
+        written.append(given)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+        real(*given)
+
+    monkeypatch.setattr(resume, "write_tensors", write)
+    options = TrainingOptions(preview_every=0, validation=1, checkpoint_every=0)
+    found, _, report = trained(node, loaded, small_bank, steps=6, batch_size=2, options=options)
+    assert found.facts["taken_at_step"] == 4 and torch.equal(found.network.heads, heads[4])
+    assert "is that of step 4, the best on people held out" in report and "No space left on device" in report
+
+
+class StoppedAtFour(Watch):
+    """By ComfyUI's cancel, between two looks."""
+
+    def __call__(self, history: History) -> None:
+        if history.step == 4:
+            raise InterruptProcessingException
+        super().__call__(history)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_resumed_run_goes_by_the_looks_of_the_whole_one(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch, output_folder: Path, lost: bool
+) -> None:
+    """It looks where it was taken up too, and best of all there; what was best before, it has from the disk, or says
+    that it has not."""
+    heads = looks_that_say(monkeypatch, {0: 0.0, 3: 0.3, 6: 0.2})
+    inputs = {"steps": 6, "batch_size": 2, "options": TrainingOptions(preview_every=0, validation=3)}
+    whole, _, _ = trained(node, loaded, small_bank, **inputs, resume="start over")
+    with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
+        patch.setattr("hyperbooth.nodes.train_hypernetwork.Watch", StoppedAtFour)
+        trained(node, loaded, small_bank, **inputs, resume="start over")
+    if lost:
+        next((output_folder / "hyperbooth_states").glob("*.good.safetensors")).unlink()
+    again, _, report = trained(node, loaded, small_bank, **inputs)
+    assert "taken up at step 4" in report and whole.facts["taken_at_step"] == 3
+    if lost:
+        assert "is that of step 6; that of step 3, the best on people held out, is not on the disk any more" in report
+    assert torch.equal(again.network.heads, heads[6] if lost else whole.network.heads)
+
+
+def test_a_shorter_run_leaves_the_longer_ones_best(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a constant rate both are one run, and the longer one's state stays."""
+    heads = looks_that_say(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.1, 3: 0.3, 4: 0.1})
+    inputs = {"batch_size": 2, "options": TrainingOptions(preview_every=0, validation=1)}
+    trained(node, loaded, small_bank, steps=4, **inputs)
+    short = trained(node, loaded, small_bank, steps=2, **inputs)[0]
+    again, _, report = trained(node, loaded, small_bank, steps=4, **inputs)
+    assert short.facts["taken_at_step"] == 1 and torch.equal(short.network.heads, heads[1])
+    assert "taken up at step 4" in report and "is that of step 3, the best" in report
+    assert torch.equal(again.network.heads, heads[3])
+
+
+def test_who_was_held_out_is_held_out_again(node: Any, loaded: Any, tmp_path: Path) -> None:
+    """Else the controls would be of people it has learnt from."""
+    bank = write_bank(tmp_path / "bank", loaded, range(24), per_shard=8)
+    first, _, _ = trained(node, loaded, bank)
+    again, _, report = trained(node, loaded, bank, start_from=first, seed=1)
+    other, _, _ = trained(node, loaded, bank, seed=1)
+    assert len(first.facts["held_out"]) == 2
+    assert sorted(first.facts["held_out"]) == sorted(again.facts["held_out"]) != sorted(other.facts["held_out"])
+    assert "may look too good" not in report
+    strangers = write_bank(tmp_path / "strangers", loaded, range(100, 112), per_shard=8)
+    assert "may look too good" in trained(node, loaded, strangers, start_from=first)[2]
 
 
 def test_features_are_made_once_and_for_new_people_only(node: Any, loaded: Any, small_bank: Bank) -> None:
@@ -282,6 +379,12 @@ def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_
         trained(node, loaded, other, start_from=first)
     with pytest.raises(ValueError, match="clip_vision is another clip_vision_model, width 32"):
         trained(node, loaded, small_bank, start_from=first, clip_vision=small_vision(1))
+    foreign = replace(first, base=Made("SDXL", first.base.record))
+    with pytest.raises(ValueError, match="bank is SD15; the hypernetwork in start_from was made with SDXL"):
+        trained(node, loaded, small_bank, start_from=foreign)
+    shared = write_bank(tmp_path / "shared", loaded, range(12), shared_input=True)
+    with pytest.raises(ValueError, match="start_from learnt from people who had an input side of their own, those of"):
+        trained(node, loaded, shared, start_from=first)
     changed = quick_sd15(tmp_path / "other")
     with torch.inference_mode():
         for parameter in changed[0].model.diffusion_model.parameters():

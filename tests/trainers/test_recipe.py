@@ -24,6 +24,8 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     [
         ({"steps": 0}, "steps is 0"),
         ({"prompt": " "}, "prompt is empty"),
+        ({"prompt": "a face" + " very" * 2000}, "has 10006 characters.*; give at most 10000"),
+        ({"prompt": "a \ud800 face"}, "such as no file can hold"),
         ({"method": Method("lora", LoRAConfig())}, "makes lora; a bank holds lidb"),
         ({"options": TrainingOptions(optimizer="adafactor")}, "optimizer 'adafactor'"),
         ({"options": TrainingOptions(prior_mode="prediction")}, "prior_mode 'prediction'"),
