@@ -175,6 +175,11 @@ def check_base(bank: Bank, model: Any, clip: Any) -> None:
     """
     base, ours = bank.manifest.base, base_of(model, clip)
     Made(base["base"], base["weights"]).check(Made(ours["base"], ours["weights"]), "model", "bank")
+    if base.get("prediction", ours["prediction"]) != ours["prediction"]:
+        raise ValueError(
+            f"model predicts {ours['prediction']}, the bank was built on one that predicts {base['prediction']}; "
+            "connect the model as it was then"
+        )
 
 
 def report(run: HyperRun, result: Result) -> str:

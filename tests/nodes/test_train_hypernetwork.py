@@ -379,6 +379,10 @@ def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_
         trained(node, loaded, other, start_from=first)
     with pytest.raises(ValueError, match="clip_vision is another clip_vision_model, width 32"):
         trained(node, loaded, small_bank, start_from=first, clip_vision=small_vision(1))
+    manifest = small_bank.manifest
+    other = replace(small_bank, manifest=replace(manifest, base={**manifest.base, "prediction": "v"}))
+    with pytest.raises(ValueError, match="model predicts eps, the bank was built on one that predicts v"):
+        trained(node, loaded, other)
     foreign = replace(first, base=Made("SDXL", first.base.record))
     with pytest.raises(ValueError, match="bank is SD15; the hypernetwork in start_from was made with SDXL"):
         trained(node, loaded, small_bank, start_from=foreign)
