@@ -140,7 +140,7 @@ WAYS: dict[str, Any] = {
     "predicted": Predicted(MADE),
     "predicted_1": Predicted(MADE, refinements=1),
     "fast": Predicted(MADE, steps=STEPS),
-    "fast_rank_1": Predicted(MADE, steps=STEPS, rank=1),
+    **{f"fast_rank_{rank}": Predicted(MADE, steps=STEPS, rank=rank) for rank in (1, 32)},
     "fast_mean": Predicted(MADE, mean=True, steps=STEPS),
     **{f"lora_{steps}": OnePicture(lora(RANK, RATE, steps=steps)) for steps in (STEPS, 400, 1000)},
     "lidb": OnePicture(LIDB),
