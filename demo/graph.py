@@ -8,7 +8,9 @@ from typing import Any
 from devkit.graphs import Graph, find
 from devkit.pack import ROOT
 
-WORKFLOW = ROOT / "workflows" / "api" / "hyperbooth_dreambooth_lora.json"
+WORKFLOWS = ROOT / "workflows" / "api"
+MANY, ONE = "hyperbooth_dreambooth_lora", "hyperbooth_fast_finetune"
+"""The shipped workflow for a few photographs, and the one for a single one and a hypernetwork."""
 BASE, OURS = "base", "personalised"
 
 
@@ -23,6 +25,7 @@ class Job:
         scenes: prompts, with {} for who is in them.
         settings: class of node -> inputs that differ from the shipped workflow's.
         prior: whether pictures of the class are sampled and trained on too.
+        network: a hypernetwork's name in ComfyUI's folder, to predict from the one photograph; none: a LoRA is trained.
     """
 
     photographs: list[str]
@@ -32,12 +35,16 @@ class Job:
     scenes: list[str]
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     prior: bool = True
+    network: str | None = None
 
 
 def graph_of(job: Job) -> Graph:
     """The workflow in API format; pictures of scene ``n`` are saved as ``base_n`` and ``personalised_n``."""
-    graph = json.loads(WORKFLOW.read_text())
-    replace_photographs(graph, job.photographs)
+    graph = json.loads((WORKFLOWS / f"{ONE if job.network else MANY}.json").read_text())
+    if job.network:
+        of_one_photograph(graph, job)
+    else:
+        of_many_photographs(graph, job)
     settings = {
         **job.settings,
         "CheckpointLoaderSimple": {"ckpt_name": job.checkpoint},
@@ -47,9 +54,6 @@ def graph_of(job: Job) -> Graph:
         node["inputs"].update(settings.get(node["class_type"], {}))
         given = node["inputs"].keys()
         node["inputs"].update({k: v for k, v in prompts(job).items() if k in given})
-    if not job.prior:
-        graph.pop(find(graph, "HyperBoothClassImages"))
-        graph[find(graph, "HyperBoothSubject")]["inputs"].pop("class_images")
     add_scenes(graph, job)
     return graph
 
@@ -59,13 +63,23 @@ def prompts(job: Job) -> dict[str, str]:
     return {"prompt": job.prompt, "class_prompt": job.class_prompt}
 
 
-def replace_photographs(graph: Graph, photographs: list[str]) -> None:
-    """As many Load Image nodes as there are photographs."""
+def of_one_photograph(graph: Graph, job: Job) -> None:
+    """Predicted by the small world's hypernetwork, whose encoder has a node of its own."""
+    graph[find(graph, "LoadImage")]["inputs"]["image"] = job.photographs[0]
+    graph[find(graph, "CLIPVisionLoader")] |= {"class_type": "SmallWorldVision", "inputs": {}}
+    graph[find(graph, "HyperBoothLoadHyperNetwork")]["inputs"]["hypernetwork_name"] = job.network
+
+
+def of_many_photographs(graph: Graph, job: Job) -> None:
+    """As many Load Image nodes as there are photographs; without class images, if there are to be none."""
+    if not job.prior:
+        graph.pop(find(graph, "HyperBoothClassImages"))
+        graph[find(graph, "HyperBoothSubject")]["inputs"].pop("class_images")
     for name in [name for name, node in graph.items() if node["class_type"] == "LoadImage"]:
         del graph[name]
     gather = graph[find(graph, "CreateList")]["inputs"]
     gather.clear()
-    for index, photograph in enumerate(photographs):
+    for index, photograph in enumerate(job.photographs):
         graph[f"photograph_{index}"] = {"class_type": "LoadImage", "inputs": {"image": photograph}}
         gather[f"inputs.input{index}"] = [f"photograph_{index}", 0]
 

@@ -66,14 +66,17 @@ def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
         return 1
     collect(base, outcome, graph, output)
     show(base, job, output, judge)
-    print("\nThe results are in", output, *FILES, sep="\n   ")
+    print("\nThe results are in", output, *(name for name in FILES if (output / name).exists()), sep="\n   ")
     return 0
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--person", type=whole(0, 999), default=40, help="which of the small world's (default: 40)")
-    parser.add_argument("--pictures", type=int, choices=range(1, 5), default=4, help="of that person (default: 4)")
+    parser.add_argument(
+        "--pictures", type=int, choices=range(1, 5), default=1,
+        help="of that person: 1 (default): predicted by a hypernetwork and refined; 2 to 4: a LoRA is trained",
+    )  # fmt: skip
     parser.add_argument("--photos", type=Path, help="folder of photographs of one subject, instead of a drawn person")
     parser.add_argument("--checkpoint", type=Path, help="an SD1.5 checkpoint, instead of the small world's")
     parser.add_argument("--class-noun", help="what the subject is, for --checkpoint: dog (default), backpack ...")
@@ -120,7 +123,8 @@ def job_of(arguments: argparse.Namespace, base: Path) -> Job:
     """What is to be done, with everything it needs in ComfyUI's folders."""
     settings = dict(portraits.SETTINGS) if arguments.checkpoint is None else {}
     if arguments.steps:
-        settings["HyperBoothTrain"] = settings.get("HyperBoothTrain", {}) | {"steps": arguments.steps}
+        for node in ("HyperBoothTrain", "HyperBoothFastFinetune"):
+            settings[node] = settings.get(node, {}) | {"steps": arguments.steps}
     photographs = place_photographs(arguments, base / "input")
     folder = base / "models" / "checkpoints"
     if arguments.checkpoint is None:
@@ -128,8 +132,10 @@ def job_of(arguments: argparse.Namespace, base: Path) -> Job:
             print("Without --checkpoint the model is the small world's, which knows drawn faces only.", flush=True)
         add_world(base)
         task = portraits.module("task")
-        checkpoint, scenes = portraits.write_checkpoint(folder), portraits.scenes()
-        return Job(photographs, checkpoint, task.PROMPT, task.CLASS_PROMPT, scenes, settings, prior=False)
+        checkpoint, scenes, network = portraits.write_checkpoint(folder), portraits.scenes(), None
+        if not arguments.photos and arguments.pictures == 1:
+            network = portraits.write_network(base / "models" / "hyperbooth")
+        return Job(photographs, checkpoint, task.PROMPT, task.CLASS_PROMPT, scenes, settings, False, network)
     if not arguments.checkpoint.is_file():
         raise SystemExit(f"--checkpoint: there is no file {arguments.checkpoint}")
     link(arguments.checkpoint, folder / arguments.checkpoint.name)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from devkit.links import link
 from devkit.pack import import_comfyui, load_world
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "HyperBoothSubject": {"resolution": 64},
+    "HyperBoothSubject": {"resolution": 64, "crop": 0.0, "colour": 0.0},
     "HyperBoothMethodLoRA": {
         "rank": 8,
         "alpha": 8.0,
@@ -20,6 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-3,
     },
     "HyperBoothTrain": {"steps": 400, "batch_size": 4},
+    "HyperBoothFastFinetune": {"rank": 8, "learning_rate": 3e-3},
     "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 2},
     "KSampler": {"steps": 20, "cfg": 2.5},
 }
@@ -35,6 +37,14 @@ def write_checkpoint(folder: Path) -> str:
     """The world's model as a checkpoint in `folder`; its name."""
     import_comfyui()
     return module("base.checkpoint").checkpoint(folder / "small_world.safetensors").name
+
+
+def write_network(folder: Path) -> str:
+    """The world's hypernetwork in `folder`; its name."""
+    weights = module("weights").there(module("hypernetwork.kept").WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    link(weights, folder / "small_world.safetensors")
+    return "small_world.safetensors"
 
 
 def scenes() -> list[str]:

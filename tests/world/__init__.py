@@ -23,10 +23,11 @@ async def comfy_entrypoint():
     from comfy_api.latest import ComfyExtension
 
     from .base.family import register
+    from .vision.node import SmallWorldVision
 
     class World(ComfyExtension):
         async def get_node_list(self):
-            return []
+            return [SmallWorldVision]
 
     register()
     return World()
