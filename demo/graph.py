@@ -11,7 +11,7 @@ from devkit.pack import ROOT
 WORKFLOWS = ROOT / "workflows" / "api"
 MANY, ONE = "hyperbooth_dreambooth_lora", "hyperbooth_fast_finetune"
 """The shipped workflow for a few photographs, and the one for a single one and a hypernetwork."""
-BASE, OURS = "base", "personalised"
+BASE, PREDICTED, OURS = "base", "predicted", "personalised"
 
 
 @dataclass(frozen=True)
@@ -84,23 +84,31 @@ def of_many_photographs(graph: Graph, job: Job) -> None:
         gather[f"inputs.input{index}"] = [f"photograph_{index}", 0]
 
 
+def kinds(job: Job) -> dict[str, str]:
+    """What each scene is sampled with -> who is in its prompt."""
+    return {BASE: job.class_prompt, **({PREDICTED: job.prompt} if job.network else {}), OURS: job.prompt}
+
+
 def add_scenes(graph: Graph, job: Job) -> None:
-    """In place of the workflow's one sample: each scene, by the model as it was loaded and by the personalised one."""
-    sampler = find(graph, "KSampler")
+    """In place of the workflow's one sample: each scene, by the model as it was loaded, with the adapter that was
+    predicted, if one was, and with the one that was trained."""
+    sampler, apply = find(graph, "KSampler"), find(graph, "HyperBoothApply")
     decode, save = find(graph, "VAEDecode"), find(graph, "SaveImage")
     text = graph[sampler]["inputs"]["positive"][0]
     parts = {name: graph.pop(name) for name in (sampler, decode, save, text)}
-    loader = find(graph, "CheckpointLoaderSimple")
+    models = {BASE: find(graph, "CheckpointLoaderSimple"), OURS: apply}  # each gives a model, then a clip
+    if job.network:
+        models[PREDICTED] = PREDICTED
+        graph[PREDICTED] = renamed(
+            graph[apply], {find(graph, "HyperBoothFastFinetune"): find(graph, "HyperBoothPredict")}
+        )
     for number, scene in enumerate(job.scenes):
-        for kind, prompt in ((BASE, scene.format(job.class_prompt)), (OURS, scene.format(job.prompt))):
+        for kind, who in kinds(job).items():
             names = {name: f"{kind}_{number}_{name}" for name in parts}
             for name, node in parts.items():
-                graph[names[name]] = renamed(node, names)
-            graph[names[text]]["inputs"]["text"] = prompt
+                graph[names[name]] = renamed(node, {**names, apply: models[kind]})
+            graph[names[text]]["inputs"]["text"] = scene.format(who)
             graph[names[save]]["inputs"]["filename_prefix"] = f"{kind}_{number}"
-            if kind == BASE:
-                graph[names[sampler]]["inputs"]["model"] = [loader, 0]
-                graph[names[text]]["inputs"]["clip"] = [loader, 1]
 
 
 def renamed(node: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

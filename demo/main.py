@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import portraits  # noqa: E402
-from graph import BASE, OURS, Graph, Job, graph_of  # noqa: E402
+from graph import Graph, Job, graph_of, kinds  # noqa: E402
 
 from devkit.links import link  # noqa: E402
 from devkit.pack import load_pack  # noqa: E402
@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
         (output / name).unlink(missing_ok=True)
     print("Starting ComfyUI ...", flush=True)
     with running_server(base) as server:
-        print(f"ComfyUI answers; training on {len(job.photographs)} pictures ...", flush=True)
+        what = "predicting from" if job.network else "training on"
+        print(f"ComfyUI answers; {what} {len(job.photographs)} picture(s) ...", flush=True)
         outcome = server.run(graph, on_progress=Reporter(graph), seconds=24 * 3600)
     print(flush=True)
     if outcome.status != "success":
@@ -194,7 +195,7 @@ def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> N
 
     photographs = [ImageOps.exif_transpose(Image.open(base / "input" / name)) for name in job.photographs]
     cells, titles, captions = [], [], [scene.format(job.class_prompt) for scene in job.scenes]
-    for kind, prompt in ((BASE, job.class_prompt), (OURS, job.prompt)):
+    for kind, prompt in kinds(job).items():
         made = [sorted((base / "output").glob(f"{kind}_{number}_*.png")) for number in range(len(job.scenes))]
         pictures = [[Image.open(path) for path in paths] for paths in made]
         scores = f"\n{judge(photographs, pictures, captions)}" if judge else ""

@@ -93,3 +93,23 @@ def test_the_graph_is_the_shipped_workflow_with_every_scene_twice(
     assert sorted(saved) == ["base_0", "base_1", "personalised_0", "personalised_1"]
     linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
     assert set(linked) <= graph.keys() and json.dumps(graph)
+
+
+def test_of_one_picture_the_prediction_is_shown_too(demo: ModuleType) -> None:
+    scenes = ["{} in the snow", "{} at night"]
+    job = demo.Job(
+        ["a.png"], "small.safetensors", "a sks face", "a face", scenes, prior=False, network="net.safetensors"
+    )
+    graph = demo.graph_of(job)
+    saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]
+    assert sorted(saved) == [f"{kind}_{number}" for kind in ("base", "personalised", "predicted") for number in (0, 1)]
+    by_class = {node["class_type"]: name for name, node in graph.items()}
+    assert graph[by_class["HyperBoothLoadHyperNetwork"]]["inputs"]["hypernetwork_name"] == "net.safetensors"
+    assert graph["predicted"]["inputs"]["adapter"] == [by_class["HyperBoothPredict"], 0]
+    sampled = {name: graph[name]["inputs"]["model"][0] for name in graph if graph[name]["class_type"] == "KSampler"}
+    assert {source for name, source in sampled.items() if name.startswith("predicted_")} == {"predicted"}
+    assert {source for name, source in sampled.items() if name.startswith("base_")} == {
+        by_class["CheckpointLoaderSimple"]
+    }
+    linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert set(linked) <= graph.keys() and json.dumps(graph)
