@@ -1,8 +1,9 @@
-"""The main job, end to end: photographs in, a DreamBooth LoRA out, applied in the same ComfyUI graph.
+"""The main job, end to end: photographs in, an adapter out, applied in the same ComfyUI graph.
 
-Runs the shipped workflow on a real headless ComfyUI. Without ``--checkpoint`` the model is the small world's: drawn
-portraits, in which a person nobody pretrained on is personalised from four pictures, and what came out is measured.
-With an SD1.5 checkpoint the pictures are photographs.
+Runs a shipped workflow on a real headless ComfyUI. Without ``--checkpoint`` the model is the small world's: drawn
+portraits. From one picture of a person nobody pretrained on, a hypernetwork predicts an adapter, and forty steps refine
+it; from two to four, a DreamBooth LoRA is trained. What comes out is measured. With an SD1.5 checkpoint the pictures are
+photographs, and a LoRA is trained.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
         return 1
     collect(base, outcome, graph, output)
     show(base, job, output, judge)
+    keep(base, output)
     print("\nThe results are in", output, *(name for name in FILES if (output / name).exists()), sep="\n   ")
     return 0
 
