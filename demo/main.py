@@ -2,8 +2,8 @@
 
 Runs a shipped workflow on a real headless ComfyUI. Without ``--checkpoint`` the model is the small world's: drawn
 portraits. From one picture of a person nobody pretrained on, a hypernetwork predicts an adapter, and forty steps refine
-it; from two to four, a DreamBooth LoRA is trained. What comes out is measured. With an SD1.5 checkpoint the pictures are
-photographs, and a LoRA is trained.
+it; from two to four, a DreamBooth LoRA is trained. What comes out is measured. With an SD1.5 checkpoint a LoRA is
+trained on photographs.
 """
 
 import argparse
