@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -113,3 +115,24 @@ def test_of_one_picture_the_prediction_is_shown_too(demo: ModuleType) -> None:
     }
     linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
     assert set(linked) <= graph.keys() and json.dumps(graph)
+
+
+def test_the_demo_runs_and_leaves_what_it_names(tmp_path: Path) -> None:
+    """As the command does, with few steps, on a real ComfyUI."""
+    command = [
+        sys.executable,
+        str(ROOT / "demo" / "main.py"),
+        "--steps",
+        "2",
+        "--person",
+        "41",
+        "--output",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in ("base: a face", "predicted: a sks face", "personalised: a sks face"):
+        assert re.search(rf"^{kind} ..., identity -?\d\.\d\d, prompt fidelity \d\.\d\d$", done.stdout, re.MULTILINE)
+    named = done.stdout.split("The results are in")[1].split()[1:]
+    assert {"sheet.png", "subject_00001_.safetensors", "report.txt", "comfyui.log"} <= set(named)
+    assert all((tmp_path / name).stat().st_size for name in named)

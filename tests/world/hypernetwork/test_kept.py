@@ -1,0 +1,44 @@
+"""The hypernetwork in the repository: from one picture of a person it has never met it predicts that person."""
+
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from devkit.call import caller
+
+from ..base.model import Loaded, load, sample
+from ..oracle.kept import kept as oracle
+from ..scores import Judge
+from ..task import CAPTIONS, REFERENCES, personal, references, subjects
+from ..vision.encoder import kept as vision
+from .kept import WEIGHTS, kept
+
+PEOPLE, SCENES = 4, CAPTIONS[:2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return load(tmp_path_factory.mktemp("world") / "small_world.safetensors")
+
+
+def test_it_is_small() -> None:
+    assert WEIGHTS.stat().st_size < 10e6
+
+
+def test_it_predicts_the_person_of_the_picture_and_no_other(base: Any) -> None:
+    call, judge, predictor = caller(), Judge(oracle(), REFERENCES), kept()
+    views = [references(shown) for shown in subjects(PEOPLE)]
+
+    def identity(seen: int, of: int) -> float:
+        """Of samples with the adapter predicted from the first picture of one, as a picture of another."""
+        inputs = {"hypernetwork": predictor, "clip_vision": vision(), "image": views[seen][:1], "model": base.model}
+        (adapter,) = call("Predict", **inputs)
+        model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
+        prompts = [personal(caption) for caption in SCENES for _ in range(3)]
+        pictures = sample(Loaded(model, clip, base.vae), prompts, seed=of).unflatten(0, (len(SCENES), -1))
+        return mean(judge.identity(made, views[of], caption) for made, caption in zip(pictures, SCENES, strict=True))
+
+    own = mean(identity(person, person) for person in range(PEOPLE))
+    wrong = mean(identity((person + 1) % PEOPLE, person) for person in range(PEOPLE))
+    assert own > 0.15 and own - wrong > 0.15, (own, wrong)
