@@ -131,7 +131,7 @@ def mean_of(predictor: Any) -> Any:
 
 KEPT = world("hypernetwork.kept")
 MADE = digest(KEPT.WEIGHTS.read_bytes()) if KEPT.WEIGHTS.exists() else "not trained yet"
-LIDB = Ours("MethodLiDB", {**KEPT.LIDB, "learning_rate": 1e-2}, steps=400, options=FALLING)
+LIDB = Ours("MethodLiDB", {**KEPT.LIDB, "learning_rate": 1e-2}, options=FALLING)
 """Of the layers and spaces that the hypernetwork predicts in."""
 WAYS: dict[str, Any] = {
     "base": untouched,
@@ -143,7 +143,8 @@ WAYS: dict[str, Any] = {
     **{f"fast_rank_{rank}": Predicted(MADE, steps=STEPS, rank=rank) for rank in (1, 32)},
     "fast_mean": Predicted(MADE, mean=True, steps=STEPS),
     **{f"lora_{steps}": OnePicture(lora(RANK, RATE, steps=steps)) for steps in (STEPS, 400, 1000)},
-    "lidb": OnePicture(LIDB),
+    "lidb_100": OnePicture(replace(LIDB, steps=100)),
+    "lidb": OnePicture(replace(LIDB, steps=400)),
     CODED: CODED,
     REAL: REAL,
 }
