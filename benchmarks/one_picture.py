@@ -17,11 +17,6 @@ import torch
 from _harness import Aim, Column, Row
 
 STEPS, PROMPT = 40, "a photo of sks face"
-SMALL_VISION: dict[str, Any] = {
-    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-    "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
-    "projection_dim": 16,
-}  # fmt: skip
 STAGES = ("encode the picture", "predict", "fast fine-tune")
 COLUMNS = (
     Column("seconds, first", "seconds_first", lambda value: f"{value:.3f}"),
@@ -45,7 +40,7 @@ def encoder(small: bool) -> Any:
     import comfy.clip_vision
 
     config = harness.devkit("pack").comfyui_path() / "comfy" / "clip_vision_config_h.json"
-    vision = comfy.clip_vision.ClipVisionModel(SMALL_VISION if small else str(config))
+    vision = comfy.clip_vision.ClipVisionModel(harness.devkit("encoders").SMALL_CLIP_VISION if small else str(config))
     harness.devkit("checkpoints.networks").fill(vision.model, 5)
     return vision
 

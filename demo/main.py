@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hyperbooth-demo-") as folder:
         base = prepare_base(Path(folder))
         try:
-            return run(arguments, base, output)
+            ended = run(arguments, base, output)
         except FileNotFoundError as error:  # a network of the small world
             raise SystemExit(str(error)) from error
         except KeyboardInterrupt:
@@ -48,6 +48,9 @@ def main() -> int:
             return 130
         finally:
             keep(base, output)
+    if ended == 0:
+        print("\nThe results are in", output, *(name for name in FILES if (output / name).exists()), sep="\n   ")
+    return ended
 
 
 def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
@@ -68,8 +71,6 @@ def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
         return 1
     collect(base, outcome, graph, output)
     show(base, job, output, judge)
-    keep(base, output)
-    print("\nThe results are in", output, *(name for name in FILES if (output / name).exists()), sep="\n   ")
     return 0
 
 

@@ -11,6 +11,10 @@ SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
     "patch_size": 8,
 }  # fmt: skip
+SMALL_CLIP_VISION: dict[str, Any] = {
+    **SMALL, "model_type": "clip_vision_model", "hidden_act": "gelu", "num_channels": 3, "projection_dim": 16
+}  # fmt: skip
+"""For ComfyUI's own ``ClipVisionModel``: tokens ``[batch, 17, 32]``."""
 SIZES: dict[str, Any] = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
 """Of the preprocessing: a shortest edge, then a middle square, as CLIP's and DINOv2's."""
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from devkit.checkpoints import FAMILIES, Family, write
 from devkit.checkpoints.families import few_clip_l
 from devkit.checkpoints.texts import FEW_LAYERS
+from devkit.encoders import SMALL_CLIP_VISION
 
 QUIET = TrainingOptions(preview_every=0)
 PROMPT = "a photo of sks dog"
@@ -93,12 +94,7 @@ def small_vision(seed: int = 0) -> Any:
     """A CLIP_VISION in ComfyUI's own class, of random weights: tokens ``[batch, 17, 32]``."""
     from comfy.clip_vision import ClipVisionModel
 
-    config = {
-        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-        "num_hidden_layers": 2, "hidden_act": "gelu", "num_channels": 3, "image_size": 32, "patch_size": 8,
-        "projection_dim": 16,
-    }  # fmt: skip
-    vision = ClipVisionModel(config)
+    vision = ClipVisionModel(SMALL_CLIP_VISION)
     with torch.no_grad():
         for number, parameter in enumerate(vision.model.parameters()):
             parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(1000 * seed + number))

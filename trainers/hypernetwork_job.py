@@ -45,6 +45,7 @@ class Job:
         looks: step -> what the controls said.
         kept: step of the best look so far, and what the network was then, on the CPU.
         at: step that the result is of.
+        lost: the best step, if that is another, whose state is gone.
     """
 
     run: HyperRun
@@ -121,10 +122,7 @@ class Job:
 
         with checkpointed(self.bench.blocks if options.gradient_checkpointing else ()):
             try:
-                if self.ranks.leads:
-                    self._look(self.state.history.step)
-                if self._is_due(self.state.history.step):  # a run that goes on elsewhere looks, and goes by no other
-                    self._judge(states)
+                self._judge(states)
                 watch(self.state.history)
                 fit(self._loss(), self.state, config, on_step, ranks=self.ranks)
             except Exception as error:
@@ -157,11 +155,14 @@ class Job:
 
     def _judge(self, states: States) -> None:
         """Look at the network as the run would give it now; the loss on people held out, in the units of training,
-        goes into the history. The best network is kept, and its state in a file of its own, for a run that goes on."""
+        goes into the history. The best network is kept, and its state in a file of its own, for a run that goes on.
+        Where a stopped run is taken up between two looks, it only looks: the whole run went by no such one."""
         if not self.ranks.leads:
             return
         run, history = self.run, self.state.history
         look = self._look(history.step)
+        if not self._is_due(history.step):
+            return
         if all(step != history.step for step, _ in history.validation):
             loss = run.weight_loss * (1 - look.explained) + run.denoising_loss * look.own / self.controls.gap
             history.validation.append((history.step, loss))

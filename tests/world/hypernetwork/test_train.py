@@ -1,5 +1,7 @@
 """A hypernetwork for the world's base comes out of drawn people, and is kept."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,9 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
     assert predictor.facts["steps"] == 1 and predictor.facts["people"] == 4
     tokens = torch.zeros(65, predictor.network.encoder_width)
     assert len(predictor.predict([tokens]).chain[0].adapters) == len(predictor.network.layout.targets)
+    shutil.rmtree(tmp_path / "output" / "hyperbooth_states")
+    more = train(tmp_path, replace(FEW, people=9))
+    assert more.facts["people"] == 7, "around the same mean, whatever has become of its training's state"
 
 
 def test_nobody_is_learnt_from_whom_the_figures_are_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from devkit.call import caller
+from devkit.pack import load_pack
 
 from ..base.checkpoint import WEIGHTS
 from ..base.model import Loaded, load
@@ -104,10 +105,20 @@ def _bank(call: Call, base: Loaded, folder: Path, course: Course, options: Any) 
     bank, report = call(
         "BuildBank", model=base.model, clip=base.clip, vae=base.vae, folder="people", method=method, prompt=PROMPT,
         steps=course.steps, subjects_per_batch=course.side_by_side, seed=0, resolution=64, options=options,
-        start_from=_mean(call, base, course, options), shared_input=True,
+        start_from=_kept_mean(call, base, folder / "mean.safetensors", course, options), shared_input=True,
     )  # fmt: skip
     print(report, flush=True)
     return bank
+
+
+def _kept_mean(call: Call, base: Loaded, path: Path, course: Course, options: Any) -> Any:
+    """The mean person at `path`, trained if it is not there: a bank grows around the same one only."""
+    load_pack()
+    from hyperbooth.models.storage import load_adapter, save_adapter
+
+    if not path.exists():
+        save_adapter(_mean(call, base, course, options), path)
+    return load_adapter(path)
 
 
 def _mean(call: Call, base: Loaded, course: Course, options: Any) -> Any:
