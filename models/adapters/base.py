@@ -58,9 +58,10 @@ class Adapter(nn.Module):
 
     def on(self, site: Site) -> Forward:
         """The site's forward f with the change: ``y = f(x) + up (down x)`` for families that add a low rank."""
+        factors = _Factors(self)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-            up, down = (factor.to(x.dtype) for factor in self.step().factors())
+            up, down = factors(x.dtype)
             return beside(site.layer, site.forward(x, *args, **kwargs), x, up, down)
 
         return adapted
@@ -117,6 +118,25 @@ class Adapter(nn.Module):
     def describe(self) -> str:
         """The settings in a few words, for reports: ``rank 8, alpha 8``."""
         return ", ".join(f"{name} {shown(value)}" for name, value in self.settings().items())
+
+
+class _Factors:
+    """``(up, down)`` of an adapter in a dtype; those of one that does not train are worked out once."""
+
+    def __init__(self, adapter: Adapter):
+        self.adapter, self.trains = adapter, any(parameter.requires_grad for parameter in adapter.parameters())
+        self.kept: dict[torch.dtype, tuple[Tensor, ...]] = {}
+
+    def __call__(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        if self.trains:
+            return self._now(dtype)
+        if dtype not in self.kept:
+            with torch.inference_mode(False), torch.no_grad():
+                self.kept[dtype] = self._now(dtype)
+        return self.kept[dtype]
+
+    def _now(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(factor.to(dtype) for factor in self.adapter.step().factors())
 
 
 def shown(value: float) -> str:

@@ -82,8 +82,11 @@ class LiDB(Adapter):
         return self._matrix
 
     def step(self) -> Sum:
-        """``(A_aux A_train, B_train B_aux)``: tiny products, so that a token costs what it does with LoRA."""
-        return Sum(self.a_aux @ self.a_train, self.b_train @ self.b_aux.mT)
+        """``(A_aux A_train, B_train B_aux)``: tiny products, so that a token costs what it does with LoRA. Those of
+        several subjects are one product, with the basis they share on the right."""
+        several = self.a_train.ndim > 2
+        up = (self.a_train.mT @ self.a_aux.mT).mT if several else self.a_aux @ self.a_train
+        return Sum(up, self.b_train @ self.b_aux.mT)
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"a_train": self.a_train.detach(), "b_train": self.b_train.detach()}

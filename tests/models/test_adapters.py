@@ -185,6 +185,28 @@ def test_every_step_of_an_optimizer_is_seen(family: Family, layer: Layer, name: 
             assert distance(made.module(made.x), expected) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("family", [row for row in TABLE if row.name in ("lora", "lidb")], ids=lambda f: f.name)
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_does_not_train_is_worked_out_once(
+    family: Family, trains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """In each precision; a new attachment sees what has become of the numbers."""
+    made = case(family, LAYERS[0])
+    for parameter in made.link.parameters():
+        parameter.requires_grad_(trains)
+    expected, steps, step = made.output(), [], type(made.adapter).step
+    monkeypatch.setattr(type(made.adapter), "step", lambda self: (steps.append(1), step(self))[1])
+    with made.set.attached({"l": made.module}):
+        assert all(torch.equal(made.module(made.x), expected) for _ in range(3))
+        made.module.bfloat16()
+        assert distance(made.module(made.x.bfloat16()), expected) < TOLERANCE[torch.bfloat16]
+        made.module.float()
+    assert len(steps) == (4 if trains else 2)
+    with torch.no_grad():
+        made.link.parameters()[0].mul_(-1)
+    assert distance(made.output(), expected) > 0.1
+
+
 @by_family
 @by_layer
 @by_dtype
