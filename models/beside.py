@@ -3,7 +3,8 @@
 ``y = f(x) + up (down x)``: the changed weight ``W + up @ down`` is never built, so that a step costs
 ``r (in + out)`` products per token beside the layer's own ``in * out``, and no memory of the weight's size.
 
-Factors with a leading dimension are a batch of subjects: sample i of the input goes through the factors i.
+Factors with a leading dimension are a batch of subjects: sample i of the input goes through the factors i. Where only
+``up`` has one, all subjects share ``down``, which is one product or convolution for the whole batch.
 """
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 def beside(layer: nn.Module, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """``y + up (down x)``, with ``up [..., out, r]`` and ``down [..., r, in]`` (a kernel flattened) in the dtype of
-    ``x``.
+    ``x``; with subjects in ``up`` alone, or in both.
 
     Raises:
         ValueError: the batch has another size than that of the subjects.
@@ -46,8 +47,11 @@ def _convolution(layer: nn.Conv2d, y: Tensor, x: Tensor, up: Tensor, down: Tenso
 
 
 def _convolutions(layer: nn.Conv2d, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """The subjects as groups of one convolution."""
-    kernel = down.unflatten(2, (-1, *layer.kernel_size)).flatten(0, 1)
-    hidden = F.conv2d(x.flatten(0, 1)[None], kernel, None, layer.stride, layer.padding, layer.dilation, len(up))
-    hidden = hidden.view(*down.shape[:2], -1)
-    return torch.baddbmm(y.flatten(2), up, hidden).view_as(y)
+    """The subjects as groups of one convolution, if they do not share it."""
+    kernel = down.unflatten(-1, (-1, *layer.kernel_size))
+    geometry = None, layer.stride, layer.padding, layer.dilation
+    if down.ndim == 2:
+        hidden = F.conv2d(x, kernel, *geometry)
+    else:
+        hidden = F.conv2d(x.flatten(0, 1)[None], kernel.flatten(0, 1), *geometry, len(up))
+    return torch.baddbmm(y.flatten(2), up, hidden.reshape(*up.shape[::2], -1)).view_as(y)

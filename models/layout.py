@@ -87,14 +87,15 @@ class Layout:
         }
 
     def joined(self, parts: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-        """Theta from :meth:`parts`; gradients pass."""
+        """Theta from :meth:`parts`; gradients pass. What has no dimension of subjects is the same for all of them."""
         names = FAMILIES[self.family].tensor_names
         flat = [
             tensor.flatten(tensor.ndim - len(shape))
             for layer, shapes in self.shapes.items()
             for shape, tensor in zip(shapes, (parts[layer][name] for name in names), strict=True)
         ]
-        return torch.cat(flat, dim=-1)
+        subjects = max((tensor.shape[:-1] for tensor in flat), key=len)
+        return torch.cat([tensor.expand(*subjects, -1) for tensor in flat], dim=-1)
 
     def pack(self, link: Link) -> Tensor:
         """Theta ``[N]`` of a link, ``[subjects, N]`` of one that holds several; a copy, without gradients.
@@ -120,11 +121,11 @@ class Layout:
 
     @torch.no_grad()
     def put(self, theta: Tensor, link: Link) -> None:
-        """Give the adapters of ``link``, made by :meth:`link`, the numbers ``theta`` of the same shape."""
+        """Give the adapters of ``link``, made of numbers of the same shape, the numbers ``theta``."""
         for name, tensors in self.parts(theta.detach()).items():
             parameters = dict(link.adapters[name].named_parameters())
             for key, value in tensors.items():
-                parameters[key].copy_(value)
+                parameters[key].copy_(value if value.ndim == parameters[key].ndim else value[0])
 
     def gradient(self, link: Link) -> Tensor:
         """The gradients of the adapters' numbers as one, like theta; zero where none arrived.

@@ -11,6 +11,7 @@ from ..models.adapter_set import AdapterSet, Link
 from ..models.bank_files import Fit
 from ..models.checkpointing import checkpointed
 from ..models.layout import Layout
+from ..models.subjects import side_by_side
 from . import memory
 from .guard import Diverged
 from .loop import FitConfig, fit
@@ -123,7 +124,7 @@ class BankTrainer:
 
     def _link(self, subjects: int, bench: Workbench) -> Link:
         """The start for each subject, as parameters of which those that train want gradients."""
-        link = self.layout.link(self._theta.to(bench.device).expand(subjects, -1))
+        link = side_by_side(self.layout, self._theta.to(bench.device).expand(subjects, -1), self.recipe.shared_input)
         self.recipe.freeze(link)
         return link
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..models.adapter_set import AdapterSet
 from ..models.hypernetwork import HyperNetwork
 from ..models.products import Splitter, product_distance
+from ..models.subjects import side_by_side
 from .noise import generator_for, standard_noise
 from .objective import Draw, Objective
 from .options import TrainingOptions
@@ -115,10 +116,10 @@ class Controls:
     @torch.no_grad()
     def loss(self, theta: Tensor | None) -> float:
         """Mean over people and levels, with the numbers ``theta [n, N]`` on the model; None: without any."""
-        total = 0.0
+        total, layout, shared = 0.0, self.network.layout, self.network.config.shared_input
         for start in range(0, len(self.examples), self.at_once):
             part = slice(start, start + self.at_once)
-            adapters = () if theta is None else (self.network.layout.link(theta[part]),)
+            adapters = () if theta is None else (side_by_side(layout, theta[part], shared),)
             with AdapterSet(adapters).attached(self.bench.layers, self.bench.borrow, self.bench.written_over):
                 total += self._loss(self.examples[part])
         return total / len(self.examples)

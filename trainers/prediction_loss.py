@@ -16,6 +16,7 @@ from torch import Tensor
 from ..models.adapter_set import AdapterSet
 from ..models.hypernetwork import HyperNetwork
 from ..models.products import Splitter, product_distance
+from ..models.subjects import side_by_side
 from .features import Picture
 from .noise import generator_for, standard_noise
 from .objective import Draw, Objective
@@ -143,7 +144,7 @@ class PredictionLoss:
     def _through_the_model(self, theta: Tensor, draw: Draw) -> tuple[float, Tensor]:
         """Sum of the losses of the draw's samples, each with its own numbers on the model, and its gradient."""
         layout, bench = self.network.layout, self.bench
-        link, scale = layout.link(theta), SCALE if bench.half else 1.0
+        link, scale = side_by_side(layout, theta, self.network.config.shared_input), SCALE if bench.half else 1.0
         with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
             loss = self.objective(draw).sum()
             (scale * loss).backward()

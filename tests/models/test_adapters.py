@@ -20,9 +20,10 @@ from hyperbooth.models.adapters import (
     PaRaConfig,
 )  # fmt: skip
 from hyperbooth.models.frozen import frozen
+from hyperbooth.models.layout import Layout
 from hyperbooth.models.steps import changed
 from hyperbooth.models.storage import load_adapter, save_adapter
-from hyperbooth.models.subjects import stacked, unstacked
+from hyperbooth.models.subjects import side_by_side, stacked, unstacked
 from hyperbooth.models.targets import Target
 from hyperbooth.trainers.optimizers import OPTIMIZERS
 from torch import Tensor, nn
@@ -337,6 +338,26 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: La
             assert distance(stack.grad[i], parameter.grad) < 10 * TOLERANCE[dtype]
     for one, again in zip(made, unstacked(link), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.link.parameters(), again.parameters(), strict=True))
+
+
+@by_layer
+@by_dtype
+def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer, dtype: torch.dtype) -> None:
+    """Outputs, and gradients of what is their own."""
+    (family,) = (row for row in TABLE if row.config == LiDBConfig(2, 10, 5, 7))
+    made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
+    for one in made[1:]:
+        one.adapter.b_train.data.copy_(made[0].adapter.b_train.data)
+    module, x, whole = made[0].module, made[0].x, stacked([one.link for one in made])
+    layout = Layout.of(made[0].link)
+    shared, outputs = side_by_side(layout, layout.pack(whole), True), []
+    for link in (shared, whole):
+        with frozen(module), AdapterSet((link,)).attached({"l": module}):
+            outputs.append(module(x))
+            outputs[-1].float().square().mul(1e-3).sum().backward()
+    assert distance(*outputs) < TOLERANCE[dtype]
+    assert distance(shared.adapters["l"].a_train.grad, whole.adapters["l"].a_train.grad) < 10 * TOLERANCE[dtype]
+    assert shared.adapters["l"].b_train.grad is None
 
 
 @by_low_rank

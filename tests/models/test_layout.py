@@ -9,7 +9,7 @@ from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.frozen import frozen
 from hyperbooth.models.layout import Layout
-from hyperbooth.models.subjects import stacked, unstacked
+from hyperbooth.models.subjects import side_by_side, stacked, unstacked
 from hyperbooth.models.targets import Target
 from torch import nn
 
@@ -57,6 +57,28 @@ def test_putting_numbers_in_place_equals_a_new_link() -> None:
     before = kept.parameters()
     layout.put(thetas, kept)
     assert same(kept, layout.link(thetas)) and all(a is b for a, b in zip(before, kept.parameters(), strict=True))
+
+
+def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
+    """One input side for all, without a gradient; packed, filled and read like any other link."""
+    layout = Layout.of(link())
+    thetas = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
+    whole = layout.link(thetas)
+    for adapter in whole.adapters.values():
+        adapter.b_train.data.copy_(adapter.b_train.data[:1].clone())
+    thetas = layout.pack(whole)
+    made = side_by_side(layout, thetas, True)
+    for adapter in made.adapters.values():
+        assert adapter.a_train.ndim == 3 and adapter.a_train.requires_grad
+        assert adapter.b_train.ndim == 2 and not adapter.b_train.requires_grad
+    assert layout.pack(made).equal(thetas)
+    layout.put(thetas.roll(1, 0), made)
+    assert layout.pack(made).equal(thetas.roll(1, 0))
+    for adapter in made.adapters.values():
+        adapter.a_train.grad = torch.ones_like(adapter.a_train)
+    gradient = layout.parts(layout.gradient(made))
+    assert all(parts["a_train"].eq(1).all() and parts["b_train"].eq(0).all() for parts in gradient.values())
+    assert same(side_by_side(layout, thetas, False), whole)
 
 
 def test_the_links_gradient_is_thetas() -> None:
