@@ -12,7 +12,8 @@ picture's tokens f and says how each layer's numbers should change; the picture 
 | K      | refinements                                                                       |
 
 The paper leaves widths, heads, the output's scale and the start open: all of that is our choice, and the start
-``theta_0`` here is not one for all but a linear guess from the pooled tokens, see :meth:`HyperNetwork.begin`.
+``theta_0`` here is not one for all but a linear guess from the pooled tokens, see :meth:`HyperNetwork.begin`. Where
+people share a factor (LiDB's B_train), it can be learnt with the network: one for everybody, see ``learnt_input``.
 """
 
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ class HyperNetworkConfig:
         refinements: K, 4 where others have said it.
         directions: principal directions of the bank that the linear guess spans; 0: the start is the mean.
         shared_input: the input side's factor is the mean's for everybody, so that a person is linear in what is left.
+        learnt_input: that factor is learnt with the network, from the mean's on: it says what people can differ in.
     """
 
     width: int = 256
@@ -45,11 +47,14 @@ class HyperNetworkConfig:
     refinements: int = 4
     directions: int = 64
     shared_input: bool = False
+    learnt_input: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("depth", 1), ("heads", 1), ("refinements", 1), ("directions", 0)):
             if not least <= getattr(self, name) <= 2**16:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number from {least} to {2**16}")
+        if self.learnt_input and not self.shared_input:
+            raise ValueError("learnt_input is for a bank of people who share an input side; build it with shared_input")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; give one")
 
@@ -76,6 +81,8 @@ class HyperNetwork(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(one, config.depth, nn.LayerNorm(width))
         self.heads = nn.Parameter(torch.empty(layers, width, slots))
+        self._shared = _others(self._places, layout.numbers)
+        self.input_side = nn.Parameter(torch.empty(len(self._shared))) if config.learnt_input else None
         self.guess = _Guess(config.directions, 3 * encoder_width, len(self._places)) if config.directions else None
         self.register_buffer("mean", torch.empty(layout.numbers))
         self.register_buffer("scale", torch.empty(layout.numbers))
@@ -97,12 +104,15 @@ class HyperNetwork(nn.Module):
             return cls(config, layout, encoder_width)
 
     @torch.no_grad()
-    def copied(self, refinements: int | None = None) -> "HyperNetwork":
-        """A copy on the CPU; one that refines its prediction so often, if that is said."""
+    def copied(self, refinements: int | None = None, learnt_input: bool = False) -> "HyperNetwork":
+        """A copy on the CPU; one that refines so often, and learns the shared factor, if that is said."""
         config = self.config if refinements is None else replace(self.config, refinements=refinements)
+        config = replace(config, learnt_input=config.learnt_input or learnt_input)
         with torch.inference_mode(False):
             numbers = {name: value.to("cpu", copy=True) for name, value in self.state_dict().items()}
             copy = HyperNetwork.empty(config, self.layout, self.encoder_width)
+            if config.learnt_input:
+                numbers.setdefault("input_side", torch.zeros(len(self._shared)))
             copy.load_state_dict(numbers, assign=True)
         return copy
 
@@ -116,7 +126,8 @@ class HyperNetwork(nn.Module):
                 parameter.normal_(0, inputs**-0.5, generator=generator)
         self.position.normal_(0, 0.02, generator=generator)
         self.heads.normal_(0, HEAD_STD, generator=generator)
-        for zero in (self.mean, self.scale, *(self.guess.parameters() if self.guess else ())):
+        guess = self.guess.parameters() if self.guess else ()
+        for zero in (self.mean, self.scale, *guess, *([] if self.input_side is None else [self.input_side])):
             zero.zero_()
 
     @torch.no_grad()
@@ -145,9 +156,12 @@ class HyperNetwork(nn.Module):
         return self.theta(self.standardised(features))
 
     def theta(self, z: Tensor) -> Tensor:
-        """``mean + scale z``; what is shared is the mean's."""
+        """``mean + scale z``; what is shared is the mean's, and what was learnt beside it."""
         places = self._places.to(z.device)
-        return self.mean.expand(len(z), -1).index_add(1, places, self.scale[places] * z)
+        theta = self.mean.expand(len(z), -1).index_add(1, places, self.scale[places] * z)
+        if self.input_side is None:
+            return theta
+        return theta.index_add(1, self._shared.to(z.device), self.input_side.expand(len(z), -1))
 
     def standardised(self, features: Tensor) -> Tensor:
         """``z_K [batch, P]``."""
@@ -197,6 +211,14 @@ def pooled(features: Tensor) -> Tensor:
     ``[batch, tokens, width] -> [batch, 3 width]``."""
     deviation = features.var(1, unbiased=False).clamp(min=1e-12).sqrt()
     return torch.cat([features[:, 0], features.mean(1), deviation], -1)
+
+
+def _others(places: Tensor, numbers: int) -> Tensor:
+    """Those of ``range(numbers)`` that are not among ``places``."""
+    with torch.device("cpu"):
+        left = torch.ones(numbers, dtype=torch.bool)
+        left[places] = False
+        return left.nonzero().flatten()
 
 
 def _tokens_of(layout: Layout, shared_input: bool) -> tuple[Tensor, Tensor, int]:

@@ -122,7 +122,7 @@ def _config(said: Mapping[str, Any]) -> HyperNetworkConfig:
     config = HyperNetworkConfig(**said)
     for name, value in said.items():
         most = DEEPEST if name in ("depth", "refinements") else WIDEST
-        if type(value) is not (bool if name == "shared_input" else int) or value > most:
+        if type(value) is not (bool if name in ("shared_input", "learnt_input") else int) or value > most:
             raise ValueError(f"gives {value!r:.40} for {name}; expected one of at most {most}")
     return config
 

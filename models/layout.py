@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import claims
 from .adapter_set import Link
@@ -128,19 +128,19 @@ class Layout:
                 parameters[key].copy_(value if value.ndim == parameters[key].ndim else value[0])
 
     def gradient(self, link: Link) -> Tensor:
-        """The gradients of the adapters' numbers as one, like theta; zero where none arrived.
+        """The gradients of the adapters' numbers as one, like theta; zero where none arrived. Of what subjects share,
+        each has its part.
 
         ``theta.backward(layout.gradient(link))`` takes them on to whatever theta was made of.
         """
-        return self.joined(
-            {
-                name: {
-                    key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                    for key, parameter in adapter.named_parameters()
-                }
-                for name, adapter in link.adapters.items()
-            }
-        )
+        widest = max(link.parameters(), key=lambda parameter: parameter.ndim)
+
+        def of(parameter: nn.Parameter) -> Tensor:
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            return found if found.ndim == widest.ndim else found / len(widest)
+
+        parameters = {name: dict(adapter.named_parameters()) for name, adapter in link.adapters.items()}
+        return self.joined({name: {key: of(p) for key, p in own.items()} for name, own in parameters.items()})
 
     def check_same(self, other: "Layout", ours: str, theirs: str) -> None:
         """``other`` gives numbers the same meaning.

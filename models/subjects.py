@@ -10,26 +10,27 @@ from .adapters import Adapter
 from .layout import Layout
 
 
-def side_by_side(layout: Layout, theta: Tensor, shared_input: bool) -> Link:
+def side_by_side(layout: Layout, theta: Tensor, shared_input: bool, learnt_input: bool = False) -> Link:
     """New adapters that hold ``theta [subjects, N]``, see :meth:`.Layout.link`.
 
     Args:
         shared_input: the subjects differ in each layer's first tensor, its output side, alone. The first subject's
-            others then serve all of them, without a dimension of subjects, and want no gradient.
+            others then serve all of them, without a dimension of subjects.
+        learnt_input: these want a gradient, too.
     """
     link = layout.link(theta)
     if not shared_input:
         return link
-    adapters = {name: _sharing(adapter) for name, adapter in link.adapters.items()}
+    adapters = {name: _sharing(adapter, learnt_input) for name, adapter in link.adapters.items()}
     return Link(link.family, adapters, link.targets)
 
 
-def _sharing(adapter: Adapter) -> Adapter:
+def _sharing(adapter: Adapter, learnt: bool) -> Adapter:
     own, tensors = adapter.tensor_names[0], adapter.to_tensors()
     with torch.inference_mode(False):
         shared = adapter.with_tensors({name: value if name == own else value[0] for name, value in tensors.items()})
     for name, parameter in shared.named_parameters():
-        parameter.requires_grad_(name == own)
+        parameter.requires_grad_(learnt or name == own)
     return shared
 
 

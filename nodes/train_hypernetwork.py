@@ -137,7 +137,7 @@ def run_of(
 ) -> HyperRun:  # fmt: skip
     """The run that these inputs ask for."""
     shared = bool(bank.manifest.settings.get("shared_input"))
-    config = HyperNetworkConfig(width, refinements=refinements, shared_input=shared)
+    config = HyperNetworkConfig(width, refinements=refinements, shared_input=shared, learnt_input=shared)
     return HyperRun(
         bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from
     )  # fmt: skip

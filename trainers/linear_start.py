@@ -38,7 +38,7 @@ def starting_network(
         line = begin(network, bank, training, features, alive) if ranks.leads else ""
         ranks.give([*network.state_dict().values()])
         return network, line
-    network = run.start_from.network.copied(run.config.refinements)
+    network = run.start_from.network.copied(run.config.refinements, run.config.learnt_input)
     return network, f"start: a hypernetwork of {run.start_from.facts.get('steps', 0)} steps"
 
 

@@ -143,8 +143,9 @@ class PredictionLoss:
 
     def _through_the_model(self, theta: Tensor, draw: Draw) -> tuple[float, Tensor]:
         """Sum of the losses of the draw's samples, each with its own numbers on the model, and its gradient."""
-        layout, bench = self.network.layout, self.bench
-        link, scale = side_by_side(layout, theta, self.network.config.shared_input), SCALE if bench.half else 1.0
+        layout, bench, config = self.network.layout, self.bench, self.network.config
+        link = side_by_side(layout, theta, config.shared_input, config.learnt_input)
+        scale = SCALE if bench.half else 1.0
         with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
             loss = self.objective(draw).sum()
             (scale * loss).backward()

@@ -106,6 +106,26 @@ def test_a_shared_input_factor_is_the_means() -> None:
         assert (tensors["a_train"] != mean[name]["a_train"]).any()
 
 
+def test_a_learnt_input_factor_starts_as_the_means_and_is_everybodys() -> None:
+    plain = network(shared_input=True)
+    made = plain.copied(learnt_input=True)
+    assert torch.equal(made(features()), plain(features())) and made.copied().config == made.config
+    made(features()).square().sum().backward()
+    assert made.input_side.grad.all()
+    with torch.no_grad():
+        made.input_side.copy_(torch.arange(len(made.input_side)))
+    parts, before, at = LAYOUT.parts(made(features())), LAYOUT.parts(plain(features())), 0
+    for name, tensors in parts.items():
+        added = (tensors["b_train"] - before[name]["b_train"]).flatten(1)
+        expected = torch.arange(at, at + added.shape[1]).float()
+        assert torch.allclose(added, expected.expand_as(added), atol=1e-4)
+        assert torch.equal(tensors["a_train"], before[name]["a_train"])
+        at += added.shape[1]
+    assert at == len(made.input_side)
+    with pytest.raises(ValueError, match="learnt_input is for a bank of people who share an input side"):
+        HyperNetworkConfig(learnt_input=True)
+
+
 def test_what_is_shared_takes_no_place() -> None:
     made = network(shared_input=True)
     predicted = sum(tensors["a_train"].numel() for tensors in LAYOUT.parts(made.mean).values())

@@ -38,7 +38,9 @@ def tokens(seed: int = 1) -> torch.Tensor:
     return torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("settings", [{}, {"directions": 0, "shared_input": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"directions": 0, "shared_input": True}, {"shared_input": True, "learnt_input": True}]
+)
 def test_what_was_saved_comes_back(tmp_path: Path, settings: dict[str, Any]) -> None:
     made = predictor(**settings)
     save_predictor(made, tmp_path / "a.safetensors")

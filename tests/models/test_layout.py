@@ -81,6 +81,23 @@ def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
     assert same(side_by_side(layout, thetas, False), whole)
 
 
+def test_a_learnt_input_side_has_everybodys_gradient() -> None:
+    layout, name = Layout.of(link()), TARGETS[0].name
+    theta = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
+    for tensors in layout.parts(theta).values():
+        tensors["b_train"].copy_(tensors["b_train"][:1].clone())
+    layer, x, found = nn.Linear(9, 12), torch.randn(3, 9, generator=torch.Generator().manual_seed(2)), []
+    for made in (side_by_side(layout, theta, True, learnt_input=True), layout.link(theta)):
+        with frozen(layer), AdapterSet((made,)).only([name]).attached({name: layer}):
+            layer(x).square().sum().backward()
+        found.append(layout.gradient(made))
+    together, apart = found
+    assert torch.allclose(together.sum(0), apart.sum(0), atol=1e-5)
+    ours, theirs = (layout.parts(gradient)[name]["a_train"] for gradient in found)
+    assert torch.allclose(ours, theirs, atol=1e-6) and theirs.abs().sum() > 0
+    assert layout.parts(apart)[name]["b_train"].abs().sum() > 0
+
+
 def test_the_links_gradient_is_thetas() -> None:
     """Through parameters of its own and :meth:`Layout.gradient`, against autograd through :meth:`Layout.parts`."""
     layout = Layout.of(link())
