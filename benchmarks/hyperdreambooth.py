@@ -126,7 +126,7 @@ def mean_of(predictor: Any) -> Any:
     """What the hypernetwork makes of nobody."""
     from hyperbooth.models.adapter_set import AdapterSet
 
-    return AdapterSet((predictor.network.layout.link(predictor.network.mean),))
+    return AdapterSet((predictor.network.layout.link(predictor.network.nobody().detach()),))
 
 
 KEPT = world("hypernetwork.kept")

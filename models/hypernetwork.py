@@ -37,8 +37,9 @@ class HyperNetworkConfig:
         heads: of its attention.
         refinements: K, 4 where others have said it.
         directions: principal directions of the bank that the linear guess spans; 0: the start is the mean.
-        shared_input: the input side's factor is the mean's for everybody, so that a person is linear in what is left.
-        learnt_input: that factor is learnt with the network, from the mean's on: it says what people can differ in.
+        shared_input: the input side's factor is the same for everybody, so that a person is linear in what is left; it
+            is the mean's.
+        learnt_input: it is the mean's at first, and learnt with the network: it says what people can differ in.
     """
 
     width: int = 256
@@ -132,8 +133,8 @@ class HyperNetwork(nn.Module):
 
     @torch.no_grad()
     def standardise(self, mean: Tensor, scale: Tensor) -> None:
-        """Predict around ``mean [N]``, in units of ``scale [N]``; a number whose scale is 0 stays at the mean, and so
-        does what is shared."""
+        """Predict around ``mean [N]``, in units of ``scale [N]``; a number whose scale is 0 stays at the mean, and what
+        is shared is no picture's to say."""
         self.mean.copy_(mean)
         self.scale.zero_()
         self.scale[self._places] = scale[self._places]
@@ -162,6 +163,10 @@ class HyperNetwork(nn.Module):
         if self.input_side is None:
             return theta
         return theta.index_add(1, self._shared.to(z.device), self.input_side.expand(len(z), -1))
+
+    def nobody(self) -> Tensor:
+        """``theta [N]`` without a picture: the mean person, with what was learnt for everybody."""
+        return self.theta(self.mean.new_zeros(1, len(self._places)))[0]
 
     def standardised(self, features: Tensor) -> Tensor:
         """``z_K [batch, P]``."""

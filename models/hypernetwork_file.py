@@ -2,7 +2,8 @@
 
 Its tensors are the network's own, by name; the header's ``hyperbooth_hypernetwork`` entry (JSON) holds the format
 version, the sizes, the layout of what is predicted, the encoder and the base it was made with, the prompt and facts.
-The mean and the scale stay float32 whatever the precision of the file: every prediction is made of them.
+What every prediction is made of (the mean, the scale, a learnt input side) stays float32 whatever the precision of the
+file.
 """
 
 import json
@@ -22,8 +23,9 @@ from .predictor import Made, Predictor
 from .storage import in_file, write_tensors
 
 HEADER = "hyperbooth_hypernetwork"
-VERSION = 2
-EXACT = ("mean", "scale")
+VERSION, LEARNT_INPUT = 2, 3
+"""Of the format; the second one is for networks that learnt an input side, which a pack of the first cannot read."""
+EXACT = ("mean", "scale", "input_side")
 WIDEST, DEEPEST = 2**14, 64
 """Sizes that a file may claim: far beyond any, so that a stranger's takes no memory to refuse."""
 
@@ -37,7 +39,7 @@ def save_predictor(predictor: Predictor, path: Path, dtype: torch.dtype = torch.
     """
     state = predictor.network.state_dict()
     tensors = in_file({name: state[name] for name in state if name not in EXACT}, dtype)
-    tensors |= in_file({name: state[name] for name in EXACT}, torch.float32)
+    tensors |= in_file({name: state[name] for name in EXACT if name in state}, torch.float32)
     said = json.dumps(_header(predictor), ensure_ascii=False)
     _network(path.name, said, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     write_tensors(tensors, path, {HEADER: said})
@@ -68,9 +70,11 @@ def load_predictor(path: Path) -> Predictor:
 
 
 def _header(predictor: Predictor) -> dict[str, Any]:
+    config = asdict(predictor.network.config)
+    learnt = config["learnt_input"] or config.pop("learnt_input")
     return {
-        "version": VERSION,
-        "config": asdict(predictor.network.config),
+        "version": LEARNT_INPUT if learnt else VERSION,
+        "config": config,
         "encoder_width": predictor.network.encoder_width,
         "layout": predictor.network.layout.to_json(),
         "encoder": asdict(predictor.encoder),
@@ -86,10 +90,10 @@ def _network(
     """What the header says, checked, and the network of that kind without numbers yet."""
     try:
         said = claims.parsed(text)
-        if said["version"] != VERSION:
+        if said["version"] not in (VERSION, LEARNT_INPUT):
             raise ValueError(
-                f"has format version {said['version']!r:.40}, this pack reads {VERSION}; update the pack, or train the "
-                "hypernetwork again if its version is the lower one"
+                f"has format version {said['version']!r:.40}, this pack reads {VERSION} and {LEARNT_INPUT}; update the "
+                "pack, or train the hypernetwork again if its version is the lower one"
             )
         layout = Layout.from_json(said["layout"])
         if shapes.get("mean") != (layout.numbers,):

@@ -44,6 +44,11 @@ def layout_of(loaded: Any, text: bool = False) -> Layout:
     return Layout.of(Link.create("lidb", select_targets(shapes, "attention"), CONFIG, torch.Generator()))
 
 
+def shared_by_all(like: Tensor) -> Tensor:
+    """An input side."""
+    return torch.randn(like.shape, generator=generator_for(7, like.numel())) / 4
+
+
 def write_bank(
     folder: Path, loaded: Any, people: range = range(40), pictures: int = 1, per_shard: int = 16, text: bool = False,
     shared_input: bool = False,
@@ -55,6 +60,8 @@ def write_bank(
     for start in range(people.start, people.stop, per_shard):
         some = range(start, min(start + per_shard, people.stop))
         thetas = torch.stack([theta_of(person, manifest.layout.numbers) for person in some])
+        for tensors in manifest.layout.parts(thetas).values() if shared_input else ():
+            tensors["b_train"].copy_(shared_by_all(tensors["b_train"][0]))
         images = torch.cat([pictures_of(person, pictures) for person in some])
         latents = torch.randn(len(images), 4, 8, 8, generator=generator_for(start, 5))
         fits = {f"person {person:04}": Fit(1.0, 0.9, 0.95) for person in some}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..models.adapter_set import AdapterSet
+from ..models.adapter_set import AdapterSet, Link
 from ..models.hypernetwork import HyperNetwork
 from ..models.products import Splitter, product_distance
 from ..models.subjects import side_by_side
@@ -98,11 +98,13 @@ class Controls:
         own = self.network(self.features)
         wrong = own.roll(1, 0)
         losses = {**self.fixed, "own": self.loss(own), "wrong": self.loss(wrong)}
+        if self.network.input_side is not None:  # what is learnt for everybody shows nobody
+            losses["mean"] = self.loss(self.network.nobody().expand_as(own))
         return Look(**losses, explained=self._explained(own), explained_wrong=self._explained(wrong))
 
     @property
     def fixed(self) -> Mapping[str, float]:
-        """Losses that no training of the network changes; measured once."""
+        """Losses that no training of the network's predictions changes, the bank's mean among them; measured once."""
         if self._fixed is None:
             mean = self.network.mean.expand(len(self.examples), -1)
             self._fixed = {"base": self.loss(None), "mean": self.loss(mean), "fitted": self.loss(self.fitted)}
@@ -119,7 +121,7 @@ class Controls:
         total, layout, shared = 0.0, self.network.layout, self.network.config.shared_input
         for start in range(0, len(self.examples), self.at_once):
             part = slice(start, start + self.at_once)
-            adapters = () if theta is None else (side_by_side(layout, theta[part], shared),)
+            adapters = () if theta is None else (_still(side_by_side(layout, theta[part], shared)),)
             with AdapterSet(adapters).attached(self.bench.layers, self.bench.borrow, self.bench.written_over):
                 total += self._loss(self.examples[part])
         return total / len(self.examples)
@@ -144,3 +146,10 @@ class Controls:
         mean = split(self.network.mean.expand(len(theta), -1))
         far = product_distance(mean, fitted).sum().clamp(min=1e-30)
         return 1 - (product_distance(split(theta), fitted).sum() / far).item()
+
+
+def _still(link: Link) -> Link:
+    """The link, of which nothing trains."""
+    for parameter in link.parameters():
+        parameter.requires_grad_(False)
+    return link

@@ -130,11 +130,13 @@ def _added_up(loss: float, state: TrainState, ranks: Ranks) -> float:
 def _none_is_zero(parameters: Sequence[nn.Parameter]) -> None:
     """Where no term reaches a parameter the gradient is zero: a word trains, and every prompt of the batch was dropped.
 
-    A single parameter without a gradient is one that no loss ever reaches, and stays out of the update.
+    A single parameter without a gradient is one that no loss ever reaches, and stays out of the update, as those do
+    that want none.
     """
     if all(parameter.grad is None for parameter in parameters):
         for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def _count_skipped(state: TrainState, norm: float) -> None:

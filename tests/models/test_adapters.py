@@ -343,21 +343,24 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: La
 @by_layer
 @by_dtype
 def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer, dtype: torch.dtype) -> None:
-    """Outputs, and gradients of what is their own."""
+    """Outputs, and gradients of what is their own and of what they share."""
     (family,) = (row for row in TABLE if row.config == LiDBConfig(2, 10, 5, 7))
     made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
     for one in made[1:]:
         one.adapter.b_train.data.copy_(made[0].adapter.b_train.data)
     module, x, whole = made[0].module, made[0].x, stacked([one.link for one in made])
     layout = Layout.of(made[0].link)
-    shared, outputs = side_by_side(layout, layout.pack(whole), True), []
+    shared, outputs = side_by_side(layout, layout.pack(whole), True, learnt_input=True), []
     for link in (shared, whole):
         with frozen(module), AdapterSet((link,)).attached({"l": module}):
             outputs.append(module(x))
             outputs[-1].float().square().mul(1e-3).sum().backward()
     assert distance(*outputs) < TOLERANCE[dtype]
     assert distance(shared.adapters["l"].a_train.grad, whole.adapters["l"].a_train.grad) < 10 * TOLERANCE[dtype]
-    assert shared.adapters["l"].b_train.grad is None
+    everybodys = whole.adapters["l"].b_train.grad.sum(0)
+    assert distance(shared.adapters["l"].b_train.grad, everybodys) < 10 * TOLERANCE[dtype]
+    without = side_by_side(layout, layout.pack(whole), True).adapters["l"]
+    assert without.a_train.requires_grad and not without.b_train.requires_grad
 
 
 @by_low_rank

@@ -1,6 +1,7 @@
 """Training a hypernetwork on a bank: it sees the person, its losses are the formulas, and nothing is lost."""
 
 import itertools
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,13 @@ def test_a_shared_input_side_is_everybodys_and_learnt(
 ) -> None:
     bank = write_bank(tmp_path / "bank", loaded, range(8), shared_input=True)
     weight, denoising = losses
-    hypernetwork, _, _ = trained(
+    hypernetwork, _, report = trained(
         node, loaded, bank, steps=20, learning_rate=1e-3, weight_loss=weight, denoising_loss=denoising
     )
+    means = re.findall(r"base [\d.]+, mean ([\d.]+),", report)
+    assert len(means) == 2
+    if denoising:
+        assert means[0] != means[1], "what everybody has is in the control, too"
     network = hypernetwork.network
     first, second = (network.layout.parts(row) for row in predicted(node, hypernetwork, range(2)))
     mean = network.layout.parts(network.mean)

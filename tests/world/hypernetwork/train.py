@@ -13,6 +13,7 @@ of :data:`LEVELS`, which are the ones where a face is decided.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,17 +110,19 @@ def _bank(call: Call, base: Loaded, folder: Path, course: Course, options: Any) 
     bank, report = call(
         "BuildBank", model=base.model, clip=base.clip, vae=base.vae, folder="people", method=method, prompt=PROMPT,
         steps=course.steps, subjects_per_batch=course.side_by_side, seed=0, resolution=64, options=options,
-        start_from=_kept_mean(call, base, folder / "mean.safetensors", course, options), shared_input=True,
+        start_from=_kept_mean(call, base, folder, course, options), shared_input=True,
     )  # fmt: skip
     print(report, flush=True)
     return bank
 
 
-def _kept_mean(call: Call, base: Loaded, path: Path, course: Course, options: Any) -> Any:
-    """The mean person at `path`, trained if it is not there: a bank grows around the same one only."""
+def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course, options: Any) -> Any:
+    """The mean person in `folder`, trained if it is not there: a bank grows around the same one only."""
     load_pack()
     from hyperbooth.models.storage import load_adapter, save_adapter
 
+    made = repr((digest(read(WEIGHTS)), LIDB, RATE_OF_PERSON, OPTIONS, course.many, course.together, course.mean_steps))
+    path = folder / f"mean_{hashlib.sha256(made.encode()).hexdigest()[:12]}.safetensors"
     if not path.exists():
         save_adapter(_mean(call, base, course, options), path)
     return load_adapter(path)
