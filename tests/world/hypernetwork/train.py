@@ -49,7 +49,6 @@ class Course:
         people, side_by_side: in the bank, and in one batch of it.
         steps: of each person.
         network: steps of the hypernetwork.
-        further: more of them, by pictures alone, where the bank's short trainings hold nothing back.
     """
 
     many: int = 48
@@ -59,7 +58,6 @@ class Course:
     side_by_side: int = 50
     steps: int = 60
     network: int = 4000
-    further: int = 4000
 
 
 COURSE = Course()
@@ -76,15 +74,13 @@ def train(folder: Path, course: Course = COURSE) -> Any:
     with _comfyui_in(folder):
         base = load(folder / f"small_world_{digest(read(WEIGHTS))}.safetensors")
         (options,) = call("TrainingOptions", **OPTIONS)
-        bank, network = _bank(call, base, folder, course, options), None
-        for steps, weight in ((course.network, WEIGHT_LOSS), (course.further, 0.0)):
-            (slower_start,) = call("TrainingOptions", **OPTIONS, warmup_steps=steps // 80)
-            network, _, report = call(
-                "TrainHyperNetwork", model=base.model, clip=base.clip, clip_vision=vision, bank=bank, steps=steps,
-                learning_rate=RATE_OF_NETWORK, batch_size=BATCH, refinements=REFINEMENTS, width=WIDTH,
-                weight_loss=weight, options=slower_start, start_from=network,
-            )  # fmt: skip
-            print(report, flush=True)
+        (slower_start,) = call("TrainingOptions", **OPTIONS, warmup_steps=course.network // 80)
+        network, _, report = call(
+            "TrainHyperNetwork", model=base.model, clip=base.clip, clip_vision=vision,
+            bank=_bank(call, base, folder, course, options), steps=course.network, learning_rate=RATE_OF_NETWORK,
+            batch_size=BATCH, refinements=REFINEMENTS, width=WIDTH, weight_loss=WEIGHT_LOSS, options=slower_start,
+        )  # fmt: skip
+        print(report, flush=True)
         return network
 
 
