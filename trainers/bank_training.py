@@ -124,9 +124,8 @@ class BankTrainer:
 
     def _link(self, subjects: int, bench: Workbench) -> Link:
         """The start for each subject, as parameters of which those that train want gradients."""
-        link = side_by_side(self.layout, self._theta.to(bench.device).expand(subjects, -1), self.recipe.shared_input)
-        self.recipe.freeze(link)
-        return link
+        theta = self._theta.to(bench.device).expand(subjects, -1)
+        return side_by_side(self.layout, theta, self.recipe.shared_input)
 
     def _loss(self, bench: Workbench, subjects: Sequence[Subject]) -> SideBySide:
         options = self.recipe.options

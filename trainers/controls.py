@@ -52,12 +52,14 @@ class Look:
         said = {f"loss_{name}": getattr(self, name) for name in LOSSES}
         return {**said, "explained": self.explained, "explained_wrong": self.explained_wrong}
 
-    def __str__(self) -> str:
+    def said(self, of_weights: bool) -> str:
+        """In words; of the weights only where they are what is learnt: else nothing keeps them near the fitted ones."""
         losses = ", ".join(f"{name} {getattr(self, name):.4f}" for name in LOSSES)
-        return (
-            f"loss on people held out: {losses}; of their weights' differences {self.explained:.1%} foretold "
+        weights = (
+            f"; of their weights' differences {self.explained:.1%} foretold "
             f"({self.explained_wrong:.1%} from the wrong picture)"
         )
+        return f"loss on people held out: {losses}{weights if of_weights else ''}"
 
 
 LOSSES = tuple(field.name for field in fields(Look))[:5]

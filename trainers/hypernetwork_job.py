@@ -177,8 +177,11 @@ class Job:
         if step not in self.looks:
             with self.state.result():
                 self.looks[step] = self.controls.look()
-            logging.info("HyperBooth: step %d: %s", step, self.looks[step])
+            logging.info("HyperBooth: step %d: %s", step, self._said(step))
         return self.looks[step]
+
+    def _said(self, step: int) -> str:
+        return self.looks[step].said(of_weights=self.run.weight_loss > 0)
 
     def settle(self, states: States) -> None:
         """Take the parameters of the step that was best on people held out; in a bank of few that comes early."""
@@ -219,7 +222,7 @@ class Job:
     def notes(self, states: States) -> tuple[str, ...]:
         """The start, the first look, the best and the last, and what went wrong without harm."""
         told = sorted({min(self.looks), self.at, max(self.looks)})
-        lines = [*self.lines, *(f"at step {step}: {self.looks[step]}" for step in told)]
+        lines = [*self.lines, *(f"at step {step}: {self._said(step)}" for step in told)]
         which = f"; that of step {self.lost}" if self.lost is not None else ""
         gone = ", is not on the disk any more" if which else ""
         lines += [f"the hypernetwork is that of step {self.at}{which}, the best on people held out{gone}"]

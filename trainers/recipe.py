@@ -13,8 +13,6 @@ from .options import Method, TrainingOptions, check_number
 from .run import COSMETIC, targets_of
 from .start import new_link
 
-OUTPUT_SIDE = "a_train"
-"""LiDB's factor on the output's side; it is zero at the start, and a change is linear in it."""
 NEUTRAL = {**COSMETIC, "gradient_checkpointing": False, "precision": "auto", "validation": 0}
 """Options that leave a subject's numbers what they are, up to rounding."""
 TOGETHER = {"optimizer": ("adafactor",), "prior_mode": ("prediction",)}
@@ -91,12 +89,6 @@ class Recipe:
         except ValueError as error:
             raise ValueError(f"start_from: {error}. Train it with the method of this bank") from error
         return chain[0]
-
-    def freeze(self, link: Link) -> None:
-        """Have only those numbers of ``link`` want gradients that are to train."""
-        for adapter in link.adapters.values():
-            for name, parameter in adapter.named_parameters():
-                parameter.requires_grad_(not self.shared_input or name == OUTPUT_SIDE)
 
     def settings(self, start: Link) -> dict[str, Any]:
         """Everything that a subject's numbers depend on, but the base and its pictures, by dotted names."""

@@ -78,7 +78,8 @@ def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
         adapter.a_train.grad = torch.ones_like(adapter.a_train)
     gradient = layout.parts(layout.gradient(made))
     assert all(parts["a_train"].eq(1).all() and parts["b_train"].eq(0).all() for parts in gradient.values())
-    assert same(side_by_side(layout, thetas, False), whole)
+    apart = side_by_side(layout, thetas, False)
+    assert same(apart, whole) and all(parameter.requires_grad for parameter in apart.parameters())
 
 
 def test_a_learnt_input_side_has_everybodys_gradient() -> None:

@@ -157,6 +157,7 @@ def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> 
             node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
         )
     assert len(loss_map["loss"]) == 4 and hypernetwork.facts["loss_own"] > 0 and "at step 4: " in report
+    assert "foretold (" not in report, "of weights, which were no aim"
 
 
 @pytest.mark.parametrize("losses", [(1.0, 0.0), (0.0, 1.0)], ids=["weights", "pictures"])

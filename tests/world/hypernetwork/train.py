@@ -13,7 +13,6 @@ of :data:`LEVELS`, which are the ones where a face is decided.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,9 +115,10 @@ def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course, options: 
     """The mean person in `folder`, trained if it is not there: a bank grows around the same one only."""
     load_pack()
     from hyperbooth.models.storage import load_adapter, save_adapter
+    from hyperbooth.trainers.fingerprint import fingerprint
 
-    made = repr((digest(read(WEIGHTS)), LIDB, RATE_OF_PERSON, OPTIONS, course.many, course.together, course.mean_steps))
-    path = folder / f"mean_{hashlib.sha256(made.encode()).hexdigest()[:12]}.safetensors"
+    how = (LIDB, RATE_OF_PERSON, OPTIONS, course.many, course.together, course.mean_steps)
+    path = folder / f"mean_{fingerprint(read(WEIGHTS), *how)[:12]}.safetensors"
     if not path.exists():
         save_adapter(_mean(call, base, course, options), path)
     return load_adapter(path)
