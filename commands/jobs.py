@@ -73,7 +73,7 @@ def _build_bank(parsed: Arguments, ranks: Ranks) -> str:
     start = load_adapter(adapter_path(parsed["start_from"])) if parsed["start_from"] else None
     recipe = Recipe(
         method, given["prompt"], given["steps"], given["seed"], given["resolution"], options, start,
-        given["shared_input"],
+        given["shared_input"], given["captions"],
     )  # fmt: skip
     model, clip, vae = load_checkpoint(parsed["checkpoint"])
     return build(

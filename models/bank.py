@@ -63,8 +63,17 @@ class Bank:
 
     @property
     def prompt(self) -> str:
-        """What every subject was trained under."""
+        """What calls up every subject, and what each picture without a caption was trained under."""
         return self.manifest.settings["prompt"]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """That, and every caption, each once."""
+        return tuple(dict.fromkeys([self.prompt, *(text for entry in self.entries for text in entry.prompts)]))
+
+    def prompt_of(self, subject: int, picture: int) -> str:
+        """What this picture was trained under."""
+        return (self.entries[subject].prompts or {picture: self.prompt})[picture]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,8 +119,9 @@ class Bank:
         return {
             **{name: value for name, value in self.manifest.base.items() if name != "weights"},
             **{name: settings[name] for name in FACTS if name in settings},
-            "prompts": [self.prompt], "class_prompt": None, "batch_size": 1, "images": self.counts[subject],
-            "class_images": 0, "bank": self.name, "subject": self.names[subject],
+            "prompts": [*dict.fromkeys(self.entries[subject].prompts)] or [self.prompt], "class_prompt": None,
+            "batch_size": 1, "images": self.counts[subject], "class_images": 0, "bank": self.name,
+            "subject": self.names[subject],
         }  # fmt: skip
 
     def _pictures(self, tensor: str, subject: int) -> Tensor:

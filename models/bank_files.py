@@ -2,7 +2,8 @@
 
 The manifest says how every subject was trained, on which base, and what the numbers mean. A shard is a safetensors file
 of some subjects: ``theta [S, N]``, see :mod:`.layout`; ``images [P, H, W, 3]``, bytes, and ``latents [P, C, h, w]`` of
-all their pictures, one subject's after the other's; its header names the subjects. Shards are written once and never
+all their pictures, one subject's after the other's; its header names the subjects, and their pictures' prompts where
+these have captions. Shards are written once and never
 changed, and each belongs to the manifest whose digest it carries: so processes and machines fill one folder together,
 and what a stopped one leaves is whole.
 """
@@ -55,6 +56,7 @@ class Entry:
         shard: the file.
         row: of theta.
         pictures: first and end of its rows of images and latents.
+        prompts: of each of them; empty where all have the bank's.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Entry:
     shard: Path
     row: int
     pictures: tuple[int, int]
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,14 @@ class Manifest:
 
 def write_shard(
     folder: Path, manifest: Manifest, fits: Mapping[str, Fit], pictures: Sequence[int], theta: Tensor, images: Tensor,
-    latents: Tensor,
+    latents: Tensor, prompts: Sequence[Sequence[str]] = (),
 ) -> Path:  # fmt: skip
     """A new shard of ``fits`` (name -> its fit) in ``folder``, named after the manifest and its subjects.
 
     Args:
         pictures: how many of ``images [P, H, W, 3]`` (bytes) and ``latents [P, C, h, w]`` each subject has, in order.
         theta: ``[S, N]``.
+        prompts: of each subject's pictures; nothing where all have the bank's.
 
     Raises:
         ValueError: a number is NaN or infinite.
@@ -156,6 +160,8 @@ def write_shard(
         {"name": name, "pictures": count, **vars(fit)}
         for (name, fit), count in zip(fits.items(), pictures, strict=True)
     ]  # fmt: skip
+    for subject, texts in zip(subjects, prompts, strict=False):
+        subject["prompts"] = list(texts)
     header = {"version": VERSION, "bank": manifest.digest, "subjects": subjects}
     name = hashlib.sha256("\0".join([manifest.digest, *fits]).encode()).hexdigest()[:16]
     path = folder / f"{name}{SUFFIX}"
@@ -216,13 +222,24 @@ def _entries(path: Path, said: Any, shapes: Mapping[str, tuple[int, ...]], layou
         if type(one["pictures"]) is not int or one["pictures"] < 1 or not isinstance(one["name"], str):
             raise ValueError(f"its header says {one!r:.60} of a subject")
         losses = {key: None if one[key] is None and key == "other" else float(one[key]) for key in vars(Fit(0, 0))}
-        entries.append(Entry(one["name"], Fit(**losses), path, row, (place, place + one["pictures"])))
+        pictures = place, place + one["pictures"]
+        entries.append(Entry(one["name"], Fit(**losses), path, row, pictures, _prompts(one)))
         place += one["pictures"]
     wanted = {"theta": (len(entries), layout.numbers), "images": (place,), "latents": (place,)}
     for name, shape in shapes.items():
         if shape[: len(wanted[name])] != wanted[name] or len(shape) != {"theta": 2}.get(name, 4):
             raise ValueError(f"its {name} have the shape {shape}, for {len(entries)} subjects of {place} pictures")
     return entries
+
+
+def _prompts(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a header says of a subject's pictures, if anything."""
+    texts = one.get("prompts", [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"its header has the prompts {texts!r:.60}")
+    if texts and len(texts) != one["pictures"]:
+        raise ValueError(f"its header has {len(texts)} prompts for {one['pictures']} pictures of {one['name']!r:.40}")
+    return tuple(texts)
 
 
 def _check_texts(settings: Any, base: Any) -> None:

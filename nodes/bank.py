@@ -90,10 +90,11 @@ class BuildBank(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, folder: str, method: Method, prompt: str, steps: int,
         subjects_per_batch: int, seed: int, bank_name: str = "", resolution: int = 512,
         options: TrainingOptions | None = None, start_from: AdapterSet | None = None, shared_input: bool = False,
+        captions: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         check_number("subjects_per_batch", subjects_per_batch, 1)
         options = options or TrainingOptions()
-        recipe = Recipe(method, prompt, steps, seed, resolution, options, start_from, shared_input)
+        recipe = Recipe(method, prompt, steps, seed, resolution, options, start_from, shared_input, captions)
         bank, text = build(recipe, folder, bank_name, subjects_per_batch, model, clip, vae)
         return io.NodeOutput(bank, text, ui={"text": (text,)})
 
@@ -131,6 +132,13 @@ def _optional_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Train only the factor on the layers' output side; the other one stays as all start. A subject is "
             "then linear in its numbers.",
+        ),
+        io.Boolean.Input(
+            "captions",
+            default=False,
+            optional=True,
+            tooltip="Train each picture on the text beside it (name.txt for name.jpg), and on prompt where there is "
+            "none. Texts name the subject by the same rare word, and the scene: 'a photo of sks face in the snow'.",
         ),
     ]
 

@@ -91,11 +91,12 @@ class TrainHyperNetwork(io.ComfyNode):
         cls, model: Any, clip: Any, clip_vision: Any, bank: Bank, steps: int, learning_rate: float, batch_size: int,
         refinements: int, weight_loss: float, denoising_loss: float, seed: int, resume: str,
         options: TrainingOptions | None = None, width: int = CONFIG.width, start_from: Predictor | None = None,
+        input_pictures: int = 0,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("resume", resume, RESUME)
         run = run_of(
             bank, steps, learning_rate, batch_size, refinements, weight_loss, denoising_loss, seed,
-            options or options_for(steps), width, start_from,
+            options or options_for(steps), width, start_from, input_pictures,
         )  # fmt: skip
         result = train(run, model, clip, clip_vision, resume == RESUME[0])
         return io.NodeOutput(result.predictor, {"loss": result.history.losses}, report(run, result))
@@ -123,6 +124,15 @@ def _optional_inputs() -> list[io.Input]:
             optional=True,
             tooltip="A hypernetwork to train further, with another weight of the losses for example.",
         ),
+        io.Int.Input(
+            "input_pictures",
+            default=0,
+            min=0,
+            max=1000000,
+            optional=True,
+            tooltip="Predictions are made from the first so many pictures of each person, and judged by all; 0: from "
+            "any. For folders where pictures that show a person well come first, and other scenes after them.",
+        ),
     ]
 
 
@@ -134,12 +144,14 @@ def options_for(steps: int) -> TrainingOptions:
 def run_of(
     bank: Bank, steps: int, learning_rate: float, batch_size: int, refinements: int, weight_loss: float,
     denoising_loss: float, seed: int, options: TrainingOptions, width: int, start_from: Predictor | None,
+    input_pictures: int = 0,
 ) -> HyperRun:  # fmt: skip
     """The run that these inputs ask for."""
     shared = bool(bank.manifest.settings.get("shared_input"))
     config = HyperNetworkConfig(width, refinements=refinements, shared_input=shared, learnt_input=shared)
     return HyperRun(
-        bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from
+        bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from,
+        input_pictures,
     )  # fmt: skip
 
 
@@ -151,8 +163,8 @@ def train(
     check_base(bank, model, clip)
     if run.start_from is not None:
         run.start_from.encoder.check(encoder, "clip_vision", "hypernetwork in start_from")
-    cond = encode_prompt(clip, bank.prompt)
-    pictures = Subject((Example(bank.latent([(0, 0)]), cond, bank.prompt),))
+    conds = {prompt: encode_prompt(clip, prompt) for prompt in bank.prompts}
+    pictures = Subject((Example(bank.latent([(0, 0)]), conds[bank.prompt], bank.prompt),))
     trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
     name = fingerprint(encoder)
     features = Features(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)), ranks)
@@ -162,7 +174,7 @@ def train(
         if not resume:
             states.forget()
         return train_hypernetwork(
-            run, bench, cond, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every, True),
+            run, bench, conds, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every, True),
             states, lambda step: show(step, run.steps), ranks,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from ..models.claims import is_text
 from .bank_report import Tally, report
 from .bank_training import BankTrainer, Fitted
 from .folder import natural, read_folder
-from .gather import Framing, Pictures, Tools, gather
+from .gather import Framing, Pictures, Tools, gather, prompts_for
 from .guard import Diverged
 from .photograph import Reading
 from .pictures import fit_picture
@@ -170,12 +170,13 @@ class _Build:
     def _prepared(self, name: str) -> Prepared | None:
         """The subject's pictures at the bank's size; None if none can be used, which the report says."""
         recipe, tools = self.recipe, replace(self.workshop.tools, progress=lambda *_: self._alive())
-        reading = Reading(captions=False, masks=False, longest_side=4 * recipe.resolution)
+        reading = Reading(recipe.captions, masks=False, longest_side=4 * recipe.resolution)
         try:
             photographs, lines = read_folder(self.source / name, reading)
             images = [photograph.image for photograph in photographs]
             framing = Framing(recipe.resolution, bucket=False)
-            subject = gather(Pictures(images, [recipe.prompt] * len(images)), None, framing, tools)
+            prompts = prompts_for(len(images), recipe.prompt, [photograph.caption for photograph in photographs])
+            subject = gather(Pictures(images, prompts), None, framing, tools)
         except (ValueError, OSError) as error:
             self.tally.left_out.append(f"{name}: {error}".replace("\n", "; "))
             return None
@@ -207,10 +208,11 @@ class _Build:
             self.manifest.save(self.folder)
         fits: dict[str, Fit] = {one.name: fitted.fit for one, fitted in learnt}
         latents = [example.latents for one, _ in learnt for example in one.subject.examples]
+        prompts = [[example.prompt for example in one.subject.examples] for one, _ in learnt]
         write_shard(
             self.folder, self.manifest, fits, [len(one.images) for one, _ in learnt],
             torch.stack([fitted.theta for _, fitted in learnt]), torch.cat([one.images for one, _ in learnt]),
-            torch.cat(latents).float(),
+            torch.cat(latents).float(), prompts if self.recipe.captions else (),
         )  # fmt: skip
         self.tally.learnt += len(learnt)
 

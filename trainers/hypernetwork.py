@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..models.predictor import Made, Predictor
 from .features import Features
-from .hypernetwork_job import Job
+from .hypernetwork_job import Conds, Job
 from .hypernetwork_run import HyperRun
 from .ranks import ALONE, Ranks
 from .resume import States
@@ -33,8 +32,8 @@ class Result:
 
 
 def train_hypernetwork(
-    run: HyperRun, bench: Workbench, cond: Any, encoder: Made, features: Features, watch: MakeWatcher, states: States,
-    alive: Callable[[int], None], ranks: Ranks = ALONE,
+    run: HyperRun, bench: Workbench, conds: Conds, encoder: Made, features: Features, watch: MakeWatcher,
+    states: States, alive: Callable[[int], None], ranks: Ranks = ALONE,
 ) -> Result | None:  # fmt: skip
     """Train a hypernetwork on ``run.bank``.
 
@@ -42,7 +41,7 @@ def train_hypernetwork(
 
     Args:
         bench: the model that the bank is for.
-        cond: conditioning of the bank's prompt, where the text encoder is not the bank's to change.
+        conds: the bank's prompts -> their conditioning, where the text encoder is not the bank's to change.
         encoder: of pictures.
         features: what it gives for those of the bank.
         alive: called with the steps done, while the start is worked out and the controls are measured.
@@ -55,7 +54,7 @@ def train_hypernetwork(
     """
     if run.batch_size < ranks.of:
         raise ValueError(f"batch_size is {run.batch_size} for {ranks.of} processes; give at least {ranks.of}")
-    job = Job.begin(run, bench, cond, features, alive, ranks)
+    job = Job.begin(run, bench, conds, features, alive, ranks)
     seen = watch(lambda: job.picture()) if ranks.leads else _nothing
     seen(History())
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0

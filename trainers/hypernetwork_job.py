@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -32,6 +32,9 @@ from .state import Group, History, TrainState
 from .subject import Example
 from .watch import Watcher
 from .workbench import Workbench
+
+Conds = Mapping[str, Any]
+"""Prompt -> its conditioning."""
 
 
 @dataclass
@@ -66,31 +69,32 @@ class Job:
 
     @classmethod
     def begin(
-        cls, run: HyperRun, bench: Workbench, cond: Any, features: Features, alive: Callable[[int], None],
+        cls, run: HyperRun, bench: Workbench, conds: Conds, features: Features, alive: Callable[[int], None],
         ranks: Ranks,
     ) -> "Job":  # fmt: skip
         bank = run.bank
         training, held = run.people
-        rows = Rows(features, run.pictures)
+        rows = Rows(features, run.inputs)
         network, line = starting_network(run, rows, training, lambda: alive(0), ranks)
         network.to(bench.device)
         options = run.options
         state = TrainState(
             [Group(list(network.parameters()), run.learning_rate)], options.optimizer, options.ema_decay, bench.half
         )
-        examples = partial(_examples, bank, cond)
+        examples = partial(_examples, bank, conds)
         objective = Objective(
             bench.denoiser, bench.condition_each, bench.to_model, weighting(options.loss_weighting,
             options.min_snr_gamma),
         )  # fmt: skip
-        last = [(person, bank.counts[person] - 1) for person in held]
+        seen, shown = zip(*map(run.looked_at, held), strict=True)
         controls = Controls(
-            network, bench, objective, options, run.seed, examples([(person, 0) for person in held]),
-            rows(last).to(bench.device, torch.float32), bank.theta(held).to(bench.device), run.batch_size,
+            network, bench, objective, options, run.seed, examples(shown),
+            rows(seen).to(bench.device, torch.float32), bank.theta(held).to(bench.device), run.batch_size,
             lambda: alive(state.history.step),
         )  # fmt: skip
         thetas = Rows(bank.theta, training)
-        people = People(training, [bank.counts[person] for person in training], thetas, rows, examples)
+        counts = [bank.counts[person] for person in training]
+        people = People(training, counts, run.inputs_of(training), thetas, rows, examples)
         first = [parameter.detach().clone() for parameter in network.parameters()]
         return cls(run, bench, network, state, controls, people, first, [line, *run.warnings], ranks)
 
@@ -230,5 +234,9 @@ class Job:
         return (*lines, *(place.failure for place in (states, states.good) if place.failure))
 
 
-def _examples(bank: Bank, cond: Any, pictures: Sequence[Picture]) -> list[Example]:
-    return [Example(latent[None], cond, bank.prompt) for latent in bank.latent(pictures)]
+def _examples(bank: Bank, conds: Conds, pictures: Sequence[Picture]) -> list[Example]:
+    prompts = [bank.prompt_of(*picture) for picture in pictures]
+    return [
+        Example(latent[None], conds[prompt], prompt)
+        for latent, prompt in zip(bank.latent(pictures), prompts, strict=True)
+    ]

@@ -1,5 +1,6 @@
 """One training of a hypernetwork as asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,7 @@ class HyperRun:
         seed: of the network, of who is held out, and of every draw.
         options: optimizer, course of the rate, noise, precision.
         start_from: a hypernetwork to train further, with other losses for example.
+        input_pictures: predictions are made from the first so many of each person's; 0 for all.
 
     Raises:
         ValueError: a number is none of its kind, both losses are off, the bank is too small, or ``start_from`` is for
@@ -55,11 +57,13 @@ class HyperRun:
     seed: int = 0
     options: TrainingOptions = field(default_factory=TrainingOptions)
     start_from: Predictor | None = None
+    input_pictures: int = 0
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1)
         check_number("learning_rate", self.learning_rate, 0.0, 1.0)
         check_number("batch_size", self.batch_size, 1)
+        check_number("input_pictures", self.input_pictures, 0)
         for name in ("weight_loss", "denoising_loss"):
             check_number(name, getattr(self, name), 0.0, 1e6)
         if not self.weight_loss and not self.denoising_loss:
@@ -107,10 +111,21 @@ class HyperRun:
             return []
         return ["start_from may have learnt from people who are held out here: the controls may look too good"]
 
+    def inputs_of(self, people: Sequence[int]) -> list[int]:
+        """How many pictures of each of them, from the first on, predictions are made from."""
+        counts = (self.bank.counts[person] for person in people)
+        return [min(count, self.input_pictures or count) for count in counts]
+
     @property
-    def pictures(self) -> list[Picture]:
-        """Every picture of the bank."""
-        return [(person, picture) for person, count in enumerate(self.bank.counts) for picture in range(count)]
+    def inputs(self) -> list[Picture]:
+        """All of these, of everybody."""
+        counts = self.inputs_of(range(len(self.bank)))
+        return [(person, picture) for person, count in enumerate(counts) for picture in range(count)]
+
+    def looked_at(self, person: int) -> tuple[Picture, Picture]:
+        """For the controls: the picture to predict from, and the one to denoise, another where there is one."""
+        (inputs,) = self.inputs_of([person])
+        return (person, inputs - 1), (person, 0 if inputs > 1 else self.bank.counts[person] - 1)
 
     @property
     def look_every(self) -> int:
@@ -122,10 +137,11 @@ class HyperRun:
         start = None if self.start_from is None else (self.start_from.network, self._held_before)
         options = replace(self.options, **COSMETIC, validation=0)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
-        people = [(entry.name, entry.fit, entry.pictures) for entry in self.bank.entries]
+        people = [(entry.name, entry.fit, entry.pictures, entry.prompts) for entry in self.bank.entries]
         return fingerprint(
             "hypernetwork", VERSION, model, encoder, self.bank.manifest.digest, people, self.config, self.learning_rate,
             self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start, steps,
+            self.input_pictures,
         )  # fmt: skip
 
     def facts(self, history: History) -> dict[str, Any]:
@@ -138,5 +154,5 @@ class HyperRun:
             "pictures": sum(self.bank.counts), "bank": self.bank.name, "learning_rate": self.learning_rate,
             "batch_size": self.batch_size, "weight_loss": self.weight_loss, "denoising_loss": self.denoising_loss,
             "seed": self.seed, "optimizer": self.options.optimizer, "lr_scheduler": self.options.lr_scheduler,
-            "final_loss": history.losses[-1],
+            "input_pictures": self.input_pictures, "final_loss": history.losses[-1],
         }  # fmt: skip

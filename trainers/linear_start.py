@@ -33,9 +33,9 @@ def starting_network(
     Only the leader works it out: another machine's eigenvectors may have another sign.
     """
     if run.start_from is None:
-        bank, width = run.bank, features(run.pictures[:1]).shape[-1]
+        bank, width = run.bank, features(run.inputs[:1]).shape[-1]
         network = HyperNetwork.create(run.config, bank.layout, width, generator_for(run.seed, _START))
-        line = begin(network, bank, training, features, alive) if ranks.leads else ""
+        line = begin(network, bank, training, run.inputs_of, features, alive) if ranks.leads else ""
         ranks.give([*network.state_dict().values()])
         return network, line
     network = run.start_from.network.copied(run.config.refinements, run.config.learnt_input)
@@ -43,8 +43,8 @@ def starting_network(
 
 
 def begin(
-    network: HyperNetwork, bank: Bank, people: Sequence[int], features: Callable[[Sequence[Picture]], Tensor],
-    alive: Callable[[], None],
+    network: HyperNetwork, bank: Bank, people: Sequence[int], inputs_of: Callable[[Sequence[int]], list[int]],
+    features: Callable[[Sequence[Picture]], Tensor], alive: Callable[[], None],
 ) -> str:  # fmt: skip
     """Give ``network`` the mean and scale of ``people``, and its linear guess; a line for the report."""
     people = people[:MOST_PEOPLE]
@@ -56,7 +56,8 @@ def begin(
         return "start: the mean person"
     scale = network.scale.cpu()
     z = torch.where(scale > 0, (theta - mean) / scale, 0)
-    pictures = [(person, (subject, p)) for person, subject in enumerate(people) for p in range(bank.counts[subject])]
+    counts = inputs_of(people)
+    pictures = [(person, (people[person], p)) for person, count in enumerate(counts) for p in range(count)]
     x = torch.cat([pooled(features([picture]).float()) for _, picture in pictures])
     found = fit_guess(x, z, [person for person, _ in pictures], network.config.directions, alive)
     network.begin(found.weight, found.bias, found.directions)

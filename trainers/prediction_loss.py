@@ -37,6 +37,7 @@ class People:
     Args:
         places: in the bank.
         counts: pictures of each, in the order of ``places``.
+        inputs: of them, those from the first on that predictions are made from.
         theta: places -> their numbers ``[n, N]``.
         features: pictures -> their tokens ``[n, tokens, width]``.
         examples: pictures -> what the model is trained on.
@@ -44,6 +45,7 @@ class People:
 
     places: Sequence[int]
     counts: Sequence[int]
+    inputs: Sequence[int]
     theta: Callable[[Sequence[int]], Tensor]
     features: Callable[[Sequence[Picture]], Tensor]
     examples: Callable[[Sequence[Picture]], list[Example]]
@@ -57,7 +59,7 @@ class People:
         seen, target = [], []
         for i in chosen:
             count = self.counts[i]
-            first = int(torch.randint(count, (1,), generator=generator))
+            first = int(torch.randint(self.inputs[i], (1,), generator=generator))
             other = int(torch.randint(max(1, count - 1), (1,), generator=generator))
             seen.append((self.places[i], first))
             target.append((self.places[i], (first + 1 + other) % count))

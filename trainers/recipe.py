@@ -29,13 +29,15 @@ class Recipe:
 
     Args:
         method: LiDB with its settings.
-        prompt: of every picture, "a [V] face" in the paper.
+        prompt: of every picture, "a [V] face" in the paper; with ``captions``, of those without a text of their own.
         steps: optimiser updates of each subject; a step sees one picture of it.
         seed: of the shared start and of every draw.
         resolution: side of the square that pictures are cropped to, in pixels.
         options: see :class:`.options.TrainingOptions`; there is no prior preservation.
         start_from: a LiDB that all start from, a mean person for example; a new one without.
         shared_input: only the factor on the output's side trains, so that a subject's change is linear in its numbers.
+        captions: ``name.txt`` beside ``name.jpg`` is that picture's prompt; what it says of the scene is then not taken
+            for the subject's.
     """
 
     method: Method
@@ -46,6 +48,7 @@ class Recipe:
     options: TrainingOptions = field(default_factory=TrainingOptions)
     start_from: AdapterSet | None = None
     shared_input: bool = False
+    captions: bool = False
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1)
@@ -66,7 +69,12 @@ class Recipe:
             if (value := getattr(self.options, name)) in refused:
                 raise ValueError(f"options: {name} {value!r} is not for a bank, whose subjects train side by side")
         if self.options.caption_dropout:
-            raise ValueError("options: a bank has one prompt for all; set caption_dropout to 0")
+            raise ValueError("options: a bank does not hold the empty prompt; set caption_dropout to 0")
+        if self.captions and self.method.text_encoder:
+            raise ValueError(
+                "captions: the text encoder carries an adapter for each subject of a batch, and they hear one prompt; "
+                "switch text_encoder off in the method, or captions off"
+            )
 
     def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Link:
         """What every subject starts from.
@@ -96,6 +104,7 @@ class Recipe:
         return {
             "prompt": self.prompt, "steps": self.steps, "seed": self.seed, "resolution": self.resolution,
             "shared_input": self.shared_input, "start": fingerprint(numbers)[:12],
+            **({"captions": True} if self.captions else {}),
             **_dotted("method", asdict(self.method)), **_dotted("options", asdict(replace(self.options, **NEUTRAL))),
         }  # fmt: skip
 

@@ -23,6 +23,8 @@ from .session import workbench
 
 KIND = "hyperbooth_banks"
 """Folder in ComfyUI's models and output."""
+MOST_PROMPTS = 256
+"""Whose conditioning is kept while a bank is built: common captions are encoded once."""
 SAMPLED = 64
 """Layers of a model, and weights of a VAE, that a bank's manifest knows some numbers of."""
 
@@ -92,7 +94,7 @@ def workshop(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_enc
     return Workshop(
         tools=Tools(
             encode=lambda pixels: encode_pixels(vae, pixels),
-            embed=lru_cache(maxsize=None)(lambda prompt: encode_prompt(clip, prompt)),
+            embed=lru_cache(maxsize=MOST_PROMPTS)(lambda prompt: encode_prompt(clip, prompt)),
             cell=latent_cell(vae),
             progress=lambda *_: None,
         ),

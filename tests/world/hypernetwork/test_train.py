@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ..captions import WORDS
 from ..identity import Identity
 from ..people import is_held_out
 from ..scene import Scene
-from ..task import PROMPT
+from ..task import CAPTIONS, PROMPT
 from . import people
 from .kept import keep, kept
 from .train import REFINEMENTS, Course, train
 
 FEW = Course(
-    many=2, together=2, mean_steps=1, people=6, side_by_side=3, steps=1, network=1
+    many=2, together=2, mean_steps=1, people=6, side_by_side=3, steps=1, network=1, scenes=1, further=1
 )  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
     predictor = kept(path)
     assert path.stat().st_size < 10e6
     assert predictor.prompt == PROMPT and predictor.network.config.refinements == REFINEMENTS
-    assert predictor.facts["steps"] == 1 and predictor.facts["people"] == 4
+    assert predictor.facts["steps"] == 2 and predictor.facts["people"] == 4
     tokens = torch.zeros(65, predictor.network.encoder_width)
     assert len(predictor.predict([tokens]).chain[0].adapters) == len(predictor.network.layout.targets)
     shutil.rmtree(tmp_path / "output" / "hyperbooth_states")
@@ -45,12 +46,21 @@ def test_nobody_is_learnt_from_whom_the_figures_are_measured_on(monkeypatch: pyt
     assert len(set(asked)) == 40 and not any(map(is_held_out, asked))
 
 
+def test_scenes_are_of_other_places_than_the_task_asks_for() -> None:
+    drawn = [scene for number in range(50) for scene in people.scenes(number, 6)]
+    assert len({scene.background for scene in drawn}) == 5 and people.scenes(7, 6) == people.scenes(7, 6)
+    asked = " ".join(CAPTIONS)
+    named = [word for scene in drawn for word in WORDS["background"][scene.background]]
+    assert len(drawn) == 300 and not any(word in asked for word in named)
+
+
 def test_a_person_who_was_drawn_is_not_drawn_again(tmp_path: Path) -> None:
     shown: list[Identity] = people.learnt(2)
-    people.draw(shown, [Scene(), Scene("snow")], tmp_path / "people")
+    people.draw(shown, lambda _: [Scene(), Scene("snow")], tmp_path / "people")
     first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
     assert sorted(path.relative_to(tmp_path).as_posix() for path in first) == [
         f"people/{person}/{view}.png" for person in ("00000", "00001") for view in (1, 2)
     ]
-    people.draw(shown, [Scene()], tmp_path / "people")
+    assert (tmp_path / "people" / "00001" / "2.txt").read_text() == "a sks face in the snow"
+    people.draw(shown, lambda _: [Scene()], tmp_path / "people")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == first

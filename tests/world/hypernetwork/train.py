@@ -1,10 +1,12 @@
-"""Training of the hypernetwork with the pack's own nodes: a mean person, a bank of people around it, the network.
+"""Training of the hypernetwork with the pack's own nodes: a mean person, banks of people around it, the network.
 
 All people start from one LiDB that was trained on many at once, see the same noise and the same scenes, keep that
 LiDB's factor on the input side, and train briefly: then what differs between their numbers is the person. A picture
 foretells 34 % of it linearly, and with that the network starts (284 people and four factors; of 100 people and one
 factor 13 %, and 3 to 4 % where these had no common start, or trained long and strongly). From there the denoising
-loss is what teaches.
+loss is what teaches: first on the four photographs that the bank's numbers are of, and then, alone, on the same people
+in scenes of all kinds, each picture under the words for its scene. Without the words (or on four scenes that are the
+same for everybody) the network takes the scenes for the person.
 
 Two things make the common factor enough for a person: four of them a layer instead of one, and the middle noise levels
 alone. Of six people, 150 steps each, identity is 0.17 with one factor, 0.26 with four, and 0.36 with four on the levels
@@ -27,11 +29,12 @@ from devkit.pack import load_pack
 from ..base.checkpoint import WEIGHTS
 from ..base.model import Loaded, load
 from ..render import render_batch
+from ..scene import Scene
 from ..task import PROMPT, REFERENCES
 from ..vision.encoder import kept
 from ..weights import digest, read
 from .kept import LIDB
-from .people import draw, learnt
+from .people import draw, learnt, scenes
 
 Call = Callable[..., tuple[Any, ...]]
 MEAN_FROM = 1 << 24
@@ -47,7 +50,9 @@ class Course:
         mean_steps: of the mean.
         people, side_by_side: in the bank, and in one batch of it.
         steps: of each person.
-        network: steps of the hypernetwork.
+        network: steps of the hypernetwork on the photographs.
+        scenes: pictures of each person beside these.
+        further: steps with them.
     """
 
     many: int = 48
@@ -57,11 +62,14 @@ class Course:
     side_by_side: int = 50
     steps: int = 60
     network: int = 4000
+    scenes: int = 6
+    further: int = 4000
 
 
 COURSE = Course()
 RATE_OF_PERSON, RATE_OF_NETWORK = 2e-2, 1e-3
 WEIGHT_LOSS = 0.3
+"""On the photographs; after them the bank's numbers, which predictions are better than by then, say nothing."""
 WIDTH, REFINEMENTS, BATCH = 64, 2, 32
 LEVELS = {"noise_low": 0.3, "noise_high": 0.9}
 OPTIONS = {"preview_every": 0, "checkpoint_every": 100, "lr_scheduler": "cosine", **LEVELS}
@@ -69,18 +77,18 @@ OPTIONS = {"preview_every": 0, "checkpoint_every": 100, "lr_scheduler": "cosine"
 
 def train(folder: Path, course: Course = COURSE) -> Any:
     """The trained hypernetwork; what is done of it is in `folder`, and an unfinished one there is continued."""
-    call, vision = caller(), kept()
+    call = caller()
     with _comfyui_in(folder):
         base = load(folder / f"small_world_{digest(read(WEIGHTS))}.safetensors")
-        (options,) = call("TrainingOptions", **OPTIONS)
-        (slower_start,) = call("TrainingOptions", **OPTIONS, warmup_steps=course.network // 80)
-        network, _, report = call(
-            "TrainHyperNetwork", model=base.model, clip=base.clip, clip_vision=vision,
-            bank=_bank(call, base, folder, course, options), steps=course.network, learning_rate=RATE_OF_NETWORK,
-            batch_size=BATCH, refinements=REFINEMENTS, width=WIDTH, weight_loss=WEIGHT_LOSS, options=slower_start,
-        )  # fmt: skip
-        print(report, flush=True)
-        return network
+        mean = _kept_mean(call, base, folder, course)
+        network = _network(call, base, _photographs(call, base, folder, course, mean), course.network, WEIGHT_LOSS)
+        return further(call, base, folder, course, mean, network)
+
+
+def further(call: Call, base: Loaded, folder: Path, course: Course, mean: Any, network: Any) -> Any:
+    """``network``, trained on scenes of all kinds as well."""
+    views = {"input_pictures": len(REFERENCES), "start_from": network}
+    return _network(call, base, _scenes(call, base, folder, course, mean), course.further, 0.0, **views)
 
 
 @contextmanager
@@ -99,19 +107,45 @@ def _comfyui_in(folder: Path) -> Iterator[None]:
         folder_paths.set_output_directory(before[1])
 
 
-def _bank(call: Call, base: Loaded, folder: Path, course: Course, options: Any) -> Any:
-    draw(learnt(course.people), REFERENCES, folder / "input" / "people")
-    (method,) = call("MethodLiDB", **LIDB, learning_rate=RATE_OF_PERSON)
+def _network(call: Call, base: Loaded, bank: Any, steps: int, weight_loss: float, **inputs: Any) -> Any:
+    (options,) = call("TrainingOptions", **OPTIONS, warmup_steps=steps // 80)
+    network, _, report = call(
+        "TrainHyperNetwork", model=base.model, clip=base.clip, clip_vision=kept(), bank=bank, steps=steps,
+        learning_rate=RATE_OF_NETWORK, batch_size=BATCH, refinements=REFINEMENTS, width=WIDTH, weight_loss=weight_loss,
+        options=options, **inputs,
+    )  # fmt: skip
+    print(report, flush=True)
+    return network
+
+
+def _photographs(call: Call, base: Loaded, folder: Path, course: Course, mean: Any) -> Any:
+    """A bank of the four photographs of each person, under one prompt."""
+    draw(learnt(course.people), lambda _: REFERENCES, folder / "input" / "people")
+    return _bank(call, base, "people", course, mean, course.steps, captions=False)
+
+
+def _scenes(call: Call, base: Loaded, folder: Path, course: Course, mean: Any) -> Any:
+    """A bank of these and of other scenes, each under its own words, whose numbers are not learnt from."""
+
+    def views(number: int) -> tuple[Scene, ...]:
+        return (*REFERENCES, *scenes(number, course.scenes))
+
+    draw(learnt(course.people), views, folder / "input" / "scenes")
+    return _bank(call, base, "scenes", course, mean, 1, captions=True)
+
+
+def _bank(call: Call, base: Loaded, name: str, course: Course, mean: Any, steps: int, captions: bool) -> Any:
+    (method,), (options,) = call("MethodLiDB", **LIDB, learning_rate=RATE_OF_PERSON), call("TrainingOptions", **OPTIONS)
     bank, report = call(
-        "BuildBank", model=base.model, clip=base.clip, vae=base.vae, folder="people", method=method, prompt=PROMPT,
-        steps=course.steps, subjects_per_batch=course.side_by_side, seed=0, resolution=64, options=options,
-        start_from=_kept_mean(call, base, folder, course, options), shared_input=True,
+        "BuildBank", model=base.model, clip=base.clip, vae=base.vae, folder=name, method=method, prompt=PROMPT,
+        steps=steps, subjects_per_batch=course.side_by_side, seed=0, resolution=64, options=options, start_from=mean,
+        shared_input=True, captions=captions,
     )  # fmt: skip
     print(report, flush=True)
     return bank
 
 
-def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course, options: Any) -> Any:
+def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course) -> Any:
     """The mean person in `folder`, trained if it is not there: a bank grows around the same one only."""
     load_pack()
     from hyperbooth.models.storage import load_adapter, save_adapter
@@ -120,15 +154,15 @@ def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course, options: 
     how = (LIDB, RATE_OF_PERSON, OPTIONS, course.many, course.together, course.mean_steps)
     path = folder / f"mean_{fingerprint(read(WEIGHTS), *how)[:12]}.safetensors"
     if not path.exists():
-        save_adapter(_mean(call, base, course, options), path)
+        save_adapter(_mean(call, base, course), path)
     return load_adapter(path)
 
 
-def _mean(call: Call, base: Loaded, course: Course, options: Any) -> Any:
+def _mean(call: Call, base: Loaded, course: Course) -> Any:
     """A LiDB of many people at once."""
     people = learnt(course.many, MEAN_FROM)
     pictures = render_batch([shown for shown in people for _ in REFERENCES], list(REFERENCES) * len(people))
-    (method,) = call("MethodLiDB", **LIDB, learning_rate=RATE_OF_PERSON)
+    (method,), (options,) = call("MethodLiDB", **LIDB, learning_rate=RATE_OF_PERSON), call("TrainingOptions", **OPTIONS)
     (subject,) = call(
         "Subject", images=torch.from_numpy(pictures).float() / 255, vae=base.vae, clip=base.clip, prompt=PROMPT,
         resolution=64,
