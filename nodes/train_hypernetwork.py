@@ -130,8 +130,8 @@ def _optional_inputs() -> list[io.Input]:
             min=0,
             max=1000000,
             optional=True,
-            tooltip="Predictions are made from the first so many pictures of each person, and judged by all; 0: from "
-            "any. For folders where pictures that show a person well come first, and other scenes after them.",
+            tooltip="Predictions are made from the first so many pictures of each person, and judged by another one; "
+            "0: from any. For folders where pictures that show a person well come first, and other scenes after them.",
         ),
     ]
 

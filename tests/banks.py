@@ -51,9 +51,9 @@ def shared_by_all(like: Tensor) -> Tensor:
 
 def write_bank(
     folder: Path, loaded: Any, people: range = range(40), pictures: int = 1, per_shard: int = 16, text: bool = False,
-    shared_input: bool = False,
+    shared_input: bool = False, captions: bool = False,
 ) -> Bank:  # fmt: skip
-    """A bank of ``people`` for that MODEL and CLIP."""
+    """A bank of ``people`` for that MODEL and CLIP; with captions, the pictures after the first are in places."""
     settings = {"prompt": PROMPT, "steps": 5, "seed": 0, "resolution": 64, "shared_input": shared_input}
     manifest = Manifest(layout_of(loaded, text), settings, base_of(loaded[0], loaded[1]), {})
     manifest.save(folder)
@@ -65,5 +65,7 @@ def write_bank(
         images = torch.cat([pictures_of(person, pictures) for person in some])
         latents = torch.randn(len(images), 4, 8, 8, generator=generator_for(start, 5))
         fits = {f"person {person:04}": Fit(1.0, 0.9, 0.95) for person in some}
-        write_shard(folder, manifest, fits, [pictures] * len(some), thetas, images, latents)
+        told = [[PROMPT, *(f"{PROMPT} in place {place}" for place in range(1, pictures))]] * len(some)
+        prompts = told if captions else ()
+        write_shard(folder, manifest, fits, [pictures] * len(some), thetas, images, latents, prompts)
     return Bank.open(folder)

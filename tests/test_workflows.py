@@ -124,7 +124,7 @@ CONTRACT = {
         "model MODEL, clip CLIP, vae VAE, folder STRING, method HYPERBOOTH_METHOD, prompt STRING, steps INT, "
         "subjects_per_batch INT, seed INT",
         "bank_name STRING, resolution INT, options HYPERBOOTH_OPTIONS, start_from HYPERBOOTH_ADAPTER, "
-        "shared_input BOOLEAN",
+        "shared_input BOOLEAN, captions BOOLEAN",
         "bank HYPERBOOTH_BANK, report STRING",
     ),
     "HyperBoothLoadBank": (
@@ -166,7 +166,7 @@ CONTRACT = {
     "HyperBoothTrainHyperNetwork": (
         "model MODEL, clip CLIP, clip_vision CLIP_VISION, bank HYPERBOOTH_BANK, steps INT, learning_rate FLOAT, "
         "batch_size INT, refinements INT, weight_loss FLOAT, denoising_loss FLOAT, seed INT, resume COMBO",
-        "options HYPERBOOTH_OPTIONS, width INT, start_from HYPERBOOTH_HYPERNETWORK",
+        "options HYPERBOOTH_OPTIONS, width INT, start_from HYPERBOOTH_HYPERNETWORK, input_pictures INT",
         "hypernetwork HYPERBOOTH_HYPERNETWORK, loss_map LOSS_MAP, report STRING",
     ),
     "HyperBoothFastFinetune": (

@@ -71,6 +71,18 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert [entry.fit for entry in bank.entries] == [Fit(0.1, 0.05, 0.2), Fit(0.1, 0.05), Fit(0.1, 0.05, 0.2)]
 
 
+def test_pictures_have_captions_of_their_own_or_the_banks_prompt(folder: Path) -> None:
+    of, captions = manifest(captions=True), [["a sks face at sea", "a sks face"], ["a sks face at sea"]]
+    assert Bank.open(folder).prompts == ("a sks face",) and Bank.open(folder).prompt_of(0, 2) == "a sks face"
+    of.save(folder.parent / "told")
+    fits = {"dora": Fit(0.1, 0.05), "emil": Fit(0.1, 0.05)}
+    write_shard(folder.parent / "told", of, fits, [2, 1], numbers(2, of.layout.numbers), *pictures(3), captions)
+    bank = Bank.open(folder.parent / "told")
+    assert [[bank.prompt_of(i, p) for p in range(count)] for i, count in enumerate(bank.counts)] == captions
+    assert bank.prompts == ("a sks face", "a sks face at sea") and bank.prompt == "a sks face"
+    assert [bank.facts(i)["prompts"] for i in range(2)] == captions
+
+
 def test_a_subjects_adapter_is_an_adapter_like_any(folder: Path, tmp_path: Path) -> None:
     bank = Bank.open(folder)
     adapter = bank.adapter(1)
@@ -127,6 +139,9 @@ def damaged_header(change: Any) -> Any:
         (damaged_header(lambda said, _: said["subjects"][0].update(pictures=2)), "for 2 subjects of 5 pictures"),
         (damaged_header(lambda said, _: said["subjects"][0].update(pictures=-1)), "its header says"),
         (damaged_header(lambda said, _: said["subjects"][0].pop("own")), "cannot be used"),
+        (damaged_header(lambda said, _: said["subjects"][0].update(prompts=["a", "b"])), "2 prompts for 1 pictures"),
+        (damaged_header(lambda said, _: said["subjects"][0].update(prompts=[3])), "has the prompts .3."),
+        (damaged_header(lambda said, _: said["subjects"][0].update(prompts="a")), "has the prompts 'a'"),
         (damaged_header(lambda said, t: t.update(theta=t["theta"][:, :-1].clone())), "its theta have the shape"),
         (damaged_header(lambda said, t: t.update(images=t["images"].float())), "numbers of the types"),
         (damaged_header(lambda said, t: t.update(latents=t["latents"][0].clone())), "its latents have the shape"),

@@ -99,6 +99,18 @@ def test_a_batch_of_three_equals_three_alone(node: Any, quick: Any, people: Path
     assert alone.entries[0].fit.other is None and together.entries[0].fit.other is not None
 
 
+def test_pictures_are_trained_on_the_texts_beside_them(node: Any, quick: Any, people: Path) -> None:
+    (people / "bob" / "1.txt").write_text("a photo of sks face\nin the snow", "utf-8")
+    plain, _ = build(node, quick)
+    told, _ = build(node, quick, bank_name="told", captions=True)
+    assert [plain.prompt_of(1, picture) for picture in range(3)] == [PROMPT] * 3
+    assert [told.prompt_of(1, picture) for picture in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
+    assert told.adapter(1).facts["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
+    assert close(told.theta([0, 2]), plain.theta([0, 2])) and relative(told.theta([1]), plain.theta([1])) > 1e-3
+    with pytest.raises(ValueError, match="built otherwise: captions True there, captions None now"):
+        build(node, quick, bank_name="told")
+
+
 def header(bank: Bank) -> dict[str, tuple[int, int]]:
     """Shards by name, with what would change were they written again."""
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bank.folder.glob("*.safetensors")}

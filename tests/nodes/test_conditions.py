@@ -7,6 +7,7 @@ import comfy.model_base
 import comfy.supported_models
 import pytest
 import torch
+from hyperbooth.nodes.bridge import conditions as module
 from hyperbooth.nodes.bridge.conditions import Conditions, encode_prompt
 from hyperbooth.trainers.subject import Example, Frame
 from torch import Tensor
@@ -84,6 +85,25 @@ def test_two_hundred_frames_of_one_text_share_its_tensors(sdxl: Any, conds: Any)
     assert len({entry["c_crossattn"].cond.data_ptr() for entry in kept}) == 1
     assert len({entry["y"].cond.data_ptr() for entry in kept}) == 200
     assert not kept[0]["c_crossattn"].cond.is_inference()
+
+
+def test_of_many_texts_those_used_lately_are_kept(
+    sdxl: Any, loaded: Any, conds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was forgotten comes out the same."""
+    with torch.inference_mode():
+        texts = [encode_prompt(loaded[1], f"face {number}") for number in range(5)]
+    whole, few, size = Conditions(sdxl, CPU), Conditions(sdxl, CPU), (4, 8, 8)
+    first = [whole.kept(text, size) for text in texts]
+    one = sum(tensor.nbytes for tensor in (texts[0][0][0], texts[0][0][1]["pooled_output"]))
+    monkeypatch.setattr(module, "MOST_BYTES", 3 * one)
+    made = [few.kept(text, size) for text in texts]
+    assert few.kept(texts[2], size) is made[2] and whole.kept(texts[0], size) is first[0]
+    assert few.kept(texts[0], size) is not made[0] and few.kept(texts[2], size) is made[2]
+    for name, value in few.kept(texts[0], size).items():
+        assert torch.equal(value.cond, first[0][name].cond)
+    monkeypatch.setattr(module, "MOST_BYTES", 0)
+    assert few.kept(texts[3], size) is few.kept(texts[3], size)
 
 
 def test_a_model_without_size_conditioning_takes_no_notice(loaded: Any, conds: Any) -> None:

@@ -10,7 +10,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from banks import pictures_of, theta_of, write_bank
+from banks import PROMPT, pictures_of, theta_of, write_bank
 from comfy.model_management import InterruptProcessingException
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
@@ -18,11 +18,14 @@ from hyperbooth.models.hypernetwork import HyperNetwork
 from hyperbooth.models.hypernetwork_file import load_predictor, save_predictor
 from hyperbooth.models.predictor import Made, Predictor, is_predicted
 from hyperbooth.models.products import Splitter, product_distance
+from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.train_hypernetwork import run_of, train
 from hyperbooth.trainers import resume
 from hyperbooth.trainers.controls import Controls
+from hyperbooth.trainers.features import Features
 from hyperbooth.trainers.hypernetwork_job import Job
 from hyperbooth.trainers.options import Method, TrainingOptions
+from hyperbooth.trainers.prediction_loss import People
 from hyperbooth.trainers.ranks import Ranks
 from hyperbooth.trainers.state import History
 from hyperbooth.trainers.watch import Watch
@@ -180,6 +183,55 @@ def test_a_shared_input_side_is_everybodys_and_learnt(
         assert torch.equal(tensors["b_train"], second[name]["b_train"])
         assert not torch.equal(tensors["b_train"], mean[name]["b_train"])
         assert not torch.equal(tensors["a_train"], second[name]["a_train"])
+
+
+def test_each_picture_is_denoised_under_its_own_caption(
+    node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a picture with a caption is that of the picture in a bank whose prompt the caption is."""
+    found: dict[str, Any] = {}
+
+    def look_at(job: Any, *_: Any) -> None:
+        loss, pictures = job._loss(), [(0, 0), (2, 2), (5, 1)]
+        draw, theta = torch.Generator().manual_seed(3), job.network.mean.expand(3, -1)
+        examples = job.people.examples(pictures)
+        assert [example.prompt for example in examples] == [PROMPT, f"{PROMPT} in place 2", f"{PROMPT} in place 1"]
+        plain = [replace(example, cond=examples[0].cond, prompt=PROMPT) for example in examples]
+        told = [replace(e, cond=encode_prompt(loaded[1], e.prompt)) for e in examples]
+        for name, given in (("own", examples), ("plain", plain), ("told", told)):
+            of = replace(loss, people=replace(loss.people, examples=lambda _, given=given: given))
+            found[name] = of._of_pictures(theta.clone().requires_grad_(), pictures, draw.manual_seed(3)).item()
+        raise InterruptedError
+
+    monkeypatch.setattr(Job, "fit", look_at)
+    bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=3, captions=True)
+    with pytest.raises(InterruptedError):
+        trained(node, loaded, bank, denoising_loss=1.0)
+    assert found["own"] == found["told"] != found["plain"]
+
+
+@pytest.mark.parametrize(("inputs", "shown"), [(0, {0, 1, 2}), (1, {0}), (2, {0, 1}), (9, {0, 1, 2})])
+def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
+    node: Any, loaded: Any, tmp_path: Path, inputs: int, shown: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, target, looked = set(), set(), set()
+    batch, at = People.batch, Features.__call__
+
+    def noted(*given: Any) -> Any:
+        made = batch(*given)
+        assert all(a[0] == b[0] and a[1] != b[1] for a, b in zip(*made, strict=True)), "another picture of the person"
+        seen.update(picture for _, picture in made[0])
+        target.update(picture for _, picture in made[1])
+        return made
+
+    monkeypatch.setattr(People, "batch", noted)
+    monkeypatch.setattr(Features, "__call__", lambda self, of: (looked.update(p for _, p in of), at(self, of))[1])
+    bank = write_bank(tmp_path / "bank", loaded, range(8), pictures=3)
+    hypernetwork, _, _ = trained(node, loaded, bank, steps=12, input_pictures=inputs)
+    assert seen == looked == shown and hypernetwork.facts["input_pictures"] == inputs
+    assert target == ({1, 2} if inputs == 1 else {0, 1, 2})
+    run = run_of(bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None, inputs)
+    assert run.looked_at(5) == ((5, max(shown)), (5, 2 if shown == {0} else 0))
 
 
 def test_from_a_folder_of_people_to_a_fine_tuned_prediction(

@@ -30,6 +30,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         ({"options": TrainingOptions(optimizer="adafactor")}, "optimizer 'adafactor'"),
         ({"options": TrainingOptions(prior_mode="prediction")}, "prior_mode 'prediction'"),
         ({"options": TrainingOptions(caption_dropout=0.5)}, "caption_dropout"),
+        ({"captions": True, "method": replace(LIDB, text_encoder=True)}, "switch text_encoder off .*, or captions"),
     ],
 )
 def test_what_a_bank_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
@@ -40,7 +41,7 @@ def test_what_a_bank_cannot_be_is_refused(change: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"prompt": "b"}, {"steps": 8}, {"seed": 1}, {"resolution": 8}, {"shared_input": True},
+        {"prompt": "b"}, {"steps": 8}, {"seed": 1}, {"resolution": 8}, {"shared_input": True}, {"captions": True},
         {"method": replace(LIDB, learning_rate=1.0)}, {"method": replace(LIDB, config=LiDBConfig(1, 7, 5, 1))},
         {"options": TrainingOptions(noise_offset=0.1)}, {"options": TrainingOptions(max_grad_norm=0.5)},
     ],
