@@ -2,8 +2,8 @@
 
 The manifest says how every subject was trained, on which base, and what the numbers mean. A shard is a safetensors file
 of some subjects: ``theta [S, N]``, see :mod:`.layout`; ``images [P, H, W, 3]``, bytes, and ``latents [P, C, h, w]`` of
-all their pictures, one subject's after the other's; its header names the subjects, and their pictures' prompts where
-these have captions. Shards are written once and never
+all their pictures, one subject's after the other's; its header names the subjects, and their pictures' captions if
+there are any. Shards are written once and never
 changed, and each belongs to the manifest whose digest it carries: so processes and machines fill one folder together,
 and what a stopped one leaves is whole.
 """
@@ -129,9 +129,8 @@ class Manifest:
         if found := self.layout.difference(other.layout):
             return found
         for name in sorted({*self.settings, *other.settings}):
-            ours, theirs = self.settings.get(name), other.settings.get(name)
-            if ours != theirs:
-                return f"{name} {ours!r:.80}", f"{name} {theirs!r:.80}"
+            if self.settings.get(name) != other.settings.get(name):
+                return _setting(self.settings, name), _setting(other.settings, name)
         for name in sorted({*self.base, *other.base} - {"weights"}):
             ours, theirs = self.base.get(name), other.base.get(name)
             if ours != theirs:
@@ -139,6 +138,10 @@ class Manifest:
                 return f"{a} {ours}", f"{a} {theirs}"
         far = distance(self.base["weights"], other.base["weights"])
         return (f"one model ({MANIFEST} has some of its weights)", f"another, {far:.1%} off") if far > ALIKE else None
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> str:
+    return f"{name} {settings[name]!r:.80}" if name in settings else f"no {name}"
 
 
 def write_shard(
@@ -160,7 +163,7 @@ def write_shard(
         {"name": name, "pictures": count, **vars(fit)}
         for (name, fit), count in zip(fits.items(), pictures, strict=True)
     ]  # fmt: skip
-    for subject, texts in zip(subjects, prompts, strict=False):
+    for subject, texts in zip(subjects, prompts, strict=True) if prompts else ():
         subject["prompts"] = list(texts)
     header = {"version": VERSION, "bank": manifest.digest, "subjects": subjects}
     name = hashlib.sha256("\0".join([manifest.digest, *fits]).encode()).hexdigest()[:16]

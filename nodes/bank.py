@@ -48,8 +48,8 @@ class BuildBank(io.ComfyNode):
                 io.String.Input(
                     "prompt",
                     default="a photo of sks face",
-                    tooltip="What every picture shows, with one rare word as the name of all: 'a photo of sks face'. "
-                    "Predicted subjects are called up by the same words.",
+                    tooltip="What every picture (with captions: without one) shows, with one rare word as the name of "
+                    "all: 'a photo of sks face'. Predicted subjects are called up by the same words.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -138,7 +138,8 @@ def _optional_inputs() -> list[io.Input]:
             default=False,
             optional=True,
             tooltip="Train each picture on the text beside it (name.txt for name.jpg), and on prompt where there is "
-            "none. Texts name the subject by the same rare word, and the scene: 'a photo of sks face in the snow'.",
+            "none. Texts name the subject by the same rare word, and the scene: 'a photo of sks face in the snow'. "
+            "Needs a method without the text encoder.",
         ),
     ]
 

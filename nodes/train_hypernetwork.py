@@ -1,5 +1,6 @@
 """Training a hypernetwork in the graph."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -163,7 +164,7 @@ def train(
     check_base(bank, model, clip)
     if run.start_from is not None:
         run.start_from.encoder.check(encoder, "clip_vision", "hypernetwork in start_from")
-    conds = {prompt: encode_prompt(clip, prompt) for prompt in bank.prompts}
+    conds = _encoded(run.prompts, clip)
     pictures = Subject((Example(bank.latent([(0, 0)]), conds[bank.prompt], bank.prompt),))
     trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
     name = fingerprint(encoder)
@@ -177,6 +178,15 @@ def train(
             run, bench, conds, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every, True),
             states, lambda step: show(step, run.steps), ranks,
         )  # fmt: skip
+
+
+def _encoded(prompts: Sequence[str], clip: Any) -> dict[str, Any]:
+    """Each prompt's conditioning, in main memory."""
+    show, conds = Progress(len(prompts)), {}
+    for prompt in prompts:
+        conds[prompt] = encode_prompt(clip, prompt)
+        show(len(conds), len(prompts))
+    return conds
 
 
 def check_base(bank: Bank, model: Any, clip: Any) -> None:

@@ -20,8 +20,9 @@ from ..models.bank_files import MANIFEST, Fit, Manifest, read_shard, shards_in, 
 from ..models.claims import is_text
 from .bank_report import Tally, report
 from .bank_training import BankTrainer, Fitted
+from .captions import check_fit, prompts_of
 from .folder import natural, read_folder
-from .gather import Framing, Pictures, Tools, gather, prompts_for
+from .gather import Framing, Pictures, Tools, gather
 from .guard import Diverged
 from .photograph import Reading
 from .pictures import fit_picture
@@ -161,6 +162,7 @@ class _Build:
         prepared = [one for name in names if (one := self._prepared(name)) is not None]
         if prepared:
             pictures = tuple(example for one in prepared for example in one.subject.examples)
+            check_fit([example.prompt for example in pictures])
             with self.workshop.session(Subject(pictures), len(prepared)) as bench:
                 fitted = self.trainer(bench, [one.subject for one in prepared], self._watch)
             _check_any(fitted)
@@ -175,8 +177,7 @@ class _Build:
             photographs, lines = read_folder(self.source / name, reading)
             images = [photograph.image for photograph in photographs]
             framing = Framing(recipe.resolution, bucket=False)
-            prompts = prompts_for(len(images), recipe.prompt, [photograph.caption for photograph in photographs])
-            subject = gather(Pictures(images, prompts), None, framing, tools)
+            subject = gather(Pictures(images, prompts_of(photographs, recipe.prompt)), None, framing, tools)
         except (ValueError, OSError) as error:
             self.tally.left_out.append(f"{name}: {error}".replace("\n", "; "))
             return None

@@ -69,6 +69,7 @@ def report(bank: Bank, tally: Tally, lines: Sequence[str], gone: Collection[str]
         [
             f"{len(bank)} subjects with {sum(bank.counts)} pictures in {len(shards)} shards ({size}), {new}",
             f"{bank.layout.describe()}, each trained for {bank.manifest.settings['steps']} steps on {bank.prompt!r}",
+            *_captions(bank),
             *quality(bank),
             *tally.pace,
             *lines,
@@ -92,6 +93,14 @@ def quality(bank: Bank) -> list[str]:
         f"{fmean(fit.own for fit in fits):.4f}{control}",
         *([warning] if warning else []),
     ]
+
+
+def _captions(bank: Bank) -> list[str]:
+    """How many pictures have another prompt than the bank's, where they may."""
+    if not bank.manifest.settings.get("captions"):
+        return []
+    own = sum(text != bank.prompt for entry in bank.entries for text in entry.prompts)
+    return [f"captions: {own} of {sum(bank.counts)} pictures have one; the others are trained on that prompt"]
 
 
 def _gone(gone: Collection[str]) -> list[str]:

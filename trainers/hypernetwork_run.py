@@ -123,9 +123,18 @@ class HyperRun:
         return [(person, picture) for person, count in enumerate(counts) for picture in range(count)]
 
     def looked_at(self, person: int) -> tuple[Picture, Picture]:
-        """For the controls: the picture to predict from, and the one to denoise, another where there is one."""
-        (inputs,) = self.inputs_of([person])
-        return (person, inputs - 1), (person, 0 if inputs > 1 else self.bank.counts[person] - 1)
+        """For the controls: the picture to predict from, and the one to denoise, one that is no input if there is such,
+        and else another one if there is."""
+        (inputs,), last = self.inputs_of([person]), self.bank.counts[person] - 1
+        return (person, inputs - 1), (person, last if last >= inputs else 0)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Of the pictures that are denoised, each once: of all, or of those for the controls."""
+        if self.denoising_loss:
+            return self.bank.prompts
+        shown = (self.looked_at(person)[1] for person in self.people[1])
+        return tuple(dict.fromkeys([self.bank.prompt, *(self.bank.prompt_of(*picture) for picture in shown)]))
 
     @property
     def look_every(self) -> int:

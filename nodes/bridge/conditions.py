@@ -88,10 +88,22 @@ class Conditions:
         return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
 
     def each(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
-        """The same where the text encoder carries adapters of several subjects, one for each example."""
-        if self.clip is None:
-            return self(examples)
+        """The same for several subjects, each with adapters of its own for its example, the text encoder's as well.
+
+        Raises:
+            ValueError: the text encoder trains, and prompts differ; or it gives them so many lengths that the model
+                does not take them in one batch.
+        """
         prompts = _distinct(examples)
+        if self.clip is None:
+            made = self(examples)
+            if isinstance(made, tuple) and len(prompts) > 1:
+                raise ValueError(
+                    f"captions: this model does not take prompts of different lengths in one batch, such as "
+                    f"{min(prompts, key=len)!r:.60} and {max(prompts, key=len)!r:.60}; train one subject at a time "
+                    "(subjects_per_batch, batch_size 1), or build the bank without captions"
+                )
+            return made
         if len(prompts) != 1 or any(example.prompt is None for example in examples):
             raise ValueError(f"subjects side by side have one prompt, not {prompts}")
         encoded = for_each(self.clip, len(examples), lambda: self._encoded(prompts[0]))

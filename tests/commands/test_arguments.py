@@ -29,8 +29,11 @@ def test_without_arguments_they_are_the_nodes_defaults(node: Any) -> None:
 
 
 def test_what_has_no_default_is_needed_and_what_is_given_counts() -> None:
-    values = parsed(Inputs(BuildBank), "--folder", "people", "--subjects-per-batch", "4", "--shared-input")
-    assert (values["folder"], values["subjects_per_batch"], values["shared_input"]) == ("people", 4, True)
+    given = ("--folder", "people", "--subjects-per-batch", "4", "--shared-input", "--captions")
+    values = parsed(Inputs(BuildBank), *given)
+    assert (values["folder"], values["subjects_per_batch"]) == ("people", 4)
+    assert values["shared_input"] and values["captions"]
+    assert parsed(Inputs(TrainHyperNetwork), "--input-pictures", "4")["input_pictures"] == 4
     with pytest.raises((argparse.ArgumentError, SystemExit)):
         parsed(Inputs(BuildBank))
 

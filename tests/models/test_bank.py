@@ -211,7 +211,7 @@ def test_a_manifest_says_in_what_another_differs(folder: Path) -> None:
     assert ours.difference(manifest()) is None and ours.digest == manifest().digest
     assert ours.difference(replace(manifest(), versions={})) is None
     assert ours.difference(manifest(steps=8)) == ("steps 7", "steps 8")
-    assert ours.difference(manifest(extra=1)) == ("extra None", "extra 1")
+    assert ours.difference(manifest(extra=1)) == ("no extra", "extra 1")
     other = replace(manifest(), layout=layout(basis_seed=1))
     assert "basis seed 1" in ours.difference(other)[1] and other.digest != ours.digest
     base = {**manifest().base, "weights": {"diffusion_model.a.to_q": [0.4, -0.25]}}

@@ -102,13 +102,25 @@ def test_a_batch_of_three_equals_three_alone(node: Any, quick: Any, people: Path
 def test_pictures_are_trained_on_the_texts_beside_them(node: Any, quick: Any, people: Path) -> None:
     (people / "bob" / "1.txt").write_text("a photo of sks face\nin the snow", "utf-8")
     plain, _ = build(node, quick)
-    told, _ = build(node, quick, bank_name="told", captions=True)
+    told, report = build(node, quick, bank_name="told", captions=True)
+    assert "captions: 1 of 5 pictures have one; the others are trained on that prompt" in report
     assert [plain.prompt_of(1, picture) for picture in range(3)] == [PROMPT] * 3
     assert [told.prompt_of(1, picture) for picture in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
     assert told.adapter(1).facts["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
     assert close(told.theta([0, 2]), plain.theta([0, 2])) and relative(told.theta([1]), plain.theta([1])) > 1e-3
-    with pytest.raises(ValueError, match="built otherwise: captions True there, captions None now"):
+    with pytest.raises(ValueError, match="built otherwise: captions True there, no captions now"):
         build(node, quick, bank_name="told")
+
+
+def test_a_caption_stays_with_its_picture_where_others_are_left_out(node: Any, quick: Any, people: Path) -> None:
+    (people / "bob" / "0.png").write_bytes(b"no picture")
+    (people / "bob" / "1.txt").write_bytes(b"\xff\xfe\xfa")
+    (people / "bob" / "2.txt").write_text(f"{PROMPT} at sea")
+    (people / "alice" / "0.txt").write_text("long" * 3000)
+    bank, report = build(node, quick, captions=True)
+    assert bank.names == ("bob", "carol") and bank.counts == (1, 1) and bank.prompt_of(0, 0) == f"{PROMPT} at sea"
+    for said in ("bob/0.png: ", "bob/1.png: its text 1.txt is not UTF-8", "alice: the text beside 0.png has 12000"):
+        assert f"left out: {said}" in report
 
 
 def header(bank: Bank) -> dict[str, tuple[int, int]]:

@@ -87,6 +87,18 @@ def test_two_hundred_frames_of_one_text_share_its_tensors(sdxl: Any, conds: Any)
     assert not kept[0]["c_crossattn"].cond.is_inference()
 
 
+def test_texts_that_the_model_takes_in_no_batch_are_refused_for_several_subjects(loaded: Any) -> None:
+    """SD1.5 takes one part of 77 tokens beside two, and not beside five."""
+    texts = ["a face", "a very " + " ".join(["long"] * 80) + " face", "a " + " ".join(["longer"] * 340) + " face"]
+    with torch.inference_mode():
+        one, two, five = (example(encode_prompt(loaded[1], text), text, None) for text in texts)
+    conditions = Conditions(loaded[0].model, CPU)
+    assert conditions.each([one, two])["c_crossattn"].shape[:2] == (2, 154)
+    assert conditions.each([five])["c_crossattn"].shape[:2] == (1, 385)
+    with pytest.raises(ValueError, match="different lengths in one batch, such as 'a face' and 'a longer"):
+        conditions.each([one, five])
+
+
 def test_of_many_texts_those_used_lately_are_kept(
     sdxl: Any, loaded: Any, conds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

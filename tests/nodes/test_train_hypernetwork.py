@@ -188,7 +188,7 @@ def test_a_shared_input_side_is_everybodys_and_learnt(
 def test_each_picture_is_denoised_under_its_own_caption(
     node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of a picture with a caption is that of the picture in a bank whose prompt the caption is."""
+    """The loss is that of the same pictures under what the text encoder makes of the captions."""
     found: dict[str, Any] = {}
 
     def look_at(job: Any, *_: Any) -> None:
@@ -231,7 +231,20 @@ def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
     assert seen == looked == shown and hypernetwork.facts["input_pictures"] == inputs
     assert target == ({1, 2} if inputs == 1 else {0, 1, 2})
     run = run_of(bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None, inputs)
-    assert run.looked_at(5) == ((5, max(shown)), (5, 2 if shown == {0} else 0))
+    assert run.looked_at(5) == ((5, max(shown)), (5, 0 if shown == {0, 1, 2} else 2))
+
+
+def test_a_run_is_named_by_captions_and_inputs(loaded: Any, tmp_path: Path) -> None:
+    """Without the denoising loss the texts of the controls alone are needed."""
+    plain, told = (
+        write_bank(tmp_path / str(captions), loaded, range(8), pictures=3, captions=captions)
+        for captions in (False, True)
+    )  # fmt: skip
+    told = replace(told, manifest=plain.manifest)
+    runs = [run_of(bank, 3, 1e-3, 4, 2, 1.0, 1.0, 0, QUIET, 32, None, n) for bank in (plain, told) for n in (0, 1)]
+    assert len({run.key("model", "encoder") for run in runs}) == 4
+    assert runs[0].prompts == (PROMPT,) and len(runs[2].prompts) == 3
+    assert replace(runs[3], denoising_loss=0.0).prompts == (PROMPT, f"{PROMPT} in place 2")
 
 
 def test_from_a_folder_of_people_to_a_fine_tuned_prediction(

@@ -40,7 +40,7 @@ def draw(people: Sequence[Identity], views: Callable[[int], Sequence[Scene]], fo
         place = folder / f"{number:05}"
         if place.exists():
             continue
-        unfinished = folder.parent / f".{place.name}"
+        unfinished = folder.parent / f".{folder.name}_{place.name}"
         unfinished.mkdir(exist_ok=True)
         seen = list(views(number))
         for view, (scene, picture) in enumerate(zip(seen, render_batch([shown] * len(seen), seen), strict=True), 1):

@@ -87,8 +87,8 @@ def train(folder: Path, course: Course = COURSE) -> Any:
 
 def further(call: Call, base: Loaded, folder: Path, course: Course, mean: Any, network: Any) -> Any:
     """``network``, trained on scenes of all kinds as well."""
-    views = {"input_pictures": len(REFERENCES), "start_from": network}
-    return _network(call, base, _scenes(call, base, folder, course, mean), course.further, 0.0, **views)
+    bank, photographs = _scenes(call, base, folder, course, mean), len(REFERENCES)
+    return _network(call, base, bank, course.further, 0.0, input_pictures=photographs, start_from=network)
 
 
 @contextmanager
