@@ -17,7 +17,7 @@ from .kept import keep, kept
 from .train import REFINEMENTS, Course, train
 
 FEW = Course(
-    many=2, together=2, mean_steps=1, people=6, side_by_side=3, steps=1, network=1, scenes=1, further=1
+    many=2, together=2, mean_steps=1, people=6, side_by_side=3, steps=1, network=1, scenes=1, further=(1, 1)
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
     predictor = kept(path)
     assert path.stat().st_size < 10e6
     assert predictor.prompt == PROMPT and predictor.network.config.refinements == REFINEMENTS
-    assert predictor.facts["steps"] == 2 and predictor.facts["people"] == 4
+    assert predictor.facts["steps"] == 3 and predictor.facts["people"] == 4
     tokens = torch.zeros(65, predictor.network.encoder_width)
     assert len(predictor.predict([tokens]).chain[0].adapters) == len(predictor.network.layout.targets)
     shutil.rmtree(tmp_path / "output" / "hyperbooth_states")
