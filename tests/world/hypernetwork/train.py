@@ -5,9 +5,9 @@ LiDB's factor on the input side, and train briefly: then what differs between th
 foretells 34 % of it linearly, and with that the network starts (284 people and four factors; of 100 people and one
 factor 13 %, and 3 to 4 % where these had no common start, or trained long and strongly). From there the denoising
 loss is what teaches: first on the four photographs that the bank's numbers are of, and then, alone, on the same people
-in scenes of all kinds, each picture under the words for its scene. On four scenes that are the same for everybody, under
-one prompt, it took the scenes for the person (six people, 4000 steps: identity 0.43, and prompt fidelity 0.58). The
-network shipped had the common factor as it was in the first part, and learnt it in the second.
+in scenes of all kinds, each picture under the words for its scene. On four scenes that are the same for everybody,
+under one prompt, it took the scenes for the person (six people, 4000 steps: identity 0.43, and prompt fidelity 0.58).
+The network shipped had the common factor as it was in the first part, and learnt it in the second.
 
 Two things make the common factor enough for a person: four of them a layer instead of one, and the middle noise levels
 alone. Of six people, 150 steps each, identity is 0.17 with one factor, 0.26 with four, and 0.36 with four on the levels
