@@ -73,7 +73,8 @@ class Bank:
 
     def prompt_of(self, subject: int, picture: int) -> str:
         """What this picture was trained under."""
-        return (self.entries[subject].prompts or {picture: self.prompt})[picture]
+        prompts = self.entries[subject].prompts
+        return prompts[picture] if prompts else self.prompt
 
     @property
     def names(self) -> tuple[str, ...]:

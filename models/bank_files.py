@@ -3,9 +3,8 @@
 The manifest says how every subject was trained, on which base, and what the numbers mean. A shard is a safetensors file
 of some subjects: ``theta [S, N]``, see :mod:`.layout`; ``images [P, H, W, 3]``, bytes, and ``latents [P, C, h, w]`` of
 all their pictures, one subject's after the other's; its header names the subjects, and their pictures' captions if
-there are any. Shards are written once and never
-changed, and each belongs to the manifest whose digest it carries: so processes and machines fill one folder together,
-and what a stopped one leaves is whole.
+there are any. Shards are written once and never changed, and each belongs to the manifest whose digest it carries: so
+processes and machines fill one folder together, and what a stopped one leaves is whole.
 """
 
 import hashlib

@@ -99,9 +99,7 @@ def test_texts_that_the_model_takes_in_no_batch_are_refused_for_several_subjects
         conditions.each([one, five])
 
 
-def test_of_many_texts_those_used_lately_are_kept(
-    sdxl: Any, loaded: Any, conds: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was forgotten comes out the same."""
     with torch.inference_mode():
         texts = [encode_prompt(loaded[1], f"face {number}") for number in range(5)]

@@ -54,3 +54,27 @@ def test_from_people_to_a_picture_of_a_new_one(server: Server, checkpoint: Path,
     again = server.run(changed(graph, "HyperBoothFastFinetune", seed=1))
     assert again.status == "success" and "10" in again.executed
     assert not {"3", "5"} & set(again.executed), "nothing is predicted twice"
+
+
+def test_each_picture_goes_under_the_text_beside_it(server: Server, checkpoint: Path, vision: str) -> None:
+    for seed, name in enumerate(PEOPLE):
+        folder = server.base / "input" / "told" / name
+        folder.mkdir(parents=True)
+        for number, text in enumerate(("", "a photo of sks face in the snow")):
+            pixels = np.random.default_rng(10 * seed + number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+            (folder / f"{number}.txt").write_text(text)
+    graph = small_job(checkpoint.name, 2, "hyperbooth_hypernetwork")
+    graph["2"]["inputs"]["clip_name"] = vision
+    build = graph[find(graph, "HyperBoothBuildBank")]["inputs"]
+    build |= {"folder": "told", "captions": True}
+    for node in graph.values():
+        if node["class_type"] == "HyperBoothTrainHyperNetwork":
+            node["inputs"]["input_pictures"] = 1
+    refused = server.run(graph)
+    assert refused.status == "error" and "switch text_encoder off in the method, or captions off" in refused.message
+    graph[find(graph, "HyperBoothMethodLiDB")]["inputs"]["text_encoder"] = False
+    trained = server.run(graph)
+    assert trained.status == "success", trained.message
+    assert "captions: 5 of 10 pictures have one" in trained.outputs["5"]["text"][0]
+    assert "(10 pictures)" in trained.outputs["9"]["text"][0]
