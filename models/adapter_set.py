@@ -13,6 +13,7 @@ from .adapters import FAMILIES, Adapter
 from .adapters.base import shown
 from .attach import Without, attached
 from .frozen import Borrow, own_weights
+from .joined import passes
 from .sizes import describe_size
 from .steps import Step, depends_on_weight, total_factors
 from .targets import Target
@@ -166,9 +167,9 @@ class AdapterSet:
         with ExitStack() as stack:
             off: list[Without] = []
             changed: set[str] = set()
-            for link in self.chain:
-                off.append(stack.enter_context(attached(link.adapters, modules, borrow, changed, written_over)))
-                changed |= link.adapters.keys()
+            for adapters in passes([link.adapters for link in self.chain]):
+                off.append(stack.enter_context(attached(adapters, modules, borrow, changed, written_over)))
+                changed |= adapters.keys()
             yield partial(_without, off)
 
     @torch.no_grad()

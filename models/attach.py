@@ -9,6 +9,7 @@ from torch import nn
 from .adapters.base import Adapter
 from .forward import Forward, replaced_forward
 from .frozen import Borrow, own_weights
+from .joined import Joined
 from .site import Site
 
 Without = Callable[[], AbstractContextManager[None]]
@@ -17,7 +18,7 @@ Without = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def attached(
-    adapters: Mapping[str, Adapter],
+    adapters: Mapping[str, Adapter | Joined],
     modules: Mapping[str, nn.Module],
     borrow: Borrow = own_weights,
     changed: Collection[str] = (),
@@ -34,8 +35,9 @@ def attached(
         KeyError: an adapter names a layer that ``modules`` lacks.
     """
     before = {name: modules[name].forward for name in adapters}
-    for kind in {type(adapter) for adapter in adapters.values()}:
-        kind.gather(adapters.values())
+    alone = [adapter for adapter in adapters.values() if isinstance(adapter, Adapter)]
+    for kind in {type(adapter) for adapter in alone}:
+        kind.gather(alone)
     with ExitStack() as stack:
         for name, adapter in adapters.items():
             site = Site(modules[name], before[name], borrow, name not in changed, name in written_over)

@@ -30,6 +30,8 @@ class Adapter(nn.Module):
     """Name of the family in files and reports."""
     starts_as_identity: ClassVar[bool]
     """Whether a new adapter changes nothing."""
+    adds: ClassVar[bool] = False
+    """Whether its step is a :class:`~..steps.Sum`: what it adds has factors that depend on no weight."""
     packed: ClassVar[bool] = False
     """Whether a file keeps all adapters of a link as one tensor: where names would outweigh the numbers."""
     tensor_names: ClassVar[tuple[str, ...]]
@@ -58,7 +60,7 @@ class Adapter(nn.Module):
 
     def on(self, site: Site) -> Forward:
         """The site's forward f with the change: ``y = f(x) + up (down x)`` for families that add a low rank."""
-        factors = _Factors(self)
+        factors = Factors(self)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             up, down = factors(x.dtype)
@@ -120,7 +122,7 @@ class Adapter(nn.Module):
         return ", ".join(f"{name} {shown(value)}" for name, value in self.settings().items())
 
 
-class _Factors:
+class Factors:
     """``(up, down)`` of an adapter in a dtype; those of one that does not train are worked out once."""
 
     def __init__(self, adapter: Adapter):

@@ -53,6 +53,7 @@ class LiDB(Adapter):
 
     family = "lidb"
     starts_as_identity = True
+    adds = True
     packed = True
     tensor_names = ("a_train", "b_train")
 

@@ -42,6 +42,7 @@ class LoRA(Adapter):
 
     family = "lora"
     starts_as_identity = True
+    adds = True
     tensor_names = ("lora_up.weight", "lora_down.weight", "alpha")
 
     def __init__(self, up: Tensor, down: Tensor, alpha: float):
