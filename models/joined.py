@@ -6,6 +6,9 @@ walk over the layer's input and output instead of two, forward and backward.
 Sums then come in another order, and the last bit with them. So it is done where gradients are worked out, in training;
 outputs without them, as samples, validations and everybody's own use of the adapters have, are those of one link after
 the other bit for bit: a fast fine-tune before its first step gives what the prediction gives.
+
+Autograd works out the gradient of all of what is joined. A frozen link of a high rank is left by itself: its share,
+worked out for nothing, would cost more than the walk that is spared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +22,9 @@ from .adapters.base import Factors
 from .beside import beside
 from .forward import Forward
 from .site import Site
+
+FEW = 16
+"""Rank of frozen factors that always join; higher ones join a trained rank that is at least as high."""
 
 
 class Joined:
@@ -37,14 +43,23 @@ class Joined:
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y, pairs = site.forward(x, *args, **kwargs), [each(x.dtype) for each in factors]
-            if torch.is_grad_enabled():
-                ups, downs = zip(*pairs, strict=True)
-                pairs = [(torch.cat(ups, -1), torch.cat(downs, -2))]
-            for up, down in pairs:
+            for up, down in _side_by_side(pairs) if torch.is_grad_enabled() else pairs:
                 y = beside(site.layer, y, x, up, down)
             return y
 
         return adapted
+
+
+def _side_by_side(pairs: Sequence[tuple[Tensor, ...]]) -> Sequence[tuple[Tensor, ...]]:
+    """One pair of factors instead of all, where some train and the frozen ones are of no higher rank."""
+    trained, frozen = (
+        sum(up.shape[-1] for up, down in pairs if (up.requires_grad or down.requires_grad) is trains)
+        for trains in (True, False)
+    )
+    if not trained or frozen > max(trained, FEW):
+        return pairs
+    ups, downs = zip(*pairs, strict=True)
+    return [(torch.cat(ups, -1), torch.cat(downs, -2))]
 
 
 def passes(links: Sequence[Mapping[str, Adapter]]) -> Iterator[Mapping[str, Adapter | Joined]]:

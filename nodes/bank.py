@@ -9,13 +9,14 @@ from ..models.adapter_set import AdapterSet
 from ..models.bank import Bank
 from ..models.bank_files import state_of as state_of_bank
 from ..trainers.bank import build_bank, subject_names
+from ..trainers.fingerprint import fingerprint
 from ..trainers.folder import state_of
 from ..trainers.options import Method, TrainingOptions, check_number
 from ..trainers.ranks import ALONE, Ranks
 from ..trainers.recipe import Recipe
 from . import sockets
 from .bridge.banks import bank_names, bank_path, left_as_it_is, name_after, new_bank_path, times_changed, workshop
-from .bridge.files import input_folder
+from .bridge.files import input_folder, typed
 from .bridge.progress import Progress
 
 CATEGORY = f"{sockets.CATEGORY}/hypernetwork"
@@ -78,12 +79,12 @@ class BuildBank(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, bank_name: str = "", **_: Any) -> Any:
-        """Names, sizes and times of the files in the sub-folders: the bank is extended if any changed; and built again
-        if it is no more what was built."""
-        source = input_folder(folder)
+    def fingerprint_inputs(cls, folder: str | None, bank_name: str | None = "", **_: Any) -> Any:
+        """A digest of names, sizes and times of the files in the sub-folders: the bank is extended if any changed; and
+        built again if it is no more what was built. ComfyUI writes it into the pictures that it saves."""
+        source = input_folder(typed("folder", folder))
         pictures = [(name, state_of(source / name)) for name in subject_names(source)]
-        return pictures, times_changed(place_of(bank_name, source))
+        return fingerprint(pictures), times_changed(place_of(typed("bank_name", bank_name), source))
 
     @classmethod
     def execute(
@@ -198,6 +199,6 @@ class LoadBank(io.ComfyNode):
         return io.NodeOutput(Bank.open(bank_path(bank_name)))
 
     @classmethod
-    def fingerprint_inputs(cls, bank_name: str, **_: Any) -> Any:
+    def fingerprint_inputs(cls, bank_name: str | None, **_: Any) -> Any:
         """A bank that has changed is opened again."""
-        return state_of_bank(bank_path(bank_name))
+        return fingerprint(state_of_bank(bank_path(typed("bank_name", bank_name))))

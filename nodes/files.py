@@ -17,7 +17,7 @@ from ..models.rounding import half_precision_cost, plain_cost
 from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, write_tensors
 from ..models.word_files import embedding_tensors
 from . import sockets
-from .bridge.files import adapter_files, adapter_path, check_callable, how_to_call, output_file, output_name
+from .bridge.files import adapter_files, adapter_path, check_callable, how_to_call, output_file, output_name, typed
 from .bridge.lora import base_weights, check_base
 from .bridge.names import file_names, read_names
 
@@ -194,7 +194,7 @@ class Load(io.ComfyNode):
         return io.NodeOutput(load_adapter(adapter_path(adapter_name), names))
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_name: str, **_: Any) -> Any:
+    def fingerprint_inputs(cls, adapter_name: str | None, **_: Any) -> Any:
         """A file written again under its name is loaded again."""
-        stat = adapter_path(adapter_name).stat()
+        stat = adapter_path(typed("adapter_name", adapter_name)).stat()
         return stat.st_mtime_ns, stat.st_size

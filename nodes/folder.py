@@ -4,10 +4,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainers.fingerprint import fingerprint
 from ..trainers.folder import read_folder, state_of
 from ..trainers.photograph import ON_BROKEN, Reading
 from . import sockets
-from .bridge.files import input_folder
+from .bridge.files import input_folder, typed
 
 READING = Reading()
 
@@ -71,9 +72,10 @@ class ImagesFromFolder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> Any:
-        """Names, sizes and times of the files: changed ones are read again."""
-        return state_of(input_folder(folder))
+    def fingerprint_inputs(cls, folder: str | None, **_: Any) -> Any:
+        """A digest of names, sizes and times of the files: changed ones are read again. ComfyUI writes it into the
+        pictures that it saves."""
+        return fingerprint(state_of(input_folder(typed("folder", folder))))
 
     @classmethod
     def execute(

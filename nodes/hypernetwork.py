@@ -9,7 +9,7 @@ from ..models.hypernetwork_file import load_predictor, save_predictor
 from ..models.predictor import Made, Predictor
 from ..models.provenance import sample_of
 from . import sockets
-from .bridge.files import network_files, network_path, output_file, output_name
+from .bridge.files import network_files, network_path, output_file, output_name, typed
 from .bridge.layers import adaptable_layers, architecture
 from .bridge.lora import base_weights
 from .bridge.vision import encoder_of, tokens_of
@@ -81,9 +81,9 @@ class LoadHyperNetwork(io.ComfyNode):
         return io.NodeOutput(load_predictor(network_path(hypernetwork_name)))
 
     @classmethod
-    def fingerprint_inputs(cls, hypernetwork_name: str, **_: Any) -> Any:
+    def fingerprint_inputs(cls, hypernetwork_name: str | None, **_: Any) -> Any:
         """A file written again under its name is loaded again."""
-        stat = network_path(hypernetwork_name).stat()
+        stat = network_path(typed("hypernetwork_name", hypernetwork_name)).stat()
         return stat.st_mtime_ns, stat.st_size
 
 

@@ -58,13 +58,20 @@ def new_bank_path(name: str) -> Path:
     """Where a bank of that name is built.
 
     Raises:
-        ValueError: the name is no folder's.
+        ValueError: the name is no folder's, or one of another folder of banks, which a new one would hide.
     """
     name = name.strip()
     plain = name.isprintable() and Path(name).name == name and not {"/", "\\", ":"} & set(name)
     if not name or not plain or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"bank_name {name[:60]!r} is no folder's name; give one such as 'people'")
-    return _output() / name
+    place = _output() / name
+    for root in _roots():
+        if (root / name / MANIFEST).exists() and not (place / MANIFEST).exists():
+            raise ValueError(
+                f"bank_name {name!r} is in {root} already; give another name, or move that one to {_output()}, where "
+                "banks are extended"
+            )
+    return place
 
 
 def name_after(source: Path) -> str:

@@ -143,6 +143,20 @@ def state_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "hyperbooth_states"
 
 
+def typed(name: str, value: str | None) -> str:
+    """``value``, of an input that is asked for before the node runs: ComfyUI knows one that is linked only then.
+
+    Raises:
+        ValueError: it is linked; ComfyUI shows the text as a warning, and runs the node each time.
+    """
+    if value is None:
+        raise ValueError(
+            f"{name} is linked, so nobody can see beforehand whether its files have changed: this node, and all that "
+            f"use it, run each time. Type {name} into the node to have them run only after a change"
+        )
+    return value
+
+
 def input_folder(name: str) -> Path:
     """The folder of that name below ComfyUI's input folder.
 

@@ -75,9 +75,25 @@ def test_each_layer_has_its_own_links() -> None:
     assert [*joint["conv"].adapters] == [one.adapters["conv"] for one in links]
 
 
+@pytest.mark.parametrize(
+    "ranks, trains, passes_needed",
+    [((4, 8), (False, True), 1), ((4, 1), (False, True), 1), ((64, 4), (False, True), 2), ((64, 64), (False, True), 1),
+     ((64, 4), (True, True), 1), ((4, 8), (False, False), 2)],
+)  # fmt: skip
+def test_frozen_factors_join_where_their_gradients_are_few_and_something_trains(
+    ranks: tuple[int, int], trains: tuple[bool, bool], passes_needed: int
+) -> None:
+    """Autograd works out those of all that is joined."""
+    pairs = [
+        (torch.zeros(9, rank, requires_grad=train), torch.zeros(rank, 12, requires_grad=train))
+        for rank, train in zip(ranks, trains, strict=True)
+    ]
+    assert len(joined._side_by_side(pairs)) == passes_needed
+
+
 def test_what_depends_on_the_weight_or_is_of_several_subjects_stands_alone() -> None:
     three = [link("lora", 0).adapters, link("para", 1).adapters, link("lidb", 2).adapters]
     assert [*passes(three)] == three
     several = stacked([link("lidb", 0), link("lidb", 1)]).adapters
     assert [*passes([several, three[0]])] == [several, three[0]]
-    assert joined.Joined is Joined and [*passes([])] == []
+    assert [*passes([])] == []

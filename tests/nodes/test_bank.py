@@ -14,8 +14,11 @@ from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.nodes.bank import BuildBank, LoadBank
-from hyperbooth.nodes.bridge.banks import bank_names, workshop
+from hyperbooth.nodes.bridge.banks import KIND, bank_names, new_bank_path, workshop
 from hyperbooth.nodes.bridge.session import workbench
+from hyperbooth.nodes.files import Load
+from hyperbooth.nodes.folder import ImagesFromFolder
+from hyperbooth.nodes.hypernetwork import LoadHyperNetwork
 from hyperbooth.trainers.bank import build_bank
 from hyperbooth.trainers.bank_training import BankTrainer
 from hyperbooth.trainers.noise import generator_for
@@ -230,6 +233,33 @@ def test_two_builds_at_once_do_no_harm_to_each_other(
     theta = found[0].theta()
     again, report = build(node, quick, steps=3)
     assert "none of them new" in report and torch.equal(again.theta(), theta)
+
+
+def test_what_is_linked_cannot_be_looked_at_beforehand_and_the_warning_says_so() -> None:
+    """ComfyUI gives None for it, shows the error as a warning, and runs the node."""
+    with pytest.raises(ValueError, match=r"folder is linked, so .* run each time. Type folder into the node"):
+        BuildBank.fingerprint_inputs(folder=None)
+    for node, name in (
+        (ImagesFromFolder, "folder"), (LoadBank, "bank_name"), (Load, "adapter_name"),
+        (LoadHyperNetwork, "hypernetwork_name"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is linked, so .* run each time"):
+            node.fingerprint_inputs(**{name: None})
+
+
+def test_a_bank_of_the_models_folder_is_not_hidden_by_a_new_one(
+    node: Any, quick: Any, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the one that Load Subject Bank opens."""
+    bank, _ = build(node, quick)
+    shared = tmp_path / "models" / "people"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, KIND, ([str(shared.parent)], set()))
+    shutil.move(bank.entries[0].shard.parent, shared)
+    with pytest.raises(ValueError, match=f"bank_name 'people' is in {shared.parent} already; .*give another"):
+        build(node, quick)
+    assert not new_bank_path("others").exists()
+    other, _ = build(node, quick, bank_name="others")
+    assert other.names == bank.names
 
 
 def test_a_bank_that_lost_a_shard_is_built_and_opened_again(node: Any, quick: Any, people: Path) -> None:

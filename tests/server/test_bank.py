@@ -43,9 +43,14 @@ def test_a_bank_is_built_extended_and_opened(server: Server, checkpoint: Path) -
     faces = server.base / "input" / "faces"
     for seed, name in enumerate(("anna", "ben", "cleo")):
         person(faces / name, seed)
-    graph = building(checkpoint)
+    graph = building(checkpoint) | {
+        "picture": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["picture", 0], "filename_prefix": "shared"}},
+    }
     outcome = server.run(graph)
     assert outcome.status == "success", outcome.message
+    said = next(server.output.glob("shared*.png")).read_bytes()
+    assert b"is_changed" in said and b"anna" not in said, "the graph in a picture names nobody"
     assert outcome.progress["build"][-1] == 3 * 2
     report = outcome.outputs["build"]["text"][0]
     assert "3 subjects with 3 pictures in 2 shards" in report and "3 of them new" in report
