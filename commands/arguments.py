@@ -15,10 +15,13 @@ class Inputs:
         node: the node's class.
         without: ids of inputs that the command leaves at their defaults.
         sparse: collect only what is given, instead of all with the defaults.
+        shown: defaults in words, by the inputs' ids, where the command has others than the node.
     """
 
-    def __init__(self, node: Any, without: Collection[str] = (), sparse: bool = False):
-        self._schema, self._sparse = node.GET_SCHEMA(), sparse
+    def __init__(
+        self, node: Any, without: Collection[str] = (), sparse: bool = False, shown: Mapping[str, str] | None = None
+    ):  # fmt: skip
+        self._schema, self._sparse, self._shown = node.GET_SCHEMA(), sparse, shown or {}
         self._specs = [
             spec for spec in self._schema.inputs if spec.get_io_type() in {*TYPES, SWITCH} and spec.id not in without
         ]
@@ -27,7 +30,8 @@ class Inputs:
         """An argument for each: ``--subjects-per-batch``."""
         group = parser.add_argument_group(self._schema.display_name)
         for spec in self._specs:
-            group.add_argument(f"--{spec.id.replace('_', '-')}", **_settings(spec, self._sparse))
+            settings = _settings(spec, self._sparse, self._shown.get(spec.id))
+            group.add_argument(f"--{spec.id.replace('_', '-')}", **settings)
 
     def of(self, parsed: Mapping[str, Any]) -> dict[str, Any]:
         """By the inputs' ids.
@@ -42,11 +46,11 @@ class Inputs:
         return values
 
 
-def _settings(spec: Any, sparse: bool) -> dict[str, Any]:
+def _settings(spec: Any, sparse: bool, shown: str | None) -> dict[str, Any]:
     """For argparse."""
     kind, default = spec.get_io_type(), _default(spec)
     needed = default == "" and not spec.optional
-    said = "needed" if needed else f"default: {default!r}"
+    said = "needed" if needed else f"default: {shown or repr(default)}"
     settings = {"help": f"{spec.tooltip} ({said})".replace("%", "%%"), "required": needed}
     settings["default"] = argparse.SUPPRESS if sparse or needed else default
     if kind == SWITCH:

@@ -16,14 +16,14 @@ from ..models.hypernetwork_file import load_predictor
 from ..models.storage import load_adapter
 from ..nodes.bank import BuildBank, build
 from ..nodes.bridge.banks import bank_path
-from ..nodes.bridge.files import adapter_path, network_path
+from ..nodes.bridge.files import adapter_path, check_prefix, network_path
 from ..nodes.bridge.headless import load_checkpoint, load_vision, tell_progress
 from ..nodes.extension import HyperBooth
 from ..nodes.hypernetwork import SaveHyperNetwork
 from ..nodes.methods import MethodLiDB
 from ..nodes.options import Options
 from ..nodes.train import RESUME
-from ..nodes.train_hypernetwork import TrainHyperNetwork, options_for, report, run_of, train
+from ..nodes.train_hypernetwork import WARMUP, TrainHyperNetwork, options_for, report, run_of, train
 from ..trainers.options import TrainingOptions
 from ..trainers.ranks import Ranks, joined
 from ..trainers.recipe import Recipe
@@ -59,6 +59,7 @@ def _parser(program: str, job: str, *inputs: Inputs) -> argparse.ArgumentParser:
 
 BUILD, METHOD, OPTIONS = Inputs(BuildBank), Inputs(MethodLiDB), Inputs(Options, sparse=True)
 TRAIN, SAVE = Inputs(TrainHyperNetwork), Inputs(SaveHyperNetwork, without={"precision"})
+TRAIN_OPTIONS = Inputs(Options, sparse=True, shown={"warmup_steps": WARMUP})
 
 
 def _bank_parser(program: str) -> argparse.ArgumentParser:
@@ -82,7 +83,7 @@ def _build_bank(parsed: Arguments, ranks: Ranks) -> str:
 
 
 def _network_parser(program: str) -> argparse.ArgumentParser:
-    parser = _parser(program, "Train a hypernetwork on a bank and save it.", TRAIN, OPTIONS, SAVE)
+    parser = _parser(program, "Train a hypernetwork on a bank and save it.", TRAIN, TRAIN_OPTIONS, SAVE)
     parser.add_argument("--clip-vision", required=True, help="a file, or the name of one in models/clip_vision")
     parser.add_argument("--bank-name", required=True, help="a bank's name, as Load Subject Bank lists it")
     parser.add_argument("--start-from", help="a hypernetwork's name, as Load HyperNetwork lists it (default: none)")
@@ -90,16 +91,17 @@ def _network_parser(program: str) -> argparse.ArgumentParser:
 
 
 def _train_hypernetwork(parsed: Arguments, ranks: Ranks) -> str:
-    given = TRAIN.of(parsed)
+    given, saving = TRAIN.of(parsed), SAVE.of(parsed)
+    check_prefix(saving["filename_prefix"])
     goes_on = given.pop("resume") == RESUME[0] or _is_restarted(ranks)
-    options = replace(options_for(given["steps"]), **OPTIONS.of(parsed))
+    options = replace(options_for(given["steps"]), **TRAIN_OPTIONS.of(parsed))
     start = load_predictor(network_path(parsed["start_from"])) if parsed["start_from"] else None
     asked = run_of(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
     model, clip, _ = load_checkpoint(parsed["checkpoint"])
     result = train(asked, model, clip, load_vision(parsed["clip_vision"]), goes_on, ranks)
     if result is None:
         return ""
-    (path,) = SaveHyperNetwork.execute(result.predictor, **SAVE.of(parsed)).result
+    (path,) = SaveHyperNetwork.execute(result.predictor, **saving).result
     return f"{report(asked, result)}\nsaved {path}"
 
 

@@ -33,6 +33,7 @@ CONFIG = HyperNetworkConfig()
 STEPS, LEARNING_RATE, BATCH = 5000, 5e-4, 16
 """Our choice: the paper says nothing of them."""
 MOST_WARMUP = 200
+WARMUP = f"a tenth of the steps, at most {MOST_WARMUP}"
 
 
 class TrainHyperNetwork(io.ComfyNode):
@@ -118,7 +119,8 @@ def _optional_inputs() -> list[io.Input]:
             max=4096,
             step=8,
             optional=True,
-            tooltip="Of the decoder's tokens: more holds more, and makes a larger file. A multiple of 8.",
+            tooltip="Of the decoder's tokens: more holds more, and makes a larger file. A multiple of 8. With "
+            "start_from it stays as it was there.",
         ),
         sockets.HyperNetwork.Input(
             "start_from",
@@ -149,6 +151,7 @@ def run_of(
 ) -> HyperRun:  # fmt: skip
     """The run that these inputs ask for."""
     shared = bool(bank.manifest.settings.get("shared_input"))
+    width = width if start_from is None else start_from.network.config.width
     config = HyperNetworkConfig(width, refinements=refinements, shared_input=shared, learnt_input=shared)
     return HyperRun(
         bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from,

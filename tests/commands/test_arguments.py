@@ -1,15 +1,18 @@
 """Arguments of commands are the inputs of nodes: same names, defaults and limits."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hyperbooth.commands.arguments import Inputs
+from hyperbooth.commands.jobs import JOBS
 from hyperbooth.nodes.bank import BuildBank
 from hyperbooth.nodes.methods import MethodLiDB
 from hyperbooth.nodes.options import Options
 from hyperbooth.nodes.train_hypernetwork import TrainHyperNetwork
 from hyperbooth.trainers.options import TrainingOptions
+from hyperbooth.trainers.ranks import ALONE
 
 
 def parsed(inputs: Inputs, *arguments: str) -> dict[str, Any]:
@@ -41,6 +44,19 @@ def test_what_has_no_default_is_needed_and_what_is_given_counts() -> None:
 def test_options_are_only_those_given() -> None:
     assert parsed(Inputs(Options, sparse=True), "--ema-decay", "0.9") == {"ema_decay": 0.9}
     assert TrainingOptions(**parsed(Inputs(Options))) == TrainingOptions()
+
+
+def test_help_shows_the_default_that_the_command_has() -> None:
+    said = JOBS["train_hypernetwork"][0]("train").format_help()
+    assert "default: a tenth of the steps, at most 200" in " ".join(said.split())
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_anything_is_loaded(output_folder: Path) -> None:
+    make_parser, work = JOBS["train_hypernetwork"]
+    needed = ["--checkpoint", "none", "--bank-name", "none", "--clip-vision", "none"]
+    parsed = vars(make_parser("train").parse_args([*needed, "--filename-prefix", "../faces"]))
+    with pytest.raises(ValueError, match=r"filename_prefix '../faces' leads out of the output folder"):
+        work(parsed, ALONE)
 
 
 def test_a_number_out_of_range_is_refused() -> None:

@@ -441,6 +441,8 @@ def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: 
     still, _, report = trained(node, loaded, small_bank, steps=1, learning_rate=0.0, start_from=first, weight_loss=0.5)
     assert torch.equal(first.network.heads, still.network.heads) and still.facts["steps"] == 3
     assert "start: a hypernetwork of 2 steps" in report
+    one, other = (run_of(small_bank, 1, 0.0, 5, 2, 1.0, 0.0, 0, QUIET, width, first) for width in (32, 64))
+    assert one == other and other.config.width == 32, "start_from has a width"
 
 
 def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
