@@ -153,7 +153,8 @@ class Layout:
         """
         if found := self.difference(other):
             raise ValueError(
-                f"{ours} and {theirs} are of different kinds: {found[0]} in {ours}, {found[1]} in {theirs}"
+                f"{ours} and {theirs} are of different kinds: {found[0]} in {ours}, {found[1]} in {theirs}; connect "
+                "two that were made with the same LiDB settings"
             )
 
     def difference(self, other: "Layout") -> tuple[str, str] | None:

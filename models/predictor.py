@@ -42,7 +42,9 @@ class Made:
         if given.kind != self.kind:
             raise ValueError(f"{name} is {given.kind}; the {whose} was made with {self.kind}, connect that")
         if not self.record.keys() & given.record.keys():
-            raise ValueError(f"{name} has none of the layers of the {self.kind} that the {whose} was made with")
+            raise ValueError(
+                f"{name} has none of the layers of the {self.kind} that the {whose} was made with; connect that one"
+            )
         if (far := distance(self.record, given.record)) > ALIKE:
             raise ValueError(
                 f"{name} is another {given.kind} than the {whose} was made with: its weights differ from those "

@@ -157,6 +157,17 @@ def test_a_folder_of_all_kinds_trains_and_both_reports_say_what_became_of_it(
     assert "no text for cut out.png, whole.jpg" in shown(third, "read")
 
 
+def test_a_linked_folder_is_read_each_time_and_the_log_says_why(server: Server, album: Path) -> None:
+    graph: Graph = {
+        "name": {"class_type": "PrimitiveString", "inputs": {"value": album.name}},
+        "folder": {"class_type": "HyperBoothImagesFromFolder", "inputs": {"folder": ["name", 0]}},
+        "read": {"class_type": "PreviewAny", "inputs": {"source": ["folder", 3]}},
+    }
+    assert "photographs from album" in shown(server.run(graph), "read")
+    assert "folder" in server.run(graph).executed
+    assert "folder is linked, so nobody can see beforehand" in (server.base / "server.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
