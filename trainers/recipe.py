@@ -67,7 +67,9 @@ class Recipe:
             )
         for name, refused in TOGETHER.items():
             if (value := getattr(self.options, name)) in refused:
-                raise ValueError(f"options: {name} {value!r} is not for a bank, whose subjects train side by side")
+                raise ValueError(
+                    f"options: {name} {value!r} is not for a bank, whose subjects train side by side; choose another"
+                )
         if self.options.caption_dropout:
             raise ValueError("options: a bank does not hold the empty prompt; set caption_dropout to 0")
         if self.captions and self.method.text_encoder:

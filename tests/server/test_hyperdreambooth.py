@@ -17,13 +17,16 @@ PEOPLE = ("anna", "ben", "cleo", "dan", "eve")
 
 @pytest.fixture(scope="module")
 def vision(server: Server) -> Iterator[str]:
-    """An encoder in the server's folder, and people with a picture each."""
+    """An encoder in the server's folder, and people with a picture each: of their own, and all in one."""
     path = write_clip_vision(server.base / "models" / "clip_vision" / "vit_l.safetensors")
+    together = server.base / "input" / "many faces"
+    together.mkdir()
     for seed, name in enumerate(PEOPLE):
         folder = server.base / "input" / "people" / name
         folder.mkdir(parents=True)
         pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "one.png")
+        for place in (folder / "one.png", together / f"{name}.png"):
+            Image.fromarray(pixels).save(place)
     yield path.name
     path.unlink()
 
@@ -67,13 +70,15 @@ def test_each_picture_goes_under_the_text_beside_it(server: Server, checkpoint: 
     graph = small_job(checkpoint.name, 2, "hyperbooth_hypernetwork")
     graph["2"]["inputs"]["clip_name"] = vision
     build = graph[find(graph, "HyperBoothBuildBank")]["inputs"]
-    build |= {"folder": "told", "captions": True}
+    build["folder"] = "told"
+    method = graph[find(graph, "HyperBoothMethodLiDB")]["inputs"]
+    method["text_encoder"] = True
     for node in graph.values():
         if node["class_type"] == "HyperBoothTrainHyperNetwork":
             node["inputs"]["input_pictures"] = 1
     refused = server.run(graph)
     assert refused.status == "error" and "switch text_encoder off in the method, or captions off" in refused.message
-    graph[find(graph, "HyperBoothMethodLiDB")]["inputs"]["text_encoder"] = False
+    method["text_encoder"] = False
     trained = server.run(graph)
     assert trained.status == "success", trained.message
     assert "captions: 5 of 10 pictures have one" in trained.outputs["5"]["text"][0]
