@@ -25,7 +25,7 @@ from ..nodes.options import Options
 from ..nodes.train import RESUME
 from ..nodes.train_hypernetwork import WARMUP, TrainHyperNetwork, options_for, report, run_of, train
 from ..trainers.options import TrainingOptions
-from ..trainers.ranks import Ranks, joined
+from ..trainers.ranks import ALONE, Ranks, joined
 from ..trainers.recipe import Recipe
 from .arguments import Inputs
 
@@ -34,7 +34,8 @@ Arguments = dict[str, Any]
 
 @record  # torchrun then says which process failed, and why
 def run(job: str, arguments: Sequence[str], program: str) -> None:
-    """Run a job of :data:`JOBS`; nodes run under inference mode, and so does this."""
+    """Run a job of :data:`JOBS`; nodes run under inference mode, and so does this. Alone it says what input is wrong in
+    a line; torchrun reports a process's error itself."""
     asyncio.run(HyperBooth().on_load())  # as a server does once: the pack's folders become known
     make_parser, work = JOBS[job]
     parser = make_parser(program)
@@ -42,7 +43,13 @@ def run(job: str, arguments: Sequence[str], program: str) -> None:
     with joined() as ranks, torch.inference_mode():
         logging.getLogger().setLevel(logging.INFO if ranks.leads else logging.WARNING)
         tell_progress(logging.info if ranks.leads else None)
-        text = work(parsed, ranks)
+        try:
+            text = work(parsed, ranks)
+        except (ValueError, OSError) as error:
+            if ranks is not ALONE:
+                raise
+            logging.debug("%s", job, exc_info=True)
+            parser.exit(2, f"{program}: error: {error}\n")
         if ranks.leads:
             print(text, flush=True)
 

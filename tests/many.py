@@ -29,13 +29,15 @@ class Many:
     outputs: Path
 
     def run(
-        self, command: str, arguments: Sequence[str], processes: int, kill: Callable[[], bool] | None = None
+        self, command: str, arguments: Sequence[str], processes: int, kill: Callable[[], bool] | None = None,
+        status: int = 0,
     ) -> str:  # fmt: skip
         """What the leader prints.
 
         Args:
             processes: started by torchrun, which restarts them once; 1 is without it.
             kill: as soon as this is true the last process is killed.
+            status: that it is to exit with.
         """
         engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{processes}", "--max-restarts=1"]
         line = [
@@ -55,7 +57,7 @@ class Many:
                 process.terminate()  # torchrun then ends its processes
                 process.wait(60)
             text = (self.outputs / "said").read_text()
-        assert process.returncode == 0, text
+        assert process.returncode == status, text
         return text
 
 

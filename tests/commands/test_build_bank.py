@@ -67,6 +67,14 @@ def test_two_processes_build_the_bank_of_the_node_bit_for_bit(alone: Bank, many:
     assert shards(both.folder) == shards(alone.folder) and both.manifest.difference(alone.manifest) is None
 
 
+def test_a_wrong_input_is_one_line(many: Many) -> None:
+    said = many.run("build_bank", [*ARGUMENTS, "--a", "0"], processes=1, status=2)
+    assert said.splitlines()[-1] == "build_bank.py: error: --a is 0; give one from 1 to 65536"
+    said = many.run("build_bank", [*ARGUMENTS, "--folder", "nobody"], processes=1, status=2)
+    assert said.splitlines()[-1].startswith("build_bank.py: error: ") and "nobody" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
 def test_a_killed_process_changes_nothing_about_the_bank(alone: Bank, many: Many) -> None:
     folder = many.outputs / "hyperbooth_banks" / "people"
