@@ -14,10 +14,10 @@ from ..scene import Scene
 from ..task import CAPTIONS, PROMPT
 from . import people
 from .kept import keep, kept
-from .train import REFINEMENTS, Course, train
+from .train import REFINEMENTS, Course, part_of_the_way, train
 
 FEW = Course(
-    many=2, together=2, mean_steps=1, people=6, side_by_side=3, steps=1, network=1, scenes=1, further=(1, 1)
+    many=2, together=2, mean_steps=1, people=6, side_by_side=3, steps=1, network=1, scenes=1, further=(1, 1), closer=1
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
     predictor = kept(path)
     assert path.stat().st_size < 10e6
     assert predictor.prompt == PROMPT and predictor.network.config.refinements == REFINEMENTS
-    assert predictor.facts["steps"] == 3 and predictor.facts["people"] == 4
+    assert predictor.facts["steps"] == 4 and predictor.facts["people"] == 4
     tokens = torch.zeros(65, predictor.network.encoder_width)
     assert len(predictor.predict([tokens]).chain[0].adapters) == len(predictor.network.layout.targets)
     shutil.rmtree(tmp_path / "output" / "hyperbooth_states")
@@ -36,6 +36,21 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
     more = train(tmp_path, replace(FEW, people=9))
     assert mean.stat().st_mtime_ns == made
     assert more.facts["people"] == 7, "around the same mean, whatever has become of its training's state"
+
+
+def test_part_of_the_way_is_between_the_weights() -> None:
+    start = kept()
+    end = replace(start, network=start.network.copied(), facts={"steps": 1})
+    with torch.no_grad():
+        for number, value in enumerate(end.network.state_dict().values()):
+            value.add_(number % 3)
+    before = {name: value.clone() for name, value in end.network.state_dict().items()}
+    between = part_of_the_way(start, end, 0.25)
+    assert between.facts == {"steps": 1}
+    for name, value in between.network.state_dict().items():
+        expected = start.network.state_dict()[name].double() * 0.75 + before[name].double() * 0.25
+        torch.testing.assert_close(value.double(), expected)
+        assert torch.equal(end.network.state_dict()[name], before[name])
 
 
 def test_nobody_is_learnt_from_whom_the_figures_are_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
