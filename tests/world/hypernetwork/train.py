@@ -10,8 +10,9 @@ under one prompt, it took the scenes for the person (six people, 4000 steps: ide
 The network shipped had the common factor as it was in the first part, and learnt it in the second.
 
 Then the four photographs once more, each under its own words and on lower levels, where scenes of all kinds had left
-likeness behind: these show the person better, and follow the prompt less. Half of that way in weights keeps most of the
-first and loses little of the second (Wortsman et al. 2022, WiSE-FT, arXiv 2109.01903).
+likeness behind: these show the person better, and follow the prompt less. A part of that way in weights keeps most of the
+first and loses little of the second (Wortsman et al. 2022, WiSE-FT, arXiv 2109.01903); a quarter also leaves forty
+steps on top their prompt fidelity (six people: 0.56 and 0.95; half 0.57 and 0.92, all of it 0.55 and 0.78).
 
 Two things make the common factor enough for a person: four of them a layer instead of one, and the middle noise levels
 alone. Of six people, 150 steps each, identity is 0.17 with one factor, 0.26 with four, and 0.36 with four on the levels
@@ -79,7 +80,7 @@ WEIGHT_LOSS = 0.3
 """On the photographs; after them the bank's numbers, which predictions are better than by then, say nothing."""
 WIDTH, REFINEMENTS, BATCH = 64, 2, 32
 LEVELS, LEVELS_CLOSER = {"noise_low": 0.3, "noise_high": 0.9}, {"noise_low": 0.1, "noise_high": 0.85}
-SHARE = 0.5
+SHARE = 0.25
 """Of the way to where the photographs under their own words take the network."""
 OPTIONS = {"preview_every": 0, "checkpoint_every": 100, "lr_scheduler": "cosine", **LEVELS}
 
