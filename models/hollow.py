@@ -180,4 +180,8 @@ def _run_aside(span: Span, stack: ExitStack) -> None:
 
 
 def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    """As it lies in memory: what was expanded stays so, since another layout can mean another kernel and other bits."""
+    if not isinstance(value, Tensor):
+        return value
+    once = value[tuple(slice(1) if step == 0 else slice(None) for step in value.stride())]
+    return once.clone().expand_as(value)

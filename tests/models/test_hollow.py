@@ -96,6 +96,26 @@ def test_without_a_stream_past_them_nothing_reaches_what_came_before() -> None:
     assert x.grad is None and layers[3].weight.grad is not None
 
 
+class Strides(nn.Module):
+    """Remembers how what it is given lies in memory."""
+
+    def forward(self, h: Tensor, text: Tensor) -> Tensor:
+        self.seen = text.stride()
+        return h + text.mean()
+
+
+def test_a_block_run_aside_is_given_tensors_as_they_lay() -> None:
+    """One text for a batch is expanded; copied in full it would go through another kernel, whose last bits differ."""
+    block, texts, h = Strides(), torch.randn(1, 9, 4), torch.zeros(2, 4)
+    both = texts.expand(2, 9, 4)
+    for text in (texts, both, both.transpose(1, 2), texts[0, 0].expand(1, 9, 4), texts[0, 0, 0]):
+        usual = block(h, text)
+        strides = block.seen
+        with Hollow([Span([block])]).without_gradients():
+            assert torch.equal(block(h, text), usual)
+        assert block.seen == strides
+
+
 def test_the_blocks_are_themselves_again_after_an_exception(blocks: list[nn.Module]) -> None:
     hollow, (a, b) = taken(blocks), inputs()
     whole = run(blocks, a, b)
