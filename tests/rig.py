@@ -110,19 +110,18 @@ def words_in_the_output_folder_alone(patch: pytest.MonkeyPatch) -> list[str]:
 
 @contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
-    """ComfyUI's cancel button is pressed when the progress bar shows ``step`` or, since it skips some, a later one."""
+    """ComfyUI's cancel button is pressed when the progress bar shows ``step``, of which it skips none meanwhile."""
 
     def press(value: int, *_: Any, **__: Any) -> None:
         if value >= step:
             comfy.model_management.interrupt_current_processing()
 
-    before = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(press)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0)
+        patch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_PERCENT", 0.0)
+        patch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", press)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             yield
-    finally:
-        comfy.utils.set_progress_bar_global_hook(before)
 
 
 def same(first: Any, second: Any) -> bool:
