@@ -16,6 +16,10 @@ from hyperbooth.trainers.memory import Plan, choose, measure
 from hyperbooth.trainers.options import TrainingOptions
 from rig import QUIET, interrupted_at, lora, same, train, untouched
 
+from tests.world.base.model import load as world
+from tests.world.task import references
+from tests.world.task import subjects as people
+
 OPTIONS = replace(QUIET, checkpoint_every=2)
 
 
@@ -91,23 +95,40 @@ def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded
     assert len(loss_map["loss"]) == 150
 
 
-def test_a_diverging_run_stops_names_the_step_and_rescues_the_last_good_state(
-    node: Any, loaded: Any, subject: Any, output_folder: Path
-) -> None:
-    options = replace(QUIET, max_grad_norm=0, checkpoint_every=1, warmup_steps=299)
-    with untouched(loaded[0]), pytest.raises(Diverged) as caught:
-        train(node, loaded, subject, lora(learning_rate=0.5), 300, options=options)
-    message = str(caught.value)
-    assert "step" in message and "lower learning rate" in message and "the last good state" in message
-    (rescued,) = (output_folder / "loras").glob("*.safetensors")
-    assert rescued.name in message
-    adapter = load_adapter(rescued)
-    assert adapter.facts["steps"] in (64, 128, 256) and all(torch.isfinite(p).all() for p in adapter.parameters())
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """The small world's base: a network that has learnt its task, so that a ruined one is far worse than before."""
+    base = world(tmp_path_factory.mktemp("world") / "world.safetensors")
+    return base.model, base.clip, base.vae
 
 
-def test_a_run_ruined_at_once_is_told_at_the_end_at_the_latest(node: Any, loaded: Any, subject: Any) -> None:
-    with pytest.raises(Diverged, match=r"(loss|gradient) .* at step \d+.*so nothing was saved"):
-        train(node, loaded, subject, lora(learning_rate=0.8), 40, options=replace(QUIET, max_grad_norm=0))
+class TestRuined:
+    """On a trained model, as a user's is; how an untrained one takes a rate far too high is chance."""
+
+    @pytest.fixture
+    def loaded(self, trained: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        return trained
+
+    @pytest.fixture
+    def pictures(self) -> torch.Tensor:
+        return references(people(1)[0], 3)
+
+    def test_a_diverging_run_stops_names_the_step_and_rescues_the_last_good_state(
+        self, node: Any, loaded: Any, subject: Any, output_folder: Path
+    ) -> None:
+        options = replace(QUIET, max_grad_norm=0, checkpoint_every=1, warmup_steps=299)
+        with untouched(loaded[0]), pytest.raises(Diverged) as caught:
+            train(node, loaded, subject, lora(learning_rate=0.1), 300, options=options)
+        message = str(caught.value)
+        assert "step" in message and "lower learning rate" in message and "the last good state" in message
+        (rescued,) = (output_folder / "loras").glob("*.safetensors")
+        assert rescued.name in message
+        adapter = load_adapter(rescued)
+        assert adapter.facts["steps"] in (64, 128, 256) and all(torch.isfinite(p).all() for p in adapter.parameters())
+
+    def test_a_run_ruined_at_once_is_told_at_the_end_at_the_latest(self, node: Any, loaded: Any, subject: Any) -> None:
+        with pytest.raises(Diverged, match=r"(loss|gradient) .* at step \d+.*so nothing was saved"):
+            train(node, loaded, subject, lora(learning_rate=0.8), 40, options=replace(QUIET, max_grad_norm=0))
 
 
 def test_a_run_that_breaks_at_once_writes_nothing(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
