@@ -86,7 +86,7 @@ class LiDB(Adapter):
         """``(A_aux A_train, B_train B_aux)``: tiny products, so that a token costs what it does with LoRA. Those of
         several subjects are one product, with the basis they share on the right."""
         several = self.a_train.ndim > 2
-        up = (self.a_train.mT @ self.a_aux.mT).mT if several else self.a_aux @ self.a_train
+        up = (self.a_train.mT.contiguous() @ self.a_aux.mT).mT if several else self.a_aux @ self.a_train
         return Sum(up, self.b_train @ self.b_aux.mT)
 
     def to_tensors(self) -> dict[str, Tensor]:
