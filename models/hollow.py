@@ -184,4 +184,8 @@ def _copy(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     once = value[tuple(slice(1) if step == 0 else slice(None) for step in value.stride())]
-    return once.clone().expand_as(value)
+    return (
+        torch.empty_strided(once.shape, once.stride(), dtype=once.dtype, device=once.device)
+        .copy_(once)
+        .expand_as(value)
+    )
