@@ -17,13 +17,14 @@ from ..models.storage import load_adapter
 from ..nodes.bank import BuildBank, build
 from ..nodes.bridge.banks import bank_path
 from ..nodes.bridge.files import adapter_path, check_prefix, network_path
-from ..nodes.bridge.headless import load_checkpoint, load_vision, tell_progress
+from ..nodes.bridge.headless import load_checkpoint, load_vision, tell_progress, tells_all
 from ..nodes.extension import HyperBooth
 from ..nodes.hypernetwork import SaveHyperNetwork
 from ..nodes.methods import MethodLiDB
 from ..nodes.options import Options
 from ..nodes.train import RESUME
 from ..nodes.train_hypernetwork import WARMUP, TrainHyperNetwork, options_for, report, run_of, train
+from ..trainers.guard import Diverged
 from ..trainers.options import TrainingOptions
 from ..trainers.ranks import ALONE, Ranks, joined
 from ..trainers.recipe import Recipe
@@ -35,7 +36,7 @@ Arguments = dict[str, Any]
 @record  # torchrun then says which process failed, and why
 def run(job: str, arguments: Sequence[str], program: str) -> None:
     """Run a job of :data:`JOBS`; nodes run under inference mode, and so does this. Alone it says what input is wrong in
-    a line; torchrun reports a process's error itself."""
+    a line, or with ``-- --verbose DEBUG`` where it came from; torchrun reports a process's error itself."""
     asyncio.run(HyperBooth().on_load())  # as a server does once: the pack's folders become known
     make_parser, work = JOBS[job]
     parser = make_parser(program)
@@ -45,10 +46,9 @@ def run(job: str, arguments: Sequence[str], program: str) -> None:
         tell_progress(logging.info if ranks.leads else None)
         try:
             text = work(parsed, ranks)
-        except (ValueError, OSError) as error:
-            if ranks is not ALONE:
+        except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
+            if ranks is not ALONE or tells_all():
                 raise
-            logging.debug("%s", job, exc_info=True)
             parser.exit(2, f"{program}: error: {error}\n")
         if ranks.leads:
             print(text, flush=True)

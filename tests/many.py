@@ -30,7 +30,7 @@ class Many:
 
     def run(
         self, command: str, arguments: Sequence[str], processes: int, kill: Callable[[], bool] | None = None,
-        status: int = 0,
+        status: int = 0, own: Sequence[str] = (),
     ) -> str:  # fmt: skip
         """What the leader prints.
 
@@ -38,12 +38,13 @@ class Many:
             processes: started by torchrun, which restarts them once; 1 is without it.
             kill: as soon as this is true the last process is killed.
             status: that it is to exit with.
+            own: more arguments for ComfyUI.
         """
         engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{processes}", "--max-restarts=1"]
         line = [
             sys.executable, *(engine if processes > 1 else []), str(ROOT / "commands" / f"{command}.py"),
             "--comfyui", str(comfyui_path()), "--checkpoint", str(self.checkpoint), *arguments,
-            "--", "--cpu", "--input-directory", str(self.inputs), "--output-directory", str(self.outputs),
+            "--", "--cpu", "--input-directory", str(self.inputs), "--output-directory", str(self.outputs), *own,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         with (self.outputs / "said").open("w+") as said, subprocess.Popen(

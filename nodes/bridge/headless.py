@@ -8,7 +8,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,32 @@ def _take_folders(args: Any) -> None:
         folder_paths.set_input_directory(os.path.abspath(args.input_directory))
 
 
+def tells_all() -> bool:
+    """Whether ComfyUI was started with ``--verbose DEBUG``."""
+    from comfy.cli_args import args
+
+    return "DEBUG" in str(args.verbose)  # a level, or pairs of level and file
+
+
 def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE, as Load Checkpoint gives them.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it is no checkpoint with a text encoder.
     """
     import comfy.sd
     import folder_paths
 
     words = folder_paths.get_folder_paths("embeddings")
     path = _file(name, "checkpoints", "--checkpoint")
-    return comfy.sd.load_checkpoint_guess_config(path, output_vae=True, output_clip=True, embedding_directory=words)[:3]
+    with _reading(name, "--checkpoint"):
+        loaded = comfy.sd.load_checkpoint_guess_config(
+            path, output_vae=True, output_clip=True, embedding_directory=words
+        )
+    model, clip, vae = loaded[:3]
+    if clip is None:
+        raise ValueError(f"--checkpoint {name!r} holds no text encoder; give one with model, text encoder and VAE")
+    return model, clip, vae
 
 
 def load_vision(name: str) -> Any:
@@ -69,10 +84,22 @@ def load_vision(name: str) -> Any:
     """
     import comfy.clip_vision
 
-    vision = comfy.clip_vision.load(_file(name, "clip_vision", "--clip-vision"))
+    path = _file(name, "clip_vision", "--clip-vision")
+    with _reading(name, "--clip-vision"):
+        vision = comfy.clip_vision.load(path)
     if vision is None:
         raise ValueError(f"--clip-vision {name!r} holds no CLIP vision model")
     return vision
+
+
+@contextmanager
+def _reading(name: str, argument: str) -> Iterator[None]:
+    """Whatever a reader says of a file that is of another kind or broken is one line that names the argument."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{argument} {name!r} cannot be read: {said}") from error
 
 
 def _file(name: str, kind: str, argument: str) -> str:

@@ -1,17 +1,20 @@
 """A bank built by two processes, one of them killed on the way, is the bank that the node builds."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import pytest
+import torch
 from banks import pictures_of
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.trainers.options import Method
 from many import Many
 from PIL import Image
+from safetensors.torch import save
 
 PEOPLE = 9
 ARGUMENTS = [
@@ -73,6 +76,16 @@ def test_a_wrong_input_is_one_line(many: Many) -> None:
     said = many.run("build_bank", [*ARGUMENTS, "--folder", "nobody"], processes=1, status=2)
     assert said.splitlines()[-1].startswith("build_bank.py: error: ") and "nobody" in said.splitlines()[-1]
     assert "Traceback" not in said
+    said = many.run("build_bank", [*ARGUMENTS, "--folder", "nobody"], processes=1, status=1, own=["--verbose", "DEBUG"])
+    assert "Traceback" in said and "nobody" in said.splitlines()[-1]
+
+
+def test_a_file_that_is_no_checkpoint_is_one_line(many: Many) -> None:
+    for name, wrong in (("lora", save({"lora_up.weight": torch.zeros(2, 2)})), ("text", b"no checkpoint")):
+        (path := many.outputs / f"{name}.safetensors").write_bytes(wrong)
+        said = replace(many, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
+        assert said.splitlines()[-1].startswith(f"build_bank.py: error: --checkpoint '{path}' cannot be read: ")
+        assert "Traceback" not in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
