@@ -13,7 +13,7 @@ from ..scores import Judge
 from ..task import CAPTIONS, REFERENCES, personal, references, subjects
 from ..vision.encoder import kept as vision
 from .kept import WEIGHTS, kept
-from .train import COURSE
+from .train import COURSE, MEASURED, SHARE
 
 PEOPLE, SCENES = 4, CAPTIONS[:2]
 
@@ -30,6 +30,7 @@ def test_it_is_small() -> None:
 def test_it_is_of_the_course() -> None:
     facts, photographs = kept().facts, len(REFERENCES)
     assert facts["steps"] == COURSE.network + sum(COURSE.further) + COURSE.closer
+    assert facts["share_of_the_way"] == SHARE and not [name for name in facts if name.startswith(MEASURED)]
     assert (facts["bank"], facts["pictures"]) == ("named", COURSE.people * photographs)
 
 

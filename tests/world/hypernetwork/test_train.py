@@ -40,13 +40,13 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
 
 def test_part_of_the_way_is_between_the_weights() -> None:
     start = kept()
-    end = replace(start, network=start.network.copied(), facts={"steps": 1})
+    end = replace(start, network=start.network.copied(), facts={"steps": 1, "loss_own": 0.1, "taken_at_step": 1})
     with torch.no_grad():
         for number, value in enumerate(end.network.state_dict().values()):
             value.add_(number % 3)
     before = {name: value.clone() for name, value in end.network.state_dict().items()}
     between = part_of_the_way(start, end, 0.25)
-    assert between.facts == {"steps": 1}
+    assert between.facts == {"steps": 1, "share_of_the_way": 0.25}
     for name, value in between.network.state_dict().items():
         expected = start.network.state_dict()[name].double() * 0.75 + before[name].double() * 0.25
         torch.testing.assert_close(value.double(), expected)
