@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,11 @@ class Bench:
         import folder_paths
 
         folder_paths.set_output_directory(str(folder / "output"))
-        self.world = pack.load_world().__name__
-        self.task_of, self.model = self.module("task"), self.module("base.model")
-        scores, oracle, vision = (self.module(name) for name in ("scores", "oracle.kept", "vision.encoder"))
+        self.task_of, self.model = pack.world("task"), pack.world("base.model")
+        scores, oracle, vision = (pack.world(name) for name in ("scores", "oracle.kept", "vision.encoder"))
         self.judge, self.encoder = scores.Judge(oracle.kept(), self.task_of.REFERENCES), vision.kept()
-        weights = [part.WEIGHTS for part in (self.module("base.checkpoint"), oracle, vision)]
-        judging = (scores, self.task_of, self.model, self.module("oracle.reading"))
+        weights = [part.WEIGHTS for part in (pack.world("base.checkpoint"), oracle, vision)]
+        judging = (scores, self.task_of, self.model, pack.world("oracle.reading"))
         sources = [Path(__file__), *(Path(part.__file__) for part in judging)]
         self.digest = digest(str(threads).encode(), *(path.read_bytes() for path in [*weights, *sources]))
         base = self.model.load(folder / f"small_world_{self.digest}.safetensors")
@@ -58,9 +56,6 @@ class Bench:
         images = [self.model.sample(base, [class_prompt], 1000 + number) for number in range(CLASS_IMAGES)]
         seconds = time.perf_counter() - began
         self.task = Task(base, harness.devkit("call").caller(), prompt, class_prompt, images, seconds)
-
-    def module(self, name: str) -> Any:
-        return import_module(f"{self.world}.{name}")
 
     def references(self, number: int) -> Tensor:
         """[references, 64, 64, 3]: the pictures of that person."""

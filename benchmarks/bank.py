@@ -8,7 +8,6 @@ what exactly is measured.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib import import_module
 from typing import Any, ClassVar
 
 import _harness as harness
@@ -48,13 +47,13 @@ class OfWorld(Job):
 
     def lidb(self) -> dict[str, Any]:
         """What the world's hypernetwork predicts."""
-        kept = self._world("hypernetwork.kept").LIDB
+        kept = harness.devkit("pack").world("hypernetwork.kept").LIDB
         return {name: kept[name] for name in ("rank", "a", "b")}
 
     @cached_property
     def _base(self) -> Any:
         harness.devkit("pack").import_comfyui()
-        return self._world("base.model").load(self.weights.with_name("small_world.safetensors"))
+        return harness.devkit("pack").world("base.model").load(self.weights.with_name("small_world.safetensors"))
 
     def model(self) -> Any:
         return self._base.model
@@ -62,13 +61,9 @@ class OfWorld(Job):
     @torch.inference_mode()
     def data(self) -> tuple[Tensor, Tensor]:
         """A person's picture, encoded, and the prompt."""
-        task, base = self._world("task"), self._base
+        task, base = harness.devkit("pack").world("task"), self._base
         picture = task.references(task.subjects(1)[0], 1)
         return base.vae.encode(picture), base.clip.encode_from_tokens(base.clip.tokenize(task.PROMPT))
-
-    @staticmethod
-    def _world(module: str) -> Any:
-        return import_module(f"{harness.devkit('pack').load_world().__name__}.{module}")
 
 
 def one_by_one(job: OfUNet | OfWorld, _tick: Tick) -> Train:

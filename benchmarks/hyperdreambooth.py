@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import _harness as harness
@@ -100,7 +99,7 @@ def forget_runs() -> None:
 
 def world(module: str) -> Any:
     """A module of the small world."""
-    return import_module(f"{harness.devkit('pack').load_world().__name__}.{module}")
+    return harness.devkit("pack").world(module)
 
 
 @cache

@@ -22,7 +22,7 @@ import portraits  # noqa: E402
 from graph import Graph, Job, graph_of, kinds  # noqa: E402
 
 from devkit.links import link  # noqa: E402
-from devkit.pack import load_pack  # noqa: E402
+from devkit.pack import load_pack, world  # noqa: E402
 from devkit.server import Outcome, add_world, prepare_base, running_server  # noqa: E402
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -135,7 +135,7 @@ def job_of(arguments: argparse.Namespace, base: Path) -> Job:
         if arguments.photos:
             print("Without --checkpoint the model is the small world's, which knows drawn faces only.", flush=True)
         add_world(base)
-        task = portraits.module("task")
+        task = world("task")
         checkpoint, scenes, network = portraits.write_checkpoint(folder), portraits.scenes(), None
         if not arguments.photos and arguments.pictures == 1:
             network = portraits.write_network(base / "models" / "hyperbooth")

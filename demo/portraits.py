@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from devkit.links import link
-from devkit.pack import import_comfyui, load_world
+from devkit.pack import import_comfyui, world
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "HyperBoothSubject": {"resolution": 64, "crop": 0.0, "colour": 0.0},
@@ -28,20 +27,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What the small world wants otherwise than Stable Diffusion."""
 
 
-def module(name: str) -> Any:
-    """A module of the world."""
-    return import_module(f"{load_world().__name__}.{name}")
-
-
 def write_checkpoint(folder: Path) -> str:
     """The world's model as a checkpoint in `folder`; its name."""
     import_comfyui()
-    return module("base.checkpoint").checkpoint(folder / "small_world.safetensors").name
+    return world("base.checkpoint").checkpoint(folder / "small_world.safetensors").name
 
 
 def write_network(folder: Path) -> str:
     """The world's hypernetwork in `folder`; its name."""
-    weights = module("weights").there(module("hypernetwork.kept").WEIGHTS)
+    weights = world("weights").there(world("hypernetwork.kept").WEIGHTS)
     folder.mkdir(parents=True, exist_ok=True)
     link(weights, folder / "small_world.safetensors")
     return "small_world.safetensors"
@@ -49,13 +43,13 @@ def write_network(folder: Path) -> str:
 
 def scenes() -> list[str]:
     """The world's five, with {} for who is in them."""
-    task = module("task")
+    task = world("task")
     return [caption.replace(task.CLASS_PROMPT, "{}", 1) for caption in task.CAPTIONS]
 
 
 def draw_person(number: int, count: int, folder: Path) -> list[str]:
     """`count` pictures of the held-out person `number`; their names."""
-    task = module("task")
+    task = world("task")
     pictures = task.references(task.subjects(number + 1)[number], count)
     names = [f"person_{index + 1}.png" for index in range(count)]
     for name, picture in zip(names, (pictures.numpy() * 255).round().astype(np.uint8), strict=True):
@@ -84,8 +78,8 @@ def judge(references: int) -> Judge:
     Raises:
         FileNotFoundError: there is no oracle.
     """
-    task = module("task")
-    oracle = module("scores").Judge(module("oracle.kept").kept(), task.REFERENCES[:references])
+    task = world("task")
+    oracle = world("scores").Judge(world("oracle.kept").kept(), task.REFERENCES[:references])
 
     def judged(known: list[Image.Image], made: list[list[Image.Image]], captions: list[str]) -> Scores:
         views = tensor_of(known)

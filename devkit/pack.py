@@ -1,5 +1,6 @@
 """The pack, the small world and ComfyUI as Python packages in this process."""
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -17,9 +18,10 @@ def load_pack(name: str = "hyperbooth") -> ModuleType:
     return _load(name, ROOT)
 
 
-def load_world(name: str = "hyperbooth_world") -> ModuleType:
-    """Import ``tests/world`` as the package ``name``; ComfyUI's own ``tests`` would hide it under that name."""
-    return _load(name, ROOT / "tests" / "world")
+def world(module: str) -> ModuleType:
+    """A module of ``tests/world``, which is a package of its own name: ComfyUI's ``tests`` would hide it."""
+    package = _load("hyperbooth_world", ROOT / "tests" / "world")
+    return importlib.import_module(f"{package.__name__}.{module}")
 
 
 def _load(name: str, folder: Path) -> ModuleType:

@@ -16,9 +16,7 @@ from hyperbooth.trainers.memory import Plan, choose, measure
 from hyperbooth.trainers.options import TrainingOptions
 from rig import QUIET, interrupted_at, lora, same, train, untouched
 
-from tests.world.base.model import load as world
-from tests.world.task import references
-from tests.world.task import subjects as people
+from devkit.pack import world
 
 OPTIONS = replace(QUIET, checkpoint_every=2)
 
@@ -98,7 +96,7 @@ def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     """The small world's base: a network that has learnt its task, so that a ruined one is far worse than before."""
-    base = world(tmp_path_factory.mktemp("world") / "world.safetensors")
+    base = world("base.model").load(tmp_path_factory.mktemp("world") / "world.safetensors")
     return base.model, base.clip, base.vae
 
 
@@ -111,7 +109,8 @@ class TestRuined:
 
     @pytest.fixture
     def pictures(self) -> torch.Tensor:
-        return references(people(1)[0], 3)
+        task = world("task")
+        return task.references(task.subjects(1)[0], 3)
 
     def test_a_diverging_run_stops_names_the_step_and_rescues_the_last_good_state(
         self, node: Any, loaded: Any, subject: Any, output_folder: Path
