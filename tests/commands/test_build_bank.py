@@ -14,7 +14,7 @@ from hyperbooth.models.bank import Bank
 from hyperbooth.trainers.options import Method
 from many import Many
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 PEOPLE = 9
 ARGUMENTS = [
@@ -86,6 +86,22 @@ def test_a_file_that_is_no_checkpoint_is_one_line(many: Many) -> None:
         said = replace(many, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
         assert said.splitlines()[-1].startswith(f"build_bank.py: error: --checkpoint '{path}' cannot be read: ")
         assert "Traceback" not in said
+
+
+def test_a_checkpoint_without_a_text_encoder_is_one_line(many: Many) -> None:
+    parts = {name: value for name, value in load_file(many.checkpoint).items() if "cond_stage_model" not in name}
+    save_file(parts, path := many.outputs / "model.safetensors")
+    said = replace(many, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
+    assert said.splitlines()[-1].startswith(f"build_bank.py: error: --checkpoint '{path}' holds no text encoder; ")
+
+
+def test_a_run_that_breaks_is_one_line(many: Many) -> None:
+    parts = load_file(many.checkpoint)
+    parts["model.diffusion_model.out.2.bias"].fill_(torch.nan)
+    save_file(parts, path := many.outputs / "broken.safetensors")
+    said = replace(many, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
+    assert said.splitlines()[-1].startswith("build_bank.py: error: the loss on fixed noise is nan at step 0. ")
+    assert "Traceback" not in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")

@@ -101,15 +101,15 @@ class Strides(nn.Module):
 
     def forward(self, h: Tensor, text: Tensor) -> Tensor:
         self.seen = text.stride()
-        return h + text.mean()
+        return h + text.sum()
 
 
 def test_a_block_run_aside_is_given_tensors_as_they_lay() -> None:
     """One text for a batch is expanded; copied in full it would go through another kernel, whose last bits differ."""
     block, texts, h = Strides(), torch.randn(1, 9, 4), torch.zeros(2, 4)
     both = texts.expand(2, 9, 4)
-    part = torch.randn(2, 12, 4)[:, 3:]
-    for text in (texts, both, both.transpose(1, 2), texts[0, 0].expand(1, 9, 4), texts[0, 0, 0], part):
+    part, windows = torch.randn(2, 12, 4)[:, 3:], torch.randn(2, 12).unfold(1, 4, 1)
+    for text in (texts, both, both.mT, texts[0, 0].expand(1, 9, 4), texts[0, 0, 0], part, windows, part[:0]):
         usual = block(h, text)
         strides = block.seen
         with Hollow([Span([block])]).without_gradients():
