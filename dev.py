@@ -9,7 +9,7 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036 (this is the very check)
     sys.exit("dev.py needs Python 3.10 or newer; this one is %d.%d." % sys.version_info[:2])  # noqa: UP031
 
-from devtools.cli import main
+from tools.environment.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-import _harness as harness
 import torch
 import train
-from _harness import Aim, Column, Row
-from _unet import Job, UNetBench
+from common import harness
+from common.harness import Aim, Column, Row
+from common.sd15_unet import Job, UNetBench
 from torch import Tensor
 from train import Tick, Train
+
+from tools.comfy_harness import import_pack
+from tools.small_world.hypernetwork import trained as trained_hypernetwork
+from tools.small_world.scene import task
 
 LEARNING_RATE = 1e-3
 STEPS_EACH = 100
@@ -47,13 +51,15 @@ class OfWorld(Job):
 
     def lidb(self) -> dict[str, Any]:
         """What the world's hypernetwork predicts."""
-        kept = harness.devkit("pack").world("hypernetwork.kept").LIDB
+        kept = trained_hypernetwork.LIDB
         return {name: kept[name] for name in ("rank", "a", "b")}
 
     @cached_property
     def _base(self) -> Any:
-        harness.devkit("pack").import_comfyui()
-        return harness.devkit("pack").world("base.model").load(self.weights.with_name("small_world.safetensors"))
+        import_pack.import_comfyui()
+        from tools.small_world.base.model import load
+
+        return load(self.weights.with_name("small_world.safetensors"))
 
     def model(self) -> Any:
         return self._base.model
@@ -61,7 +67,7 @@ class OfWorld(Job):
     @torch.inference_mode()
     def data(self) -> tuple[Tensor, Tensor]:
         """A person's picture, encoded, and the prompt."""
-        task, base = harness.devkit("pack").world("task"), self._base
+        base = self._base
         picture = task.references(task.subjects(1)[0], 1)
         return base.vae.encode(picture), base.clip.encode_from_tokens(base.clip.tokenize(task.PROMPT))
 
@@ -74,7 +80,7 @@ def one_by_one(job: OfUNet | OfWorld, _tick: Tick) -> Train:
 def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
     """One batch of a bank, pictures encoded already."""
     model = job.model()
-    harness.devkit("pack").load_pack()
+    import_pack.load_pack()
     from hyperbooth.models.adapters import LiDBConfig
     from hyperbooth.nodes.bridge.session import workbench
     from hyperbooth.trainers.bank_training import BankTrainer

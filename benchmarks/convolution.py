@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import _harness as harness
 import torch
-from _harness import Column, Row
+from common import harness
+from common.harness import Column, Row
 from torch import nn
+
+from tools.comfy_harness import import_pack
 
 SHAPES = [
     (1280, 1280, 4), (2560, 1280, 4), (1280, 1280, 8), (2560, 1280, 8), (1280, 1280, 12), (1280, 1280, 16),
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    harness.devkit("pack").load_pack()
+    import_pack.load_pack()
     rows = [measure(*shape) for shape in SHAPES]
     print(harness.table(rows, COLUMNS))
     paths = [harness.RESULTS / "convolution.json"] + ([chosen.json] if chosen.json else [])

@@ -4,9 +4,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import _harness as harness
 import psutil
-from _harness import Column, Row
+from common import harness
+from common.harness import Column, Row
+
+from tools.comfy_harness import api_graphs, import_pack, kill_test, server, tiny_checkpoints
 
 KILLS = 20
 STEPS, EVERY = 400, 5
@@ -32,11 +34,9 @@ def kills(folder: Path, checkpoint: Path, count: int) -> Row:
     """A training killed ``count`` times at random moments, beside the same one never killed."""
     from safetensors.torch import load_file
 
-    endurance, graphs = harness.devkit("endurance"), harness.devkit("graphs")
-    server = harness.devkit("server")
-    prepare = endurance.with_states(graphs.small_job(checkpoint.name, STEPS), EVERY)
-    killed = endurance.survive(server.prepare_job(folder / "killed", checkpoint), prepare, count, seed=1)
-    whole = endurance.survive(server.prepare_job(folder / "whole", checkpoint), prepare, 0, seed=1)
+    prepare = kill_test.with_states(api_graphs.small_job(checkpoint.name, STEPS), EVERY)
+    killed = kill_test.survive(server.prepare_job(folder / "killed", checkpoint), prepare, count, seed=1)
+    whole = kill_test.survive(server.prepare_job(folder / "whole", checkpoint), prepare, 0, seed=1)
     first, second = load_file(killed.result), load_file(whole.result)
     same = first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
     return {
@@ -47,12 +47,11 @@ def kills(folder: Path, checkpoint: Path, count: int) -> Row:
 
 def prompts(folder: Path, checkpoint: Path, count: int) -> Row:
     """``count`` prompts in one server, each training anew; its memory after the fifth and after the last."""
-    graphs, server = harness.devkit("graphs"), harness.devkit("server")
-    job = graphs.small_job(checkpoint.name, steps=3)
+    job = api_graphs.small_job(checkpoint.name, steps=3)
     held: list[int] = []
     with server.running_server(server.prepare_job(folder / "prompts", checkpoint)) as running:
         for index in range(count):
-            outcome = running.run(graphs.changed(job, "HyperBoothTrain", seed=index))
+            outcome = running.run(api_graphs.changed(job, "HyperBoothTrain", seed=index))
             assert outcome.status == "success", outcome.message
             held.append(psutil.Process(running.process.pid).memory_info().rss)
     settled = held[SETTLED - 1]
@@ -68,14 +67,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     chosen = parser.parse_args()
-    pack = harness.devkit("pack")
-    pack.import_comfyui()
+    import_pack.import_comfyui()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = harness.devkit("checkpoints").write_sd15(Path(folder) / "small_sd15.safetensors")
+        checkpoint = tiny_checkpoints.write_sd15(Path(folder) / "small_sd15.safetensors")
         rows = [prompts(Path(folder), checkpoint, chosen.prompts), kills(Path(folder), checkpoint, chosen.kills)]
     print(harness.table(rows[:1], PROMPT_COLUMNS), harness.table(rows[1:], KILL_COLUMNS), sep="\n\n")
     whole = chosen.kills >= KILLS and chosen.prompts >= PROMPTS
-    paths = [harness.RESULTS / "endurance.json"] if whole else []
+    paths = [harness.RESULTS / "kill_test.json"] if whole else []
     harness.write_json("endurance", harness.machine(2), rows, *paths, *([chosen.json] if chosen.json else []))
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import _harness as harness
 import torch
 import train
-from _harness import Aim, Column, Row
-from _unet import Job, UNetBench, add_ratios
+from common import harness
+from common.harness import Aim, Column, Row
+from common.sd15_unet import Job, UNetBench, add_ratios
 
 RANK = 4
 

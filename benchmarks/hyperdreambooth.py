@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import _harness as harness
-from _comparison import Comparison
-from _harness import Aim
-from _judged import CODED, REAL
-from _kept import digest
-from _personalised import FALLING, Made, Ours, Task, file_bytes, lora, untouched
+from common.comparison import Comparison
+from common.harness import Aim
+from common.methods import FALLING, Made, Ours, Task, file_bytes, lora, untouched
+from common.oracle_metrics import CODED, REAL
+from common.result_cache import digest
 from torch import Tensor
+
+from tools.small_world.hypernetwork import trained as trained_hypernetwork
+from tools.small_world.scene import task
+from tools.small_world.vision import encoder
 
 STEPS, RATE, RANK = 40, 3e-3, 8
 """Of fast fine-tuning."""
@@ -97,27 +100,21 @@ def forget_runs() -> None:
     shutil.rmtree(state_folder(), ignore_errors=True)
 
 
-def world(module: str) -> Any:
-    """A module of the small world."""
-    return harness.devkit("pack").world(module)
-
-
 @cache
 def network(refinements: int) -> Any:
     """The shipped hypernetwork; 0: with as many refinements as it learnt with."""
-    predictor = world("hypernetwork.kept").kept()
+    predictor = trained_hypernetwork.kept()
     return replace(predictor, network=predictor.network.copied(refinements)) if refinements else predictor
 
 
 @cache
 def vision() -> Any:
     """Its encoder."""
-    return world("vision.encoder").kept()
+    return encoder.kept()
 
 
 def picture_of(number: int) -> Tensor:
     """[1, 64, 64, 3]: the first one of that person."""
-    task = world("task")
     return task.references(task.subjects(number + 1)[number], 1)
 
 
@@ -128,9 +125,8 @@ def mean_of(predictor: Any) -> Any:
     return AdapterSet((predictor.network.layout.link(predictor.network.nobody().detach()),))
 
 
-KEPT = world("hypernetwork.kept")
-MADE = digest(KEPT.WEIGHTS.read_bytes()) if KEPT.WEIGHTS.exists() else "not trained yet"
-LIDB = Ours("MethodLiDB", {**KEPT.LIDB, "learning_rate": 1e-2}, options=FALLING)
+MADE = digest(trained_hypernetwork.WEIGHTS.read_bytes()) if trained_hypernetwork.WEIGHTS.exists() else "not trained yet"
+LIDB = Ours("MethodLiDB", {**trained_hypernetwork.LIDB, "learning_rate": 1e-2}, options=FALLING)
 """Of the layers and spaces that the hypernetwork predicts in."""
 WAYS: dict[str, Any] = {
     "base": untouched,
@@ -157,4 +153,4 @@ AIMS = (
 OTHERS = ("base", "mean", "wrong", "lidb", "lora_1000")
 
 if __name__ == "__main__":
-    Comparison("hyperdreambooth", __doc__, WAYS, AIMS, OTHERS, check=KEPT.kept).main()
+    Comparison("hyperdreambooth", __doc__, WAYS, AIMS, OTHERS, check=trained_hypernetwork.kept).main()

@@ -10,12 +10,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import _harness as harness
 import torch
 import train
-from _chart import bars
-from _harness import Aim, Column, Row
-from _unet import Job, UNetBench, add_ratios
+from common import harness
+from common.charts import bars
+from common.harness import Aim, Column, Row
+from common.sd15_unet import Job, UNetBench, add_ratios
 from train import Tick, Train
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)

@@ -12,9 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import _harness as harness
 import torch
-from _harness import Aim, Column, Row
+from common import harness
+from common.harness import Aim, Column, Row
+
+from tools.comfy_harness import call_node, import_pack, tiny_checkpoints, tiny_encoders
+from tools.comfy_harness.tiny_checkpoints import diffusion_models
 
 STEPS, PROMPT = 40, "a photo of sks face"
 STAGES = ("encode the picture", "predict", "fast fine-tune")
@@ -29,19 +32,18 @@ AIMS = (Aim("one picture to adapter", "seconds", 2.0),)
 
 def checkpoint(path: Path, small: bool, dtype: torch.dtype) -> Path:
     """SD1.5's layout, all three parts of the real size unless ``small``."""
-    checkpoints = harness.devkit("checkpoints")
     if small:
-        return checkpoints.write_sd15(path, dtype=dtype)
-    return checkpoints.write_sd15(path, checkpoints.SD15_FULL, dtype, checkpoints.sd15_vae)
+        return tiny_checkpoints.write_sd15(path, dtype=dtype)
+    return tiny_checkpoints.write_sd15(path, tiny_checkpoints.SD15_FULL, dtype, tiny_checkpoints.sd15_vae)
 
 
 def encoder(small: bool) -> Any:
     """CLIP_VISION: ViT-H, or a small one."""
     import comfy.clip_vision
 
-    config = harness.devkit("pack").comfyui_path() / "comfy" / "clip_vision_config_h.json"
-    vision = comfy.clip_vision.ClipVisionModel(harness.devkit("encoders").SMALL_CLIP_VISION if small else str(config))
-    harness.devkit("checkpoints.networks").fill(vision.model, 5)
+    config = import_pack.comfyui_path() / "comfy" / "clip_vision_config_h.json"
+    vision = comfy.clip_vision.ClipVisionModel(tiny_encoders.SMALL_CLIP_VISION if small else str(config))
+    diffusion_models.fill(vision.model, 5)
     return vision
 
 
@@ -72,7 +74,7 @@ def stages(base: Any, chosen: argparse.Namespace) -> Callable[[int], dict[str, f
     """One run for the picture of that number -> seconds of each stage."""
     model, clip, vae = base
     vision = encoder(chosen.small)
-    network, call = predictor(model, vision), harness.devkit("call").caller()
+    network, call = predictor(model, vision), call_node.caller()
     (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, precision=chosen.dtype)
 
     def run(number: int) -> dict[str, float]:
@@ -136,9 +138,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     chosen = arguments()
     torch.set_num_threads(chosen.threads)
-    pack, dtype = harness.devkit("pack"), getattr(torch, chosen.dtype)
-    pack.import_comfyui()
-    pack.load_pack()
+    dtype = getattr(torch, chosen.dtype)
+    import_pack.import_comfyui()
+    import_pack.load_pack()
     import comfy.sd
     import folder_paths
 

@@ -6,11 +6,11 @@ Every row personalises the same held-out people from four pictures each; the ora
 from pathlib import Path
 from typing import Any
 
-from _chart import curves
-from _comparison import Comparison, Derived, Done
-from _harness import Aim
-from _judged import CODED, REAL
-from _personalised import FALLING, Ours, Stock, lora, untouched
+from common.charts import curves
+from common.comparison import Comparison, Derived, Done
+from common.harness import Aim
+from common.methods import FALLING, Ours, Stock, lora, untouched
+from common.oracle_metrics import CODED, REAL
 
 FASTER = 5e-3
 """The rate of our rows, ten times the stock trainer's; its alpha divides what that does by eight."""

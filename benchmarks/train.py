@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import _harness as harness
 import torch
-from _harness import Aim, Column, Row
-from _unet import PROMPT, Job, UNetBench, add_ratios
+from common import harness
+from common.harness import Aim, Column, Row
+from common.sd15_unet import PROMPT, Job, UNetBench, add_ratios
 from torch import Tensor
+
+from tools.comfy_harness import import_pack
 
 RANK = 8
 LEARNING_RATE = 1e-4
@@ -68,7 +70,7 @@ def personalizing(
         changed: training options other than the benchmark's usual ones.
     """
     model = job.model()
-    harness.devkit("pack").load_pack()
+    import_pack.load_pack()
     from hyperbooth.models import adapters
     from hyperbooth.nodes.bridge.cuts import nearest_cut
     from hyperbooth.nodes.bridge.session import workbench

@@ -11,22 +11,22 @@ from weakref import WeakKeyDictionary
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # only while devkit is found: the root's nodes/ would hide ComfyUI's
-from devkit.pack import import_comfyui, load_pack  # noqa: E402
+sys.path.insert(0, str(ROOT))  # only while tools is found: the root's nodes/ would hide ComfyUI's
+from tools.comfy_harness.import_pack import import_comfyui, load_pack  # noqa: E402
 
 import_comfyui()
 load_pack()
 import torch  # noqa: E402
 
-from devkit.call import node_classes  # noqa: E402
-from devkit.checkpoints import write_sd15  # noqa: E402
-from devkit.server import Server, prepare_job, running_server  # noqa: E402
+from tools.comfy_harness.call_node import node_classes  # noqa: E402
+from tools.comfy_harness.server import Server, prepare_job, running_server  # noqa: E402
+from tools.comfy_harness.tiny_checkpoints import write_sd15  # noqa: E402
 
-sys.path.append(str(ROOT / "tests"))  # last: for reference.py
+sys.path.append(str(ROOT / "tests"))  # last: for helpers
 torch.set_num_threads(1)  # matrices this small make a second thread wait, on a shared machine for long
 
 
-FIRST, LAST = ("server", "commands", "nodes", "world"), ("models", "trainers")
+FIRST, LAST = ("server", "commands", "nodes", "small_world"), ("models", "trainers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,7 +82,7 @@ def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
 @pytest.fixture(scope="session")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     """The same with three of the text encoder's twelve layers, where it is trained or run often."""
-    from rig import quick_sd15
+    from helpers.training import quick_sd15
 
     return quick_sd15(tmp_path_factory.mktemp("quick"))
 

@@ -40,7 +40,7 @@ def test_file_keeps_to_its_room(path: Path) -> None:
         top = module.split(".")[0]
         assert dots or top not in COMFYUI or seam, f"only nodes/bridge may import {top}"
         assert dots or top != "comfy_api" or room == "nodes", "comfy_api is for nodes"
-        assert dots or top not in {*ROOMS, "devkit", "tests", "hyperbooth"}, f"{module} must be a relative import"
+        assert dots or top not in {*ROOMS, "tools", "tests", "hyperbooth"}, f"{module} must be a relative import"
     assert len(path.read_text().splitlines()) <= LONGEST
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from devkit.server import Server
+from tools.comfy_harness.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))

@@ -8,11 +8,11 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from banks import pictures_of
+from helpers.banks import pictures_of
+from helpers.torchrun import Many
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.trainers.options import Method
-from many import Many
 from PIL import Image
 from safetensors.torch import load_file, save, save_file
 

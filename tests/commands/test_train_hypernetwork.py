@@ -8,7 +8,9 @@ from typing import Any
 import comfy.clip_vision
 import pytest
 import torch
-from banks import write_bank
+from helpers.banks import write_bank
+from helpers.torchrun import Many
+from helpers.training import relative
 from hyperbooth.models.bank import Bank
 from hyperbooth.models.hypernetwork import HyperNetwork
 from hyperbooth.models.hypernetwork_file import load_predictor
@@ -17,8 +19,6 @@ from hyperbooth.nodes.bridge.vision import encoder_of
 from hyperbooth.trainers.features import Features
 from hyperbooth.trainers.fingerprint import fingerprint
 from hyperbooth.trainers.options import TrainingOptions
-from many import Many
-from rig import relative
 from torch import Tensor
 
 STEPS = 12

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
+from helpers import reference
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import (
     FAMILIES,

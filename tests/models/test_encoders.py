@@ -9,7 +9,7 @@ import torch
 from hyperbooth.models.encoders import CLIP, DINO, load
 from safetensors.torch import load_file, save_file
 
-from devkit.encoders import write_clip, write_dino
+from tools.comfy_harness.tiny_encoders import write_clip, write_dino
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,8 @@
 """How much an adapter changes each block: the numbers of Info's chart."""
 
 import pytest
-import reference
 import torch
+from helpers import reference
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.summary import change_per_block, summary

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from devkit.encoders import write_clip, write_dino, write_dinov2
+from tools.comfy_harness.tiny_encoders import write_clip, write_dino, write_dinov2
 
 
 @pytest.fixture(scope="module")

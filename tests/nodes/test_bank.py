@@ -10,6 +10,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from helpers.training import interrupted_at, lora, noise, output, relative, untouched
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
@@ -27,7 +28,6 @@ from hyperbooth.trainers.ranks import Ranks
 from hyperbooth.trainers.recipe import Recipe
 from hyperbooth.trainers.subject import Example, Subject
 from PIL import Image
-from rig import interrupted_at, lora, noise, output, relative, untouched
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -13,18 +13,17 @@ import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from helpers.training import lora, train, untouched
 from hyperbooth.models.frozen import frozen
 from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.cuts import cuts_of, nearest_cut
 from hyperbooth.nodes.bridge.denoiser import ComfyDenoiser
 from hyperbooth.nodes.bridge.weights import borrow
 from hyperbooth.trainers.options import Hollowing
-from rig import lora, train, untouched
 from torch import Tensor
 
-from devkit.checkpoints import FAMILIES, write
-from devkit.checkpoints.families import DIFFUSION, Family
-from devkit.checkpoints.networks import (
+from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
+from tools.comfy_harness.tiny_checkpoints.diffusion_models import (  # fmt: skip
     FLUX2_SMALL,
     FLUX_SMALL,
     PIXART_SMALL,
@@ -33,7 +32,8 @@ from devkit.checkpoints.networks import (
     flux_dit,
     pixart_dit,
     sd3_mmdit,
-)  # fmt: skip
+)
+from tools.comfy_harness.tiny_checkpoints.families import DIFFUSION, Family
 
 TEXTS: dict[str, tuple[int, int]] = {
     "sd15": (768, 0), "sd2": (1024, 0), "sdxl": (2048, 1280), "sd3": (4096, 2048), "flux": (128, 768),

@@ -13,6 +13,8 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from helpers.reference import l_simple_eps, l_simple_flow, l_simple_v
+from helpers.training import QUIET, lora, relative, train, untouched
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.checkpointing import checkpointed
@@ -27,11 +29,9 @@ from hyperbooth.nodes.bridge.unread import unread_layers
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.subject import Example, Subject
-from reference import l_simple_eps, l_simple_flow, l_simple_v
-from rig import QUIET, lora, relative, train, untouched
 from torch import Tensor
 
-from devkit.checkpoints import FAMILIES, write
+from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
 
 PROMPT = "a photo of sks dog"
 EXPECTED = {"sd2": "v", "sdxl": "eps", "sd3": "flow", "flux": "flow", "flux2": "flow", "pixart": "eps"}

@@ -9,7 +9,8 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from chains import chain, link, literal
+from helpers.adapters import chain, link, literal
+from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 from hyperbooth.models.adapter_set import AdapterSet
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.provenance import with_base
@@ -20,7 +21,6 @@ from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.run import Run
 from hyperbooth.trainers.start import starting_point
-from rig import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 
 FAMILIES = [("lidb",), ("para",), ("lidb", "para", "lora")]
 by_families = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from devkit.checkpoints import FAMILIES, write
+from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
 
 EVERYTHING = "all linear and convolution"
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ import comfy.utils
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.training import QUIET, lora, relative, train, untouched
 from hyperbooth.models.adapters import Full, FullConfig
 from hyperbooth.models.site import Site
 from hyperbooth.models.storage import load_adapter, save_adapter
@@ -18,7 +19,6 @@ from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.run import targets_of
-from rig import QUIET, lora, relative, train, untouched
 
 
 def full(targets: str = "all weights", **settings: Any) -> Method:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from comfy.model_management import load_models_gpu, unload_all_models
+from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.nodes.bridge.session import workbench
@@ -17,7 +18,6 @@ from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.personalize import _carries_over
 from hyperbooth.trainers.run import Run
 from hyperbooth.trainers.state import History
-from rig import QUIET, interrupted_at, lora, same, train, untouched
 
 FRACTION = 0.7
 METHODS = {

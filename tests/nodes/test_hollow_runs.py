@@ -8,13 +8,13 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
+from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.memory import HEADROOM
 from hyperbooth.trainers.options import Hollowing, Method
 from hyperbooth.trainers.records import InMemory, OnDisk
-from rig import QUIET, interrupted_at, lora, same, train, untouched
 
 FRACTION = 0.7
 

@@ -9,12 +9,12 @@ import comfy.sample
 import folder_paths
 import pytest
 import torch
-from chains import chain, literal
 from comfy_extras import nodes_hooks
+from helpers.adapters import chain, literal
+from helpers.training import PROMPT, relative, untouched
 from hyperbooth.models.storage import save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.lora import base_weights
-from rig import PROMPT, relative, untouched
 from torch import Tensor
 
 FAMILIES = [("para",), ("lidb",), ("para", "lora")]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.training import output, quick_sd15, relative, same, small_vision
 from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.hypernetwork import HyperNetwork, HyperNetworkConfig
@@ -17,7 +18,6 @@ from hyperbooth.nodes.bridge.files import network_files
 from hyperbooth.nodes.bridge.layers import layer_shapes, trainable_layers
 from hyperbooth.nodes.bridge.lora import base_weights
 from hyperbooth.nodes.bridge.vision import encoder_of, tokens_of
-from rig import output, quick_sd15, relative, same, small_vision
 from torch import Tensor
 
 

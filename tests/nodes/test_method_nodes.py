@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.training import QUIET, train
 from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.layers import adaptable_layers, layer_shapes
@@ -13,10 +14,9 @@ from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method
 from hyperbooth.trainers.run import targets_of
 from hyperbooth.trainers.start import weights_of
-from rig import QUIET, train
 from torch import nn
 
-from devkit.checkpoints import SD15_FULL
+from tools.comfy_harness.tiny_checkpoints import SD15_FULL
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from chains import chain, link, literal
+from helpers.adapters import chain, link, literal
+from helpers.training import PROMPT, output, relative, same_bits, weights
 from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.chain import combined
 from hyperbooth.models.provenance import with_base
@@ -21,7 +22,6 @@ from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.lora import base_weights
 from hyperbooth.nodes.bridge.names import read_names
 from hyperbooth.nodes.bridge.weight_adapter import ChainAdapter, register
-from rig import PROMPT, output, relative, same_bits, weights
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("node")  # loads the pack, which registers ChainAdapter

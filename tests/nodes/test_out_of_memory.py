@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from rig import QUIET, lora, train, untouched
+from helpers.training import QUIET, lora, train, untouched
 
 MIB = 2**20
 ALONE = "HYPERBOOTH_TEST_ALONE"

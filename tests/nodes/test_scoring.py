@@ -9,11 +9,11 @@ import comfy.model_management
 import numpy as np
 import pytest
 import torch
+from helpers.training import small_vision
 from PIL import Image
-from rig import small_vision
 from torch import Tensor
 
-from devkit.encoders import write_dino
+from tools.comfy_harness.tiny_encoders import write_dino
 
 PROMPT = "a photo of a dog on a beach"
 

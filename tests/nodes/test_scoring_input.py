@@ -12,13 +12,13 @@ import pytest
 import torch
 from comfy.clip_model import clip_preprocess
 from comfy.clip_vision import ClipVisionModel
+from helpers.training import small_vision
 from hyperbooth.nodes.bridge import encoders
 from hyperbooth.nodes.bridge.vision import AT_ONCE, tokens_of
-from rig import small_vision
 from torch import Tensor
 
-from devkit.call import node_classes
-from devkit.encoders import write_clip, write_dino
+from tools.comfy_harness.call_node import node_classes
+from tools.comfy_harness.tiny_encoders import write_clip, write_dino
 
 PROMPT = "a photo of a dog on a beach"
 pytestmark = pytest.mark.usefixtures("models")

@@ -6,9 +6,9 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
+from helpers.training import output, untouched
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.nodes.bridge.stowing import leaves_device, stowed
-from rig import output, untouched
 from torch import nn
 
 

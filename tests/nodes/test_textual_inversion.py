@@ -15,16 +15,16 @@ import torch
 from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SDTokenizer
+from helpers.training import QUIET, lora, quick_sd15, relative, train, untouched, words_in_the_output_folder_alone
 from hyperbooth.models.adapter_set import AdapterSet
 from hyperbooth.models.storage import load_adapter
 from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method
-from rig import QUIET, lora, quick_sd15, relative, train, untouched, words_in_the_output_folder_alone
 from torch import Tensor
 
-from devkit.checkpoints import SD15_SMALL
+from tools.comfy_harness.tiny_checkpoints import SD15_SMALL
 
 TOKEN = "sks-dog"
 

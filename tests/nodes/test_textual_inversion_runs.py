@@ -7,14 +7,14 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
+from helpers.training import QUIET, interrupted_at, train, untouched, words_in_the_output_folder_alone
 from hyperbooth.models.storage import load_adapter
 from hyperbooth.models.words import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.guard import Diverged
 from hyperbooth.trainers.options import Method
-from rig import QUIET, interrupted_at, train, untouched, words_in_the_output_folder_alone
 from torch import Tensor
 
-from devkit.checkpoints import FAMILIES, write
+from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
 
 TOKEN = "sks-dog"
 

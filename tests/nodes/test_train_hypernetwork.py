@@ -10,8 +10,9 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from banks import PROMPT, pictures_of, theta_of, write_bank
 from comfy.model_management import InterruptProcessingException
+from helpers.banks import PROMPT, pictures_of, theta_of, write_bank
+from helpers.training import interrupted_at, quick_sd15, relative, small_vision, untouched
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.bank import Bank
 from hyperbooth.models.hypernetwork import HyperNetwork
@@ -30,7 +31,6 @@ from hyperbooth.trainers.ranks import Ranks
 from hyperbooth.trainers.state import History
 from hyperbooth.trainers.watch import Watch
 from PIL import Image
-from rig import interrupted_at, quick_sd15, relative, small_vision, untouched
 from torch import Tensor
 
 QUIET = TrainingOptions(preview_every=0, validation=1000)

@@ -8,6 +8,7 @@ import comfy.model_sampling
 import comfy.sd
 import pytest
 import torch
+from helpers.training import QUIET, lora, output, relative, train, untouched
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.models.storage import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
@@ -15,10 +16,9 @@ from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.subject import Example, Subject
-from rig import QUIET, lora, output, relative, train, untouched
 from torch import Tensor
 
-from devkit.checkpoints import sd15_unet
+from tools.comfy_harness.tiny_checkpoints import sd15_unet
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def _literal_gradient(model: Any, link: Any, clean: Tensor, sigma: Tensor, noise
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    from devkit.checkpoints import SD15_SMALL
+    from tools.comfy_harness.tiny_checkpoints import SD15_SMALL
 
     config = {key: list(value) if isinstance(value, list) else value for key, value in SD15_SMALL.items()}
     network = UNetModel(**config, dtype=torch.float64, operations=comfy.ops.disable_weight_init)

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.storage import load_adapter
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.guard import Diverged
 from hyperbooth.trainers.memory import Plan, choose, measure
 from hyperbooth.trainers.options import TrainingOptions
-from rig import QUIET, interrupted_at, lora, same, train, untouched
 
-from devkit.pack import world
+from tools.small_world.base.model import load as load_small_world
+from tools.small_world.scene import task
 
 OPTIONS = replace(QUIET, checkpoint_every=2)
 
@@ -96,7 +97,7 @@ def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     """The small world's base: a network that has learnt its task, so that a ruined one is far worse than before."""
-    base = world("base.model").load(tmp_path_factory.mktemp("world") / "world.safetensors")
+    base = load_small_world(tmp_path_factory.mktemp("world") / "world.safetensors")
     return base.model, base.clip, base.vae
 
 
@@ -109,7 +110,6 @@ class TestRuined:
 
     @pytest.fixture
     def pictures(self) -> torch.Tensor:
-        task = world("task")
         return task.references(task.subjects(1)[0], 3)
 
     def test_a_diverging_run_stops_names_the_step_and_rescues_the_last_good_state(

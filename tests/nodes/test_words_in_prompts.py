@@ -6,15 +6,15 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
+from helpers.training import lora, train
 from hyperbooth.models.adapter_set import AdapterSet
 from hyperbooth.models.storage import load_adapter
 from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word, names, spelt_out
 from hyperbooth.nodes.bridge.words import with_words
 from hyperbooth.trainers.options import Method
-from rig import lora, train
 from torch import Tensor
 
-from devkit.checkpoints import FAMILIES, write
+from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
 
 TOKEN = "sks-dog"
 

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from devkit.graphs import Graph
-from devkit.server import Server
+from tools.comfy_harness.api_graphs import Graph
+from tools.comfy_harness.server import Server
 
 
 def person(folder: Path, seed: int) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from devkit.graphs import Graph
-from devkit.server import Outcome, Server
+from tools.comfy_harness.api_graphs import Graph
+from tools.comfy_harness.server import Outcome, Server
 
 TEXTS = ("a photo of sks dog", "sks dog in the snow", "sks dog asleep", "sks dog running")
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from devkit.encoders import write_clip_vision
-from devkit.graphs import changed, find, saved, small_job
-from devkit.server import Server
+from tools.comfy_harness.api_graphs import changed, find, saved, small_job
+from tools.comfy_harness.server import Server
+from tools.comfy_harness.tiny_encoders import write_clip_vision
 
 PEOPLE = ("anna", "ben", "cleo", "dan", "eve")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from devkit.endurance import survive, with_states
-from devkit.graphs import saved, small_job
-from devkit.server import Server, prepare_job
+from tools.comfy_harness.api_graphs import saved, small_job
+from tools.comfy_harness.kill_test import survive, with_states
+from tools.comfy_harness.server import Server, prepare_job
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_adapter(

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from devkit.graphs import Graph, changed, find, saved, small_job
-from devkit.server import Outcome, Server
+from tools.comfy_harness.api_graphs import Graph, changed, find, saved, small_job
+from tools.comfy_harness.server import Outcome, Server
 
 
 @pytest.fixture

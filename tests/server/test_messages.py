@@ -2,7 +2,7 @@
 
 import json
 
-from devkit.server import _follow
+from tools.comfy_harness.server import _follow
 
 
 class Heard:

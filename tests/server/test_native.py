@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from devkit.graphs import Graph, find, saved, small_job
-from devkit.server import Outcome, Server
+from tools.comfy_harness.api_graphs import Graph, find, saved, small_job
+from tools.comfy_harness.server import Outcome, Server
 
 METHODS = {
     "HyperBoothMethodPaRa": {"rank": 2, "init": "random", "targets": "attention", "learning_rate": 3e-2},

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from devkit.encoders import write_clip, write_dino
-from devkit.graphs import changed, find, saved, small_job
-from devkit.server import Server
+from tools.comfy_harness.api_graphs import changed, find, saved, small_job
+from tools.comfy_harness.server import Server
+from tools.comfy_harness.tiny_encoders import write_clip, write_dino
 
 
 def test_full_dreambooth_saves_a_checkpoint_that_loads(server: Server, checkpoint: Path) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import reference
 import torch
+from helpers import reference
 from hyperbooth.models.denoiser import Prediction
 from hyperbooth.trainers.losses import DenoisingLoss, min_snr, weighting
 from torch import Tensor, nn

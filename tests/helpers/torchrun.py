@@ -1,0 +1,71 @@
+"""Commands run as users run them: by torchrun, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.comfy_harness.import_pack import ROOT, comfyui_path
+
+LONGEST = 200.0
+"""Seconds that a command may take on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Many:
+    """Runs commands on one ComfyUI.
+
+    Args:
+        checkpoint: the model.
+        inputs, outputs: ComfyUI's folders.
+    """
+
+    checkpoint: Path
+    inputs: Path
+    outputs: Path
+
+    def run(
+        self, command: str, arguments: Sequence[str], processes: int, kill: Callable[[], bool] | None = None,
+        status: int = 0, own: Sequence[str] = (),
+    ) -> str:  # fmt: skip
+        """What the leader prints.
+
+        Args:
+            processes: started by torchrun, which restarts them once; 1 is without it.
+            kill: as soon as this is true the last process is killed.
+            status: that it is to exit with.
+            own: more arguments for ComfyUI.
+        """
+        engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{processes}", "--max-restarts=1"]
+        line = [
+            sys.executable, *(engine if processes > 1 else []), str(ROOT / "commands" / f"{command}.py"),
+            "--comfyui", str(comfyui_path()), "--checkpoint", str(self.checkpoint), *arguments,
+            "--", "--cpu", "--input-directory", str(self.inputs), "--output-directory", str(self.outputs), *own,
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        with (self.outputs / "said").open("w+") as said, subprocess.Popen(
+            line, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=self.outputs
+        ) as process:  # fmt: skip
+            try:
+                if kill is not None:
+                    _kill_when(kill, process)
+                process.wait(LONGEST)
+            finally:
+                process.terminate()  # torchrun then ends its processes
+                process.wait(60)
+            text = (self.outputs / "said").read_text()
+        assert process.returncode == status, text
+        return text
+
+
+def _kill_when(due: Callable[[], bool], engine: subprocess.Popen) -> None:
+    """Kill torchrun's last process when it is ``due``, in the middle of whatever it does."""
+    end = time.monotonic() + LONGEST
+    while not due():
+        assert engine.poll() is None and time.monotonic() < end, "it ended, or did nothing"
+        time.sleep(0.02)
+    os.kill(max(map(int, Path(f"/proc/{engine.pid}/task/{engine.pid}/children").read_text().split())), signal.SIGKILL)

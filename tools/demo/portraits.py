@@ -1,0 +1,106 @@
+"""The demo's own model and person: a small pretrained world of drawn portraits, in which the result can be measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tools.comfy_harness.import_pack import import_comfyui
+from tools.comfy_harness.symlinks import link
+from tools.small_world.scene import task
+from tools.small_world.weight_files import there
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "HyperBoothSubject": {"resolution": 64, "crop": 0.0, "colour": 0.0},
+    "HyperBoothMethodLoRA": {
+        "rank": 8,
+        "alpha": 8.0,
+        "targets": "all linear and convolution",
+        "learning_rate": 5e-3,
+    },
+    "HyperBoothTrain": {"steps": 400, "batch_size": 4},
+    "HyperBoothFastFinetune": {"rank": 8, "learning_rate": 3e-3},
+    "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 2},
+    "KSampler": {"steps": 20, "cfg": 2.5},
+}
+"""What the small world wants otherwise than Stable Diffusion."""
+
+
+def write_checkpoint(folder: Path) -> str:
+    """The world's model as a checkpoint in `folder`; its name."""
+    import_comfyui()
+    from tools.small_world.base.checkpoint import checkpoint
+
+    return checkpoint(folder / "small_world.safetensors").name
+
+
+def write_network(folder: Path) -> str:
+    """The world's hypernetwork in `folder`; its name."""
+    from tools.small_world.hypernetwork.trained import WEIGHTS
+
+    weights = there(WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    link(weights, folder / "small_world.safetensors")
+    return "small_world.safetensors"
+
+
+def scenes() -> list[str]:
+    """The world's five, with {} for who is in them."""
+    return [caption.replace(task.CLASS_PROMPT, "{}", 1) for caption in task.CAPTIONS]
+
+
+def draw_person(number: int, count: int, folder: Path) -> list[str]:
+    """`count` pictures of the held-out person `number`; their names."""
+    pictures = task.references(task.subjects(number + 1)[number], count)
+    names = [f"person_{index + 1}.png" for index in range(count)]
+    for name, picture in zip(names, (pictures.numpy() * 255).round().astype(np.uint8), strict=True):
+        Image.fromarray(picture).save(folder / name)
+    return names
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Identity (1: the person, 0: anybody) and prompt fidelity (share of what the prompts name)."""
+
+    identity: float
+    prompt_fidelity: float
+
+    def __str__(self) -> str:
+        return f"identity {self.identity:.2f}, prompt fidelity {self.prompt_fidelity:.2f}"
+
+
+Judge = Callable[[list[Image.Image], list[list[Image.Image]], list[str]], Scores]
+"""Mean scores, given the references, pictures of each caption, and the captions."""
+
+
+def judge(references: int) -> Judge:
+    """By the oracle; of so many references.
+
+    Raises:
+        FileNotFoundError: there is no oracle.
+    """
+    from tools.small_world.oracle import scores
+    from tools.small_world.oracle.trained import kept
+
+    oracle = scores.Judge(kept(), task.REFERENCES[:references])
+
+    def judged(known: list[Image.Image], made: list[list[Image.Image]], captions: list[str]) -> Scores:
+        views = tensor_of(known)
+        pairs = [(tensor_of(pictures), caption) for pictures, caption in zip(made, captions, strict=True)]
+        return Scores(
+            float(np.mean([oracle.identity(pictures, views, caption) for pictures, caption in pairs])),
+            float(np.mean([oracle.prompt_fidelity(pictures, caption) for pictures, caption in pairs])),
+        )
+
+    return judged
+
+
+def tensor_of(pictures: list[Image.Image]) -> Any:
+    """[pictures, 64, 64, 3] in [0, 1]."""
+    import torch
+
+    small = [picture.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for picture in pictures]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).float() / 255

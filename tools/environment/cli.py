@@ -1,0 +1,262 @@
+"""The command line of dev.py: which command, with which ComfyUI, in which environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .build import GB, ensure_environment, remove_environment
+from .errors import DevError
+from .file_lock import exclusive
+from .paths import CHECKOUT, COMFYUI_VERSION, Layout, cache_root
+from .serve import address, has_accelerator, prepare_base, server_arguments
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a command needs to do its work: a complete environment and a ComfyUI."""
+
+    layout: Layout
+    comfyui: Path
+
+    @property
+    def python(self) -> Path:
+        return self.layout.python
+
+    def env(self) -> dict[str, str]:
+        """The environment variables of the program that does the work, free of other Pythons' settings."""
+        unwanted = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+        env = {k: v for k, v in os.environ.items() if k not in unwanted}
+        ours = {"COMFYUI_PATH": self.comfyui, "HYPERBOOTH_ROOT": CHECKOUT, "PYTHONNOUSERSITE": "1"}
+        return env | {k: str(v) for k, v in ours.items()}
+
+    def env_for_numbers(self, threads: int = 2) -> dict[str, str]:
+        """As `env`, with few threads: small tensors on many threads are slower, and CI machines are small."""
+        return {"OMP_NUM_THREADS": str(min(threads, os.cpu_count() or 1))} | self.env()
+
+
+def workplace(comfyui: str | None) -> Workplace:
+    """Build or find the environment, and settle which ComfyUI is used."""
+    layout = Layout.of_checkout()
+    given = comfyui or os.environ.get("COMFYUI_PATH")
+    own = check_comfyui(given) if given else None
+    ensure_environment(layout, with_comfyui=own is None)
+    return Workplace(layout, own or layout.comfyui)
+
+
+def check_comfyui(given: str) -> Path:
+    """The user's ComfyUI folder, which must be one."""
+    path = Path(given).expanduser().absolute()
+    if not (path / "main.py").is_file():
+        raise DevError(f"{path} is not a ComfyUI folder: it holds no main.py (--comfyui or COMFYUI_PATH).")
+    return path
+
+
+def run_test(place: Workplace, arguments: Sequence[str]) -> int:
+    # -I keeps the checkout off sys.path, where its `nodes` and `models` would hide ComfyUI's; which folder
+    # holds the tests is in pyproject.toml.
+    beside = _side_by_side(arguments)
+    command = [place.python, "-I", "-m", "pytest", *beside, *arguments]
+    return become(command, place.env_for_numbers(threads=1 if beside else 2), CHECKOUT)
+
+
+def _side_by_side(arguments: Sequence[str]) -> Sequence[str]:
+    """The whole suite runs in two processes, and all that they start computes on one core: a second thread that waits
+    for a busy core doubled a server's time. One file is sooner done in one process."""
+    if any(not argument.startswith("-") for argument in arguments):
+        return ()
+    return "-n2", "--dist=loadfile", "--no-loadscope-reorder"  # but in the order of tests/conftest.py
+
+
+def run_demo(place: Workplace, arguments: Sequence[str]) -> int:
+    return become([place.python, CHECKOUT / "tools" / "demo" / "main.py", *arguments], place.env())
+
+
+def run_bench(place: Workplace, arguments: Sequence[str]) -> int:
+    script = benchmark_script(arguments[:1])
+    return become([place.python, script, *arguments[1:]], place.env_for_numbers())
+
+
+def run_serve(place: Workplace, arguments: Sequence[str]) -> int:
+    base = place.layout.serve
+    prepare_base(base, place.comfyui)
+    print(f"ComfyUI:  {place.comfyui}\nModels:   {base / 'models'}\nResults:  {base / 'output'}")
+    print(f"Open {address(arguments)} once it says so.", flush=True)
+    arguments = server_arguments(base, arguments, has_accelerator(place.python))
+    return become([place.python, place.comfyui / "main.py", *arguments], place.env())
+
+
+def run_env(place: Workplace, arguments: Sequence[str]) -> int:
+    print(f"python:  {place.python}\nComfyUI: {place.comfyui}\ncache:   {place.layout.root}")
+    return 0
+
+
+def benchmark_script(name: Sequence[str]) -> Path:
+    """The file of a benchmark; without a name that exists, say which ones there are."""
+    folder = CHECKOUT / "benchmarks"
+    known = sorted(p.stem for p in folder.glob("*.py"))
+    if not name or name[0] not in known:
+        wrong = f"There is no benchmark {name[0]!r}." if name else "Which benchmark?"
+        raise DevError(f"{wrong} There are: {', '.join(known) or 'none'}.")
+    return folder / f"{name[0]}.py"
+
+
+def clean(layout: Layout) -> int:
+    """Remove environments and ComfyUI folders of other locks and other Pythons, and leftovers of builds."""
+    keep = {layout.environment, layout.comfyui, layout.log}
+    kinds = ("env-*", "comfyui-*", "build-*.log", "download", "tmp")
+    freed = 0
+    with exclusive(layout.lock, "Another dev.py is building; waiting for it."):
+        for path in sorted({path for kind in kinds for path in layout.root.glob(kind)} - keep):
+            size = size_of(path)
+            print(f"removing {path} ({size / GB:.2f} GB)", flush=True)
+            remove_environment(path) if path.is_dir() else path.unlink()
+            freed += size
+    print(f"{freed / GB:.2f} GB freed; {layout.environment} is this checkout's and stays.")
+    return 0
+
+
+def size_of(path: Path) -> int:
+    """The bytes a file or folder takes, not following links."""
+    inside = path.rglob("*") if path.is_dir() else ()
+    return sum(p.lstat().st_size for p in (path, *inside))
+
+
+def become(command: Sequence[object], env: dict[str, str], cwd: Path | None = None) -> int:
+    """Hand over to the program that does the work, so that its exit code and Ctrl-C are its own affair."""
+    words = [str(word) for word in command]
+    sys.stdout.flush()
+    if os.name == "nt":
+        return _wait_for(words, env, cwd)
+    if cwd:
+        os.chdir(cwd)
+    os.execve(words[0], words, env)
+
+
+def _wait_for(words: Sequence[str], env: dict[str, str], cwd: Path | None) -> int:
+    """Windows cannot replace a process: wait, and leave Ctrl-C, which both receive, to the child."""
+    with subprocess.Popen(words, env=env, cwd=cwd) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word after dev.py: what it does and how that is told."""
+
+    summary: str
+    help: str
+    run: Callable[[Workplace, Sequence[str]], int]
+    check: Callable[[Sequence[str]], object] = lambda arguments: None  # refuses wrong arguments before building
+
+
+COMMANDS = {
+    "demo": Command(
+        "train on a synthetic subject and show the result, from nothing",
+        "Arguments go to tools/demo/main.py; `dev.py demo -- --help` shows its options.",
+        run_demo,
+    ),
+    "test": Command(
+        "run the tests",
+        "Arguments go to pytest, paths relative to the checkout: dev.py test -x tests/models\n"
+        "`dev.py test -- --help` shows pytest's options.",
+        run_test,
+    ),
+    "serve": Command(
+        "start ComfyUI with this checkout as a custom node pack",
+        "Arguments go to ComfyUI: --port 8189, --models-directory PATH (models you already have).\n"
+        "Without a GPU, --cpu is added. Models, results and settings live in serve/ in the cache folder.",
+        run_serve,
+    ),
+    "bench": Command(
+        "run one benchmark: dev.py bench NAME [--json FILE]",
+        "NAME is a file in benchmarks/; further arguments go to it. Without NAME, the names are listed.",
+        run_bench,
+        check=lambda arguments: benchmark_script(arguments[:1]),
+    ),
+    "env": Command("build the environment if needed and print where it is", "Takes no arguments.", run_env),
+}
+CLEAN = "remove environments of other lock files and other Pythons"
+
+
+def usage() -> str:
+    """The help of dev.py as a whole."""
+    lines = [f"  {name:6} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python dev.py [--comfyui PATH] COMMAND [arguments]\n",
+            *lines,
+            f"  clean  {CLEAN}\n",
+            f"  --comfyui PATH  use that ComfyUI, not the pinned {COMFYUI_VERSION} (or set COMFYUI_PATH)",
+            "  COMMAND --help  more about one command\n",
+            "The first command that needs it builds an environment of about 6 GB in the cache folder, which",
+            "takes several minutes and the network; after that neither is needed. The cache folder is",
+            f"{cache_root()}; HYPERBOOTH_CACHE moves it.",
+        ]
+    )
+
+
+def command_help(name: str) -> str:
+    """The help of one command."""
+    if name == "clean":
+        return f"dev.py clean: {CLEAN}"
+    return f"dev.py {name}: {COMMANDS[name].summary}\n{COMMANDS[name].help}"
+
+
+def split_comfyui(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take `--comfyui PATH` out of the arguments, wherever it stands before a `--`."""
+    rest = list(arguments)
+    end = rest.index("--") if "--" in rest else len(rest)
+    for index, argument in enumerate(rest[:end]):
+        if argument.startswith("--comfyui="):
+            return argument.partition("=")[2], rest[:index] + rest[index + 1 :]
+        if argument == "--comfyui":
+            if index + 1 >= end:
+                raise DevError("--comfyui needs the path of a ComfyUI folder.")
+            return rest[index + 1], rest[:index] + rest[index + 2 :]
+    return None, rest
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Do what the command line asks for."""
+    comfyui, words = split_comfyui(arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, rest = words[0], words[1:]
+    if name != "clean" and name not in COMMANDS:
+        raise DevError(f"There is no command {name!r}. There are: {', '.join(COMMANDS)}, clean.")
+    if rest[:1] in (["-h"], ["--help"]):
+        print(command_help(name))
+        return 0
+    if name == "clean":
+        return clean(Layout.of_checkout())
+    rest = rest[1:] if rest[:1] == ["--"] else rest
+    COMMANDS[name].check(rest)
+    return COMMANDS[name].run(workplace(comfyui), rest)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run dev.py, telling failures in words."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a build stops its pip on the way out
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `dev.py --help | head` is no failure
+    try:
+        return dispatch(arguments)
+    except DevError as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"dev.py: {error}\nIf the cache folder is at fault, HYPERBOOTH_CACHE moves it.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,38 @@
+"""The hypernetwork from the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.comfy_harness.import_pack import load_pack
+
+from ..weight_files import there
+
+WEIGHTS = Path(__file__).parent / "weights.safetensors"
+LIDB: dict[str, Any] = {
+    "rank": 4, "a": 50, "b": 50, "targets": "all linear and convolution", "text_encoder": False
+}  # fmt: skip
+"""What it predicts: *LiDB*'s inputs."""
+
+
+def keep(predictor: Any, path: Path = WEIGHTS) -> None:
+    """Write it in half precision, as *Save HyperNetwork* does."""
+    load_pack()
+    from hyperbooth.models.hypernetwork_file import save_predictor
+
+    save_predictor(predictor, path, torch.float16)
+
+
+def kept(path: Path = WEIGHTS) -> Any:
+    """As *Load HyperNetwork* gives it.
+
+    Raises:
+        FileNotFoundError: it is not trained yet; the message says how.
+    """
+    load_pack()
+    from hyperbooth.models.hypernetwork_file import load_predictor
+
+    return load_predictor(there(path))

@@ -1,0 +1,118 @@
+"""Oracles: small networks that read from a picture who is in it, or in what scene; trained on the generator's truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..scene.attributes import Table
+
+WIDTHS = (32, 64, 128)
+LOOKS = 8
+MARKS = 32
+FINE = 6
+"""Layers of the trunk before its last narrowing, where the landmarks are sought."""
+
+
+class Residual(nn.Module):
+    """``x + f(x)`` of two normalised convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.f = nn.Sequential(
+            nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x)
+
+
+class Readout(nn.Module):
+    """Features [batch, places, width] -> [batch, outputs of `table`]: from LOOKS places it chooses, and the mean."""
+
+    def __init__(self, table: Table, width: int, hidden: int) -> None:
+        super().__init__()
+        self.where = nn.Linear(width, LOOKS)
+        self.read = nn.Sequential(nn.Linear((LOOKS + 1) * width, hidden), nn.ReLU(), nn.Linear(hidden, count(table)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        looks = self.where(x).softmax(1)
+        seen = torch.einsum("bpk,bpc->bkc", looks, x).flatten(1)
+        return self.read(torch.cat([seen, x.mean(1)], 1))
+
+
+class Landmarks(nn.Module):
+    """Features [batch, width, side, side] -> [batch, outputs of `table`]: from where MARKS things are.
+
+    A mark is at the mean place of a softmax over the square (Sun et al. 2018, Integral Human Pose Regression), so to a
+    part of a pixel: shapes are distances.
+    """
+
+    def __init__(self, table: Table, width: int, hidden: int) -> None:
+        super().__init__()
+        self.where = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, MARKS, 1))
+        self.read = nn.Sequential(nn.Linear(2 * MARKS, hidden), nn.ReLU(), nn.Linear(hidden, count(table)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        marks = self.where(x).flatten(2).softmax(2)
+        return self.read((marks[:, :, None] * grid(x.shape[-1]).flatten(1)).sum(3).flatten(1))
+
+
+def count(table: Table) -> int:
+    """Outputs of all its attributes."""
+    return sum(len(a.values) or 1 for a in table)
+
+
+def grid(side: int) -> Tensor:
+    """[2, side, side]: x and y of every place, in [-1, 1]."""
+    line = torch.linspace(-1, 1, side)
+    return torch.stack([line.expand(side, side), line[:, None].expand(side, side)])
+
+
+class Oracle(nn.Module):
+    """Picture [batch, 3, 64, 64] in [0, 1] -> what it reads of each attribute of `table`.
+
+    A categorical attribute takes as many outputs as it has values (logits), a continuous one takes one.
+    """
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(5, WIDTHS[0], 5, stride=2, padding=2)]
+        for width, narrower in zip(WIDTHS, (WIDTHS[0], *WIDTHS), strict=False):
+            if width != narrower:
+                layers.append(nn.Conv2d(narrower, width, 3, stride=2, padding=1))
+            layers += [Residual(width), Residual(width)]
+        self.trunk = nn.Sequential(*layers, nn.BatchNorm2d(WIDTHS[-1]), nn.ReLU())
+        self.read = Readout(table, WIDTHS[-1], 256)
+        self.marks = Landmarks(table, WIDTHS[1], 192)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """[batch, outputs]."""
+        places = grid(pictures.shape[-1]).expand(len(pictures), -1, -1, -1)
+        fine = self.trunk[:FINE](torch.cat([pictures * 2 - 1, places], 1))
+        return self.read(self.trunk[FINE:](fine).flatten(2).transpose(1, 2)) + self.marks(fine)
+
+
+def parts(table: Table, outputs: Tensor) -> Mapping[str, Tensor]:
+    """Attribute -> its outputs, of [batch, outputs]."""
+    sizes = [len(a.values) or 1 for a in table]
+    return dict(zip(table.names(), outputs.split(sizes, -1), strict=True))
+
+
+def reading_loss(table: Table, outputs: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
+    """Cross entropy of categorical and squared error of continuous attributes, where the picture shows them.
+
+    `truth` and `seen` are [batch, attributes]; thirty times the squared error weighs
+    more than an entropy: what is continuous takes longest to learn.
+    """
+    read, total = parts(table, outputs), outputs.new_zeros(())
+    for number, attribute in enumerate(table):
+        got, true = read[attribute.name], truth[:, number]
+        categorical = bool(attribute.values)
+        loss = F.cross_entropy(got, true.long(), reduction="none") if categorical else 30 * (got[:, 0] - true) ** 2
+        total = total + (loss * seen[:, number]).sum() / len(outputs)
+    return total / len(table)

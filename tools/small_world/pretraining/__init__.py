@@ -1,0 +1,1 @@
+"""Train the small world's networks and store them in the repository."""

@@ -1,0 +1,1 @@
+"""Describe what an image shows: identities, scenes, captions, and the ground truth."""
