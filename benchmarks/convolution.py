@@ -1,4 +1,4 @@
-"""Convolutions of SD1.5's depths on the CPU: oneDNN beside the matrix product of ``models/few_places.py``.
+"""Convolutions of SD1.5's depths on the CPU: oneDNN beside the matrix product of ``models/im2col.py``.
 
 Forward and backward to the input, float32, batch 1, side by side in this process; the fastest of several calls.
 """
@@ -44,7 +44,7 @@ def fastest(call: Callable[[], object]) -> float:
 @torch.inference_mode()
 def measure(channels_in: int, channels_out: int, side: int) -> Row:
     """Forward and backward of one 3 x 3 convolution, both ways."""
-    from hyperbooth.models import few_places
+    from hyperbooth.models.backbone import im2col
 
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     x, gradient = torch.randn(1, channels_in, side, side), torch.randn(1, channels_out, side, side)
@@ -56,14 +56,14 @@ def measure(channels_in: int, channels_out: int, side: int) -> Row:
         )
 
     def product() -> None:
-        few_places.convolve(layer, x, layer.weight, layer.bias)
-        few_places.to_input(layer, gradient, layer.weight, x.shape)
+        im2col.convolve(layer, x, layer.weight, layer.bias)
+        im2col.to_input(layer, gradient, layer.weight, x.shape)
 
     times = fastest(library), fastest(product)
     return {
         "name": f"{channels_in} to {channels_out} at {side} x {side}",
         "library_milliseconds": times[0], "product_milliseconds": times[1],
-        "product_times_library": times[1] / times[0], "taken": few_places.pays(layer, x),
+        "product_times_library": times[1] / times[0], "taken": im2col.pays(layer, x),
     }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def measure(name: str, job: Job) -> Row:
 
 def file_bytes(adapter: Any) -> int:
     """What Save Adapter's own format takes in float32."""
-    from hyperbooth.models.storage import save_adapter
+    from hyperbooth.models.files.adapter_file import save_adapter
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"

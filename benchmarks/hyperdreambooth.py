@@ -120,7 +120,7 @@ def picture_of(number: int) -> Tensor:
 
 def mean_of(predictor: Any) -> Any:
     """What the hypernetwork makes of nobody."""
-    from hyperbooth.models.adapter_set import AdapterSet
+    from hyperbooth.models.adapters.stack import AdapterSet
 
     return AdapterSet((predictor.network.layout.link(predictor.network.nobody().detach()),))
 

@@ -49,13 +49,13 @@ def encoder(small: bool) -> Any:
 
 def predictor(model: Any, vision: Any) -> Any:
     """A hypernetwork that nobody trained, for the paper's LiDB on attention layers."""
-    from hyperbooth.models.adapter_set import Link
     from hyperbooth.models.adapters import LiDBConfig
-    from hyperbooth.models.hypernetwork import HyperNetwork, HyperNetworkConfig
-    from hyperbooth.models.layout import Layout
-    from hyperbooth.models.predictor import Made, Predictor
-    from hyperbooth.models.provenance import sample_of
-    from hyperbooth.models.targets import select_targets
+    from hyperbooth.models.adapters.parameter_layout import Layout
+    from hyperbooth.models.adapters.stack import Link
+    from hyperbooth.models.adapters.targets import select_targets
+    from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
+    from hyperbooth.models.hypernetwork.predictor import Made, Predictor
+    from hyperbooth.models.metadata.base_fingerprint import sample_of
     from hyperbooth.nodes.bridge.layers import architecture, layer_shapes, trainable_layers
     from hyperbooth.nodes.bridge.lora import base_weights
     from hyperbooth.nodes.bridge.vision import encoder_of

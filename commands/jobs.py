@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from ..models.bank import Bank
-from ..models.hypernetwork_file import load_predictor
-from ..models.storage import load_adapter
+from ..models.files.adapter_file import load_adapter
+from ..models.hypernetwork.checkpoint import load_predictor
+from ..models.subject_bank.bank import Bank
 from ..nodes.bank import BuildBank, build
 from ..nodes.bridge.banks import bank_path
 from ..nodes.bridge.files import adapter_path, check_prefix, network_path

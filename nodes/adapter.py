@@ -5,14 +5,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..models.adapter_set import AdapterSet
-from ..models.chain import combined
-from ..models.dialects import link_tensors, plain_link
-from ..models.provenance import disagree
-from ..models.removal import removal_warning
-from ..models.steps import depends_on_weight
-from ..models.summary import change_per_block, summary
-from ..models.targets import DIFFUSION_PREFIX
+from ..models.adapters.stack import AdapterSet
+from ..models.adapters.targets import DIFFUSION_PREFIX
+from ..models.adapters.weight_update import depends_on_weight
+from ..models.files.lora_key_formats import link_tensors, plain_link
+from ..models.metadata.base_fingerprint import disagree
+from ..models.metadata.combine import combined
+from ..models.metadata.summary import change_per_block, removal_warning, summary
 from ..trainers.chart import block_chart
 from ..trainers.options import check_number
 from . import sockets

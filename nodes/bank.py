@@ -5,9 +5,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..models.adapter_set import AdapterSet
-from ..models.bank import Bank
-from ..models.bank_files import state_of as state_of_bank
+from ..models.adapters.stack import AdapterSet
+from ..models.subject_bank.bank import Bank
+from ..models.subject_bank.shards import state_of as state_of_bank
 from ..trainers.bank import build_bank, subject_names
 from ..trainers.fingerprint import fingerprint
 from ..trainers.folder import state_of

@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..models.adapter_set import AdapterSet
 from ..models.adapters import LoRAConfig
+from ..models.adapters.stack import AdapterSet
 from ..trainers.options import Method, TrainingOptions
 from ..trainers.run import Run
 from ..trainers.subject import Subject

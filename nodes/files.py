@@ -8,14 +8,15 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..models.adapter_set import AdapterSet
-from ..models.claims import is_text
-from ..models.dialects import plain_link, spelt, stock_tensors
-from ..models.metadata import lora_metadata, with_hash
-from ..models.provenance import with_base
-from ..models.rounding import half_precision_cost, plain_cost
-from ..models.storage import HEADER, adapter_tensors, header_of, in_file, load_adapter, write_tensors
-from ..models.word_files import embedding_tensors
+from ..models.adapters.stack import AdapterSet
+from ..models.files.adapter_file import HEADER, adapter_tensors, header_of, in_file, load_adapter
+from ..models.files.lora_key_formats import plain_link, spelt, stock_tensors
+from ..models.files.precision_loss import half_precision_cost, plain_cost
+from ..models.files.safetensors_io import with_hash, write_tensors
+from ..models.metadata.base_fingerprint import with_base
+from ..models.metadata.lora_metadata import lora_metadata
+from ..models.textual_inversion.embedding_files import embedding_tensors
+from ..models.validation import is_text
 from . import sockets
 from .bridge.files import adapter_files, adapter_path, check_callable, how_to_call, output_file, output_name, typed
 from .bridge.lora import base_weights, check_base

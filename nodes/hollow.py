@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..models.sizes import in_mib
+from ..models.units import in_mib
 from ..trainers.options import STORAGES, Hollowing
 from ..trainers.subject import Subject
 from . import sockets

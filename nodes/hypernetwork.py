@@ -5,9 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..models.hypernetwork_file import load_predictor, save_predictor
-from ..models.predictor import Made, Predictor
-from ..models.provenance import sample_of
+from ..models.hypernetwork.checkpoint import load_predictor, save_predictor
+from ..models.hypernetwork.predictor import Made, Predictor
+from ..models.metadata.base_fingerprint import sample_of
 from . import sockets
 from .bridge.files import network_files, network_path, output_file, output_name, typed
 from .bridge.layers import adaptable_layers, architecture

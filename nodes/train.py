@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..models.adapter_set import AdapterSet
-from ..models.storage import save_adapter
-from ..models.targets import TEXT_PREFIX
+from ..models.adapters.stack import AdapterSet
+from ..models.adapters.targets import TEXT_PREFIX
+from ..models.files.adapter_file import save_adapter
 from ..trainers.options import Hollowing, Method, TrainingOptions, check_choice
 from ..trainers.personalize import Result, personalize
 from ..trainers.resume import States

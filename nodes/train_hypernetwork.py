@@ -5,10 +5,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..models.bank import Bank
-from ..models.hypernetwork import HyperNetworkConfig
-from ..models.predictor import Made, Predictor
-from ..models.targets import TEXT_PREFIX
+from ..models.adapters.targets import TEXT_PREFIX
+from ..models.hypernetwork.network import HyperNetworkConfig
+from ..models.hypernetwork.predictor import Made, Predictor
+from ..models.subject_bank.bank import Bank
 from ..trainers.features import Features
 from ..trainers.fingerprint import fingerprint
 from ..trainers.hypernetwork import Result, train_hypernetwork

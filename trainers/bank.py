@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models.bank import Bank
-from ..models.bank_files import MANIFEST, Fit, Manifest, read_shard, shards_in, write_shard
-from ..models.claims import is_text
+from ..models.subject_bank.bank import Bank
+from ..models.subject_bank.shards import MANIFEST, Fit, Manifest, read_shard, shards_in, write_shard
+from ..models.validation import is_text
 from .bank_report import Tally, report
 from .bank_training import BankTrainer, Fitted
 from .captions import check_fit, prompts_of

@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from ..models.bank import Bank
-from ..models.sizes import in_mib
+from ..models.subject_bank.bank import Bank
+from ..models.units import in_mib
 
 MOST_NAMED = 10
 """Names in one line, and lines of what was left out: a folder of thousands must not fill the screen."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..models.adapter_set import AdapterSet, Link
-from ..models.bank_files import Fit
-from ..models.checkpointing import checkpointed
-from ..models.layout import Layout
-from ..models.subjects import side_by_side
+from ..models.adapters.parameter_layout import Layout
+from ..models.adapters.per_sample import side_by_side
+from ..models.adapters.stack import AdapterSet, Link
+from ..models.backbone.gradient_checkpointing import checkpointed
+from ..models.subject_bank.shards import Fit
 from . import memory
 from .guard import Diverged
 from .loop import FitConfig, fit

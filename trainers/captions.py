@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..models.claims import LONGEST_FACT, LONGEST_TEXT
+from ..models.validation import LONGEST_FACT, LONGEST_TEXT
 from .gather import prompts_for
 from .photograph import Photograph
 

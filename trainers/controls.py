@@ -18,10 +18,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..models.adapter_set import AdapterSet, Link
-from ..models.hypernetwork import HyperNetwork
-from ..models.products import Splitter, product_distance
-from ..models.subjects import side_by_side
+from ..models.adapters.per_sample import side_by_side
+from ..models.adapters.stack import AdapterSet, Link
+from ..models.hypernetwork.delta_distance import Splitter, product_distance
+from ..models.hypernetwork.network import HyperNetwork
 from .noise import generator_for, standard_noise
 from .objective import Draw, Objective
 from .options import TrainingOptions

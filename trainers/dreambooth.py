@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..models.denoiser import Denoiser
-from ..models.hollow import Hollow, Record
+from ..models.backbone.denoiser import Denoiser
+from ..models.hollowed_net.network import Hollow, Record
 from .losses import Teacher, weighting
 from .noise import generator_for, standard_noise
 from .objective import Condition, Draw, Objective

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..models.bank import Bank
-from ..models.storage import write_tensors
+from ..models.files.safetensors_io import write_tensors
+from ..models.subject_bank.bank import Bank
 from .fingerprint import fingerprint
 from .ranks import ALONE, Ranks
 

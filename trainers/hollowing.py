@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..models.sizes import in_mib
+from ..models.units import in_mib
 from .dreambooth import DreamBooth
 from .memory import HEADROOM
 from .records import InMemory, OnDisk, Records, Store

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..models.predictor import Made, Predictor
+from ..models.hypernetwork.predictor import Made, Predictor
 from .features import Features
 from .hypernetwork_job import Conds, Job
 from .hypernetwork_run import HyperRun

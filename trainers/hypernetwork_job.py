@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models.bank import Bank
-from ..models.checkpointing import checkpointed
-from ..models.hypernetwork import HyperNetwork
-from ..models.predictor import Made, Predictor
-from ..models.products import MOST, Splitter, product_variance
+from ..models.backbone.gradient_checkpointing import checkpointed
+from ..models.hypernetwork.delta_distance import MOST, Splitter, product_variance
+from ..models.hypernetwork.network import HyperNetwork
+from ..models.hypernetwork.predictor import Made, Predictor
+from ..models.subject_bank.bank import Bank
 from .chart import comparison_chart
 from .controls import Controls, Look
 from .features import Features, Picture

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..models.bank import Bank
-from ..models.hypernetwork import HyperNetworkConfig
-from ..models.hypernetwork_file import VERSION
-from ..models.predictor import Made, Predictor
+from ..models.hypernetwork.checkpoint import VERSION
+from ..models.hypernetwork.network import HyperNetworkConfig
+from ..models.hypernetwork.predictor import Made, Predictor
+from ..models.subject_bank.bank import Bank
 from .features import Picture
 from .fingerprint import fingerprint
 from .noise import generator_for

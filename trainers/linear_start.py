@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..models.bank import Bank
-from ..models.hypernetwork import HyperNetwork, pooled
-from ..models.linear_guess import fit_guess
+from ..models.hypernetwork.linear_init import fit_guess
+from ..models.hypernetwork.network import HyperNetwork, pooled
+from ..models.subject_bank.bank import Bank
 from .features import Picture
 from .hypernetwork_run import HyperRun
 from .noise import generator_for

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser, Prediction
+from ..models.backbone.denoiser import Denoiser, Prediction
 
 Weighting = Callable[[Tensor, Denoiser], Tensor]
 Teacher = Callable[[Tensor, Tensor], Tensor]

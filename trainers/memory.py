@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..models.forward import Forward, replaced_forward
+from ..models.backbone.forward_patch import Forward, replaced_forward
 
 HEADROOM = 0.9
 """Share of the free memory to plan with: allocators leave holes."""

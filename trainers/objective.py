@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser
+from ..models.backbone.denoiser import Denoiser
 from .losses import DenoisingLoss, Teacher, Weighting
 from .subject import Example
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..models.adapters import LoRAConfig
-from ..models.targets import RULES
-from ..models.words import TextualInversionConfig
+from ..models.adapters.targets import RULES
+from ..models.textual_inversion.embeddings import TextualInversionConfig
 from .guard import WORSE
 from .losses import WEIGHTINGS
 from .noise import DISTRIBUTIONS, NoiseLevels

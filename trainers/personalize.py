@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from PIL import Image
 
-from ..models.adapter_set import AdapterSet, WeightOf
-from ..models.chain import combined
-from ..models.checkpointing import checkpointed
-from ..models.removal import removal_warning
+from ..models.adapters.stack import AdapterSet, WeightOf
+from ..models.backbone.gradient_checkpointing import checkpointed
+from ..models.metadata.combine import combined
+from ..models.metadata.summary import removal_warning
 from . import memory
 from .dreambooth import DreamBooth
 from .guard import Diverged

@@ -13,10 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..models.adapter_set import AdapterSet
-from ..models.hypernetwork import HyperNetwork
-from ..models.products import Splitter, product_distance
-from ..models.subjects import side_by_side
+from ..models.adapters.per_sample import side_by_side
+from ..models.adapters.stack import AdapterSet
+from ..models.hypernetwork.delta_distance import Splitter, product_distance
+from ..models.hypernetwork.network import HyperNetwork
 from .features import Picture
 from .noise import generator_for, standard_noise
 from .objective import Draw, Objective

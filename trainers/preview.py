@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser
+from ..models.backbone.denoiser import Denoiser
 from .noise import generator_for
 
 STEPS = 10

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..models.adapter_set import AdapterSet, Link
 from ..models.adapters import FAMILIES
-from ..models.claims import LONGEST_FACT, is_text
-from ..models.layout import Layout
+from ..models.adapters.parameter_layout import Layout
+from ..models.adapters.stack import AdapterSet, Link
+from ..models.validation import LONGEST_FACT, is_text
 from .fingerprint import fingerprint
 from .options import Method, TrainingOptions, check_number
 from .run import COSMETIC, targets_of

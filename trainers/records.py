@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..models.hollow import Hollow, Record
-from ..models.sizes import in_mib
-from ..models.storage import write_tensors
+from ..models.files.safetensors_io import write_tensors
+from ..models.hollowed_net.network import Hollow, Record
+from ..models.units import in_mib
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..models.storage import write_tensors
+from ..models.files.safetensors_io import write_tensors
 from .guard import Diverged
 from .state import Snapshot, TrainState
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..models.adapter_set import AdapterSet
-from ..models.provenance import FACT
-from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
-from ..models.words import names
+from ..models.adapters.stack import AdapterSet
+from ..models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
+from ..models.metadata.base_fingerprint import FACT
+from ..models.textual_inversion.embeddings import names
 from .fingerprint import fingerprint
 from .options import Hollowing, Method, TrainingOptions, check_number
 from .state import History

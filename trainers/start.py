@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.adapter_set import AdapterSet, Link, WeightOf
-from ..models.chain import combined
-from ..models.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
-from ..models.words import TextualInversionConfig, Word
+from ..models.adapters.stack import AdapterSet, Link, WeightOf
+from ..models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
+from ..models.metadata.combine import combined
+from ..models.textual_inversion.embeddings import TextualInversionConfig, Word
 from .noise import generator_for
 from .options import Method
 from .run import Run

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..models.denoiser import Denoiser
-from ..models.frozen import Borrow
-from ..models.hollow import Hollow
-from ..models.words import Word
+from ..models.backbone.denoiser import Denoiser
+from ..models.backbone.frozen_layers import Borrow
+from ..models.hollowed_net.network import Hollow
+from ..models.textual_inversion.embeddings import Word
 from .subject import Example, Subject
 
 

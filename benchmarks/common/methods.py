@@ -110,7 +110,7 @@ def share_taken_out(model: Any, fraction: float) -> float:
 
 def file_bytes(adapter: Any) -> int:
     """What Save Adapter's own format takes in half precision."""
-    from hyperbooth.models.storage import save_adapter
+    from hyperbooth.models.files.adapter_file import save_adapter
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"

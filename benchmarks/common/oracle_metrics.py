@@ -131,7 +131,7 @@ class Bench:
 
     def by_encoder(self, pictures: Tensor, anybody: Tensor, references: Tensor) -> Row:
         """The pack's scores by the world's CLIP_VISION: what stands in for DINO too."""
-        from hyperbooth.models.scores import diversity, prior_preservation
+        from hyperbooth.models.metrics.scores import diversity, prior_preservation
 
         given = {"images": pictures.flatten(0, 1), "references": references, "clip_vision": self.encoder}
         return {

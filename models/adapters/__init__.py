@@ -1,10 +1,10 @@
 """The families, by the names that files and reports use."""
 
 from .base import Adapter
-from .full import Full, FullConfig
-from .lidb import LiDB, LiDBConfig
+from .full.adapter import Full, FullConfig
+from .lidb.adapter import LiDB, LiDBConfig
 from .lora import LoRA, LoRAConfig
-from .para import PaRa, PaRaConfig
+from .para.adapter import PaRa, PaRaConfig
 
 FAMILIES: dict[str, type[Adapter]] = {family.family: family for family in (LoRA, LiDB, PaRa, Full)}
 

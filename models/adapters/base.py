@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..beside import beside
-from ..forward import Forward
-from ..site import Site
-from ..steps import Step
+from ..backbone.forward_patch import Forward
+from .layer_context import Site
+from .low_rank import beside
+from .weight_update import Step
 
 
 class Adapter(nn.Module):

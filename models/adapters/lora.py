@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..steps import Sum
 from .base import Adapter, check_matrix
+from .weight_update import Sum
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import comfyui_version
 import folder_paths
 import torch
 
-from ...models.bank_files import MANIFEST, state_of
-from ...models.provenance import sample_of
+from ...models.metadata.base_fingerprint import sample_of
+from ...models.subject_bank.shards import MANIFEST, state_of
 from ...trainers.bank import Workshop
 from ...trainers.gather import Tools
 from ...trainers.options import TrainingOptions

@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...models.words import Word, spelt_out
+from ...models.textual_inversion.embeddings import Word, spelt_out
 from ...trainers.subject import Example, Frame
 from .side_by_side import for_each
 from .words import check_heard, with_words

@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
 from torch import nn
 
-from ...models.hollow import Hollow, Span
+from ...models.hollowed_net.network import Hollow, Span
 
 LISTS: dict[type[nn.Module], tuple[tuple[str, tuple[int | str, ...]], ...]] = {
     Flux: (("double_blocks", ("img", "txt")), ("single_blocks", (0,))),

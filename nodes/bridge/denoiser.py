@@ -7,7 +7,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...models.denoiser import Prediction
+from ...models.backbone.denoiser import Prediction
 
 
 class ComfyDenoiser:

@@ -14,9 +14,9 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
-from ...models import encoders
-from ...models.encoders import CLIP, DINO, Encoder
-from ...models.scores import all_finite
+from ...models.metrics import encoders
+from ...models.metrics.encoders import CLIP, DINO, Encoder
+from ...models.metrics.scores import all_finite
 from .vision import AT_ONCE, encoded
 
 FOLDERS = {"dino": (DINO, False), "clip_score": (CLIP, True)}

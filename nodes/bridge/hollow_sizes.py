@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...models.adapter_set import AdapterSet, Link
 from ...models.adapters import LoRAConfig
-from ...models.hollow import Hollow
+from ...models.adapters.stack import AdapterSet, Link
+from ...models.hollowed_net.network import Hollow
 from ...trainers import memory
 from ...trainers.dreambooth import DreamBooth
 from ...trainers.memory import Needs, Plan

@@ -6,8 +6,8 @@ from typing import Any
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
-from ...models.frozen import is_convolution, is_linear
-from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...models.backbone.frozen_layers import is_convolution, is_linear
 from .unread import unread_layers
 
 

@@ -9,13 +9,13 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from ...models.adapter_set import AdapterSet, WeightOf
 from ...models.adapters import Full, LoRA
-from ...models.dialects import stock_tensors
-from ...models.predictor import is_predicted
-from ...models.provenance import other_base, records
-from ...models.steps import Projection
-from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...models.adapters.stack import AdapterSet, WeightOf
+from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...models.adapters.weight_update import Projection
+from ...models.files.lora_key_formats import stock_tensors
+from ...models.hypernetwork.predictor import is_predicted
+from ...models.metadata.base_fingerprint import other_base, records
 from .layers import adaptable_layers, architecture, layer_shapes
 from .weight_adapter import ChainAdapter
 from .words import with_words

@@ -8,9 +8,9 @@ import comfy.lora
 import comfy.model_base
 import comfy.utils
 
-from ...models.dialects import DIFFUSERS, KOHYA, PEFT, PROCESSOR, Name, Place
-from ...models.foreign import Names
-from ...models.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
+from ...models.files.lora_import import Names
+from ...models.files.lora_key_formats import DIFFUSERS, KOHYA, PEFT, PROCESSOR, Name, Place
 from .layers import adaptable_layers, architecture, layer_shapes
 
 DIALECTS = ("kohya", "diffusers")

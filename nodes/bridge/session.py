@@ -11,10 +11,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ...models.frozen import Borrow, frozen
-from ...models.hollow import Hollow
-from ...models.targets import TEXT_PREFIX
-from ...models.words import Word
+from ...models.adapters.targets import TEXT_PREFIX
+from ...models.backbone.frozen_layers import Borrow, frozen
+from ...models.hollowed_net.network import Hollow
+from ...models.textual_inversion.embeddings import Word
 from ...trainers.options import TrainingOptions
 from ...trainers.subject import Example, Subject
 from .conditions import Conditions

@@ -9,8 +9,8 @@ import comfy.model_management
 import torch
 from torch import nn
 
-from ...models.frozen import is_convolution, is_linear
-from ...models.hollow import Hollow
+from ...models.backbone.frozen_layers import is_convolution, is_linear
+from ...models.hollowed_net.network import Hollow
 
 
 @contextmanager

@@ -7,9 +7,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...models.predictor import Made
-from ...models.provenance import sample_of
-from ...models.scores import all_finite
+from ...models.hypernetwork.predictor import Made
+from ...models.metadata.base_fingerprint import sample_of
+from ...models.metrics.scores import all_finite
 
 AT_ONCE = 4
 """Pictures that go through it together: 729 tokens of SigLIP's in all 27 layers are 90 MB each in float32, and ComfyUI

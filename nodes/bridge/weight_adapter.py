@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...models.native import Part, parts_of, read_part
-from ...models.steps import Difference, Projection, Step, Sum, depends_on_weight, total_change
+from ...models.adapters.weight_update import Difference, Projection, Step, Sum, depends_on_weight, total_change
+from ...models.files.comfyui_keys import Part, parts_of, read_part
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (Sum, Projection, Difference)}
 

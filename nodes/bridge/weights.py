@@ -9,7 +9,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ...models.frozen import own_weights
+from ...models.backbone.frozen_layers import own_weights
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
-from ...models.words import Word, names, spelt_out, start_at
+from ...models.textual_inversion.embeddings import Word, names, spelt_out, start_at
 
 _NAME = re.compile(r"\s*([\w-]+)(,*)(?=[\s<\[]|$)")
 """A name as the stock lookup cuts it out: up to a space or bracket, commas at its end aside."""

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ...models.targets import RULES
+from ...models.adapters.targets import RULES
 from ...trainers.options import Method
 from .. import sockets
 

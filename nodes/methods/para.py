@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ...models.adapters import PaRaConfig
-from ...models.adapters.para import INITS
+from ...models.adapters.para.adapter import INITS
 from ...trainers.options import Method
 from . import inputs
 

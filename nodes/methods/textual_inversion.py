@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ...models.words import FAMILY, MOST_VECTORS, TextualInversionConfig
+from ...models.textual_inversion.embeddings import FAMILY, MOST_VECTORS, TextualInversionConfig
 from ...trainers.options import Method
 from .. import sockets
 from . import inputs

@@ -12,8 +12,8 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ...models import scores
-from ...models.storage import write_whole
+from ...models.files.safetensors_io import write_whole
+from ...models.metrics import scores
 from ...trainers.sheet import grid, told_apart
 from ..bridge.encoders import Embedder, embedder
 from ..bridge.files import check_prefix, output_file, output_name

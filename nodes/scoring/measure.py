@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...models import scores
+from ...models.metrics import scores
 from .. import sockets
 from ..bridge.encoders import NONE, Embedder, check_encoder, embedder, encoder_names, encoder_state, how_to_get
 from ..bridge.files import check_prefix

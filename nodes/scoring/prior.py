@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...models import scores
+from ...models.metrics import scores
 from ..lists import only
 from .measure import (
     CATEGORY,

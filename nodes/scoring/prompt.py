@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...models import scores
+from ...models.metrics import scores
 from ..bridge.encoders import Embedder
 from ..lists import only
 from .measure import CATEGORY, Embeddings, Score, Scoring, check_prompt, clip_input, needed, pictures_of

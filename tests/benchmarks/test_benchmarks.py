@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.bank_files import Fit, Manifest, write_shard
-from hyperbooth.models.layout import Layout
-from hyperbooth.models.storage import write_tensors
-from hyperbooth.models.targets import Target
+from hyperbooth.models.adapters.parameter_layout import Layout
+from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.files.safetensors_io import write_tensors
+from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -11,7 +11,7 @@ import torch
 from helpers.banks import pictures_of
 from helpers.torchrun import Many
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.bank import Bank
+from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.trainers.options import Method
 from PIL import Image
 from safetensors.torch import load_file, save, save_file

@@ -11,10 +11,10 @@ import torch
 from helpers.banks import write_bank
 from helpers.torchrun import Many
 from helpers.training import relative
-from hyperbooth.models.bank import Bank
-from hyperbooth.models.hypernetwork import HyperNetwork
-from hyperbooth.models.hypernetwork_file import load_predictor
-from hyperbooth.models.storage import write_tensors
+from hyperbooth.models.files.safetensors_io import write_tensors
+from hyperbooth.models.hypernetwork.checkpoint import load_predictor
+from hyperbooth.models.hypernetwork.network import HyperNetwork
+from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bridge.vision import encoder_of
 from hyperbooth.trainers.features import Features
 from hyperbooth.trainers.fingerprint import fingerprint

@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.targets import select_targets
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import select_targets
 from hyperbooth.nodes.bridge.layers import layer_shapes, trainable_layers
 from torch import Tensor
 

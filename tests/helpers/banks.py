@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.bank import Bank
-from hyperbooth.models.bank_files import Fit, Manifest, write_shard
-from hyperbooth.models.layout import Layout
-from hyperbooth.models.targets import select_targets
+from hyperbooth.models.adapters.parameter_layout import Layout
+from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.targets import select_targets
+from hyperbooth.models.subject_bank.bank import Bank
+from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
 from hyperbooth.nodes.bridge.banks import base_of
 from hyperbooth.nodes.bridge.layers import layer_shapes, trainable_layers
 from hyperbooth.trainers.noise import generator_for

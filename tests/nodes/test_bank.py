@@ -11,9 +11,9 @@ import folder_paths
 import pytest
 import torch
 from helpers.training import interrupted_at, lora, noise, output, relative, untouched
-from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.bank import Bank
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bank import BuildBank, LoadBank
 from hyperbooth.nodes.bridge.banks import KIND, bank_names, new_bank_path, workshop
 from hyperbooth.nodes.bridge.session import workbench

@@ -14,7 +14,7 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from helpers.training import lora, train, untouched
-from hyperbooth.models.frozen import frozen
+from hyperbooth.models.backbone.frozen_layers import frozen
 from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.cuts import cuts_of, nearest_cut
 from hyperbooth.nodes.bridge.denoiser import ComfyDenoiser

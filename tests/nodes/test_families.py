@@ -15,12 +15,12 @@ import pytest
 import torch
 from helpers.reference import l_simple_eps, l_simple_flow, l_simple_v
 from helpers.training import QUIET, lora, relative, train, untouched
-from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.checkpointing import checkpointed
-from hyperbooth.models.storage import save_adapter
-from hyperbooth.models.subjects import stacked
-from hyperbooth.models.targets import TEXT_PREFIX, select_targets
+from hyperbooth.models.adapters.per_sample import stacked
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import TEXT_PREFIX, select_targets
+from hyperbooth.models.backbone.gradient_checkpointing import checkpointed
+from hyperbooth.models.files.adapter_file import save_adapter
 from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.layers import architecture
 from hyperbooth.nodes.bridge.sampling import sample_latents

@@ -11,11 +11,11 @@ import pytest
 import torch
 from helpers.adapters import chain, link, literal
 from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
-from hyperbooth.models.adapter_set import AdapterSet
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
-from hyperbooth.models.provenance import with_base
-from hyperbooth.models.storage import load_adapter, save_adapter
-from hyperbooth.models.words import Word
+from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.metadata.base_fingerprint import with_base
+from hyperbooth.models.textual_inversion.embeddings import Word
 from hyperbooth.nodes.bridge.lora import base_weights
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method, TrainingOptions

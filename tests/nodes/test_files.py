@@ -19,9 +19,9 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from hyperbooth.models.adapter_set import AdapterSet, Link
 from hyperbooth.models.adapters import FullConfig, LoRAConfig
-from hyperbooth.models.targets import Target, select_targets
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import Target, select_targets
 from hyperbooth.nodes.bridge.files import adapter_files, network_files
 from hyperbooth.nodes.bridge.layers import adaptable_layers, layer_shapes
 from hyperbooth.nodes.files import Save

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from helpers.training import QUIET, lora, relative, train, untouched
 from hyperbooth.models.adapters import Full, FullConfig
-from hyperbooth.models.site import Site
-from hyperbooth.models.storage import load_adapter, save_adapter
+from hyperbooth.models.adapters.layer_context import Site
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method

@@ -9,7 +9,7 @@ import comfy.model_management
 import pytest
 import torch
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
-from hyperbooth.models.words import FAMILY, TextualInversionConfig
+from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.memory import HEADROOM

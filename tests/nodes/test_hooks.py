@@ -12,7 +12,7 @@ import torch
 from comfy_extras import nodes_hooks
 from helpers.adapters import chain, literal
 from helpers.training import PROMPT, relative, untouched
-from hyperbooth.models.storage import save_adapter
+from hyperbooth.models.files.adapter_file import save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.lora import base_weights
 from torch import Tensor

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.training import QUIET, train
-from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
+from hyperbooth.models.adapters.stack import Link
 from hyperbooth.nodes.bridge.layers import adaptable_layers, layer_shapes
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method
@@ -88,7 +88,11 @@ def test_settings_reach_the_family(node: Any) -> None:
     assert (lidb.family, lidb.config, lidb.targets) == ("lidb", LiDBConfig(2, 30, 20, 5), "self attention")
     assert (lidb.learning_rate, lidb.text_encoder, lidb.text_encoder_lr) == (2e-3, False, 1e-3)
     (para,) = node("MethodPaRa", rank=3, init="smallest singular", targets="all linear", learning_rate=2e-3)
-    assert (para.family, para.config, para.targets) == ("para", PaRaConfig(3, "smallest singular"), "all linear")
+    assert (para.family, para.config, para.targets) == (
+        "para",
+        PaRaConfig(3, "smallest singular"),
+        "all linear",
+    )
     assert para.learning_rate == 2e-3 and not para.text_encoder
 
 
@@ -118,7 +122,7 @@ def test_weights_come_one_layer_at_a_time_as_float32_matrices(loaded: Any, subje
 def test_a_resumed_run_does_not_work_the_start_out_again(
     node: Any, loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperbooth.models.adapters import para
+    from hyperbooth.models.adapters.para import adapter as para
 
     asked: list[int] = []
     real = para.smallest_left

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
-from hyperbooth.models.storage import load_adapter, save_adapter
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.options import Method

@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.adapters import chain, link, literal
 from helpers.training import PROMPT, output, relative, same_bits, weights
-from hyperbooth.models.adapter_set import AdapterSet, Link
-from hyperbooth.models.chain import combined
-from hyperbooth.models.provenance import with_base
-from hyperbooth.models.steps import Projection, changed
-from hyperbooth.models.storage import load_adapter, save_adapter
-from hyperbooth.models.targets import Target
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.adapters.weight_update import Projection, changed
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.metadata.base_fingerprint import with_base
+from hyperbooth.models.metadata.combine import combined
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.lora import base_weights
 from hyperbooth.nodes.bridge.names import read_names
@@ -288,10 +288,11 @@ def test_info_without_the_model_says_what_it_leaves_out(node: Any, loaded: Any) 
 def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperbooth.models.adapters import bases, lidb
+    from hyperbooth.models.adapters.lidb import adapter as lidb
+    from hyperbooth.models.adapters.lidb import random_bases
 
     save_adapter(chain(("lidb",), loaded), tmp_path / "a.safetensors")
-    real = bases.probes
+    real = random_bases.probes
     monkeypatch.setattr(lidb, "probes", lambda *key: [number + 0.01 for number in real(*key)])
     with torch.inference_mode(), pytest.raises(ValueError, match="other bases than seed 3 gives here"):
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)

@@ -16,9 +16,9 @@ from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SDTokenizer
 from helpers.training import QUIET, lora, quick_sd15, relative, train, untouched, words_in_the_output_folder_alone
-from hyperbooth.models.adapter_set import AdapterSet
-from hyperbooth.models.storage import load_adapter
-from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word
+from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.files.adapter_file import load_adapter
+from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig, Word
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.options import Method

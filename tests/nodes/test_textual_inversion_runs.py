@@ -8,8 +8,8 @@ import comfy.sd
 import pytest
 import torch
 from helpers.training import QUIET, interrupted_at, train, untouched, words_in_the_output_folder_alone
-from hyperbooth.models.storage import load_adapter
-from hyperbooth.models.words import FAMILY, TextualInversionConfig
+from hyperbooth.models.files.adapter_file import load_adapter
+from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.guard import Diverged
 from hyperbooth.trainers.options import Method
 from torch import Tensor

@@ -14,11 +14,11 @@ from comfy.model_management import InterruptProcessingException
 from helpers.banks import PROMPT, pictures_of, theta_of, write_bank
 from helpers.training import interrupted_at, quick_sd15, relative, small_vision, untouched
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.bank import Bank
-from hyperbooth.models.hypernetwork import HyperNetwork
-from hyperbooth.models.hypernetwork_file import load_predictor, save_predictor
-from hyperbooth.models.predictor import Made, Predictor, is_predicted
-from hyperbooth.models.products import Splitter, product_distance
+from hyperbooth.models.hypernetwork.checkpoint import load_predictor, save_predictor
+from hyperbooth.models.hypernetwork.delta_distance import Splitter, product_distance
+from hyperbooth.models.hypernetwork.network import HyperNetwork
+from hyperbooth.models.hypernetwork.predictor import Made, Predictor, is_predicted
+from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.train_hypernetwork import run_of, train
 from hyperbooth.trainers import resume

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.training import QUIET, lora, output, relative, train, untouched
 from hyperbooth.models.adapters import LoRAConfig
-from hyperbooth.models.storage import load_adapter, save_adapter
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
@@ -110,8 +110,8 @@ def test_the_global_random_state_is_left_alone(node: Any, loaded: Any, subject: 
 
 def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> None:
     """One batch through the session, against plain autograd on a float64 copy of the U-Net with W + dW."""
-    from hyperbooth.models.adapter_set import AdapterSet, Link
-    from hyperbooth.models.targets import select_targets
+    from hyperbooth.models.adapters.stack import AdapterSet, Link
+    from hyperbooth.models.adapters.targets import select_targets
 
     model = loaded[0]
     with workbench(model, QUIET, subject, 2) as bench:
@@ -424,8 +424,8 @@ def test_weighted_prompts_train_through_the_text_encoder(node: Any, loaded: Any,
 
 
 def test_an_adapter_of_another_model_is_refused_with_both_sides_named(node: Any, loaded: Any, subject: Any) -> None:
-    from hyperbooth.models.adapter_set import AdapterSet, Link
-    from hyperbooth.models.targets import Target
+    from hyperbooth.models.adapters.stack import AdapterSet, Link
+    from hyperbooth.models.adapters.targets import Target
 
     where = Target("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", (640, 640))
     foreign = AdapterSet((Link.create("lora", [where], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SDXL"})

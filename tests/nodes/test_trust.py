@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
-from hyperbooth.models.storage import load_adapter
+from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.trainers.dreambooth import DreamBooth
 from hyperbooth.trainers.guard import Diverged

@@ -5,7 +5,7 @@ import comfy.ops
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from hyperbooth.models.frozen import frozen
+from hyperbooth.models.backbone.frozen_layers import frozen
 from hyperbooth.nodes.bridge.weights import borrow
 from torch import Tensor, nn
 

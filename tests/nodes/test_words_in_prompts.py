@@ -7,9 +7,9 @@ import comfy.sd
 import pytest
 import torch
 from helpers.training import lora, train
-from hyperbooth.models.adapter_set import AdapterSet
-from hyperbooth.models.storage import load_adapter
-from hyperbooth.models.words import FAMILY, TextualInversionConfig, Word, names, spelt_out
+from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.files.adapter_file import load_adapter
+from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig, Word, names, spelt_out
 from hyperbooth.nodes.bridge.words import with_words
 from hyperbooth.trainers.options import Method
 from torch import Tensor

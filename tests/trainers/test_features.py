@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperbooth.models.adapter_set import Link
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.bank import Bank
-from hyperbooth.models.bank_files import Fit, Manifest, shards_in, write_shard
-from hyperbooth.models.layout import Layout
-from hyperbooth.models.targets import Target
+from hyperbooth.models.adapters.parameter_layout import Layout
+from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.subject_bank.bank import Bank
+from hyperbooth.models.subject_bank.shards import Fit, Manifest, shards_in, write_shard
 from hyperbooth.trainers import rows
 from hyperbooth.trainers.features import Features
 from hyperbooth.trainers.rows import Rows

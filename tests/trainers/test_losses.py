@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import reference
-from hyperbooth.models.denoiser import Prediction
+from hyperbooth.models.backbone.denoiser import Prediction
 from hyperbooth.trainers.losses import DenoisingLoss, min_snr, weighting
 from torch import Tensor, nn
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
-from hyperbooth.models.layout import Layout
+from hyperbooth.models.adapters.parameter_layout import Layout
 from hyperbooth.trainers.options import Method, TrainingOptions
 from hyperbooth.trainers.recipe import Recipe
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperbooth.models.hollow import Hollow, Record, Span
+from hyperbooth.models.hollowed_net.network import Hollow, Record, Span
 from hyperbooth.trainers.records import InMemory, OnDisk, Records, Store
 from torch import nn
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hyperbooth.models.denoiser import Prediction
+from hyperbooth.models.backbone.denoiser import Prediction
 from hyperbooth.trainers.losses import l_simple
 from hyperbooth.trainers.objective import Objective
 from hyperbooth.trainers.options import TrainingOptions

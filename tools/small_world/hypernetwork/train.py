@@ -190,7 +190,7 @@ def _bank(call: Call, base: Loaded, name: str, course: Course, mean: Any, steps:
 def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course) -> Any:
     """The mean person in `folder`, trained if it is not there: a bank grows around the same one only."""
     load_pack()
-    from hyperbooth.models.storage import load_adapter, save_adapter
+    from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
     from hyperbooth.trainers.fingerprint import fingerprint
 
     how = (LIDB, RATE_OF_PERSON, OPTIONS, course.many, course.together, course.mean_steps)

@@ -21,7 +21,7 @@ LIDB: dict[str, Any] = {
 def keep(predictor: Any, path: Path = WEIGHTS) -> None:
     """Write it in half precision, as *Save HyperNetwork* does."""
     load_pack()
-    from hyperbooth.models.hypernetwork_file import save_predictor
+    from hyperbooth.models.hypernetwork.checkpoint import save_predictor
 
     save_predictor(predictor, path, torch.float16)
 
@@ -33,6 +33,6 @@ def kept(path: Path = WEIGHTS) -> Any:
         FileNotFoundError: it is not trained yet; the message says how.
     """
     load_pack()
-    from hyperbooth.models.hypernetwork_file import load_predictor
+    from hyperbooth.models.hypernetwork.checkpoint import load_predictor
 
     return load_predictor(there(path))

@@ -1,0 +1,1 @@
+"""Full fine-tuning: a dense update of each weight."""

@@ -1,0 +1,89 @@
+"""The full change of a weight: ordinary fine-tuning, kept as a difference."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...backbone.forward_patch import Forward
+from ..base import Adapter, check_matrix
+from ..layer_context import Site
+from ..weight_update import Difference
+from .autograd import TrainedConvolution, TrainedLinear
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning has no settings of its own."""
+
+
+class Full(Adapter):
+    """``W' = W + D``: every number of the weight may change (DreamBooth's own parametrisation, 2208.12242).
+
+    The model's weight stays as it is, whatever it is kept in; D is float32, so that steps smaller than a half-precision
+    weight's resolution add up.
+
+    Args:
+        diff: D ``[out, in]``, zero at the start.
+    """
+
+    family = "full"
+    starts_as_identity = True
+    tensor_names = ("diff",)
+
+    def __init__(self, diff: Tensor):
+        super().__init__()
+        self.diff = nn.Parameter(diff)
+
+    @classmethod
+    def create(cls, shape: tuple[int, int], config: FullConfig, generator: torch.Generator) -> "Full":
+        """Zero: training starts from the unchanged model."""
+        return cls(torch.zeros(shape))
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.diff.shape[-2], self.diff.shape[-1]
+
+    def step(self) -> Difference:
+        return Difference(self.diff)
+
+    def on(self, site: Site) -> Forward:
+        """The layer with ``W + D`` for a weight, put together for each use and not kept; ``D x`` beside a layer that
+        an earlier link has changed."""
+        if not site.alone:
+            return lambda x: site.forward(x) + self._beside(site.layer, x)
+        function = TrainedConvolution if isinstance(site.layer, nn.Conv2d) else TrainedLinear
+        return lambda x: function.apply(x, self.diff, site.layer, site.borrow)
+
+    def _beside(self, layer: nn.Module, x: Tensor) -> Tensor:
+        diff = self.diff.to(x.dtype)
+        if not isinstance(layer, nn.Conv2d):
+            return F.linear(x, diff)
+        kernel = diff.view(len(diff), -1, *layer.kernel_size)
+        return F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return {"diff": self.diff.detach()}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Full":
+        return Full(tensors["diff"])
+
+    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """In the weight's own shape, as stock loaders take a difference."""
+        return {"diff": self.diff.detach().reshape(shape)}
+
+    @classmethod
+    def from_file(
+        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
+    ) -> "Full":  # fmt: skip
+        if tensors["diff"].ndim < 2:
+            raise ValueError(f"holds a difference of shape {tuple(tensors['diff'].shape)}, not of a matrix")
+        adapter = cls(tensors["diff"].flatten(1))
+        check_matrix(adapter.matrix, shape)
+        return adapter
+
+    def describe(self) -> str:
+        return "every number"

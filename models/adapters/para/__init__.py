@@ -1,0 +1,1 @@
+"""PaRa, parameter rank reduction (arXiv 2406.05641)."""

@@ -1,0 +1,1 @@
+"""The frozen network: its layers, its gradient checkpointing, and its denoiser."""

@@ -1,0 +1,1 @@
+"""Adapter files: the native format, the formats of other trainers, and safetensors."""

@@ -1,0 +1,110 @@
+"""Adapter files as ComfyUI's stock loaders see them: tensors by name, one layer at a time, and no header.
+
+A plain LoRA, or whole differences alone, bear stock names and are none of ours. Ours are those of other families, and
+chains: ``<place>/<layer>.<tensor>``. What is done to a layer follows from the names alone.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import validation
+from ..adapters import Adapter, Full, LoRA, PaRa
+from ..adapters.weight_update import Step
+from .packing import LAYOUT, PACKED, unpacked
+
+_NAME = re.compile(r"(?:(?P<place>[1-9]\d*)/)?(?P<layer>.+?)\.(?P<tensor>basis|lora_up\.weight|diff)")
+_OURS = re.compile(rf"{PACKED}|{LAYOUT}|[1-9]\d*/.+|embedding/.+/.+")
+"""Names that no other program gives."""
+_PACKED = re.compile(rf"(?P<prefix>(?:[1-9]\d*/)?)(?:{PACKED}|{LAYOUT})")
+_FAMILY = {"basis": PaRa, "lora_up.weight": LoRA, "diff": Full}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one link of a file does to one layer.
+
+    Args:
+        prefix: the link's, ``2/``, or nothing where the file is a single link.
+        adapter: of a packed link, taken out of it; None if the layer has tensors of its own.
+        family: of a link with tensors of its own.
+    """
+
+    prefix: str
+    family: type = PaRa
+    adapter: Adapter | None = None
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:
+    """Layer -> what the file's links do to it, in order; empty if the file is none of ours.
+
+    Raises:
+        ValueError: a link is missing, or a packed one cannot be read, or is in other bases than it would be here.
+    """
+    found: dict[str, dict[int, Part]] = {}
+    for name in tensors:
+        match = _NAME.fullmatch(name)
+        if match and (match["place"] or match["tensor"] == "basis"):
+            prefix = f"{match['place']}/" if match["place"] else ""
+            part = Part(prefix, _FAMILY[match["tensor"]])
+            found.setdefault(match["layer"], {})[int(match["place"] or 1)] = part
+        elif (prefix := _packed_at(name, tensors)) is not None:
+            for layer, adapter in _unpacked(tensors, prefix).items():
+                found.setdefault(layer, {})[int(prefix.rstrip("/") or 1)] = Part(prefix, adapter=adapter)
+    places = {place for by_place in found.values() for place in by_place}
+    if places != set(range(1, len(places) + 1)):
+        raise ValueError(f"the adapter file holds the links {sorted(places)} of a chain; one is missing, save it again")
+    return {layer: [by_place[place] for place in sorted(by_place)] for layer, by_place in found.items()}
+
+
+def _packed_at(name: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """The prefix of the packed link that ``name`` stands for; of a link's two tensors that is the first.
+
+    Where only one of them is left, the file is ours, and damaged, if no tensor has another program's name.
+    """
+    if not (match := _PACKED.fullmatch(name)):
+        return None
+    prefix = match["prefix"]
+    if {prefix + PACKED, prefix + LAYOUT} <= tensors.keys():
+        return prefix if name == prefix + PACKED else None
+    return prefix if all(map(_OURS.fullmatch, tensors)) else None
+
+
+def _unpacked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Adapter]:
+    try:
+        return unpacked(tensors, prefix).adapters
+    except ValueError as error:
+        raise ValueError(f"the adapter file {error}") from error
+
+
+@torch.no_grad()
+def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[list[Step], set[str]]:
+    """The steps of ``part`` on ``layer``, in float32, and the names of the tensors they came from.
+
+    Raises:
+        ValueError: a tensor is missing, or holds what no adapter's does.
+    """
+    if part.adapter is not None:
+        return [part.adapter.step()], {part.prefix + PACKED, part.prefix + LAYOUT}
+    names = [f"{part.prefix}{layer}.{name}" for name in part.family.tensor_names]
+    if missing := [name for name in names if name not in tensors]:
+        raise ValueError(f"the adapter file lacks {', '.join(missing)}; it is not whole")
+    try:
+        own = [validation.numbers(tensors[name], name) for name in names]
+        values = dict(zip(part.family.tensor_names, own, strict=True))
+        adapter = part.family.from_file(values, _shape(part.family, values), {})
+    except ValueError as error:
+        raise ValueError(f"the adapter file, at {layer}: {error}") from error
+    return [adapter.step()], set(names)
+
+
+def _shape(family: type, values: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The weight's, as far as an adapter's tensors say; a PaRa fits every width."""
+    if family is PaRa:
+        return len(values["basis"]), 1
+    if family is LoRA:
+        return len(values["lora_up.weight"]), *values["lora_down.weight"].shape[1:]
+    return tuple(values["diff"].shape)

@@ -1,0 +1,76 @@
+"""Many small adapters as one tensor: where names would outweigh the numbers.
+
+A LiDB of SD1.5 has 30,000 numbers in 400 tensors, whose names and places would take 60 KB in a safetensors header. In
+a file it is two tensors: ``packed [N]``, all adapters' tensors one after the other, in the order of the layers and of
+the family's ``tensor_names``; and ``layout``, bytes: deflated JSON that says which layers, with which shapes.
+
+The layout is a tensor, because ComfyUI's loaders of adapters see tensors only.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import validation
+from ..adapters.parameter_layout import Layout
+from ..adapters.stack import Link
+
+PACKED, LAYOUT = "packed", "layout"
+LARGEST_LAYOUT = 1 << 20
+"""Bytes of a layout when inflated, which one of a thousandth could fill; 200 layers take 16 KB."""
+
+
+def packed(link: Link) -> dict[str, Tensor]:
+    """``link`` as its two tensors; numbers of adapters stay in the type they have.
+
+    Raises:
+        ValueError: there are so many layers that no reader would take the layout.
+    """
+    layout = Layout.of(link)
+    text = json.dumps(layout.to_json(), separators=(",", ":")).encode()
+    if len(text) > LARGEST_LAYOUT:
+        raise ValueError(
+            f"{len(layout.targets)} layers need a layout of {len(text)} bytes; at most {LARGEST_LAYOUT} are read"
+        )
+    return {
+        PACKED: layout.pack(link),
+        LAYOUT: torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8),
+    }
+
+
+def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Link:
+    """The link whose tensors are ``<prefix>packed`` and ``<prefix>layout``; its numbers are float32 of their own.
+
+    Raises:
+        ValueError: one is missing, or they do not belong together, or the family reads other numbers in them.
+    """
+    if missing := [prefix + name for name in (PACKED, LAYOUT) if prefix + name not in tensors]:
+        raise ValueError(f"lacks {' and '.join(missing)}; the file is not whole")
+    layout, theta = layout_of(tensors[prefix + LAYOUT]), tensors[prefix + PACKED]
+    if theta.ndim != 1:
+        raise ValueError(f"holds packed numbers of shape {tuple(theta.shape)}, its layout is for {layout.numbers}")
+    layout.parts(theta)
+    return layout.link(validation.numbers(theta, PACKED))
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """The layout, inflated to at most :data:`LARGEST_LAYOUT` bytes.
+
+    Raises:
+        ValueError: it is damaged, or of another version.
+    """
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1:
+        raise ValueError(f"holds a layout of {tensor.dtype} and shape {tuple(tensor.shape)}; expected bytes in a row")
+    try:
+        inflate = zlib.decompressobj()
+        text = inflate.decompress(tensor.cpu().numpy().tobytes(), LARGEST_LAYOUT)
+        if not inflate.eof or inflate.unused_data:
+            raise ValueError(f"it does not end where it should, or holds more than {LARGEST_LAYOUT} bytes")
+        said: Any = validation.parsed(text.decode())
+    except (zlib.error, ValueError) as error:
+        raise ValueError(f"has a damaged layout ({error!s:.80}); save it again") from error
+    return Layout.from_json(said)

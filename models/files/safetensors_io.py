@@ -1,0 +1,99 @@
+"""The safetensors format, written one tensor at a time.
+
+The library puts a whole file together in memory first, and a full DreamBooth's state of ten gigabytes has no room for
+that. The bytes are the library's own: a test compares them.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3", torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
+}  # fmt: skip
+"""Names of dtypes in the format, in the library's order: a file holds later ones first, so that all stay aligned."""
+_ORDER = list(DTYPES)
+
+
+def chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The file, in parts: length of the header, header, and the tensors' bytes in order."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name, tensor in in_order(tensors):
+        size = tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    yield len(header).to_bytes(8, "little")
+    yield header
+    yield from contents(tensors)
+
+
+def contents(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The tensors' bytes alone, in the file's order."""
+    for _, tensor in in_order(tensors):
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        yield memoryview(flat.view(torch.uint8).numpy())
+
+
+def in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """By dtype, the later ones of :data:`DTYPES` first, then by name."""
+    return sorted(tensors.items(), key=lambda entry: (-_ORDER.index(entry[1].dtype), entry[0]))
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically: a temporary file beside it, then a rename.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(chunks(tensors, metadata or {}), path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{path.name} could not be written to {path.parent} ({error.strerror}); nothing was changed "
+            "there. Free some space, or choose a folder that can be written"
+        ) from error  # fmt: skip
+
+
+def write_whole(parts: Iterable[bytes | memoryview], path: Path) -> None:
+    """Write a file atomically: a temporary file beside it, then a rename."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with open(temporary, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def with_hash(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """``metadata`` with ``sshs_model_hash``, the sha256 of the tensors' bytes in the file (AutoV3).
+
+    kohya's definition: of the file that holds only the ss_ entries, without its header.
+    """
+    digest = hashlib.sha256()
+    for part in contents(tensors):
+        digest.update(part)
+    return {**metadata, "sshs_model_hash": digest.hexdigest()}

@@ -1,0 +1,1 @@
+"""Hollowed Net (arXiv 2411.01179): the network without its deep blocks."""

@@ -1,0 +1,1 @@
+"""What a file records about an adapter: base model, training, prompts."""

@@ -1,0 +1,70 @@
+"""Which base a change was made for: of a PaRa written down as a LoRA, ``(-Q, Q^T W)``, W is part of the file; what a
+hypernetwork predicts is for the base that its bank was trained on."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from ..adapters.stack import AdapterSet, WeightOf
+from ..adapters.weight_update import depends_on_weight
+
+FACT = "made_for"
+Record = Mapping[str, Sequence[float]]
+"""Layer -> some numbers of its weight."""
+LAYERS, NUMBERS = 256, 4
+"""How much of a base is kept: so many numbers of so many layers."""
+ALIKE = 0.005
+"""Relative distance up to which two bases count as one: float16 rounds by 0.0003, bfloat16 by 0.002; fp8 by 0.03, which
+is another base."""
+
+
+def with_base(adapter: AdapterSet, weight_of: WeightOf) -> AdapterSet:
+    """``adapter`` with a sample of its base among the facts, if what it changes depends on the base."""
+    dependent = sorted(name for name, steps in adapter.steps().items() if depends_on_weight(steps))
+    if not dependent:
+        return adapter
+    return replace(adapter, facts={**adapter.facts, FACT: [*records(adapter.facts), sample_of(dependent, weight_of)]})
+
+
+def sample_of(layers: Sequence[str], weight_of: WeightOf, most: int = LAYERS) -> Record:
+    """Some numbers of the weights of up to ``most`` of ``layers``, spread over them."""
+    return {name: _sample(name, weight_of) for name in layers[:: max(1, -(-len(layers) // most))]}
+
+
+def records(facts: Mapping[str, Any]) -> list[Record]:
+    """The bases that an adapter, or a part of it, was written down for."""
+    return [*facts.get(FACT, ()), *(record for part in facts.get("parts", ()) for record in records(part))]
+
+
+def other_base(facts: Mapping[str, Any], weight_of: WeightOf, layers: Collection[str]) -> float | None:
+    """How far the weights are from one recorded (relative), if that is too far; None if they are the same, or nothing
+    is known.
+
+    Args:
+        layers: those whose weights can be had.
+    """
+    found = [distance(r, {name: _sample(name, weight_of) for name in r if name in layers}) for r in records(facts)]
+    return max((far for far in found if far > ALIKE), default=None)
+
+
+def disagree(facts: Mapping[str, Any]) -> bool:
+    """Whether the parts of an adapter were written down for different bases, as far as they name the same layers."""
+    return any(distance(first, second) > ALIKE for first, second in combinations(records(facts), 2))
+
+
+def distance(first: Record, second: Record) -> float:
+    """Relative, over the layers that both know; 0 if there is none."""
+    both = [name for name in first if name in second and len(first[name]) == len(second[name])]
+    ours, theirs = ([number for name in both for number in record[name]] for record in (first, second))
+    return math.dist(ours, theirs) / max(math.hypot(*ours), 1e-12) if both else 0.0
+
+
+def _sample(name: str, weight_of: WeightOf) -> list[float]:
+    """Numbers spread over the weight, as text keeps them."""
+    flat = weight_of(name).float().flatten()
+    places = torch.linspace(0, len(flat) - 1, NUMBERS, dtype=torch.float64).long()
+    return [float(f"{number:.5g}") for number in flat[places].tolist()]

@@ -1,0 +1,53 @@
+"""Prompts in a file: shortened, never refused. Training keeps them all; a file says what they were like.
+
+Whoever trains on thousands of captions learns only when the file is written what a header can hold, so that it takes
+the first :data:`MOST` of them, cut at :data:`LONGEST` characters, and the number of the others. What is shortened is
+not shortened again: a file that was loaded is saved as it was.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..adapters import FAMILIES
+from ..adapters.stack import AdapterSet
+
+MOST, LONGEST = 20, 200
+"""Distinct prompts, and characters of one."""
+MOST_PACKED, LONGEST_PACKED = 3, 40
+"""The same where the numbers are packed: a LiDB of SD1.5 has 5 KB for all that is no number."""
+LEFT_OUT = "prompts_left_out"
+"""The fact that counts the others."""
+
+
+def facts_in_file(adapter: AdapterSet) -> dict[str, Any]:
+    """The adapter's facts as its own file keeps them."""
+    return shortened(adapter.facts, *_limits(adapter))
+
+
+def shortened(facts: Mapping[str, Any], most: int = MOST, longest: int = LONGEST) -> dict[str, Any]:
+    """``facts`` with at most ``most`` prompts of at most ``longest`` characters; their parts with none."""
+    found = dict(facts)
+    if isinstance(class_prompt := facts.get("class_prompt"), str):
+        found["class_prompt"] = _cut(class_prompt, longest)
+    if prompts := facts.get("prompts"):
+        distinct = dict.fromkeys(prompts)
+        kept = list(dict.fromkeys(_cut(prompt, longest) for prompt in distinct))[:most]
+        found["prompts"] = kept
+        if left_out := facts.get(LEFT_OUT, 0) + len(distinct) - len(kept):
+            found[LEFT_OUT] = left_out
+    if "parts" in facts:
+        parts = [{name: part[name] for name in part if name not in ("prompts", LEFT_OUT)} for part in facts["parts"]]
+        found["parts"] = [shortened(part, most, longest) for part in parts]
+    return found
+
+
+def _limits(adapter: AdapterSet) -> tuple[int, int]:
+    packed = [FAMILIES[link.family].packed for link in adapter.chain]
+    return (MOST_PACKED, LONGEST_PACKED) if packed and all(packed) else (MOST, LONGEST)
+
+
+def _cut(text: str, longest: int) -> str:
+    """The text's beginning, in whole characters: a file has no room for half ones (lone surrogates)."""
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)

@@ -1,0 +1,1 @@
+"""Fidelity metrics: DINO, CLIP-I, CLIP-T, PRES, DIV."""

@@ -1,0 +1,1 @@
+"""Subject banks: the trained parameters of many subjects, on disk."""

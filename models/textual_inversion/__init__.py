@@ -1,0 +1,1 @@
+"""Textual Inversion (arXiv 2208.01618): learned token embeddings."""

@@ -1,0 +1,58 @@
+"""Damaged files of ours in the stock loaders: told of, and never taken for another program's."""
+
+import pytest
+import torch
+from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.files.adapter_file import adapter_tensors
+from hyperbooth.models.files.comfyui_keys import parts_of
+from hyperbooth.models.files.packing import LAYOUT, PACKED
+from hyperbooth.models.textual_inversion.embeddings import Word
+from torch import Tensor
+
+LAYER = Target("diffusion_model.a", (12, 10))
+FOREIGN = "lora_unet_a.lora_up.weight"
+
+
+def tensors_of(*families: str, word: bool = False) -> dict[str, Tensor]:
+    configs = {"lidb": LiDBConfig(), "lora": LoRAConfig(2, 2.0)}
+    links = [Link.create(family, [LAYER], configs[family], torch.Generator()) for family in families]
+    words = (Word("sks", {"clip_l": torch.ones(1, 4)}),) if word else ()
+    return adapter_tensors(AdapterSet(tuple(links), {}, words))
+
+
+@pytest.mark.parametrize("lost", [PACKED, LAYOUT])
+@pytest.mark.parametrize("word", [False, True])
+def test_a_packed_link_that_lost_one_tensor_is_told_of(lost: str, word: bool) -> None:
+    tensors = tensors_of("lidb", word=word)
+    assert list(parts_of(tensors)) == [LAYER.name]
+    del tensors[lost]
+    with pytest.raises(ValueError, match=f"^the adapter file lacks {lost}; the file is not whole"):
+        parts_of(tensors)
+
+
+@pytest.mark.parametrize("lost", [PACKED, LAYOUT])
+def test_one_of_a_chain_too(lost: str) -> None:
+    tensors = tensors_of("lora", "lidb")
+    del tensors[f"2/{lost}"]
+    with pytest.raises(ValueError, match=f"^the adapter file lacks 2/{lost}; the file is not whole"):
+        parts_of(tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({LAYOUT: torch.ones(30, dtype=torch.uint8)}, "has a damaged layout"),
+        ({LAYOUT: torch.ones(3)}, "holds a layout of torch.float32"),
+        ({PACKED: torch.ones(7)}, "holds packed numbers of shape"),
+    ],
+)
+def test_what_is_damaged_is_the_adapter_file(change: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^the adapter file {message}"):
+        parts_of({**tensors_of("lidb"), **change})
+
+
+@pytest.mark.parametrize("name", [PACKED, LAYOUT])
+def test_another_programs_tensor_of_that_name_is_left_alone(name: str) -> None:
+    assert parts_of({name: torch.ones(3), FOREIGN: torch.ones(12, 2)}) == {}

@@ -1,0 +1,136 @@
+"""Files of other programs: read, or refused in one clear sentence."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hyperbooth.models.files.adapter_file import load_adapter
+from hyperbooth.models.files.lora_import import Names
+from hyperbooth.models.files.lora_key_formats import Place, stock_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+UP, DOWN = ".lora_up.weight", ".lora_down.weight"
+KOHYA = Names({"lora_unet_a": Place("diffusion_model.a")}, {"diffusion_model.a": (6, 4)}, "SD15", False)
+
+PART = Names({"lora_unet_a": Place("diffusion_model.a", (2, 3))}, KOHYA.shapes, "x")
+
+
+def pair(stem: str = "lora_unet_a", rank: int = 2, rows: int = 6, **more: Tensor) -> dict[str, Tensor]:
+    return {stem + UP: torch.ones(rows, rank), stem + DOWN: torch.ones(rank, 4)} | {
+        f"{stem}.{name.replace('__', '.')}": tensor for name, tensor in more.items()
+    }
+
+
+def written(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    save_file(tensors, folder / "theirs.safetensors", metadata)
+    return folder / "theirs.safetensors"
+
+
+def test_alpha_may_be_missing_and_any_number(tmp_path: Path) -> None:
+    for alpha, scale in ((None, 1.0), (torch.tensor(1.0), 0.5), (torch.tensor(4), 2.0), (torch.tensor([1.0]), 0.5)):
+        tensors = pair() if alpha is None else pair(alpha=alpha)
+        adapter = load_adapter(written(tmp_path, tensors), KOHYA).chain[0].adapters["diffusion_model.a"]
+        assert torch.equal(adapter.delta(), torch.full((6, 4), 2 * scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+def test_every_precision_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = written(tmp_path, {name: tensor.to(dtype) for name, tensor in pair().items()})
+    assert all(p.dtype == torch.float32 and p.all() for p in load_adapter(path, KOHYA).parameters())
+
+
+def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
+    datasets = '[{"subsets": [{"class_tokens": "sks dog"}]}]'
+    said = {"ss_base_model_version": "sdxl_base_v1-0", "ss_steps": "120", "ss_datasets": datasets}
+    assert load_adapter(written(tmp_path, pair(), said), KOHYA).facts == {
+        "base": "SDXL", "steps": 120, "trigger": "sks dog",
+    }  # fmt: skip
+    nonsense = {"ss_base_model_version": "?", "ss_steps": "many", "ss_datasets": "[{"}
+    assert load_adapter(written(tmp_path, pair(), nonsense), KOHYA).facts == {"base": "SD15"}
+    kohya = {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "ohwx"}
+    assert load_adapter(written(tmp_path, pair(), kohya), KOHYA).facts == {"base": "SD15", "trigger": "ohwx"}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "names", "message"),
+    [
+        ({}, KOHYA, "holds no tensors"),
+        ({"model.diffusion_model.out.2.weight": torch.ones(2)}, KOHYA, "is no LoRA.*stock Load Checkpoint"),
+        ({"model.diffusion_model.transformer_norm.weight": torch.ones(2)}, KOHYA, "is no LoRA"),
+        ({**pair(), "emb_params": torch.ones(2)}, KOHYA, "1 tensors such as emb_params"),
+        (pair(dora_scale=torch.ones(6, 1)), KOHYA, "holds DoRA tensors .*stock Load LoRA"),
+        (pair(lora_mid__weight=torch.ones(2, 2, 3, 3)), KOHYA, "holds CP-decomposed LoCon"),
+        ({"lora_unet_a.hada_w1_a": torch.ones(2, 2)}, KOHYA, "holds LoHa tensors"),
+        ({"lora_unet_a.lokr_w1": torch.ones(2, 2)}, KOHYA, "holds LoKr tensors"),
+        ({"diffusion_model.a.diff_b": torch.ones(2)}, KOHYA, "holds whole-weight tensors .*differences of weights"),
+        ({"diffusion_model.a.diff": torch.ones(2)}, None, r"a weight of shape \(2,\); expected"),
+        ({"lora_unet_a.diff": torch.ones(2, 2)}, None, "in its own way .*connect model"),
+        ({"lora_unet_a.diff": torch.ones(2, 2)}, KOHYA, "lora_unet_a.diff is for a matrix of 2 x 2, not of 6 x 4"),
+        ({"lora_unet_a.diff": torch.ones(2, 4)}, PART, "holds lora_unet_a.diff for a part of diffusion_model.a"),
+        ({"transformer.a.lora_B.bias": torch.ones(2)}, KOHYA, "holds biased LoRA tensors"),
+        ({"lora_unet_a" + UP: torch.ones(6, 2)}, KOHYA, "lacks the down of lora_unet_a; the file is not whole"),
+        ({"lora_unet_a.alpha": torch.ones(())}, KOHYA, "lacks the up and down of lora_unet_a"),
+        ({**pair(), "lora_unet_a" + DOWN: torch.ones(3, 4)}, KOHYA, "do not belong together"),
+        ({**pair(), "lora_unet_a" + UP: torch.ones(6)}, KOHYA, "do not belong together"),
+        (pair(alpha=torch.ones(2)), KOHYA, r"do not belong together.*alpha \(2,\)"),
+        (pair(rows=0), KOHYA, r"holds nothing in lora_unet_a.lora_up.weight, of shape \(0, 2\)"),
+        (pair(rank=0), KOHYA, "holds nothing in"),
+        ({**pair(), "lora_unet_a.lora_B.weight": torch.ones(6, 2)}, KOHYA, "holds the up of lora_unet_a twice"),
+        ({**pair(), "lora_unet_a" + UP: torch.full((6, 2), torch.nan)}, KOHYA, "holds NaN or infinite"),
+        ({**pair(), "lora_unet_a" + UP: torch.ones(6, 2, dtype=torch.int8)}, KOHYA, "holds torch.int8"),
+        (pair(rows=8), KOHYA, "diffusion_model.a is for a matrix of 8 x 4, not of 6 x 4"),
+        (pair("lora_unet_b"), KOHYA, "changes 1 layers that this SD15 model lacks.*lora_unet_b.*another architecture"),
+        (pair("lora_te_b"), KOHYA, r"holds text-encoder layers \(lora_te_b\); connect clip as well"),
+        (pair(), None, r"names its layers in its own way \(lora_unet_a\); connect model and clip"),
+        ({**pair(), **pair("unet.a")}, Names({**KOHYA.places, "unet.a": Place("diffusion_model.a")}, KOHYA.shapes, "x"),
+         "several names, lora_unet_a, unet.a"),
+        (pair(), PART, "part lora_unet_a of 6 x 4"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused(tmp_path: Path, tensors, names, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^theirs\.safetensors.*{message}"):
+        load_adapter(written(tmp_path, tensors), names)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 60, 0.9])
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
+    path = written(tmp_path, pair())
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    with pytest.raises(ValueError, match=r"theirs\.safetensors is damaged"):
+        load_adapter(path, KOHYA)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".bin"])
+def test_a_pickle_is_never_opened(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"theirs{suffix}"
+    torch.save(pair(), path)
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(ValueError, match=r"no safetensors file.*can run code.*Convert it"):
+        load_adapter(path, KOHYA)
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        load_adapter(path.rename(tmp_path / "theirs.safetensors"), KOHYA)
+
+
+def test_whole_differences_are_read_as_the_full_family_beside_a_lora(tmp_path: Path) -> None:
+    """What format 'comfyui' makes of a chain whose layers are not all of low rank."""
+    kernel = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    native = {"diffusion_model.c.diff": kernel, **pair("diffusion_model.a")}
+    adapter = load_adapter(written(tmp_path, native))
+    assert [link.family for link in adapter.chain] == ["lora", "full"]
+    assert adapter.chain[1].targets["diffusion_model.c"].shape == (6, 4, 3, 3)
+    assert torch.equal(adapter.chain[1].adapters["diffusion_model.c"].delta(), kernel.flatten(1))
+    again = load_adapter(written(tmp_path, stock_tensors(adapter)))
+    assert again.targets() == adapter.targets()
+    (theirs,) = load_adapter(written(tmp_path, {"lora_unet_a.diff": torch.ones(6, 4)}), KOHYA).chain
+    assert theirs.family == "full" and theirs.adapters["diffusion_model.a"].delta().sum() == 24
+
+
+def test_native_names_need_no_model_and_take_their_shapes_from_the_factors(tmp_path: Path) -> None:
+    conv = {"diffusion_model.c" + UP: torch.ones(6, 2, 1, 1), "diffusion_model.c" + DOWN: torch.ones(2, 4, 3, 3)}
+    adapter = load_adapter(written(tmp_path, conv | pair("text_encoders.clip_l.b")))
+    assert {name: target.shape for name, target in adapter.targets().items()} == {
+        "diffusion_model.c": (6, 4, 3, 3), "text_encoders.clip_l.b": (6, 4),
+    }  # fmt: skip

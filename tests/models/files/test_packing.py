@@ -1,0 +1,244 @@
+"""Packed links: small, exact, and refused if damaged."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.files.adapter_file import adapter_tensors, in_file, load_adapter, save_adapter
+from hyperbooth.models.files.packing import LARGEST_LAYOUT, LAYOUT, PACKED, packed, unpacked
+from hyperbooth.models.files.precision_loss import half_precision_cost, plain_cost
+from hyperbooth.models.files.safetensors_io import with_hash
+from hyperbooth.models.metadata.lora_metadata import lora_metadata
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+SMALL = [Target("diffusion_model.a.to_q", (120, 60)), Target("diffusion_model.b.conv", (24, 3, 3, 3))]
+FACTS: dict[str, Any] = {
+    "base": "SD15", "prediction": "eps", "precision": "float16", "latent_cell": 8, "steps": 1000, "batch_size": 1,
+    "seed": 123456789012345, "learning_rate": 0.005, "text_encoder_lr": 0.005, "targets": "attention", "images": 5,
+    "class_images": 100, "prompts": ["a photo of sks dog"], "class_prompt": "a photo of a dog", "optimizer": "adamw",
+    "lr_scheduler": "cosine", "loss_weighting": "min_snr", "min_snr_gamma": 5.0, "noise_sampling": "uniform",
+    "noise_offset": 0.0, "prior_mode": "class images", "prior_weight": 1.0, "caption_dropout": 0.05,
+    "warmup_steps": 100, "gradient_accumulation": 4, "max_grad_norm": 1.0, "gradient_checkpointing": False,
+    "latent_sizes": {"64x64": 2, "72x56": 2, "56x72": 1}, "final_loss": 0.12345678901234567,
+    "started": 1763700000.1234567, "finished": 1763703600.7654321, "trigger": "sks dog",
+}  # fmt: skip
+"""All that a run says of itself."""
+
+
+def sd15() -> list[Target]:
+    """LiDB's layers of Stable Diffusion 1.5: q, k, v, out of 32 attentions, and 6 of each of CLIP's 12 layers."""
+    places = {f"input_blocks.{i}.1": size for i, size in ((1, 320), (2, 320), (4, 640), (5, 640), (7, 1280), (8, 1280))}
+    places |= {"middle_block.1": 1280}
+    places |= {f"output_blocks.{i}.1": 1280 // 2 ** (i // 3 - 1) for i in range(3, 12)}
+    targets = []
+    for place, size in places.items():
+        for attention, context in (("attn1", size), ("attn2", 768)):
+            for layer, columns in (("to_q", size), ("to_k", context), ("to_v", context), ("to_out.0", size)):
+                name = f"diffusion_model.{place}.transformer_blocks.0.{attention}.{layer}"
+                targets.append(Target(name, (size, columns)))
+    for i in range(12):
+        layer = f"text_encoders.clip_l.transformer.text_model.encoder.layers.{i}"
+        targets += [Target(f"{layer}.self_attn.{name}_proj", (768, 768)) for name in ("q", "k", "v", "out")]
+        targets += [Target(f"{layer}.mlp.fc1", (3072, 768)), Target(f"{layer}.mlp.fc2", (768, 3072))]
+    return targets
+
+
+PAPER = LiDBConfig()
+
+
+def lidb(targets: list[Target], config: Any = PAPER, family: str = "lidb") -> Link:
+    generator = torch.Generator().manual_seed(0)
+    link = Link.create(family, targets, config, generator)
+    for parameter in link.parameters():
+        parameter.data.normal_(generator=generator)
+    return link
+
+
+def numbers(link: Link) -> dict[tuple[str, str], Tensor]:
+    return {(name, key): t for name, one in link.adapters.items() for key, t in one.to_tensors().items()}
+
+
+def assert_same(ours: Link, theirs: Link) -> None:
+    assert theirs.targets == ours.targets and list(theirs.targets) == list(ours.targets)
+    assert theirs.describe() == ours.describe()
+    assert all(torch.equal(t, numbers(theirs)[key]) for key, t in numbers(ours).items())
+
+
+@pytest.mark.parametrize("letter", ["", "d", "犬"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 125_000), (torch.float16, 65_000)])
+def test_a_file_of_sd15_is_as_small_as_the_papers(tmp_path: Path, dtype: torch.dtype, most: int, letter: str) -> None:
+    """200 layers, 30,000 numbers, with everything that Save writes beside them; with a short prompt, and with 100 long
+    captions."""
+    link = lidb(sd15())
+    assert len(link.targets) == 200 and sum(p.numel() for p in link.parameters()) == 30_000
+    captions = {"prompts": [f"{i} sks dog " + letter * 400 for i in range(100)]} if letter else {}
+    adapter, path = AdapterSet((link,), {**FACTS, **captions}), tmp_path / "dog.safetensors"
+    entries = with_hash(lora_metadata(adapter, "hyperbooth", native=True), in_file(adapter_tensors(adapter), dtype))
+    save_adapter(adapter, path, dtype, entries)
+    assert path.stat().st_size <= most
+    tensors = load_file(path)
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {PACKED: dtype, LAYOUT: torch.uint8}
+    assert len(tensors[PACKED]) == 30_000
+
+
+@pytest.mark.parametrize("config", [LiDBConfig(), LiDBConfig(3, 7, 5, 2**64 - 1), LiDBConfig(40, 500, 500, 3)])
+def test_save_load_save_gives_the_same_bytes(tmp_path: Path, config: LiDBConfig) -> None:
+    link = lidb(SMALL, config)
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    save_adapter(AdapterSet((link,), {"steps": 3}), first)
+    again = load_adapter(first)
+    assert_same(link, again.chain[0])
+    save_adapter(again, second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_layers_whose_bases_have_fewer_numbers_than_are_kept_come_back(tmp_path: Path, shape: tuple[int, int]) -> None:
+    link = lidb([Target("diffusion_model.a", shape), *SMALL], LiDBConfig(1, 1, 1))
+    save_adapter(AdapterSet((link,)), tmp_path / "a.safetensors")
+    assert_same(link, load_adapter(tmp_path / "a.safetensors").chain[0])
+
+
+def test_half_precision_comes_back_rounded_once(tmp_path: Path) -> None:
+    link, path = lidb(SMALL), tmp_path / "a.safetensors"
+    save_adapter(AdapterSet((link,)), path, torch.float16)
+    found = numbers(load_adapter(path).chain[0])
+    assert all(torch.equal(found[key], tensor.half().float()) for key, tensor in numbers(link).items())
+    before = path.read_bytes()
+    save_adapter(load_adapter(path), path, torch.float16)
+    assert path.read_bytes() == before
+
+
+def test_a_chain_packs_each_link_by_itself(tmp_path: Path) -> None:
+    first, second = lidb(SMALL), lidb(SMALL[:1], LiDBConfig(2, basis_seed=1))
+    plain = lidb(SMALL, LoRAConfig(2, 2.0), "lora")
+    save_adapter(AdapterSet((first, plain, second)), tmp_path / "a.safetensors")
+    names = load_file(tmp_path / "a.safetensors").keys()
+    assert {"1/packed", "1/layout", "3/packed", "3/layout", "2/diffusion_model.a.to_q.alpha"} <= names
+    assert len(names) == 10
+    for ours, theirs in zip((first, plain, second), load_adapter(tmp_path / "a.safetensors").chain, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_the_header_does_not_repeat_the_layers(tmp_path: Path) -> None:
+    save_adapter(AdapterSet((lidb(SMALL),)), tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["hyperbooth"])
+    assert header["chain"] == [{"family": "lidb"}]
+
+
+def test_layers_of_one_link_may_differ() -> None:
+    """Each layer's sizes are its own; a link put together from others need not follow one setting."""
+    link = Link("lidb", {**lidb(SMALL[:1]).adapters, **lidb(SMALL[1:], LiDBConfig(2, 9, 4)).adapters},
+                {target.name: target for target in SMALL})  # fmt: skip
+    assert_same(link, unpacked(packed(link)))
+
+
+def layout(text: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
+
+
+def edited(change: Any) -> dict[str, Tensor]:
+    """A packed link whose layout, or numbers, ``change`` has had its hands on."""
+    tensors = packed(lidb(SMALL))
+    said = json.loads(zlib.decompress(tensors[LAYOUT].numpy().tobytes()))
+    numbers = [tensors[PACKED]]
+    change(said, numbers)
+    return {PACKED: numbers[0], LAYOUT: layout(json.dumps(said).encode())}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "lacks packed and layout; the file is not whole"),
+        ({PACKED: torch.ones(3)}, "lacks layout"),
+        ({PACKED: torch.ones(3), LAYOUT: torch.ones(3)}, "holds a layout of torch.float32"),
+        ({PACKED: torch.ones(3), LAYOUT: torch.ones(3, 3, dtype=torch.uint8)}, "holds a layout of .*3, 3"),
+        ({PACKED: torch.ones(3), LAYOUT: torch.ones(30, dtype=torch.uint8)}, "has a damaged layout"),
+        ({PACKED: torch.ones(3), LAYOUT: layout(b" " * (LARGEST_LAYOUT + 1))}, "damaged layout .*more than 1048576"),
+        ({PACKED: torch.ones(3), LAYOUT: layout(b"[" * 10**5)}, "damaged layout .*too deep"),
+        ({PACKED: torch.ones(3), LAYOUT: layout(b"\xff\xff")}, "damaged layout"),
+        ({PACKED: torch.ones(3), LAYOUT: torch.cat([layout(b"{}"), layout(b"{}")])}, "damaged layout"),
+        ({PACKED: torch.ones(3), LAYOUT: layout(b"{}")[:-3]}, "damaged layout"),
+        ({PACKED: torch.ones(3), LAYOUT: layout(b"[]")}, "another version than 1"),
+        (edited(lambda s, n: s.update(version=2)), "another version than 1.*update the pack"),
+        (edited(lambda s, n: s.update(family="lora")), "holds 'lora' in packed form; this pack knows lidb"),
+        (edited(lambda s, n: s.update(family=["lidb"])), "in packed form"),
+        (edited(lambda s, n: s.pop("facts")), "damaged layout .*facts"),
+        (edited(lambda s, n: s["facts"].update(basis_seed=-1)), "bases of seed -1"),
+        (edited(lambda s, n: s["facts"].update(basis_seed=1)), "other bases than seed 1 gives here"),
+        (edited(lambda s, n: s["facts"].update(probes={})), "probes of 0 bases, but uses 4"),
+        (edited(lambda s, n: s["facts"].update(probes=7)), "damaged layout"),
+        (edited(lambda s, n: s.update(layers={})), "for targets"),
+        (edited(lambda s, n: s["layers"].update({SMALL[0].name: 9})), "the shapes 9"),
+        (edited(lambda s, n: s["layers"].update({SMALL[0].name: -1})), "the shapes -1"),
+        (edited(lambda s, n: s["layers"].update({SMALL[0].name: True})), "the shapes True"),
+        (edited(lambda s, n: s["kinds"][0].pop()), "the shapes 0"),
+        (edited(lambda s, n: s["kinds"][0].__setitem__(1, [10**12, 1])), "basis of 120 x 1000000000000"),
+        (edited(lambda s, n: s["kinds"][0].__setitem__(0, [2**20, 60])), "basis of 1048576 x 100"),
+        (edited(lambda s, n: s["kinds"][0].__setitem__(0, [2**30, 60])), "shape .*each from 1 to"),
+        (edited(lambda s, n: s["kinds"][0].__setitem__(1, [99, 1])), r"shape \(201,\), its layout is for 200"),
+        (edited(lambda s, n: s["kinds"][0].__setitem__(1, [100, 1, 1])), "expected two matrices"),
+        (edited(lambda s, n: s["kinds"][0].__setitem__(1, [-100, -1])), "empty tensors"),
+        (edited(lambda s, n: s["kinds"][0].__setitem__(1, 100)), "gives a packed tensor the shape 100"),
+        (edited(lambda s, n: n.__setitem__(0, n[0][:-1])), r"shape \(200,\), its layout is for 201"),
+        (edited(lambda s, n: n.__setitem__(0, n[0][None])), r"shape \(1, 201\)"),
+        (edited(lambda s, n: n.__setitem__(0, n[0].to(torch.int32))), "holds torch.int32"),
+        (edited(lambda s, n: n[0].__setitem__(5, torch.nan)), "NaN or infinite"),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_is_refused(tensors: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unpacked(tensors)
+
+
+def test_a_link_of_too_many_layers_is_not_written() -> None:
+    many = [Target(f"diffusion_model.{i:0400}", (2, 2)) for i in range(3000)]
+    with pytest.raises(ValueError, match=r"3000 layers need a layout of .* bytes; at most 1048576"):
+        packed(lidb(many, LiDBConfig(1, 1, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [("lora", LoRAConfig(3, 1.5)), ("lidb", LiDBConfig(2)), ("para", PaRaConfig(3)), ("full", FullConfig())],
+)
+def test_the_cost_of_half_precision_is_the_change_of_the_change(
+    tmp_path: Path, family: str, config: Any, dtype: torch.dtype
+) -> None:
+    """Against a file written, read back, and its changes built in full; on the identity, where a family asks for W."""
+    adapter = AdapterSet((lidb(SMALL, config, family),))
+    save_adapter(adapter, tmp_path / "a.safetensors", dtype)
+    ours, theirs = (
+        torch.cat([one.delta(torch.eye(target.matrix[0])).detach().double().flatten()
+                   for one, target in zip(link.adapters.values(), SMALL, strict=True)])
+        for link in (adapter.chain[0], load_adapter(tmp_path / "a.safetensors").chain[0])
+    )  # fmt: skip
+    expected = ((ours - theirs).norm() / ours.norm()).item()
+    assert half_precision_cost(adapter, dtype) == pytest.approx(expected, rel=1e-2, abs=1e-6)
+    low, high = {torch.float16: (1e-5, 1e-3), torch.bfloat16: (1e-4, 1e-2), torch.float32: (0, 1e-7)}[dtype]
+    assert low <= half_precision_cost(adapter, dtype) <= high
+
+
+@pytest.mark.parametrize("alpha", [1.5, 3.0])
+def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> None:
+    link = lidb(SMALL, LoRAConfig(3, alpha), "lora")
+    adapter = AdapterSet((link, lidb(SMALL[:1], FullConfig(), "full")))
+    tensors = {name.split("/")[1]: tensor for name, tensor in adapter_tensors(adapter).items()}
+    expected = half_precision_cost(adapter, torch.float16)
+    assert plain_cost(tensors, torch.float16) == pytest.approx(expected, rel=1e-6) != 0
+    assert plain_cost(tensors, torch.float32) == pytest.approx(0, abs=1e-7)
+
+
+def test_the_cost_of_nothing_is_nothing() -> None:
+    untrained = Link.create("lora", SMALL, LoRAConfig(2, 2.0), torch.Generator().manual_seed(0))
+    assert half_precision_cost(AdapterSet((untrained,)), torch.float16) == 0
+    assert all(hasattr(family, "packed") for family in FAMILIES.values())

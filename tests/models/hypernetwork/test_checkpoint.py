@@ -1,0 +1,161 @@
+"""Hypernetworks on disk: what was saved comes back, and nothing else is taken for one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hyperbooth.models.adapters import LiDBConfig
+from hyperbooth.models.adapters.parameter_layout import Layout
+from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.hypernetwork.checkpoint import HEADER, load_predictor, save_predictor
+from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
+from hyperbooth.models.hypernetwork.predictor import Made, Predictor, is_predicted
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+TARGETS = [Target("diffusion_model.a.to_q", (12, 9)), Target("diffusion_model.b.conv", (8, 3, 3, 3))]
+WIDTH = 6
+ENCODER = Made("clip_vision_model, width 6", {"a.weight": [0.5, 1.5], "b.weight": [1e-7, -3.25]})
+BASE = Made("SD15", {"diffusion_model.a.to_q": [1.0, 2.0], "vae.x": [3.0]})
+
+
+def predictor(seed: int = 0, **settings: Any) -> Predictor:
+    layout = Layout.of(Link.create("lidb", TARGETS, LiDBConfig(1, 7, 5), torch.Generator()))
+    config = HyperNetworkConfig(**{"width": 16, "heads": 2, "directions": 3, **settings})
+    generator = torch.Generator().manual_seed(seed)
+    network = HyperNetwork.create(config, layout, WIDTH, generator)
+    mean, scale = torch.randn(2, layout.numbers, generator=generator)
+    network.standardise(mean, scale.abs())
+    return Predictor(network, ENCODER, BASE, "a [V] face", {"steps": 7, "people": 5})
+
+
+def tokens(seed: int = 1) -> torch.Tensor:
+    return torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"directions": 0, "shared_input": True}, {"shared_input": True, "learnt_input": True}]
+)
+def test_what_was_saved_comes_back(tmp_path: Path, settings: dict[str, Any]) -> None:
+    made = predictor(**settings)
+    save_predictor(made, tmp_path / "a.safetensors")
+    with torch.inference_mode():
+        again = load_predictor(tmp_path / "a.safetensors")
+    assert (again.encoder, again.base, again.prompt, again.facts) == (ENCODER, BASE, "a [V] face", made.facts)
+    assert again.network.config == made.network.config and again.network.layout == made.network.layout
+    assert torch.equal(made.network(tokens()[None]), again.network(tokens()[None]))
+    assert all(p.requires_grad and not p.is_inference() for p in again.network.parameters())
+    assert again.describe() == made.describe() and "SD15" in made.describe()
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="for its prompt; expected a text"):
+        save_predictor(replace(predictor(), prompt="very " * 2001), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_is_near_and_half_as_large(tmp_path: Path) -> None:
+    made = predictor(width=64)
+    save_predictor(made, tmp_path / "a.safetensors")
+    save_predictor(made, tmp_path / "b.safetensors", torch.float16)
+    again = load_predictor(tmp_path / "b.safetensors").network
+    assert (tmp_path / "b.safetensors").stat().st_size < 0.6 * (tmp_path / "a.safetensors").stat().st_size
+    assert torch.equal(again.mean, made.network.mean) and torch.equal(again.scale, made.network.scale)
+    assert torch.allclose(again(tokens()[None]), made.network(tokens()[None]), atol=1e-3)
+
+
+def test_a_prediction_is_an_adapter_file_that_says_what_it_is(tmp_path: Path) -> None:
+    made = predictor()
+    adapter = made.predict([tokens()])
+    theta = made.network.layout.pack(adapter.chain[0])
+    assert torch.allclose(theta, made.network(tokens()[None])[0])
+    assert adapter.facts["base"] == "SD15" and adapter.facts["prompts"] == ["a [V] face"]
+    assert adapter.facts["made_for"] == [{"diffusion_model.a.to_q": [1.0, 2.0]}] and is_predicted(adapter.facts)
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    again = load_adapter(tmp_path / "a.safetensors")
+    assert again.facts == adapter.facts and torch.equal(made.network.layout.pack(again.chain[0]), theta)
+
+
+def test_of_several_pictures_the_mean() -> None:
+    made = predictor()
+    singly = [made.network.layout.pack(made.predict([tokens(seed)]).chain[0]) for seed in (1, 2)]
+    both = made.network.layout.pack(made.predict([tokens(1), tokens(2)]).chain[0])
+    assert torch.allclose(both, (singly[0] + singly[1]) / 2, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused_with_both_sides() -> None:
+    made = predictor()
+    with pytest.raises(ValueError, match=r"tokens of shape \(5, 7\); the hypernetwork takes some of width 6"):
+        made.predict([torch.zeros(5, 7)])
+    with pytest.raises(ValueError, match="no picture"):
+        made.predict([])
+    with pytest.raises(ValueError, match="clip_vision is dinov2, width 6; the hypernetwork was made with clip_vision"):
+        ENCODER.check(Made("dinov2, width 6", ENCODER.record), "clip_vision", "hypernetwork")
+    with pytest.raises(ValueError, match=r"clip_vision is another clip_vision_model, width 6 than .* by 40"):
+        ENCODER.check(Made(ENCODER.kind, {**ENCODER.record, "b.weight": [0.0, -4.7]}), "clip_vision", "hypernetwork")
+    with pytest.raises(ValueError, match="model has none of the layers of the SD15"):
+        BASE.check(Made("SD15", {"other": [1.0]}), "model", "hypernetwork")
+    ENCODER.check(Made(ENCODER.kind, {"a.weight": [0.5001, 1.5], "b.weight": [0.0, -3.25]}), "clip_vision", "x")
+    with torch.no_grad():
+        made.network.mean[0] = torch.nan
+    with pytest.raises(ValueError, match="predicts numbers that are none"):
+        made.predict([tokens()])
+
+
+def changed(path: Path, **entries: Any) -> Path:
+    """The file with other entries in its header."""
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()[HEADER])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, value in entries.items():
+        *way, last = name.split("__")
+        place = said
+        for key in way:
+            place = place[key]
+        place[last] = value
+    save_file(tensors, path, {HEADER: json.dumps(said)})
+    return path
+
+
+DAMAGE = {
+    "another version": ({"version": 99}, "format version 99"),
+    "a width that the tensors have not": ({"config__width": 32}, r"holds .* of shape .*, its header asks for"),
+    "a depth without end": ({"config__depth": 60000}, "60000 for depth"),
+    "an unknown setting": ({"config__evil": 1}, "damaged"),
+    "a width that is no number": ({"encoder_width": "6"}, "tokens of width '6'"),
+    "more numbers than there are": ({"layout__kinds": [[[12, 9], [7, 1], [1, 5]], [[8, 3, 3, 3], [7, 2], [2, 5]]]},
+                                    "its layout is for"),
+    "other bases": ({"layout__facts__probes": {"out 12 7": [9.0, 9.0, 9.0]}}, "probes"),
+    "a record that is none": ({"base__record": {"a": "x"}}, "made_for"),
+    "a prompt that is none": ({"prompt": 7}, "prompt"),
+    "facts that are none": ({"facts": {"steps": -1}}, "steps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_header_is_refused_in_a_sentence(tmp_path: Path, kind: str) -> None:
+    entries, message = DAMAGE[kind]
+    save_predictor(predictor(), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_predictor(changed(tmp_path / "a.safetensors", **entries))
+    assert str(caught.value).startswith("a.safetensors ")
+
+
+def test_what_is_no_hypernetwork_is_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match=r"b\.safetensors is no hypernetwork"):
+        load_predictor(tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"c\.safetensors is damaged"):
+        load_predictor(tmp_path / "c.safetensors")
+    broken = predictor()
+    with torch.no_grad():
+        broken.network.heads[0] = torch.inf
+    with pytest.raises(ValueError, match="heads holds NaN or infinite"):
+        save_predictor(broken, tmp_path / "d.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "c.safetensors"]

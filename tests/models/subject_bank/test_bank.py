@@ -1,0 +1,223 @@
+"""Banks on disk: what was written is read, lazily and exactly, and what does not belong is refused by name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hyperbooth.models.adapters import LiDBConfig
+from hyperbooth.models.adapters.parameter_layout import Layout
+from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.subject_bank.bank import Bank
+from hyperbooth.models.subject_bank.shards import HEADER, MANIFEST, Fit, Manifest, write_shard
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+TARGETS = [Target("diffusion_model.a.to_q", (12, 9)), Target("text_encoders.b", (8, 8))]
+
+
+def layout(**config: int) -> Layout:
+    return Layout.of(Link.create("lidb", TARGETS, LiDBConfig(**config), torch.Generator().manual_seed(0)))
+
+
+def manifest(**settings: Any) -> Manifest:
+    base = {"base": "SD15", "prediction": "eps", "weights": {"diffusion_model.a.to_q": [0.5, -0.25]}}
+    return Manifest(layout(), {"prompt": "a sks face", "steps": 7, "seed": 3, **settings}, base, {"hyperbooth": "0"})
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    images = torch.randint(0, 256, (count, 6, 5, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return images, numbers(count, 4, 3, 2, seed=seed)
+
+
+def write(folder: Path, counts: dict[str, int], seed: int = 0, of: Manifest | None = None) -> Path:
+    """A shard of subjects (name -> number of pictures)."""
+    of = of or manifest()
+    fits = {name: Fit(0.1, 0.05, 0.2 if len(counts) > 1 else None) for name in counts}
+    theta = numbers(len(counts), of.layout.numbers, seed=seed)
+    return write_shard(folder, of, fits, list(counts.values()), theta, *pictures(sum(counts.values()), seed))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bank of three subjects in two shards."""
+    manifest().save(tmp_path / "people")
+    write(tmp_path / "people", {"carol": 1, "alice": 3}, seed=1)
+    write(tmp_path / "people", {"bob": 2}, seed=2)
+    return tmp_path / "people"
+
+
+def test_what_was_written_is_read(folder: Path) -> None:
+    bank = Bank.open(folder)
+    assert bank.names == ("alice", "bob", "carol") and bank.counts == (3, 2, 1) and len(bank) == 3
+    assert (bank.name, bank.prompt, bank.layout) == ("people", "a sks face", layout())
+    first, second = numbers(2, bank.layout.numbers, seed=1), numbers(1, bank.layout.numbers, seed=2)
+    assert bank.theta().equal(torch.stack([first[1], second[0], first[0]]))
+    assert bank.theta([2, 1, 2]).equal(torch.stack([first[0], second[0], first[0]]))
+    images, latents = pictures(4, seed=1)
+    assert bank.images(0).equal(images[1:].float() / 255) and bank.latents(0).equal(latents[1:])
+    assert bank.images(2).equal(images[:1].float() / 255)
+    assert bank.latent([(0, 2), (2, 0)]).equal(latents[[3, 0]])
+    assert bank.image([(0, 0), (1, 1)]).equal(torch.stack([images[1], pictures(2, seed=2)[0][1]]).float() / 255)
+    assert [entry.fit for entry in bank.entries] == [Fit(0.1, 0.05, 0.2), Fit(0.1, 0.05), Fit(0.1, 0.05, 0.2)]
+
+
+def test_pictures_have_captions_of_their_own_or_the_banks_prompt(folder: Path) -> None:
+    of, captions = manifest(captions=True), [["a sks face at sea", "a sks face"], ["a sks face at sea"]]
+    assert Bank.open(folder).prompts == ("a sks face",) and Bank.open(folder).prompt_of(0, 2) == "a sks face"
+    of.save(folder.parent / "told")
+    fits = {"dora": Fit(0.1, 0.05), "emil": Fit(0.1, 0.05)}
+    write_shard(folder.parent / "told", of, fits, [2, 1], numbers(2, of.layout.numbers), *pictures(3), captions)
+    bank = Bank.open(folder.parent / "told")
+    assert [[bank.prompt_of(i, p) for p in range(count)] for i, count in enumerate(bank.counts)] == captions
+    assert bank.prompts == ("a sks face", "a sks face at sea") and bank.prompt == "a sks face"
+    assert [bank.facts(i)["prompts"] for i in range(2)] == captions
+
+
+def test_a_subjects_adapter_is_an_adapter_like_any(folder: Path, tmp_path: Path) -> None:
+    bank = Bank.open(folder)
+    adapter = bank.adapter(1)
+    assert bank.layout.pack(adapter.chain[0]).equal(bank.theta([1])[0])
+    save_adapter(adapter, tmp_path / "bob.safetensors")
+    again = load_adapter(tmp_path / "bob.safetensors")
+    assert bank.layout.pack(again.chain[0]).equal(bank.theta([1])[0])
+    assert again.facts["subject"] == "bob" and again.facts["steps"] == 7 and again.facts["images"] == 2
+
+
+def test_a_subject_in_two_shards_counts_once(folder: Path) -> None:
+    write(folder, {"bob": 2, "dora": 1}, seed=5)
+    bank = Bank.open(folder)
+    assert bank.names == ("alice", "bob", "carol", "dora")
+    assert bank.entries[1].shard == min(p for p in folder.glob("*.safetensors") if "bob" in header(p))
+
+
+def header(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return file.metadata()[HEADER]
+
+
+def test_what_is_being_written_is_not_read(folder: Path) -> None:
+    (folder / ".0123.part").write_bytes(b"half")
+    (folder / "notes.txt").write_text("mine")
+    assert len(Bank.open(folder)) == 3
+
+
+def test_an_empty_bank_opens(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    assert len(Bank.open(tmp_path)) == 0
+
+
+def damaged_header(change: Any) -> Any:
+    def damage(path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = json.loads(header(path))
+        change(said, tensors)
+        save_file(tensors, path, {HEADER: json.dumps(said)})
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:100]), "cannot be used"),
+        (lambda p: p.write_bytes(b""), "cannot be used"),
+        (lambda p: save_file({"theta": torch.zeros(1, 2)}, p), "cannot be used"),
+        (damaged_header(lambda said, _: said.update(version=2)), "under other settings"),
+        (damaged_header(lambda said, _: said.update(bank="0" * 32)), "under other settings"),
+        (damaged_header(lambda said, _: said["subjects"].pop()), "for 1 subjects"),
+        (damaged_header(lambda said, _: said["subjects"][0].update(pictures=2)), "for 2 subjects of 5 pictures"),
+        (damaged_header(lambda said, _: said["subjects"][0].update(pictures=-1)), "its header says"),
+        (damaged_header(lambda said, _: said["subjects"][0].pop("own")), "cannot be used"),
+        (damaged_header(lambda said, _: said["subjects"][0].update(prompts=["a", "b"])), "2 prompts for 1 pictures"),
+        (damaged_header(lambda said, _: said["subjects"][0].update(prompts=[3])), "has the prompts .3."),
+        (damaged_header(lambda said, _: said["subjects"][0].update(prompts="a")), "has the prompts 'a'"),
+        (damaged_header(lambda said, t: t.update(theta=t["theta"][:, :-1].clone())), "its theta have the shape"),
+        (damaged_header(lambda said, t: t.update(images=t["images"].float())), "numbers of the types"),
+        (damaged_header(lambda said, t: t.update(latents=t["latents"][0].clone())), "its latents have the shape"),
+    ],
+)  # fmt: skip
+def test_a_damaged_shard_is_refused_by_name(folder: Path, damage: Any, message: str) -> None:
+    path = next(p for p in folder.glob("*.safetensors") if "alice" in header(p))
+    damage(path)
+    with pytest.raises(ValueError, match=message) as refused:
+        Bank.open(folder)
+    assert path.name in str(refused.value) and "move it away" in str(refused.value)
+
+
+def test_numbers_that_are_none_are_refused(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        damaged_header(lambda _, tensors: tensors["theta"].fill_(torch.inf))(path)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Bank.open(folder).theta()
+
+
+def test_a_shard_that_holds_nan_is_not_written(tmp_path: Path) -> None:
+    theta = torch.full((1, layout().numbers), torch.nan)
+    with pytest.raises(ValueError, match="theta holds NaN"):
+        write_shard(tmp_path, manifest(), {"a": Fit(1, 1)}, [1], theta, *pictures(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def edit(folder: Path, change: Any) -> None:
+    said = json.loads((folder / MANIFEST).read_text())
+    change(said)
+    (folder / MANIFEST).write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda said: said.update(version=9), "has version 9, this pack reads 1"),
+        (lambda said: said.pop("layout"), "damaged"),
+        (lambda said: said["layout"].update(family="lora"), "holds 'lora' in packed form"),
+        (lambda said: said["layout"]["facts"].update(basis_seed=5), "other bases than seed 5 gives here"),
+        (lambda said: said["settings"].pop("prompt"), "damaged"),
+        (lambda said: said["settings"].update(prompt=3), "gives the prompt 3"),
+        (lambda said: said["base"].update(weights=3), "made_for"),
+        (lambda said: said["base"].update(base=None), "gives the base None"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(folder: Path, change: Any, message: str) -> None:
+    edit(folder, change)
+    with pytest.raises(ValueError, match=f"bank 'people': manifest.json.*{message}"):
+        Bank.open(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 10**5, "\ud800".encode("utf-8", "surrogatepass").decode("latin1")])
+def test_what_is_no_json_is_refused(folder: Path, text: str) -> None:
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=r"bank 'people': manifest.json"):
+        Bank.open(folder)
+
+
+def test_a_folder_without_a_manifest_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"manifest.json cannot be read"):
+        Bank.open(tmp_path)
+
+
+def test_a_manifest_says_in_what_another_differs(folder: Path) -> None:
+    ours = Manifest.load(folder)
+    assert ours.difference(manifest()) is None and ours.digest == manifest().digest
+    assert ours.difference(replace(manifest(), versions={})) is None
+    assert ours.difference(manifest(steps=8)) == ("steps 7", "steps 8")
+    assert ours.difference(manifest(extra=1)) == ("no extra", "extra 1")
+    other = replace(manifest(), layout=layout(basis_seed=1))
+    assert "basis seed 1" in ours.difference(other)[1] and other.digest != ours.digest
+    base = {**manifest().base, "weights": {"diffusion_model.a.to_q": [0.4, -0.25]}}
+    assert "17.9% off" in ours.difference(replace(manifest(), base=base))[1]
+    rounded = {**manifest().base, "weights": {"diffusion_model.a.to_q": [0.5005, -0.25]}}
+    assert ours.difference(replace(manifest(), base=rounded)) is None
+    assert ours.difference(replace(manifest(), base={**base, "base": "SDXL"})) == ("a SD15", "a SDXL")
+    other = replace(manifest(), base={**manifest().base, "prediction": "v"})
+    assert ours.difference(other)[1] == "prediction of the model v"

@@ -1,0 +1,153 @@
+"""Learnt words as values: names in prompts, files, joining."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hyperbooth.models.adapters import LoRAConfig
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.files.adapter_file import HEADER, adapter_tensors, header_of, load_adapter, save_adapter
+from hyperbooth.models.files.safetensors_io import write_tensors
+from hyperbooth.models.metadata.combine import combined
+from hyperbooth.models.metadata.summary import summary
+from hyperbooth.models.textual_inversion.embedding_files import embedding_tensors
+from hyperbooth.models.textual_inversion.embeddings import TextualInversionConfig, Word, names, spelt_out, start_at
+
+LAYER = Target("diffusion_model.a.attn1.to_q", (6, 4))
+
+
+def word(token: str = "sks-dog", seed: int = 0, **widths: int) -> Word:
+    generator = torch.Generator().manual_seed(seed)
+    return Word(token, {key: torch.randn(2, w, generator=generator) for key, w in (widths or {"clip_l": 8}).items()})
+
+
+def lora() -> AdapterSet:
+    return AdapterSet((Link.create("lora", [LAYER], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SD15"})
+
+
+PROMPTS = {
+    "a photo of sks-dog": "a photo of embedding:sks-dog",
+    "a photo of embedding:sks-dog": "a photo of embedding:sks-dog",
+    "sks-dog, sitting.": "embedding:sks-dog, sitting.",
+    "a photo of sks-dog.": "a photo of embedding:sks-dog .",
+    "(sks-dog:1.3) here": "( embedding:sks-dog :1.3) here",
+    "sks-dog,outdoors": "embedding:sks-dog ,outdoors",
+    "sks-dog: a portrait": "embedding:sks-dog : a portrait",
+    "(sks-dog,beach:1.2)": "( embedding:sks-dog ,beach:1.2)",
+    "one,sks-dog,": "one, embedding:sks-dog ,",
+    'the "sks-dog"': 'the " embedding:sks-dog "',
+    "sks-dog and sks-dog": "embedding:sks-dog and embedding:sks-dog",
+}
+OTHERS = (
+    "a photo of sks dog", "a sks-dogs", "my-sks-dog", "embedding:sks-dog_00001_", "embedding:x/sks-dog", "SKS-dog",
+    "embedding:sks-dog.safetensors", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_word_is_named_plainly_or_as_an_embedding(prompt: str) -> None:
+    assert names(prompt, "sks-dog")
+    assert spelt_out(prompt, ["sks-dog"]) == PROMPTS[prompt]
+
+
+@pytest.mark.parametrize("prompt", OTHERS)
+def test_other_words_are_not_it(prompt: str) -> None:
+    assert not names(prompt, "sks-dog")
+    assert spelt_out(prompt, ["sks-dog"]) == prompt
+
+
+def test_vectors_start_at_the_words_tokens() -> None:
+    rows = torch.tensor([[1.0, 0.0], [3.0, 2.0], [8.0, 4.0]])
+    assert start_at(rows, 1).tolist() == [[4.0, 2.0]]
+    assert start_at(rows, 2).tolist() == [[2.0, 1.0], [8.0, 4.0]]
+    assert torch.equal(start_at(rows, 3), rows)
+    assert torch.equal(start_at(rows, 5), torch.cat([rows, rows[:2]]))
+
+
+BAD = {
+    "no token": ({"token": ""}, "token is ''"),
+    "a space": ({"token": "sks dog"}, "token is 'sks dog'"),
+    "a path": ({"token": "../dog"}, "token is"),
+    "a colon": ({"token": "a:b"}, "letters, digits"),
+    "a dot": ({"token": "dog.pt"}, "token is"),
+    "very long": ({"token": "a" * 300}, "at most 100"),
+    "no initializer": ({"initializer_word": " "}, "initializer_word is empty"),
+    "no vectors": ({"vectors": 0}, "vectors is 0; give 1 to 75"),
+    "too many vectors": ({"vectors": 76}, "vectors is 76"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_named(case: str) -> None:
+    settings, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        TextualInversionConfig(**settings)
+
+
+@pytest.mark.parametrize("shapes", [{}, {"clip_l": (3,)}, {"clip_l": (0, 8)}, {"clip_l": (1, 8), "clip_g": (2, 8)},
+                                    {"clip_l": (76, 8)}])  # fmt: skip
+def test_vectors_of_other_shapes_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match="it takes \\[n, width\\] for each text encoder"):
+        Word("dog", {key: torch.zeros(shape) for key, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_file_gives_the_words_back_bit_for_bit(tmp_path: Path, chain: bool) -> None:
+    words = (word(clip_l=8, clip_g=12), word("other", 1, clip_l=8, clip_g=12))
+    adapter = AdapterSet(lora().chain if chain else (), {"steps": 3}, words)
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    again = load_adapter(tmp_path / "a.safetensors")
+    assert [w.token for w in again.words] == ["sks-dog", "other"] and len(again.chain) == chain
+    assert all(w.equals(a) for w, a in zip(words, again.words, strict=True))
+    save_adapter(again, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_file_without_words_says_nothing_of_them() -> None:
+    assert "words" not in json.loads(header_of(lora()))
+
+
+DAMAGED = {
+    "a tensor is missing": (lambda t, h: t.pop("embedding/sks-dog/clip_l"), "lacks embedding/sks-dog/clip_l"),
+    "other token": (lambda t, h: h["words"][0].update(token="x"), "lacks embedding/x/clip_l"),
+    "twice": (lambda t, h: h["words"].append(h["words"][0]), "lacks embedding/sks-dog/clip_l"),
+    "no token": (lambda t, h: h["words"][0].pop("token"), "damaged 'hyperbooth' header"),
+    "a number": (lambda t, h: h.update(words=3), "damaged 'hyperbooth' header"),
+    "no words": (lambda t, h: h.update(words=[]), "its chain is empty"),
+    "a flat tensor": (lambda t, h: t.update({"embedding/sks-dog/clip_l": torch.zeros(8)}), "has vectors of shapes"),
+    "no encoders": (lambda t, h: h["words"][0].update(encoders=[]), "has vectors of shapes"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_files_are_refused(tmp_path: Path, case: str) -> None:
+    change, message = DAMAGED[case]
+    adapter = AdapterSet((), words=(word(),))
+    tensors, header = adapter_tensors(adapter), json.loads(header_of(adapter))
+    change(tensors, header)
+    write_tensors(tensors, tmp_path / "a.safetensors", {HEADER: json.dumps(header)})
+    with pytest.raises(ValueError, match=message):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_combine_joins_words() -> None:
+    first, second = AdapterSet((), words=(word(),)), AdapterSet(lora().chain, words=(word(), word("cat", 1)))
+    both = combined(first, second)
+    assert [w.token for w in both.words] == ["sks-dog", "cat"] and len(both.chain) == 1
+    with pytest.raises(ValueError, match="both hold a word 'sks-dog', with other vectors"):
+        combined(first, AdapterSet((), words=(word(seed=5),)))
+
+
+def test_the_report_names_them() -> None:
+    text = summary(AdapterSet((), {"base": "SD15"}, (word(),)))
+    assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l): 16 numbers, 0.1 KiB in float32" in text
+
+
+def test_an_embedding_file_holds_one_word() -> None:
+    one, two = word(), word("cat", clip_l=8, clip_g=12)
+    assert list(embedding_tensors([one])) == ["emb_params"]
+    assert list(embedding_tensors([two])) == ["clip_l", "clip_g"]
+    with pytest.raises(ValueError, match="holds one word, the adapter 2 \\(sks-dog, cat\\)"):
+        embedding_tensors([one, two])
