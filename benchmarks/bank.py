@@ -83,10 +83,10 @@ def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
     import_pack.load_pack()
     from hyperbooth.models.adapters import LiDBConfig
     from hyperbooth.nodes.bridge.session import workbench
-    from hyperbooth.trainers.bank_training import BankTrainer
-    from hyperbooth.trainers.options import Method, TrainingOptions
-    from hyperbooth.trainers.recipe import Recipe
-    from hyperbooth.trainers.subject import Example, Subject
+    from hyperbooth.trainers.config import Method, TrainingOptions
+    from hyperbooth.trainers.data.dataset import Example, Subject
+    from hyperbooth.trainers.subject_bank.config import Recipe
+    from hyperbooth.trainers.subject_bank.trainer import BankTrainer
 
     options = TrainingOptions(precision=job.dtype, memory="as set")
     method = Method("lidb", LiDBConfig(**job.lidb()), job.targets, LEARNING_RATE)

@@ -74,11 +74,11 @@ def personalizing(
     from hyperbooth.models import adapters
     from hyperbooth.nodes.bridge.cuts import nearest_cut
     from hyperbooth.nodes.bridge.session import workbench
-    from hyperbooth.trainers.options import Hollowing, Method, TrainingOptions
-    from hyperbooth.trainers.personalize import personalize
-    from hyperbooth.trainers.resume import States
-    from hyperbooth.trainers.run import Run
-    from hyperbooth.trainers.subject import Example, Subject
+    from hyperbooth.trainers.config import Hollowing, Method, TrainingOptions
+    from hyperbooth.trainers.data.dataset import Example, Subject
+    from hyperbooth.trainers.dreambooth.config import Run
+    from hyperbooth.trainers.dreambooth.trainer import personalize
+    from hyperbooth.trainers.engine.checkpoints import States
 
     usual = {"precision": job.dtype, "preview_every": 0, "checkpoint_every": 0}
     options = TrainingOptions(**usual | changed)

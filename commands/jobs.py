@@ -24,10 +24,10 @@ from ..nodes.methods import MethodLiDB
 from ..nodes.options import Options
 from ..nodes.train import RESUME
 from ..nodes.train_hypernetwork import WARMUP, TrainHyperNetwork, options_for, report, run_of, train
-from ..trainers.guard import Diverged
-from ..trainers.options import TrainingOptions
-from ..trainers.ranks import ALONE, Ranks, joined
-from ..trainers.recipe import Recipe
+from ..trainers.config import TrainingOptions
+from ..trainers.engine.distributed import ALONE, Ranks, joined
+from ..trainers.engine.divergence import Diverged
+from ..trainers.subject_bank.config import Recipe
 from .arguments import Inputs
 
 Arguments = dict[str, Any]

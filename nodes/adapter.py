@@ -12,8 +12,8 @@ from ..models.files.lora_key_formats import link_tensors, plain_link
 from ..models.metadata.base_fingerprint import disagree
 from ..models.metadata.combine import combined
 from ..models.metadata.summary import change_per_block, removal_warning, summary
-from ..trainers.chart import block_chart
-from ..trainers.options import check_number
+from ..trainers.engine.checks import check_number
+from ..trainers.reporting.charts import block_chart
 from . import sockets
 from .bridge.lora import apply_adapter, base_weights, check_base, check_fits, has_text_layers, warn_of_another_base
 from .bridge.pixels import to_image

@@ -8,12 +8,13 @@ from comfy_api.latest import io
 from ..models.adapters.stack import AdapterSet
 from ..models.subject_bank.bank import Bank
 from ..models.subject_bank.shards import state_of as state_of_bank
-from ..trainers.bank import build_bank, subject_names
-from ..trainers.fingerprint import fingerprint
-from ..trainers.folder import state_of
-from ..trainers.options import Method, TrainingOptions, check_number
-from ..trainers.ranks import ALONE, Ranks
-from ..trainers.recipe import Recipe
+from ..trainers.config import Method, TrainingOptions
+from ..trainers.data.image_folder import state_of
+from ..trainers.engine.checks import check_number
+from ..trainers.engine.distributed import ALONE, Ranks
+from ..trainers.engine.run_hash import fingerprint
+from ..trainers.subject_bank.build import build_bank, subject_names
+from ..trainers.subject_bank.config import Recipe
 from . import sockets
 from .bridge.banks import bank_names, bank_path, left_as_it_is, name_after, new_bank_path, times_changed, workshop
 from .bridge.files import input_folder, typed

@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.noise import generator_for
-from ..trainers.options import check_number
-from ..trainers.pictures import bucket_size
+from ..trainers.data.resize import bucket_size
+from ..trainers.engine.checks import check_number
+from ..trainers.engine.rng import generator_for
 from . import sockets
 from .bridge.conditions import encode_prompt
 from .bridge.pixels import decode_latents, latent_cell

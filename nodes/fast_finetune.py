@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..models.adapters import LoRAConfig
 from ..models.adapters.stack import AdapterSet
-from ..trainers.options import Method, TrainingOptions
-from ..trainers.run import Run
-from ..trainers.subject import Subject
+from ..trainers.config import Method, TrainingOptions
+from ..trainers.data.dataset import Subject
+from ..trainers.dreambooth.config import Run
 from . import sockets
 from .bridge.lora import check_fits, has_text_layers, warn_of_another_base
 from .methods import inputs

@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.fingerprint import fingerprint
-from ..trainers.folder import read_folder, state_of
-from ..trainers.photograph import ON_BROKEN, Reading
+from ..trainers.data.image_folder import read_folder, state_of
+from ..trainers.data.image_reader import ON_BROKEN, Reading
+from ..trainers.engine.run_hash import fingerprint
 from . import sockets
 from .bridge.files import input_folder, typed
 

@@ -6,8 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..models.units import in_mib
-from ..trainers.options import STORAGES, Hollowing
-from ..trainers.subject import Subject
+from ..trainers.config import STORAGES, Hollowing
+from ..trainers.data.dataset import Subject
 from . import sockets
 from .bridge.cuts import Cut, nearest_cut
 from .bridge.hollow_sizes import Sizes, sizes_of

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.subject import Example, Subject
+from ..trainers.data.dataset import Example, Subject
 from . import sockets
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.losses import WEIGHTINGS
-from ..trainers.noise import DISTRIBUTIONS
-from ..trainers.optimizers import OPTIMIZERS
-from ..trainers.options import MEMORY_PLANS, PRECISIONS, PRIOR_MODES, SCHEDULES, TrainingOptions
+from ..trainers.config import MEMORY_PLANS, PRECISIONS, PRIOR_MODES, SCHEDULES, TrainingOptions
+from ..trainers.diffusion.losses import WEIGHTINGS
+from ..trainers.diffusion.noise_levels import DISTRIBUTIONS
+from ..trainers.engine.optimizers import OPTIMIZERS
 from . import sockets
 
 OPTIONS = TrainingOptions()

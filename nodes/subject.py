@@ -6,8 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.augment import MOST, MOST_VARIANTS, Augmentation
-from ..trainers.gather import Framing, Pictures, Tools, gather, prompts_for
+from ..trainers.data.augmentation import MOST, MOST_VARIANTS, Augmentation
+from ..trainers.data.build_dataset import Framing, Pictures, Tools, gather, prompts_for
 from . import sockets
 from .bridge.conditions import encode_prompt
 from .bridge.pixels import encode_pixels, latent_cell

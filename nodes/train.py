@@ -7,14 +7,15 @@ from comfy_api.latest import io
 from ..models.adapters.stack import AdapterSet
 from ..models.adapters.targets import TEXT_PREFIX
 from ..models.files.adapter_file import save_adapter
-from ..trainers.options import Hollowing, Method, TrainingOptions, check_choice
-from ..trainers.personalize import Result, personalize
-from ..trainers.resume import States
-from ..trainers.run import Run
-from ..trainers.start import trained_part
-from ..trainers.state import History
-from ..trainers.subject import Subject
-from ..trainers.watch import Watch
+from ..trainers.config import Hollowing, Method, TrainingOptions
+from ..trainers.data.dataset import Subject
+from ..trainers.dreambooth.config import Run
+from ..trainers.dreambooth.initial_adapter import trained_part
+from ..trainers.dreambooth.trainer import Result, personalize
+from ..trainers.engine.checkpoints import States
+from ..trainers.engine.checks import check_choice
+from ..trainers.engine.state import History
+from ..trainers.reporting.live_view import Watch
 from . import sockets
 from .bridge.cuts import nearest_cut
 from .bridge.files import output_file, output_name, state_folder

@@ -9,15 +9,16 @@ from ..models.adapters.targets import TEXT_PREFIX
 from ..models.hypernetwork.network import HyperNetworkConfig
 from ..models.hypernetwork.predictor import Made, Predictor
 from ..models.subject_bank.bank import Bank
-from ..trainers.features import Features
-from ..trainers.fingerprint import fingerprint
-from ..trainers.hypernetwork import Result, train_hypernetwork
-from ..trainers.hypernetwork_run import HyperRun
-from ..trainers.options import TrainingOptions, check_choice
-from ..trainers.ranks import ALONE, Ranks
-from ..trainers.resume import States
-from ..trainers.subject import Example, Subject
-from ..trainers.watch import Watch
+from ..trainers.config import TrainingOptions
+from ..trainers.data.dataset import Example, Subject
+from ..trainers.engine.checkpoints import States
+from ..trainers.engine.checks import check_choice
+from ..trainers.engine.distributed import ALONE, Ranks
+from ..trainers.engine.run_hash import fingerprint
+from ..trainers.hypernetwork.config import HyperRun
+from ..trainers.hypernetwork.feature_cache import Features
+from ..trainers.hypernetwork.train import Result, train_hypernetwork
+from ..trainers.reporting.live_view import Watch
 from . import sockets
 from .bridge.banks import base_of
 from .bridge.conditions import encode_prompt

@@ -10,9 +10,9 @@ import torch
 
 from ...models.metadata.base_fingerprint import sample_of
 from ...models.subject_bank.shards import MANIFEST, state_of
-from ...trainers.bank import Workshop
-from ...trainers.gather import Tools
-from ...trainers.options import TrainingOptions
+from ...trainers.config import TrainingOptions
+from ...trainers.data.build_dataset import Tools
+from ...trainers.subject_bank.build import Workshop
 from .conditions import encode_prompt
 from .denoiser import prediction_of
 from .files import LONGEST_NAME

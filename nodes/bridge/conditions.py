@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...models.textual_inversion.embeddings import Word, spelt_out
-from ...trainers.subject import Example, Frame
+from ...trainers.data.dataset import Example, Frame
 from .side_by_side import for_each
 from .words import check_heard, with_words
 

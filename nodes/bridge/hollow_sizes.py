@@ -7,14 +7,14 @@ from typing import Any
 from ...models.adapters import LoRAConfig
 from ...models.adapters.stack import AdapterSet, Link
 from ...models.hollowed_net.network import Hollow
-from ...trainers import memory
-from ...trainers.dreambooth import DreamBooth
-from ...trainers.memory import Needs, Plan
-from ...trainers.noise import generator_for
-from ...trainers.options import Method, TrainingOptions
-from ...trainers.run import targets_of
-from ...trainers.state import bytes_per_number
-from ...trainers.subject import Subject
+from ...trainers.config import Method, TrainingOptions
+from ...trainers.data.dataset import Subject
+from ...trainers.dreambooth.config import targets_of
+from ...trainers.dreambooth.loss import DreamBooth
+from ...trainers.engine import memory_plan
+from ...trainers.engine.memory_plan import Needs, Plan
+from ...trainers.engine.rng import generator_for
+from ...trainers.engine.state import bytes_per_number
 from .progress import Progress
 from .session import workbench
 
@@ -89,7 +89,7 @@ def _measured(model: Any, subject: Subject, hollow: Hollow | None) -> tuple[Need
         with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
             passing = bench.passing(loss.largest.size)
             parameters = link.parameters()
-            needs = memory.measure(
+            needs = memory_plan.measure(
                 loss.of_one_sample, bench.blocks, parameters, passing, bytes_per_number(options.optimizer)
             )
     return needs, sample, method is METHOD

@@ -5,7 +5,7 @@ from typing import Any
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ...trainers.fingerprint import fingerprint, sampled
+from ...trainers.engine.run_hash import fingerprint, sampled
 from .unread import unread_layers
 
 

@@ -15,8 +15,8 @@ from ...models.adapters.targets import TEXT_PREFIX
 from ...models.backbone.frozen_layers import Borrow, frozen
 from ...models.hollowed_net.network import Hollow
 from ...models.textual_inversion.embeddings import Word
-from ...trainers.options import TrainingOptions
-from ...trainers.subject import Example, Subject
+from ...trainers.config import TrainingOptions
+from ...trainers.data.dataset import Example, Subject
 from .conditions import Conditions
 from .denoiser import ComfyDenoiser
 from .identity import identity_of

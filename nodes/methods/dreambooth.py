@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ...models.adapters import FullConfig
-from ...trainers.options import Method
+from ...trainers.config import Method
 from . import inputs
 
 METHOD = Method("full", FullConfig(), "all weights", 5e-6, False, 5e-6)

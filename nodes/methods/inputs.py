@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ...models.adapters.targets import RULES
-from ...trainers.options import Method
+from ...trainers.config import Method
 from .. import sockets
 
 CATEGORY = f"{sockets.CATEGORY}/methods"

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ...models.adapters import LoRAConfig
-from ...trainers.options import Method
+from ...trainers.config import Method
 from . import inputs
 
 CONFIG = LoRAConfig()

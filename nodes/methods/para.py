@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ...models.adapters import PaRaConfig
 from ...models.adapters.para.adapter import INITS
-from ...trainers.options import Method
+from ...trainers.config import Method
 from . import inputs
 
 CONFIG = PaRaConfig()

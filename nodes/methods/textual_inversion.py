@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ...models.textual_inversion.embeddings import FAMILY, MOST_VECTORS, TextualInversionConfig
-from ...trainers.options import Method
+from ...trainers.config import Method
 from .. import sockets
 from . import inputs
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...models.files.safetensors_io import write_whole
 from ...models.metrics import scores
-from ...trainers.sheet import grid, told_apart
+from ...trainers.reporting.image_grid import grid, told_apart
 from ..bridge.encoders import Embedder, embedder
 from ..bridge.files import check_prefix, output_file, output_name
 from ..bridge.pixels import to_image

@@ -11,8 +11,8 @@ from hyperbooth.nodes.bank import BuildBank
 from hyperbooth.nodes.methods import MethodLiDB
 from hyperbooth.nodes.options import Options
 from hyperbooth.nodes.train_hypernetwork import TrainHyperNetwork
-from hyperbooth.trainers.options import TrainingOptions
-from hyperbooth.trainers.ranks import ALONE
+from hyperbooth.trainers.config import TrainingOptions
+from hyperbooth.trainers.engine.distributed import ALONE
 
 
 def parsed(inputs: Inputs, *arguments: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from helpers.banks import pictures_of
 from helpers.torchrun import Many
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.trainers.options import Method
+from hyperbooth.trainers.config import Method
 from PIL import Image
 from safetensors.torch import load_file, save, save_file
 

@@ -16,9 +16,9 @@ from hyperbooth.models.hypernetwork.checkpoint import load_predictor
 from hyperbooth.models.hypernetwork.network import HyperNetwork
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bridge.vision import encoder_of
-from hyperbooth.trainers.features import Features
-from hyperbooth.trainers.fingerprint import fingerprint
-from hyperbooth.trainers.options import TrainingOptions
+from hyperbooth.trainers.config import TrainingOptions
+from hyperbooth.trainers.engine.run_hash import fingerprint
+from hyperbooth.trainers.hypernetwork.feature_cache import Features
 from torch import Tensor
 
 STEPS = 12

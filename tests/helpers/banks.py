@@ -12,7 +12,7 @@ from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
 from hyperbooth.nodes.bridge.banks import base_of
 from hyperbooth.nodes.bridge.layers import layer_shapes, trainable_layers
-from hyperbooth.trainers.noise import generator_for
+from hyperbooth.trainers.engine.rng import generator_for
 from torch import Tensor
 
 PROMPT = "a photo of sks face"

@@ -14,7 +14,7 @@ import torch
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.files import register_saved_words
-from hyperbooth.trainers.options import Method, TrainingOptions
+from hyperbooth.trainers.config import Method, TrainingOptions
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, Family, write

@@ -20,13 +20,13 @@ from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.nodes.files import Load
 from hyperbooth.nodes.folder import ImagesFromFolder
 from hyperbooth.nodes.hypernetwork import LoadHyperNetwork
-from hyperbooth.trainers.bank import build_bank
-from hyperbooth.trainers.bank_training import BankTrainer
-from hyperbooth.trainers.noise import generator_for
-from hyperbooth.trainers.options import Method, TrainingOptions
-from hyperbooth.trainers.ranks import Ranks
-from hyperbooth.trainers.recipe import Recipe
-from hyperbooth.trainers.subject import Example, Subject
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.data.dataset import Example, Subject
+from hyperbooth.trainers.engine.distributed import Ranks
+from hyperbooth.trainers.engine.rng import generator_for
+from hyperbooth.trainers.subject_bank.build import build_bank
+from hyperbooth.trainers.subject_bank.config import Recipe
+from hyperbooth.trainers.subject_bank.trainer import BankTrainer
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hyperbooth.nodes.bridge import conditions as module
 from hyperbooth.nodes.bridge.conditions import Conditions, encode_prompt
-from hyperbooth.trainers.subject import Example, Frame
+from hyperbooth.trainers.data.dataset import Example, Frame
 from torch import Tensor
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from hyperbooth.nodes.bridge.conditions import Conditions
 from hyperbooth.nodes.bridge.cuts import cuts_of, nearest_cut
 from hyperbooth.nodes.bridge.denoiser import ComfyDenoiser
 from hyperbooth.nodes.bridge.weights import borrow
-from hyperbooth.trainers.options import Hollowing
+from hyperbooth.trainers.config import Hollowing
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, write

@@ -26,9 +26,9 @@ from hyperbooth.nodes.bridge.layers import architecture
 from hyperbooth.nodes.bridge.sampling import sample_latents
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.nodes.bridge.unread import unread_layers
-from hyperbooth.trainers.dreambooth import DreamBooth
-from hyperbooth.trainers.options import Method, TrainingOptions
-from hyperbooth.trainers.subject import Example, Subject
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.data.dataset import Example, Subject
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, write

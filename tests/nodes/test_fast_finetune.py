@@ -18,9 +18,9 @@ from hyperbooth.models.metadata.base_fingerprint import with_base
 from hyperbooth.models.textual_inversion.embeddings import Word
 from hyperbooth.nodes.bridge.lora import base_weights
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.options import Method, TrainingOptions
-from hyperbooth.trainers.run import Run
-from hyperbooth.trainers.start import starting_point
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.dreambooth.config import Run
+from hyperbooth.trainers.dreambooth.initial_adapter import starting_point
 
 FAMILIES = [("lidb",), ("para",), ("lidb", "para", "lora")]
 by_families = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)

@@ -437,7 +437,7 @@ def test_pefts_own_names_of_a_unet_are_read(node: Any, families: Any, folder: Pa
 
 
 def test_a_foreign_file_is_trained_further(node: Any, loaded: Any, subject: Any, folder: Path) -> None:
-    from hyperbooth.trainers.options import Method, TrainingOptions
+    from hyperbooth.trainers.config import Method, TrainingOptions
 
     model, _, _ = loaded
     inputs = {

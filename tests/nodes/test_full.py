@@ -17,8 +17,8 @@ from hyperbooth.models.adapters.layer_context import Site
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.options import Method
-from hyperbooth.trainers.run import targets_of
+from hyperbooth.trainers.config import Method
+from hyperbooth.trainers.dreambooth.config import targets_of
 
 
 def full(targets: str = "all weights", **settings: Any) -> Method:

@@ -13,11 +13,11 @@ from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.nodes.bridge.session import workbench
 from hyperbooth.nodes.hollow import MOST
 from hyperbooth.nodes.hollow import report as report_of
-from hyperbooth.trainers.dreambooth import DreamBooth
-from hyperbooth.trainers.options import Hollowing, Method
-from hyperbooth.trainers.personalize import _carries_over
-from hyperbooth.trainers.run import Run
-from hyperbooth.trainers.state import History
+from hyperbooth.trainers.config import Hollowing, Method
+from hyperbooth.trainers.dreambooth.config import Run
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.dreambooth.trainer import _carries_over
+from hyperbooth.trainers.engine.state import History
 
 FRACTION = 0.7
 METHODS = {

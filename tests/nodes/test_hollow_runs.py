@@ -9,12 +9,12 @@ import comfy.model_management
 import pytest
 import torch
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
+from hyperbooth.models.hollowed_net.activation_cache import InMemory, OnDisk
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
 from hyperbooth.nodes.bridge.cuts import nearest_cut
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.memory import HEADROOM
-from hyperbooth.trainers.options import Hollowing, Method
-from hyperbooth.trainers.records import InMemory, OnDisk
+from hyperbooth.trainers.config import Hollowing, Method
+from hyperbooth.trainers.engine.memory_plan import HEADROOM
 
 FRACTION = 0.7
 

@@ -11,9 +11,9 @@ from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.models.adapters.stack import Link
 from hyperbooth.nodes.bridge.layers import adaptable_layers, layer_shapes
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.options import Method
-from hyperbooth.trainers.run import targets_of
-from hyperbooth.trainers.start import weights_of
+from hyperbooth.trainers.config import Method
+from hyperbooth.trainers.dreambooth.config import targets_of
+from hyperbooth.trainers.dreambooth.initial_adapter import weights_of
 from torch import nn
 
 from tools.comfy_harness.tiny_checkpoints import SD15_FULL

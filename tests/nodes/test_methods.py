@@ -11,8 +11,8 @@ from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.options import Method
-from hyperbooth.trainers.subject import Example
+from hyperbooth.trainers.config import Method
+from hyperbooth.trainers.data.dataset import Example
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_in_a_process_of_its_own() -> None:
 @pytest.fixture(autouse=True)
 def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at whether a run still learns are large forwards too; one noise level of four is enough here."""
-    monkeypatch.setattr("hyperbooth.trainers.dreambooth.PROBED", 1)
+    monkeypatch.setattr("hyperbooth.trainers.dreambooth.loss.PROBED", 1)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from hyperbooth.models.adapters.stack import AdapterSet
 from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig, Word
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.dreambooth import DreamBooth
-from hyperbooth.trainers.options import Method
+from hyperbooth.trainers.config import Method
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import SD15_SMALL

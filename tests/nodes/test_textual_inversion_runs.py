@@ -10,8 +10,8 @@ import torch
 from helpers.training import QUIET, interrupted_at, train, untouched, words_in_the_output_folder_alone
 from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
-from hyperbooth.trainers.guard import Diverged
-from hyperbooth.trainers.options import Method
+from hyperbooth.trainers.config import Method
+from hyperbooth.trainers.engine.divergence import Diverged
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
@@ -97,7 +97,7 @@ def test_a_run_that_meets_its_limit_goes_on_with_less(node: Any, loaded: Any) ->
 def test_a_ruined_run_rescues_the_last_good_word(node: Any, loaded: Any, output_folder: Path) -> None:
     """The loss is no number in the second step: the word as of the first is put where Load finds it."""
     from hyperbooth.nodes.bridge import conditions
-    from hyperbooth.trainers import loop
+    from hyperbooth.trainers.engine import loop
 
     subject, encode, calls = made(node, *loaded[1:]), conditions.encode_prompt_with_gradient, 0
     first, _, _ = train(node, loaded, subject, inversion(), 1, clip=loaded[1])

@@ -21,15 +21,15 @@ from hyperbooth.models.hypernetwork.predictor import Made, Predictor, is_predict
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.train_hypernetwork import run_of, train
-from hyperbooth.trainers import resume
-from hyperbooth.trainers.controls import Controls
-from hyperbooth.trainers.features import Features
-from hyperbooth.trainers.hypernetwork_job import Job
-from hyperbooth.trainers.options import Method, TrainingOptions
-from hyperbooth.trainers.prediction_loss import People
-from hyperbooth.trainers.ranks import Ranks
-from hyperbooth.trainers.state import History
-from hyperbooth.trainers.watch import Watch
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.engine import checkpoints
+from hyperbooth.trainers.engine.distributed import Ranks
+from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.hypernetwork.evaluation import Controls
+from hyperbooth.trainers.hypernetwork.feature_cache import Features
+from hyperbooth.trainers.hypernetwork.loss import People
+from hyperbooth.trainers.hypernetwork.trainer import Job
+from hyperbooth.trainers.reporting.live_view import Watch
 from PIL import Image
 from torch import Tensor
 
@@ -122,7 +122,7 @@ def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
     node: Any, loaded: Any, tmp_path: Path, text: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each sample with its own adapter: the loss of a batch is the mean of singles, its gradient the difference."""
-    from hyperbooth.trainers import hypernetwork as module
+    from hyperbooth.trainers.hypernetwork import train as module
 
     found: dict[str, Any] = {}
 
@@ -302,7 +302,7 @@ def test_a_state_of_another_format_is_another_run(
     """Its numbers would have the shapes, and other meanings."""
     assert "taken up" not in trained(node, loaded, small_bank)[2]
     assert "taken up at step 3" in trained(node, loaded, small_bank)[2]
-    monkeypatch.setattr("hyperbooth.trainers.hypernetwork_run.VERSION", 99)
+    monkeypatch.setattr("hyperbooth.trainers.hypernetwork.config.VERSION", 99)
     assert "taken up" not in trained(node, loaded, small_bank)[2]
 
 
@@ -351,7 +351,7 @@ def test_the_best_look_is_taken_although_the_disk_is_full(
 ) -> None:
     """Once an older best is written and nothing more."""
     heads = looks_that_say(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.1, 6: 0.0})
-    real, written = resume.write_tensors, []
+    real, written = checkpoints.write_tensors, []
 
     def write(*given: Any) -> None:
         written.append(given)
@@ -359,7 +359,7 @@ def test_the_best_look_is_taken_although_the_disk_is_full(
             raise OSError(28, "No space left on device")
         real(*given)
 
-    monkeypatch.setattr(resume, "write_tensors", write)
+    monkeypatch.setattr(checkpoints, "write_tensors", write)
     options = TrainingOptions(preview_every=0, validation=1, checkpoint_every=0)
     found, _, report = trained(node, loaded, small_bank, steps=6, batch_size=2, options=options)
     assert found.facts["taken_at_step"] == 4 and torch.equal(found.network.heads, heads[4])

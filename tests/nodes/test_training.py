@@ -13,9 +13,9 @@ from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.conditions import encode_prompt
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.dreambooth import DreamBooth
-from hyperbooth.trainers.options import Method, TrainingOptions
-from hyperbooth.trainers.subject import Example, Subject
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.data.dataset import Example, Subject
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import sd15_unet
@@ -278,7 +278,7 @@ def test_a_subject_of_another_model_is_refused(node: Any, loaded: Any, subject: 
 
 
 def test_targets_that_match_nothing_are_refused_with_what_there_is() -> None:
-    from hyperbooth.trainers.run import targets_of
+    from hyperbooth.trainers.dreambooth.config import targets_of
 
     shapes = {"diffusion_model.joint_blocks.0.x_block.attn.qkv": (8, 8)}
     with pytest.raises(ValueError, match=r"'cross attention' matches none of the model's 1 layers.*joint_blocks"):

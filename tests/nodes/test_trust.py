@@ -11,10 +11,10 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.nodes.bridge.session import workbench
-from hyperbooth.trainers.dreambooth import DreamBooth
-from hyperbooth.trainers.guard import Diverged
-from hyperbooth.trainers.memory import Plan, choose, measure
-from hyperbooth.trainers.options import TrainingOptions
+from hyperbooth.trainers.config import TrainingOptions
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.engine.divergence import Diverged
+from hyperbooth.trainers.engine.memory_plan import Plan, choose, measure
 
 from tools.small_world.base.model import load as load_small_world
 from tools.small_world.scene import task

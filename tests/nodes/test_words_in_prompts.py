@@ -11,7 +11,7 @@ from hyperbooth.models.adapters.stack import AdapterSet
 from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig, Word, names, spelt_out
 from hyperbooth.nodes.bridge.words import with_words
-from hyperbooth.trainers.options import Method
+from hyperbooth.trainers.config import Method
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, write

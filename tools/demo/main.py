@@ -193,7 +193,7 @@ def collect(base: Path, outcome: Outcome, graph: Graph, output: Path) -> None:
 def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> None:
     """Draw the sheet; in the small world, also measure."""
     load_pack()
-    from hyperbooth.trainers.sheet import grid
+    from hyperbooth.trainers.reporting.image_grid import grid
 
     photographs = [ImageOps.exif_transpose(Image.open(base / "input" / name)) for name in job.photographs]
     cells, titles, captions = [], [], [scene.format(job.class_prompt) for scene in job.scenes]

@@ -25,7 +25,7 @@ from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.adapters.weight_update import changed
 from hyperbooth.models.backbone.frozen_layers import frozen
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
-from hyperbooth.trainers.optimizers import OPTIMIZERS
+from hyperbooth.trainers.engine.optimizers import OPTIMIZERS
 from torch import Tensor, nn
 
 

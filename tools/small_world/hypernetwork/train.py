@@ -191,7 +191,7 @@ def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course) -> Any:
     """The mean person in `folder`, trained if it is not there: a bank grows around the same one only."""
     load_pack()
     from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
-    from hyperbooth.trainers.fingerprint import fingerprint
+    from hyperbooth.trainers.engine.run_hash import fingerprint
 
     how = (LIDB, RATE_OF_PERSON, OPTIONS, course.many, course.together, course.mean_steps)
     path = folder / f"mean_{fingerprint(read(WEIGHTS), *how)[:12]}.safetensors"

@@ -1,0 +1,83 @@
+"""Charts: what they show, and what drawing them may cost."""
+
+import time
+
+import numpy as np
+import pytest
+from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.reporting.charts import beside, block_chart, comparison_chart, loss_chart, smoothed
+from hyperbooth.trainers.reporting.live_view import CHART_SHARE, Watch
+from PIL import Image
+
+
+def test_smoothing_has_no_bias_and_follows() -> None:
+    assert smoothed([2.0] * 10) == pytest.approx([2.0] * 10)
+    noisy = np.random.default_rng(0).normal(1.0, 0.5, 400).tolist()
+    assert np.std(smoothed(noisy)[100:]) < 0.25 * np.std(noisy)
+
+
+def test_the_curve_is_drawn() -> None:
+    empty, full = (
+        np.asarray(loss_chart(History(losses=losses), 50), dtype=int) for losses in ([1.0], [1.0, 3.0, 2.0] * 10)
+    )
+    assert full.shape == (320, 512, 3)
+    assert np.abs(full - empty).max() > 100
+
+
+def test_validation_is_a_curve_of_its_own_with_the_best_step_marked() -> None:
+    losses = [1.0, 3.0, 2.0] * 10
+    validated = History(losses=losses, validation=[(0, 2.0), (10, 1.2), (20, 1.6)])
+    assert validated.best == (10, 1.2)
+    without, chart = (np.asarray(loss_chart(h, 50), dtype=int) for h in (History(losses=losses), validated))
+    gold = np.abs(chart - np.array([0xED, 0xAE, 0x49])).max(-1) < 8
+    assert gold.sum() > 20 and not (np.abs(without - np.array([0xED, 0xAE, 0x49])).max(-1) < 8).any()
+
+
+def test_a_sample_stands_beside_the_chart() -> None:
+    chart = loss_chart(History(losses=[1.0, 2.0]), 2)
+    joined = beside(chart, Image.new("RGB", (64, 64), (255, 0, 0)))
+    assert joined.size == (512 + 320, 320)
+    assert joined.getpixel((600, 100)) == (255, 0, 0)
+
+
+def test_blocks_are_bars() -> None:
+    assert block_chart({"input_blocks.1": 0.1, "middle_block": 0.0}, relative=True).size == (768, 384)
+
+
+def test_pictures_take_a_bounded_share_of_the_time() -> None:
+    shown: list[Image.Image | None] = []
+    watch = Watch(1000, lambda done, of, picture: shown.append(picture), lambda: None, 0)
+    start = time.monotonic()
+    losses: list[float] = []
+    for step in range(1, 400):
+        losses.append(1.0)
+        watch(History(step, losses))
+        time.sleep(0.001)
+    drawn = sum(picture is not None for picture in shown)
+    assert 1 <= drawn <= 2 + (time.monotonic() - start) * CHART_SHARE / watch._cost
+    assert len(shown) == 399
+
+
+def test_samples_come_at_their_steps_and_stay_in_the_picture() -> None:
+    taken: list[int] = []
+    state = History()
+    pictures: dict[int, Image.Image | None] = {}
+
+    def sample() -> Image.Image:
+        taken.append(state.step)
+        return Image.new("RGB", (8, 8))
+
+    watch = Watch(10, lambda done, of, picture: pictures.__setitem__(done, picture), sample, 4)
+    for _ in range(10):
+        state.step += 1
+        state.losses.append(1.0)
+        watch(state)
+    assert taken == [4, 8]
+    assert pictures[4].width > 512 and pictures[10].width > 512
+
+
+def test_a_comparison_shows_curves_between_levels() -> None:
+    levels = {"base": 0.07, "mean": 0.06}
+    one = comparison_chart({"own": [(0, 0.06)], "wrong": [(0, 0.06)]}, levels, 10, "people held out")
+    two = comparison_chart({"own": [(0, 0.06), (10, 0.05)], "wrong": [(0, 0.06), (10, 0.065)]}, levels, 10, "people")
+    assert one.size == two.size == (512, 320) and one.tobytes() != two.tobytes()

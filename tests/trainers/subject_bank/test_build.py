@@ -1,0 +1,63 @@
+"""Banks: which subjects, in which batches, and what is said of them afterwards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hyperbooth.models.adapters import LiDBConfig
+from hyperbooth.models.adapters.parameter_layout import Layout
+from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.subject_bank.bank import Bank
+from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
+from hyperbooth.trainers.subject_bank.build import subject_names
+from hyperbooth.trainers.subject_bank.report import MOST_NAMED, Tally, quality, report
+
+
+def test_subjects_are_the_visible_folders_in_natural_order(tmp_path: Path) -> None:
+    for name in ("p10", "p9", "P1", ".git"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readme.txt").write_text("no subject")
+    assert subject_names(tmp_path) == ["P1", "p9", "p10"]
+    with pytest.raises(ValueError, match="folder 'p9' holds no sub-folder"):
+        subject_names(tmp_path / "p9")
+
+
+def bank(folder: Path, fits: dict[str, Fit]) -> Bank:
+    link = Link.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator().manual_seed(0))
+    base = {"base": "SD15", "weights": {}}
+    manifest = Manifest(Layout.of(link), {"prompt": "a sks face", "steps": 7}, base, {})
+    manifest.save(folder)
+    if fits:
+        count = len(fits)
+        write_shard(folder, manifest, fits, [1] * count, torch.zeros(count, 4),
+                    torch.zeros(count, 2, 2, 3, dtype=torch.uint8), torch.zeros(count, 4, 1, 1))  # fmt: skip
+    return Bank.open(folder)
+
+
+def test_the_report_has_the_controls_and_names_who_learnt_nothing(tmp_path: Path) -> None:
+    built = bank(tmp_path, {"anna": Fit(0.2, 0.1, 0.3), "ben": Fit(0.2, 0.2, 0.5)})
+    tally = Tally(3, left_out=["cleo: no photograph"])
+    tally.batch_done(3, 3600.0)
+    tally.learnt = 2
+    lines = report(built, tally, ["memory: much"], {"ben"}).splitlines()
+    assert lines[0].startswith("2 subjects with 2 pictures in 1 shards (") and lines[0].endswith("2 of them new")
+    assert lines[1] == "lidb of 4 numbers on 1 layers, basis seed 0, each trained for 7 steps on 'a sks face'"
+    assert "base 0.2000, with their own numbers 0.1500, with another subject's 0.4000" in lines[2]
+    assert lines[3].startswith("no better than the base: ben;")
+    assert lines[4:] == [
+        "2 subjects per hour, reading and encoding included", "memory: much",
+        "kept although the folder has them no more: ben", "left out: cleo: no photograph",
+    ]  # fmt: skip
+
+
+def test_a_report_of_thousands_is_short(tmp_path: Path) -> None:
+    names = {f"p{i:04}": Fit(0.1, 0.2) for i in range(300)}
+    tally = Tally(600, left_out=[f"q{i}: broken" for i in range(300)])
+    text = report(bank(tmp_path, names), tally, [], set(names))
+    assert len(text.splitlines()) < 30 and "left out: 290 more" in text and "and 290 more;" in text
+    assert text.count("p00") <= 3 * MOST_NAMED and "another subject" not in text
+
+
+def test_an_empty_bank_has_no_quality(tmp_path: Path) -> None:
+    assert quality(bank(tmp_path, {})) == []

@@ -1,0 +1,192 @@
+"""What a user can set, with its default and the reason for it; node schemas read their defaults here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..models.adapters import LoRAConfig
+from ..models.adapters.targets import RULES
+from ..models.textual_inversion.embeddings import TextualInversionConfig
+from .diffusion.losses import WEIGHTINGS
+from .diffusion.noise_levels import DISTRIBUTIONS, NoiseLevels
+from .engine.checks import check_choice, check_number
+from .engine.divergence import WORSE
+from .engine.lr_schedule import SCHEDULES
+from .engine.optimizers import OPTIMIZERS
+
+PRIOR_MODES = ("class images", "prediction", "none")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+MEMORY_PLANS = ("auto", "as set")
+STORAGES = ("ram", "disk", "none")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained: a family with its settings, where, and how fast.
+
+    Args:
+        family: name of the adapter family.
+        config: the family's settings.
+        targets: rule for the layers, see :data:`models.targets.RULES`.
+        learning_rate: of the diffusion model's part. 1e-4 is AdamW's usual rate for LoRA.
+        text_encoder: also train the text encoder.
+        text_encoder_lr: its rate; half the other is customary, since it overfits to words first.
+        text_targets: rule for its layers; "" follows ``targets``, see :func:`models.targets.text_rule`.
+    """
+
+    family: str = "lora"
+    config: Any = field(default_factory=LoRAConfig)
+    targets: str = "attention"
+    learning_rate: float = 1e-4
+    text_encoder: bool = False
+    text_encoder_lr: float = 5e-5
+    text_targets: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("targets", self.targets, RULES)
+        check_choice("text_targets", self.text_targets, ("", *RULES))
+        for name in ("learning_rate", "text_encoder_lr"):
+            check_number(name, getattr(self, name), 0.0, 1.0)
+
+    @property
+    def word(self) -> TextualInversionConfig | None:
+        """The new word that is trained in place of layers, if there is one."""
+        return self.config if isinstance(self.config, TextualInversionConfig) else None
+
+    @property
+    def encodes_prompts(self) -> bool:
+        """Whether training changes what a prompt is encoded to, so that it needs the text encoder."""
+        return self.text_encoder or self.word is not None
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How it is trained.
+
+    Args:
+        optimizer: one of :data:`.optimizers.OPTIMIZERS`. AdamW: the papers' choice.
+        lr_scheduler: course of the rate after the warm-up, one of :data:`SCHEDULES`.
+        warmup_steps: steps over which the rate rises, (k + 1) / warmup_steps at step k.
+        loss_weighting: w(sigma), see :mod:`.losses`. ``l_simple`` is the papers'.
+        min_snr_gamma: gamma of ``min_snr`` (5 is that paper's).
+        noise_sampling: distribution of the noise levels, see :class:`.noise.NoiseLevels`, as the next five.
+        noise_mean, noise_std, noise_shift, noise_low, noise_high: its numbers.
+        noise_offset: offset noise, see :func:`.noise.standard_noise`; 0.05 to 0.1 where it is used.
+        prior_mode: the prior-preservation term: against ``class images`` if the subject has any; or by
+            ``prediction``, against what the model without the adapter says to the class prompt, with no image needed.
+        prior_weight: its weight, lambda; 1 in the DreamBooth paper.
+        caption_dropout: share of the subject's texts replaced by the empty one; 0.1 keeps guidance in tune.
+        gradient_accumulation: batches per step.
+        max_grad_norm: the gradient is shortened to this length; 0 leaves it. 1 is every trainer's default.
+        gradient_checkpointing: less memory for one more forward per step.
+        precision: of the computation; ``auto`` takes what the model runs with.
+        memory: ``auto`` also splits batches and switches checkpointing on where memory asks for it.
+        ema_decay: the result is a moving average of the steps with this decay; 0 for the last step itself.
+        checkpoint_every: steps between states on disk, from which a stopped run goes on; 0: at cancel and end only.
+        validation: steps between validations, 0 for none; with four pictures or more, one is held out for it.
+        preview_every: steps between samples in the running node, 0 for none. One costs about 20 forwards,
+            so at 100 they are a tenth of the time; at 250, 4 %.
+    """
+
+    optimizer: str = "adamw"
+    lr_scheduler: str = "constant"
+    warmup_steps: int = 0
+    loss_weighting: str = "l_simple"
+    min_snr_gamma: float = 5.0
+    noise_sampling: str = "uniform"
+    prior_mode: str = "class images"
+    prior_weight: float = 1.0
+    gradient_accumulation: int = 1
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    precision: str = "auto"
+    preview_every: int = 250
+    caption_dropout: float = 0.0
+    noise_offset: float = 0.0
+    noise_mean: float = 0.0
+    noise_std: float = 1.0
+    noise_shift: float = 3.0
+    noise_low: float = 0.0
+    noise_high: float = 1.0
+    ema_decay: float = 0.0
+    checkpoint_every: int = 100
+    validation: int = 0
+    memory: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name, bounds in _BOUNDS.items():
+            check_number(name, getattr(self, name), *bounds)
+        if self.noise_low >= self.noise_high:
+            raise ValueError(f"noise_low is {self.noise_low}, noise_high {self.noise_high}; give a lower noise_low")
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The distribution of the noise levels."""
+        return NoiseLevels(
+            self.noise_sampling, self.noise_mean, self.noise_std, self.noise_shift, self.noise_low, self.noise_high
+        )
+
+    @property
+    def worse(self) -> float:
+        """How many times the first losses later ones may be: a prior term taught by prediction starts at nothing, and
+        grows by its weight."""
+        return WORSE * (max(1.0, self.prior_weight) if self.prior_mode == "prediction" else 1.0)
+
+
+_CHOICES: Mapping[str, Any] = {
+    "optimizer": OPTIMIZERS,
+    "lr_scheduler": SCHEDULES,
+    "loss_weighting": WEIGHTINGS,
+    "noise_sampling": DISTRIBUTIONS,
+    "prior_mode": PRIOR_MODES,
+    "precision": PRECISIONS,
+    "memory": MEMORY_PLANS,
+}
+
+_BOUNDS: Mapping[str, tuple[float, ...]] = {
+    "warmup_steps": (0,),
+    "min_snr_gamma": (0.01,),
+    "prior_weight": (0,),
+    "caption_dropout": (0, 1),
+    "noise_offset": (0, 1),
+    "noise_mean": (-10, 10),
+    "noise_std": (0.01, 10),
+    "noise_shift": (0.01, 100),
+    "noise_low": (0, 1),
+    "noise_high": (0, 1),
+    "gradient_accumulation": (1,),
+    "max_grad_norm": (0,),
+    "ema_decay": (0, 0.99999),
+    "checkpoint_every": (0,),
+    "validation": (0,),
+    "preview_every": (0,),
+}
+
+
+@dataclass(frozen=True)
+class Hollowing:
+    """How a network is hollowed for a training.
+
+    Args:
+        fraction: share of the diffusion model's parameters to take out; the nearest legal cut is taken.
+        samples: draws of (picture, noise, level) that the whole network runs on beforehand; training goes through
+            them again and again. As many as ``steps x batch_size`` show each once.
+        storage: where what is recorded is kept: ``ram``; ``disk``, where it survives a cancel; ``none``: nothing is
+            recorded, and each step runs the deep part without gradients on fresh noise.
+    """
+
+    fraction: float = 0.4
+    samples: int = 500
+    storage: str = "ram"
+
+    def __post_init__(self) -> None:
+        check_number("fraction", self.fraction, 0.0, 1.0)
+        check_number("samples", self.samples, 1)
+        check_choice("storage", self.storage, STORAGES)
+
+    @property
+    def essence(self) -> "Hollowing":
+        """The same at one value for what changes nothing about the result, for the run's name."""
+        return replace(self, samples=1) if self.storage == "none" else replace(self, storage="ram")

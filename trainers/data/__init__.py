@@ -1,0 +1,1 @@
+"""Training data: image folders, resizing, augmentation, encoded datasets."""

@@ -1,0 +1,1 @@
+"""The denoising objective: noise levels, loss weightings, preview sampling."""

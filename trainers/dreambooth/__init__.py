@@ -1,0 +1,1 @@
+"""DreamBooth training (arXiv 2208.12242): configuration, loss, trainer."""

@@ -1,0 +1,169 @@
+"""The one training loop. It knows parameters and losses, nothing of networks, adapters or pictures."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import ALONE, Ranks
+from .divergence import WORSE, check_course, check_finite, check_measured, is_due
+from .grad_clip import clip
+from .lr_schedule import lr_factor
+from .state import TrainState
+
+MOST_SKIPPED = 20
+"""Updates that float16 may skip in a row: the scale halves each time, from 2^12 to below 1."""
+
+Losses = Callable[[int], Iterable[Tensor]]
+"""Batch number -> the batch's loss terms, each made when it is asked for and freed after its backward: a number, or one
+for each of several subjects that train side by side ``[subjects]``."""
+OnStep = Callable[[TrainState], None]
+Measure = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of the loop; see :class:`.options.TrainingOptions` for the meaning of each.
+
+    Args:
+        steps: optimiser updates.
+        validation: steps between validations, 0 for none.
+        worse: how many times the first losses the last ones may be, see :mod:`.guard`.
+        apart: several subjects train side by side, see :func:`.clipping.clip`.
+    """
+
+    steps: int
+    lr_scheduler: str = "constant"
+    warmup_steps: int = 0
+    gradient_accumulation: int = 1
+    max_grad_norm: float = 1.0
+    validation: int = 0
+    worse: float = WORSE
+    apart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; give at least 1")
+        if self.warmup_steps >= max(2, self.steps):
+            raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; give fewer")
+
+
+def fit(
+    losses: Losses, state: TrainState, config: FitConfig, on_step: OnStep | None = None,
+    validate: Measure | None = None, probe: Measure | None = None, ranks: Ranks = ALONE,
+) -> None:  # fmt: skip
+    """Take ``state`` on to ``config.steps``, minimising the sum of ``losses(batch)``.
+
+    The terms of a batch go backward one after another, so that memory holds one term's activations at a time. The
+    state changes only between the steps: whatever raises, it is that of the last step done.
+
+    Args:
+        on_step: called after every step.
+        validate: a loss that differs only as the parameters do; measured before the first step, every
+            ``config.validation`` steps, and at the end.
+        probe: a cheaper one, measured when :func:`.guard.is_due` says so.
+        ranks: processes that take the same steps at the same time, each with its part of every batch's loss; the
+            parts add up to the loss of one process alone.
+
+    Raises:
+        Diverged: the loss or gradient is no number, or the loss has grown out of proportion; the message names the
+            step and what to try.
+        RuntimeError: the processes have lost step with each other.
+    """
+    _look(state, config, validate, probe)
+    while state.history.step < config.steps:
+        _step(losses, state, config, ranks)
+        _look(state, config, validate, probe)
+        check_course(state.history.losses, config.worse)
+        if on_step is not None:
+            on_step(state)
+
+
+def _step(losses: Losses, state: TrainState, config: FitConfig, ranks: Ranks) -> None:
+    history = state.history
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = _added_up(_accumulate(losses, state, config), state, ranks)
+    check_finite("loss", loss, history.step + 1)
+    state.scaler.unscale_(state.optimizer)
+    norm = clip(state.parameters, config.max_grad_norm, config.apart)
+    _count_skipped(state, norm)
+    state.set_rate(lr_factor(history.step, config.steps, config.warmup_steps, config.lr_scheduler))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    history.losses.append(loss)
+    history.step += 1
+    if state.average is not None:
+        state.average.update(history.step)
+
+
+def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
+    """Backward through one step's batches; their mean loss.
+
+    What subjects lose adds up, so that each one's gradient is its own; the mean is for the eye.
+    """
+    total = 0.0
+    step, batches = state.history.step, config.gradient_accumulation
+    for batch in range(step * batches, (step + 1) * batches):
+        for loss in losses(batch):
+            value = loss.mean().item()
+            scaled = state.scaler.scale(loss.sum() / batches)
+            if scaled.requires_grad:
+                scaled.backward()
+            total += value / batches
+    _none_is_zero(state.parameters)
+    return total
+
+
+def _added_up(loss: float, state: TrainState, ranks: Ranks) -> float:
+    """The loss of all processes, whose gradients are added up; before any of them decides anything by its own."""
+    step = state.history.step
+    loss, steps = ranks.sum(loss, step)
+    if steps != ranks.of * step:
+        where = f"the {ranks.of} of them at {steps / ranks.of:g} on average"
+        raise RuntimeError(f"process {ranks.rank} is at step {step}, {where}")
+    ranks.add([parameter.grad for parameter in state.parameters if parameter.grad is not None])
+    return loss
+
+
+def _none_is_zero(parameters: Sequence[nn.Parameter]) -> None:
+    """Where no term reaches a parameter the gradient is zero: a word trains, and every prompt of the batch was dropped.
+
+    A single parameter without a gradient is one that no loss ever reaches, and stays out of the update, as those do
+    that want none.
+    """
+    if all(parameter.grad is None for parameter in parameters):
+        for parameter in parameters:
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def _count_skipped(state: TrainState, norm: float) -> None:
+    """A gradient that is no number ends the run; in float16 the step is skipped first, while the scale is searched."""
+    history = state.history
+    if math.isfinite(norm):
+        history.skipped_in_a_row = 0
+        return
+    if not state.scaler.is_enabled() or history.skipped_in_a_row + 1 >= MOST_SKIPPED:
+        check_finite("gradient", norm, history.step + 1)
+    history.skipped += 1
+    history.skipped_in_a_row += 1
+
+
+def _look(state: TrainState, config: FitConfig, validate: Measure | None, probe: Measure | None) -> None:
+    """Measure what is due now, and see whether the run still learns."""
+    step, last = state.history.step, state.history.step == config.steps
+    if config.validation and (step % config.validation == 0 or last):
+        _measured("validation loss", state, state.history.validation, validate)
+    if is_due(step, config.steps):
+        _measured("loss on fixed noise", state, state.history.probes, probe)
+
+
+def _measured(what: str, state: TrainState, record: list[tuple[int, float]], measure: Measure | None) -> None:
+    if measure is None or any(step == state.history.step for step, _ in record):
+        return
+    with state.result():
+        record.append((state.history.step, measure()))
+    check_measured(what, record)

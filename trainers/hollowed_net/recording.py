@@ -1,0 +1,148 @@
+"""Training on a hollow network: what is asked for, and the recording before the first step."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ...models.hollowed_net.activation_cache import InMemory, OnDisk, Records, Store
+from ...models.units import in_mib
+from ..dreambooth.config import Run
+from ..dreambooth.loss import DreamBooth
+from ..engine.checkpoints import States
+from ..engine.memory_plan import HEADROOM
+from ..session import Workbench
+
+OnRecord = Callable[[int, int], None]
+"""Receives (batches recorded, of)."""
+
+
+def silent(_done: int, _total: int) -> None:
+    """For who does not look."""
+
+
+@dataclass
+class Recorder:
+    """Records what a hollow network's training needs, if it needs anything.
+
+    Args:
+        run: what is trained.
+        bench: with the network.
+        store: where to, or None for nothing.
+        on_record: is told of the progress.
+        files: of the run, where an earlier queueing may have recorded to disk.
+        lines: what was done, for the report.
+    """
+
+    run: Run
+    bench: Workbench
+    store: Store | None
+    on_record: OnRecord
+    files: OnDisk
+    lines: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def recorded(
+        self, loss: DreamBooth, off: Callable[[], AbstractContextManager[None]], step: int
+    ) -> Iterator[DreamBooth]:  # fmt: skip
+        """The loss on the hollow network; inside the block, the weights taken out are off the training device.
+
+        Args:
+            off: inside it the network is without the adapter that is to be trained.
+            step: at which the run stands; one that is at its end records nothing.
+        """
+        if self.bench.hollow is not None:
+            self.lines.append(f"hollow: trained without {self.bench.hollow.name}")
+        run = self.run
+        if self.store is None or step >= run.steps:
+            yield loss
+            return
+        records = Records(self.bench.hollow, self.store, -(-run.hollow.samples // run.batch_size))
+        each = run.options.gradient_accumulation
+        needed = records.of(range(step * each, run.steps * each))
+        with off(), self._of_no_use_if_it_fails():
+            self._fill(records, needed, loss)
+        self.lines.append(f"{len(needed)} batches of {run.batch_size} {records.describe()}")
+        logging.info("HyperBooth: %s", self.lines[-1])
+        self.lines += _unseen(run, records.batches, run.steps * each)
+        with self.bench.stowed():
+            yield replace(loss, records=records)
+
+    @contextmanager
+    def _of_no_use_if_it_fails(self) -> Iterator[None]:
+        """Where there is no room, what was recorded stands in the way of the next try with fewer samples."""
+        try:
+            yield
+        except ValueError:
+            self.forget()
+            raise
+        except OSError as error:
+            self.forget()
+            raise OSError(
+                f"recording failed: {error} In Hollowed Net give fewer samples, or choose storage 'ram' or 'none'"
+            ) from error
+
+    def _fill(self, records: Records, batches: list[int], loss: DreamBooth) -> None:
+        """Record batch by batch; sample by sample where memory asks for it."""
+        if not self._fits(records, batches, loss):
+            logging.warning("HyperBooth: out of memory while recording; going on with one sample at a time")
+            self._fill(records, batches, replace(loss, pieces=self.run.batch_size))
+
+    def _fits(self, records: Records, batches: list[int], loss: DreamBooth) -> bool:
+        """Record; False if memory ran out: what the error's frames held is free again after it."""
+        try:
+            records.fill(loss, batches, self.on_record, self._check_room)
+        except Exception as error:
+            if not self.bench.is_out_of_memory(error):
+                raise
+            if loss.pieces == self.run.batch_size:
+                raise torch.OutOfMemoryError(
+                    f"out of memory while recording ({in_mib(self.store.bytes)} so far); in Hollowed Net give fewer "
+                    "samples or choose storage 'disk' or 'none', or lower the resolution in Subject"
+                ) from error
+            return False
+        return True
+
+    def _check_room(self, size: int, more: int) -> None:
+        """There is room for ``more`` batches of ``size`` bytes each.
+
+        Raises:
+            ValueError: there is not.
+        """
+        free = self.store.free()
+        if size * more > HEADROOM * free:
+            disk = self.store is self.files
+            samples = self.run.batch_size * ((self.store.bytes + int(HEADROOM * free)) // size)
+            raise ValueError(
+                f"recording {self.run.hollow.samples} samples takes {in_mib(size * more)} more "
+                f"{'on disk' if disk else 'of main memory'}, and {in_mib(free)} are free; in Hollowed Net give at most "
+                f"{samples} samples, or choose storage {'' if disk else repr('disk') + ' or '}'none'"
+            )
+
+    def forget(self) -> None:
+        """The run is over: what was recorded is of no more use."""
+        for store in (self.store, self.files):
+            if store is not None:
+                store.forget()
+
+
+def _unseen(run: Run, batches: int, drawn: int) -> list[str]:
+    """A line where so few samples are on record that training does not come to see every picture."""
+    pictures, seen = len(run.subject.examples), batches * run.batch_size
+    if batches >= drawn or seen >= pictures:
+        return []
+    warning = f"{run.hollow.samples} samples show {seen} of {pictures} pictures; raise samples in Hollowed Net"
+    logging.warning("HyperBooth: %s", warning)
+    return [f"warning: {warning}"]
+
+
+def recorder_of(run: Run, bench: Workbench, states: States, on_record: OnRecord) -> Recorder:
+    """The recorder that the run asks for."""
+    files = OnDisk(states.records)
+    storage = run.hollow.storage if run.hollow else "none"
+    if storage == "disk":
+        states.drop_records()
+    store = {"ram": InMemory(bench.free_main_memory), "disk": files, "none": None}[storage]
+    return Recorder(run, bench, store, on_record, files)

@@ -1,0 +1,1 @@
+"""HyperDreamBooth training (arXiv 2307.06949): the hypernetwork on a subject bank."""

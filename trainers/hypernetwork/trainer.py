@@ -1,0 +1,242 @@
+"""A training of a hypernetwork under way: network, loss, controls, and what was seen of them."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...models.backbone.gradient_checkpointing import checkpointed
+from ...models.hypernetwork.delta_distance import MOST, Splitter, product_variance
+from ...models.hypernetwork.network import HyperNetwork
+from ...models.hypernetwork.predictor import Made, Predictor
+from ...models.subject_bank.bank import Bank
+from ..data.dataset import Example
+from ..diffusion.losses import weighting
+from ..diffusion.objective import Objective
+from ..engine.checkpoints import States
+from ..engine.distributed import ALONE, Ranks
+from ..engine.loop import FitConfig, fit
+from ..engine.state import Group, History, TrainState
+from ..reporting.charts import comparison_chart
+from ..reporting.live_view import Watcher
+from ..session import Workbench
+from .config import HyperRun
+from .evaluation import Controls, Look
+from .feature_cache import Features, Picture
+from .initialization import starting_network
+from .loss import People, PredictionLoss
+from .row_cache import Rows
+
+Conds = Mapping[str, Any]
+"""Prompt -> its conditioning."""
+
+
+@dataclass
+class Job:
+    """A run on a bench.
+
+    Args:
+        first: the parameters at the start.
+        lines: how it starts, for the report.
+        ranks: processes that share every batch; the leader alone looks.
+        looks: step -> what the controls said.
+        kept: step of the best look so far, and what the network was then, on the CPU.
+        at: step that the result is of.
+        lost: the best step, if that is another, whose state is gone.
+    """
+
+    run: HyperRun
+    bench: Workbench
+    network: HyperNetwork
+    state: TrainState
+    controls: Controls
+    people: People
+    first: list[Tensor]
+    lines: list[str]
+    ranks: Ranks = ALONE
+    looks: dict[int, Look] = field(default_factory=dict)
+    kept: tuple[int, list[Tensor]] = (-1, [])
+    at: int = 0
+    lost: int | None = None
+    started: float = field(default_factory=time.time)
+    pieces: int = 1
+
+    @classmethod
+    def begin(
+        cls, run: HyperRun, bench: Workbench, conds: Conds, features: Features, alive: Callable[[int], None],
+        ranks: Ranks,
+    ) -> "Job":  # fmt: skip
+        bank = run.bank
+        training, held = run.people
+        rows = Rows(features, run.inputs)
+        network, line = starting_network(run, rows, training, lambda: alive(0), ranks)
+        network.to(bench.device)
+        options = run.options
+        state = TrainState(
+            [Group(list(network.parameters()), run.learning_rate)], options.optimizer, options.ema_decay, bench.half
+        )
+        examples = partial(_examples, bank, conds)
+        objective = Objective(
+            bench.denoiser, bench.condition_each, bench.to_model, weighting(options.loss_weighting,
+            options.min_snr_gamma),
+        )  # fmt: skip
+        seen, shown = zip(*map(run.looked_at, held), strict=True)
+        controls = Controls(
+            network, bench, objective, options, run.seed, examples(shown),
+            rows(seen).to(bench.device, torch.float32), bank.theta(held).to(bench.device), run.batch_size,
+            lambda: alive(state.history.step),
+        )  # fmt: skip
+        thetas = Rows(bank.theta, training)
+        counts = [bank.counts[person] for person in training]
+        people = People(training, counts, run.inputs_of(training), thetas, rows, examples)
+        first = [parameter.detach().clone() for parameter in network.parameters()]
+        return cls(run, bench, network, state, controls, people, first, [line, *run.warnings], ranks)
+
+    def fit(self, states: States, watch: Watcher) -> None:
+        """Train to the end, in as many pieces as memory asks for."""
+        while not self._fits(states, watch):
+            if self.pieces >= self.run.batch_size:
+                raise torch.OutOfMemoryError(
+                    "out of memory with one person at a time; set denoising_loss to 0, switch gradient_checkpointing "
+                    "on in Training Options, or load the model in fp8"
+                )
+            self.pieces = min(self.run.batch_size, 2 * self.pieces)
+            self.controls.at_once = -(-self.run.batch_size // self.pieces)
+            logging.warning("HyperBooth: out of memory; going on in %d pieces", self.pieces)
+
+    def _fits(self, states: States, watch: Watcher) -> bool:
+        run, options = self.run, self.run.options
+        config = FitConfig(
+            run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
+            options.max_grad_norm, worse=options.worse,
+        )  # fmt: skip
+
+        def on_step(state: TrainState) -> None:
+            if self._is_due(state.history.step):
+                self._judge(states)
+            if options.checkpoint_every and state.history.step % options.checkpoint_every == 0:
+                states.save(state)
+            watch(state.history)
+
+        with checkpointed(self.bench.blocks if options.gradient_checkpointing else ()):
+            try:
+                self._judge(states)
+                watch(self.state.history)
+                fit(self._loss(), self.state, config, on_step, ranks=self.ranks)
+            except Exception as error:
+                if not self.bench.is_out_of_memory(error):
+                    raise
+                return False
+        return True
+
+    def _loss(self) -> PredictionLoss:
+        run = self.run
+        return PredictionLoss(
+            self.network, self.people, self.bench, self.controls.objective, run.options, run.batch_size, run.seed,
+            run.weight_loss, run.denoising_loss, self._variance, self._gap, self.pieces, self.ranks,
+        )  # fmt: skip
+
+    @cached_property
+    def _gap(self) -> float:
+        return self.ranks.once(lambda: self.controls.gap)
+
+    @cached_property
+    def _variance(self) -> float:
+        return self.ranks.once(self._variance_of_people)
+
+    def _variance_of_people(self) -> float:
+        some = self.people.theta(self.people.places[:MOST])
+        return max(product_variance(Splitter(self.network.layout)(some)).item(), 1e-30)
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.run.look_every == 0 or step == self.run.steps
+
+    def _judge(self, states: States) -> None:
+        """Look at the network as the run would give it now; the loss on people held out, in the units of training,
+        goes into the history. The best network is kept, and its state in a file of its own, for a run that goes on.
+        Where a stopped run is taken up between two looks, it only looks: the whole run went by no such one."""
+        if not self.ranks.leads:
+            return
+        run, history = self.run, self.state.history
+        look = self._look(history.step)
+        if not self._is_due(history.step):
+            return
+        if all(step != history.step for step, _ in history.validation):
+            loss = run.weight_loss * (1 - look.explained) + run.denoising_loss * look.own / self.controls.gap
+            history.validation.append((history.step, loss))
+        if history.best[0] == history.step:
+            with self.state.result():
+                now = [parameter.detach().to("cpu", copy=True) for parameter in self.state.parameters]
+            self.kept = history.step, now
+            if not states.ahead:
+                states.good.save(self.state)
+
+    def _look(self, step: int) -> Look:
+        if step not in self.looks:
+            with self.state.result():
+                self.looks[step] = self.controls.look()
+            logging.info("HyperBooth: step %d: %s", step, self._said(step))
+        return self.looks[step]
+
+    def _said(self, step: int) -> str:
+        return self.looks[step].said(of_weights=self.run.weight_loss > 0)
+
+    def settle(self, states: States) -> None:
+        """Take the parameters of the step that was best on people held out; in a bank of few that comes early."""
+        last, (best, _) = self.state.history.step, self.state.history.best
+        self.at = best
+        if best == 0:
+            self._take(self.first)
+        elif best == self.kept[0]:
+            self._take(self.kept[1])
+        elif best != last and not states.good.load(self.state, best, best):
+            self.at, self.lost = last, best
+        self._look(self.at)
+
+    @torch.no_grad()
+    def _take(self, values: Sequence[Tensor]) -> None:
+        averages = self.state.average.values if self.state.average else ()
+        for places in (self.state.parameters, averages):
+            for place, value in zip(places, values, strict=False):
+                place.copy_(value)
+
+    def picture(self) -> Image.Image | None:
+        """The looks so far: own and wrong predictions over the steps, between what never changes."""
+        if not self.looks:
+            return None
+        looks = sorted(self.looks.items())
+        curves = {name: [(step, getattr(look, name)) for step, look in looks] for name in ("own", "wrong")}
+        return comparison_chart(curves, self.controls.fixed, self.run.steps, "people held out")
+
+    @torch.no_grad()
+    def result(self, encoder: Made, history: History) -> Predictor:
+        """The hypernetwork, on the CPU."""
+        with self.state.result():
+            network = self.network.copied()
+        base, times = self.run.bank.manifest.base, {"started": self.started, "finished": time.time()}
+        facts = {**self.run.facts(history), "taken_at_step": self.at, **self.looks[self.at].facts, **times}
+        return Predictor(network, encoder, Made(base["base"], base["weights"]), self.run.bank.prompt, facts)
+
+    def notes(self, states: States) -> tuple[str, ...]:
+        """The start, the first look, the best and the last, and what went wrong without harm."""
+        told = sorted({min(self.looks), self.at, max(self.looks)})
+        lines = [*self.lines, *(f"at step {step}: {self._said(step)}" for step in told)]
+        which = f"; that of step {self.lost}" if self.lost is not None else ""
+        gone = ", is not on the disk any more" if which else ""
+        lines += [f"the hypernetwork is that of step {self.at}{which}, the best on people held out{gone}"]
+        lines += [f"computing in {self.pieces} pieces"] if self.pieces > 1 else []
+        return (*lines, *(place.failure for place in (states, states.good) if place.failure))
+
+
+def _examples(bank: Bank, conds: Conds, pictures: Sequence[Picture]) -> list[Example]:
+    prompts = [bank.prompt_of(*picture) for picture in pictures]
+    return [
+        Example(latent[None], conds[prompt], prompt)
+        for latent, prompt in zip(bank.latent(pictures), prompts, strict=True)
+    ]

@@ -1,0 +1,104 @@
+"""Charts as pictures."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..engine.state import History
+
+SMOOTHING = 0.05
+"""Share of the run that the smoothed curve averages over."""
+
+
+def smoothed(losses: Sequence[float], total: int | None = None) -> list[float]:
+    """Exponential moving average without bias at the start: ``m_k / (1 - b^k)``, ``m_k = b m_(k-1) + (1-b) l_k``."""
+    keep = 1 - 1 / max(1.0, SMOOTHING * (total or len(losses)))
+    average, weight, curve = 0.0, 0.0, []
+    for loss in losses:
+        average, weight = keep * average + (1 - keep) * loss, keep * weight + (1 - keep)
+        curve.append(average / weight)
+    return curve
+
+
+def loss_chart(history: History, total: int) -> Image.Image:
+    """Every loss as a dot, the smoothed curve over them, the axis as long as the whole run (``total`` steps).
+
+    Validation losses are a curve of their own, the best one marked.
+    """
+    losses = history.losses
+    figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, ".", color="#9db4c0", markersize=3)
+    curve = smoothed(losses, total)
+    axes.plot(steps, curve, color="#d1495b", linewidth=2)
+    if history.best is not None:
+        _draw_validation(axes, history, total)
+    axes.set_xlim(0, total + 1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(f"step {len(losses)} of {total}   loss {curve[-1]:.4f} (smoothed)", fontsize=10)
+    axes.grid(alpha=0.3)
+    return _rendered(figure)
+
+
+def _draw_validation(axes: Axes, history: History, total: int) -> None:
+    axes.plot(*zip(*history.validation, strict=True), color="#00798c", linewidth=1.5, marker="o", markersize=3)
+    step, loss = history.best
+    side = "right" if step > 0.6 * total else "left"
+    axes.plot(step, loss, "*", color="#edae49", markeredgecolor="#00798c", markersize=13)
+    axes.annotate(
+        f"best: step {step}, {loss:.4f}", (step, loss), (0, 9), textcoords="offset points", fontsize=8, ha=side
+    )
+
+
+def comparison_chart(
+    curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str, float], total: int, title: str
+) -> Image.Image:  # fmt: skip
+    """Losses by name over the steps of a run, ``(step, loss)`` each, between losses that stay where they are."""
+    figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for (name, curve), color in zip(curves.items(), ("#d1495b", "#9db4c0", "#edae49"), strict=False):
+        axes.plot(*zip(*curve, strict=True), color=color, linewidth=2, marker="o", markersize=3, label=name)
+    for name, level in levels.items():
+        axes.axhline(level, color="#00798c", linewidth=1, linestyle="--")
+        axes.annotate(name, (total, level), (-2, 2), textcoords="offset points", fontsize=8, ha="right")
+    axes.set_xlim(0, total + 1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8, loc="upper left")
+    axes.grid(alpha=0.3)
+    return _rendered(figure)
+
+
+def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
+    """Mean change of the weights per block (block name -> change) as bars, in the network's order."""
+    figure = Figure(figsize=(7.68, 3.84), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(changes)), list(changes.values()), color="#00798c")
+    axes.set_xticks(range(len(changes)), list(changes), rotation=90, fontsize=7)
+    axes.set_ylabel("mean ||dW|| / ||W||" if relative else "mean ||dW||")
+    axes.grid(axis="y", alpha=0.3)
+    return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return Image.open(buffer).convert("RGB")
+
+
+def beside(chart: Image.Image, sample: Image.Image | None) -> Image.Image:
+    """The chart, and to its right the sample at the same height."""
+    if sample is None:
+        return chart
+    scaled = sample.resize((round(sample.width * chart.height / sample.height), chart.height))
+    joined = Image.new("RGB", (chart.width + scaled.width, chart.height), "white")
+    joined.paste(chart, (0, 0))
+    joined.paste(scaled, (chart.width, 0))
+    return joined

@@ -1,0 +1,1 @@
+"""Building subject banks: many subjects trained in one batch."""
