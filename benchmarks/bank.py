@@ -82,7 +82,7 @@ def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
     model = job.model()
     import_pack.load_pack()
     from hyperbooth.models.adapters import LiDBConfig
-    from hyperbooth.nodes.bridge.session import workbench
+    from hyperbooth.nodes.bridge.training_session import workbench
     from hyperbooth.trainers.config import Method, TrainingOptions
     from hyperbooth.trainers.data.dataset import Example, Subject
     from hyperbooth.trainers.subject_bank.config import Recipe

@@ -95,7 +95,7 @@ def timed(make: Callable[[], Any]) -> tuple[Any, float]:
 
 def forget_runs() -> None:
     """*Fast Fine-tune* goes on with a run of the same inputs, if there is one."""
-    from hyperbooth.nodes.bridge.files import state_folder
+    from hyperbooth.nodes.bridge.folders import state_folder
 
     shutil.rmtree(state_folder(), ignore_errors=True)
 

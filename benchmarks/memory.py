@@ -109,7 +109,7 @@ def measure(name: str, job: Job) -> Row:
 
 def of_hollow(job: Job, name: str) -> Row:
     """What is recorded of one sample, the output of the last block taken out; and the weights taken out."""
-    from hyperbooth.nodes.bridge.cuts import nearest_cut
+    from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
 
     model = job.model()
     hollow = nearest_cut(model.model.diffusion_model, float(name.split("_")[1])).hollow

@@ -56,9 +56,9 @@ def predictor(model: Any, vision: Any) -> Any:
     from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
     from hyperbooth.models.hypernetwork.predictor import Made, Predictor
     from hyperbooth.models.metadata.base_fingerprint import sample_of
-    from hyperbooth.nodes.bridge.layers import architecture, layer_shapes, trainable_layers
-    from hyperbooth.nodes.bridge.lora import base_weights
-    from hyperbooth.nodes.bridge.vision import encoder_of
+    from hyperbooth.nodes.bridge.adapters.patching import base_weights
+    from hyperbooth.nodes.bridge.images.clip_vision import encoder_of
+    from hyperbooth.nodes.bridge.model.layers import architecture, layer_shapes, trainable_layers
 
     draw = torch.Generator().manual_seed(0)
     targets = select_targets(layer_shapes(trainable_layers(model)), "attention")

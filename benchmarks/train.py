@@ -72,8 +72,8 @@ def personalizing(
     model = job.model()
     import_pack.load_pack()
     from hyperbooth.models import adapters
-    from hyperbooth.nodes.bridge.cuts import nearest_cut
-    from hyperbooth.nodes.bridge.session import workbench
+    from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+    from hyperbooth.nodes.bridge.training_session import workbench
     from hyperbooth.trainers.config import Hollowing, Method, TrainingOptions
     from hyperbooth.trainers.data.dataset import Example, Subject
     from hyperbooth.trainers.dreambooth.config import Run

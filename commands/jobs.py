@@ -14,16 +14,16 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from ..models.files.adapter_file import load_adapter
 from ..models.hypernetwork.checkpoint import load_predictor
 from ..models.subject_bank.bank import Bank
-from ..nodes.bank import BuildBank, build
-from ..nodes.bridge.banks import bank_path
-from ..nodes.bridge.files import adapter_path, check_prefix, network_path
+from ..nodes.bridge.folders import adapter_path, check_prefix, network_path
 from ..nodes.bridge.headless import load_checkpoint, load_vision, tell_progress, tells_all
+from ..nodes.bridge.subject_banks import bank_path
 from ..nodes.extension import HyperBooth
-from ..nodes.hypernetwork import SaveHyperNetwork
+from ..nodes.hypernetwork.predict import SaveHyperNetwork
+from ..nodes.hypernetwork.subject_bank import BuildBank, build
+from ..nodes.hypernetwork.train import WARMUP, TrainHyperNetwork, options_for, report, run_of, train
 from ..nodes.methods import MethodLiDB
-from ..nodes.options import Options
-from ..nodes.train import RESUME
-from ..nodes.train_hypernetwork import WARMUP, TrainHyperNetwork, options_for, report, run_of, train
+from ..nodes.training.train_adapter import RESUME
+from ..nodes.training.training_options import Options
 from ..trainers.config import TrainingOptions
 from ..trainers.engine.distributed import ALONE, Ranks, joined
 from ..trainers.engine.divergence import Diverged

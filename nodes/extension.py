@@ -2,25 +2,25 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapter import Apply, Combine, Info, ToLoRA
-from .bank import BuildBank, LoadBank
-from .bridge.banks import register_bank_folders
-from .bridge.encoders import register_encoder_folders
-from .bridge.files import register_networks, register_saved_words
-from .bridge.weight_adapter import register
-from .class_images import ClassImages
-from .fast_finetune import FastFinetune
-from .files import Load, Save
-from .folder import ImagesFromFolder
-from .hollow import HollowedNet
-from .hypernetwork import LoadHyperNetwork, Predict, SaveHyperNetwork
-from .latents import SubjectFromLatents
+from .adapters.apply import Apply, Combine, Info, ToLoRA
+from .adapters.save_load import Load, Save
+from .bridge.adapters.weight_adapter import register
+from .bridge.folders import register_networks, register_saved_words
+from .bridge.images.metric_encoders import register_encoder_folders
+from .bridge.subject_banks import register_bank_folders
+from .data.class_images import ClassImages
+from .data.image_folder import ImagesFromFolder
+from .data.subject import Subject
+from .data.subject_from_latents import SubjectFromLatents
+from .evaluation import CompareSheet, PriorScore, PromptFidelity, SubjectFidelity
+from .hypernetwork.predict import LoadHyperNetwork, Predict, SaveHyperNetwork
+from .hypernetwork.subject_bank import BuildBank, LoadBank
+from .hypernetwork.train import TrainHyperNetwork
 from .methods import MethodDreamBooth, MethodLiDB, MethodLoRA, MethodPaRa, MethodTextualInversion
-from .options import Options
-from .scoring import CompareSheet, PriorScore, PromptFidelity, SubjectFidelity
-from .subject import Subject
-from .train import Train
-from .train_hypernetwork import TrainHyperNetwork
+from .training.fast_finetune import FastFinetune
+from .training.hollowed_net import HollowedNet
+from .training.train_adapter import Train
+from .training.training_options import Options
 
 
 class HyperBooth(ComfyExtension):

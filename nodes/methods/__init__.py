@@ -1,6 +1,6 @@
 """How it is learnt: the parametrisation of the change, a node each."""
 
-from .dreambooth import MethodDreamBooth
+from .full_finetune import MethodDreamBooth
 from .lidb import MethodLiDB
 from .lora import MethodLoRA
 from .para import MethodPaRa

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ...models.adapters import LiDBConfig
 from ...trainers.config import Method
-from . import inputs
+from ..common import method_inputs
 
 CONFIG = LiDBConfig()
 METHOD = Method("lidb", CONFIG, "attention", 1e-3, True, 5e-4, "attention and feed-forward")
@@ -24,11 +24,11 @@ class MethodLiDB(io.ComfyNode):
         return io.Schema(
             node_id="HyperBoothMethodLiDB",
             display_name="LiDB",
-            category=inputs.CATEGORY,
+            category=method_inputs.CATEGORY,
             description="Lightweight DreamBooth: a LoRA inside a small random space, 30,000 numbers and about 120 KB "
             "for SD1.5. For very many small adapters.",
             inputs=[
-                inputs.rank(CONFIG.rank, "Directions per layer, inside the random space. 1 in the paper."),
+                method_inputs.rank(CONFIG.rank, "Directions per layer, inside the random space. 1 in the paper."),
                 io.Int.Input(
                     "a",
                     default=CONFIG.a,
@@ -51,14 +51,14 @@ class MethodLiDB(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Which random space. Keep 0: only adapters of one seed can be compared and predicted.",
                 ),
-                inputs.targets(METHOD.targets, "Which layers change. Attention is the paper's choice."),
-                inputs.learning_rate(
+                method_inputs.targets(METHOD.targets, "Which layers change. Attention is the paper's choice."),
+                method_inputs.learning_rate(
                     METHOD.learning_rate,
                     "Of the diffusion model's part. 1e-3 learns as fast as LoRA at 1e-4; 3e-3 for few steps.",
                 ),
-                *inputs.text_encoder(METHOD),
+                *method_inputs.text_encoder(METHOD),
             ],
-            outputs=[inputs.output()],
+            outputs=[method_inputs.output()],
         )
 
     @classmethod

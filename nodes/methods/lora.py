@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ...models.adapters import LoRAConfig
 from ...trainers.config import Method
-from . import inputs
+from ..common import method_inputs
 
 CONFIG = LoRAConfig()
 METHOD = Method()
@@ -18,10 +18,10 @@ class MethodLoRA(io.ComfyNode):
         return io.Schema(
             node_id="HyperBoothMethodLoRA",
             display_name="LoRA",
-            category=inputs.CATEGORY,
+            category=method_inputs.CATEGORY,
             description="Low-rank adaptation: a small matrix pair beside each layer. The usual choice.",
             inputs=[
-                inputs.rank(
+                method_inputs.rank(
                     CONFIG.rank, "Directions per layer. 4 to 16 for one subject; more holds more and overfits sooner."
                 ),
                 io.Float.Input(
@@ -32,14 +32,16 @@ class MethodLoRA(io.ComfyNode):
                     step=0.5,
                     tooltip="The change is scaled by alpha / rank. Equal to the rank: not scaled.",
                 ),
-                inputs.targets(METHOD.targets, "Which layers change. Attention is the paper's choice and the fastest."),
-                inputs.learning_rate(
+                method_inputs.targets(
+                    METHOD.targets, "Which layers change. Attention is the paper's choice and the fastest."
+                ),
+                method_inputs.learning_rate(
                     METHOD.learning_rate,
                     "Of the diffusion model's part. 1e-4 with AdamW; lower if samples turn to noise.",
                 ),
-                *inputs.text_encoder(METHOD),
+                *method_inputs.text_encoder(METHOD),
             ],
-            outputs=[inputs.output()],
+            outputs=[method_inputs.output()],
         )
 
     @classmethod

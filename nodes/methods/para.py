@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ...models.adapters import PaRaConfig
 from ...models.adapters.para.adapter import INITS
 from ...trainers.config import Method
-from . import inputs
+from ..common import method_inputs
 
 CONFIG = PaRaConfig()
 METHOD = Method("para", CONFIG, "all but cross attention", 3e-4)
@@ -22,11 +22,11 @@ class MethodPaRa(io.ComfyNode):
         return io.Schema(
             node_id="HyperBoothMethodPaRa",
             display_name="PaRa",
-            category=inputs.CATEGORY,
+            category=method_inputs.CATEGORY,
             description="Parameter rank reduction: learns which few directions of each layer's output to remove. Half "
             "the size of a LoRA of the same rank, and adapters stack: in Combine Adapters put PaRa before LoRA.",
             inputs=[
-                inputs.rank(
+                method_inputs.rank(
                     CONFIG.rank,
                     "Directions removed per layer. More holds the subject better, and leaves less to edit and vary.",
                 ),
@@ -37,12 +37,14 @@ class MethodPaRa(io.ComfyNode):
                     tooltip="Where it starts. smallest singular: on the directions the model uses least, next to the "
                     "unchanged model. random: anywhere.",
                 ),
-                inputs.targets(METHOD.targets, "Which layers change. All but cross attention is the paper's advice."),
-                inputs.learning_rate(
+                method_inputs.targets(
+                    METHOD.targets, "Which layers change. All but cross attention is the paper's advice."
+                ),
+                method_inputs.learning_rate(
                     METHOD.learning_rate, "3e-4 learns as fast as LoRA at 1e-4; lower if samples turn to noise."
                 ),
             ],
-            outputs=[inputs.output()],
+            outputs=[method_inputs.output()],
         )
 
     @classmethod

@@ -4,8 +4,7 @@ from comfy_api.latest import io
 
 from ...models.textual_inversion.embeddings import FAMILY, MOST_VECTORS, TextualInversionConfig
 from ...trainers.config import Method
-from .. import sockets
-from . import inputs
+from ..common import method_inputs, sockets
 
 WORD = TextualInversionConfig()
 LEARNING_RATE = 5e-3
@@ -20,7 +19,7 @@ class MethodTextualInversion(io.ComfyNode):
         return io.Schema(
             node_id="HyperBoothMethodTextualInversion",
             display_name="Textual Inversion",
-            category=inputs.CATEGORY,
+            category=method_inputs.CATEGORY,
             description="A new word for the prompt: a few vectors in the text encoders' embeddings are trained, the "
             "model stays as it is. The smallest file, and no other prompt changes. Then a LoRA on top, if wanted.",
             inputs=[
@@ -43,7 +42,7 @@ class MethodTextualInversion(io.ComfyNode):
                     tooltip="Vectors of the word, each takes the place of a token. 1 as in the paper; 2 to 8 hold "
                     "more of the subject and follow other words less.",
                 ),
-                inputs.learning_rate(LEARNING_RATE, "5e-3 with AdamW; 5e-4 for a slow, careful run."),
+                method_inputs.learning_rate(LEARNING_RATE, "5e-3 with AdamW; 5e-4 for a slow, careful run."),
             ],
             outputs=[sockets.Method.Output(display_name="method", tooltip="For Train Adapter; connect clip there.")],
         )

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hyperbooth.commands.arguments import Inputs
 from hyperbooth.commands.jobs import JOBS
-from hyperbooth.nodes.bank import BuildBank
+from hyperbooth.nodes.hypernetwork.subject_bank import BuildBank
+from hyperbooth.nodes.hypernetwork.train import TrainHyperNetwork
 from hyperbooth.nodes.methods import MethodLiDB
-from hyperbooth.nodes.options import Options
-from hyperbooth.nodes.train_hypernetwork import TrainHyperNetwork
+from hyperbooth.nodes.training.training_options import Options
 from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.engine.distributed import ALONE
 

@@ -15,7 +15,7 @@ from hyperbooth.models.files.safetensors_io import write_tensors
 from hyperbooth.models.hypernetwork.checkpoint import load_predictor
 from hyperbooth.models.hypernetwork.network import HyperNetwork
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.nodes.bridge.vision import encoder_of
+from hyperbooth.nodes.bridge.images.clip_vision import encoder_of
 from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.engine.run_hash import fingerprint
 from hyperbooth.trainers.hypernetwork.feature_cache import Features

@@ -6,7 +6,7 @@ import torch
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.adapters.stack import AdapterSet, Link
 from hyperbooth.models.adapters.targets import select_targets
-from hyperbooth.nodes.bridge.layers import layer_shapes, trainable_layers
+from hyperbooth.nodes.bridge.model.layers import layer_shapes, trainable_layers
 from torch import Tensor
 
 from helpers import reference

@@ -10,8 +10,8 @@ from hyperbooth.models.adapters.stack import Link
 from hyperbooth.models.adapters.targets import select_targets
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
-from hyperbooth.nodes.bridge.banks import base_of
-from hyperbooth.nodes.bridge.layers import layer_shapes, trainable_layers
+from hyperbooth.nodes.bridge.model.layers import layer_shapes, trainable_layers
+from hyperbooth.nodes.bridge.subject_banks import base_of
 from hyperbooth.trainers.engine.rng import generator_for
 from torch import Tensor
 

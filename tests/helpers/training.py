@@ -12,8 +12,8 @@ import folder_paths
 import pytest
 import torch
 from hyperbooth.models.adapters import LoRAConfig
-from hyperbooth.nodes.bridge.conditions import encode_prompt
-from hyperbooth.nodes.bridge.files import register_saved_words
+from hyperbooth.nodes.bridge.folders import register_saved_words
+from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
 from hyperbooth.trainers.config import Method, TrainingOptions
 from torch import Tensor
 

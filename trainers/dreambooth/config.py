@@ -14,6 +14,7 @@ from ..data.dataset import Example, Subject
 from ..engine.checks import check_number
 from ..engine.run_hash import fingerprint
 from ..engine.state import History
+from ..hollowed_net.recording import RecordingConfig
 
 HELD_OUT_FROM = 4
 """Pictures from which on one can be spared for validation."""
@@ -112,6 +113,15 @@ class Run:
     def has_a_past(self) -> bool:
         """Whether it starts from an adapter, so that its start is not the plain model."""
         return self.start_from is not None or self.on_top_of is not None
+
+    @property
+    def recording(self) -> RecordingConfig:
+        """What a run on a hollow network records; nothing without one."""
+        hollow = self.hollow or Hollowing(storage="none")
+        return RecordingConfig(
+            storage=hollow.storage, samples=hollow.samples, batch_size=self.batch_size, steps=self.steps,
+            gradient_accumulation=self.options.gradient_accumulation, images=len(self.subject.examples),
+        )  # fmt: skip
 
     def targets(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:
         """The layers that train: those that the method names, or on top of an adapter its own."""

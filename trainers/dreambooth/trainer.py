@@ -69,7 +69,7 @@ def personalize(
     weight_of = weights_of(bench, lambda: seen(History()))
     job = _taken_up(run, bench, states) or _Job.begin(run, bench, weight_of)
     resumed, warnings = job.state.history.step, _warnings(job.adapter)
-    recorder = recorder_of(run, bench, states, on_record)
+    recorder = recorder_of(run.recording, bench, states, on_record)
     try:
         with states.keeping(job.state):
             lines = job.fit(_keeping(states, run, seen), recorder)
@@ -142,6 +142,10 @@ def _rescue(job: "_Job", states: States, run: Run, rescue: Rescue) -> str:
     return f"The adapter as of step {step}, the last good state, was saved as {name}."
 
 
+def _in_pieces(loss: DreamBooth, pieces: int) -> DreamBooth:
+    return replace(loss, pieces=pieces)
+
+
 @dataclass(frozen=True)
 class _Job:
     """A run on a bench: the adapter, and the state of the part that trains."""
@@ -171,7 +175,8 @@ class _Job:
                 run.seed, without, teacher_apart=run.has_a_past,
             )  # fmt: skip
             off = partial(at_its_start, self.adapter, run, bench) if run.has_a_past or run.method.word else without
-            with recorder.recorded(loss, off, self.state.history.step) as loss:
+            with recorder.recorded(partial(_in_pieces, loss), off, self.state.history.step) as records:
+                loss = replace(loss, records=records)
                 plan, line = self._plan(loss)
                 while not self._fits(plan, loss, on_step):
                     plan = self._tighter(plan)

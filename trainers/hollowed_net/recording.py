@@ -3,20 +3,42 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
-from ...models.hollowed_net.activation_cache import InMemory, OnDisk, Records, Store
+from ...models.hollowed_net.activation_cache import InMemory, OnDisk, Records, Source, Store
 from ...models.units import in_mib
-from ..dreambooth.config import Run
-from ..dreambooth.loss import DreamBooth
 from ..engine.checkpoints import States
 from ..engine.memory_plan import HEADROOM
 from ..session import Workbench
 
 OnRecord = Callable[[int, int], None]
 """Receives (batches recorded, of)."""
+
+
+Sources = Callable[[int], Source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingConfig:
+    """What a run records.
+
+    Args:
+        storage: one of :data:`..config.STORAGES`; "none" records nothing.
+        samples: recorded in all.
+        batch_size: samples of a batch.
+        steps: of the run.
+        gradient_accumulation: batches of a step.
+        images: that there are to be seen.
+    """
+
+    storage: str
+    samples: int
+    batch_size: int
+    steps: int
+    gradient_accumulation: int
+    images: int
 
 
 def silent(_done: int, _total: int) -> None:
@@ -28,7 +50,7 @@ class Recorder:
     """Records what a hollow network's training needs, if it needs anything.
 
     Args:
-        run: what is trained.
+        config: what the run asks for.
         bench: with the network.
         store: where to, or None for nothing.
         on_record: is told of the progress.
@@ -36,7 +58,7 @@ class Recorder:
         lines: what was done, for the report.
     """
 
-    run: Run
+    config: RecordingConfig
     bench: Workbench
     store: Store | None
     on_record: OnRecord
@@ -45,30 +67,31 @@ class Recorder:
 
     @contextmanager
     def recorded(
-        self, loss: DreamBooth, off: Callable[[], AbstractContextManager[None]], step: int
-    ) -> Iterator[DreamBooth]:  # fmt: skip
-        """The loss on the hollow network; inside the block, the weights taken out are off the training device.
+        self, sources: Sources, off: Callable[[], AbstractContextManager[None]], step: int
+    ) -> Iterator[Records | None]:  # fmt: skip
+        """What is on record, if anything is; inside the block, the weights taken out are off the training device.
 
         Args:
+            sources: gives what is recorded, for a batch that goes through the network in so many parts.
             off: inside it the network is without the adapter that is to be trained.
             step: at which the run stands; one that is at its end records nothing.
         """
         if self.bench.hollow is not None:
             self.lines.append(f"hollow: trained without {self.bench.hollow.name}")
-        run = self.run
-        if self.store is None or step >= run.steps:
-            yield loss
+        config = self.config
+        if self.store is None or step >= config.steps:
+            yield None
             return
-        records = Records(self.bench.hollow, self.store, -(-run.hollow.samples // run.batch_size))
-        each = run.options.gradient_accumulation
-        needed = records.of(range(step * each, run.steps * each))
+        records = Records(self.bench.hollow, self.store, -(-config.samples // config.batch_size))
+        each = config.gradient_accumulation
+        needed = records.of(range(step * each, config.steps * each))
         with off(), self._of_no_use_if_it_fails():
-            self._fill(records, needed, loss)
-        self.lines.append(f"{len(needed)} batches of {run.batch_size} {records.describe()}")
+            self._fill(records, needed, sources)
+        self.lines.append(f"{len(needed)} batches of {config.batch_size} {records.describe()}")
         logging.info("HyperBooth: %s", self.lines[-1])
-        self.lines += _unseen(run, records.batches, run.steps * each)
+        self.lines += _unseen(config, records.batches, config.steps * each)
         with self.bench.stowed():
-            yield replace(loss, records=records)
+            yield records
 
     @contextmanager
     def _of_no_use_if_it_fails(self) -> Iterator[None]:
@@ -84,20 +107,20 @@ class Recorder:
                 f"recording failed: {error} In Hollowed Net give fewer samples, or choose storage 'ram' or 'none'"
             ) from error
 
-    def _fill(self, records: Records, batches: list[int], loss: DreamBooth) -> None:
+    def _fill(self, records: Records, batches: list[int], sources: Sources, pieces: int = 1) -> None:
         """Record batch by batch; sample by sample where memory asks for it."""
-        if not self._fits(records, batches, loss):
+        if not self._fits(records, batches, sources, pieces):
             logging.warning("HyperBooth: out of memory while recording; going on with one sample at a time")
-            self._fill(records, batches, replace(loss, pieces=self.run.batch_size))
+            self._fill(records, batches, sources, self.config.batch_size)
 
-    def _fits(self, records: Records, batches: list[int], loss: DreamBooth) -> bool:
+    def _fits(self, records: Records, batches: list[int], sources: Sources, pieces: int) -> bool:
         """Record; False if memory ran out: what the error's frames held is free again after it."""
         try:
-            records.fill(loss, batches, self.on_record, self._check_room)
+            records.fill(sources(pieces), batches, self.on_record, self._check_room)
         except Exception as error:
             if not self.bench.is_out_of_memory(error):
                 raise
-            if loss.pieces == self.run.batch_size:
+            if pieces == self.config.batch_size:
                 raise torch.OutOfMemoryError(
                     f"out of memory while recording ({in_mib(self.store.bytes)} so far); in Hollowed Net give fewer "
                     "samples or choose storage 'disk' or 'none', or lower the resolution in Subject"
@@ -114,9 +137,9 @@ class Recorder:
         free = self.store.free()
         if size * more > HEADROOM * free:
             disk = self.store is self.files
-            samples = self.run.batch_size * ((self.store.bytes + int(HEADROOM * free)) // size)
+            samples = self.config.batch_size * ((self.store.bytes + int(HEADROOM * free)) // size)
             raise ValueError(
-                f"recording {self.run.hollow.samples} samples takes {in_mib(size * more)} more "
+                f"recording {self.config.samples} samples takes {in_mib(size * more)} more "
                 f"{'on disk' if disk else 'of main memory'}, and {in_mib(free)} are free; in Hollowed Net give at most "
                 f"{samples} samples, or choose storage {'' if disk else repr('disk') + ' or '}'none'"
             )
@@ -128,21 +151,21 @@ class Recorder:
                 store.forget()
 
 
-def _unseen(run: Run, batches: int, drawn: int) -> list[str]:
+def _unseen(config: RecordingConfig, batches: int, drawn: int) -> list[str]:
     """A line where so few samples are on record that training does not come to see every picture."""
-    pictures, seen = len(run.subject.examples), batches * run.batch_size
+    pictures, seen = config.images, batches * config.batch_size
     if batches >= drawn or seen >= pictures:
         return []
-    warning = f"{run.hollow.samples} samples show {seen} of {pictures} pictures; raise samples in Hollowed Net"
+    warning = f"{config.samples} samples show {seen} of {pictures} pictures; raise samples in Hollowed Net"
     logging.warning("HyperBooth: %s", warning)
     return [f"warning: {warning}"]
 
 
-def recorder_of(run: Run, bench: Workbench, states: States, on_record: OnRecord) -> Recorder:
+def recorder_of(config: RecordingConfig, bench: Workbench, states: States, on_record: OnRecord) -> Recorder:
     """The recorder that the run asks for."""
     files = OnDisk(states.records)
-    storage = run.hollow.storage if run.hollow else "none"
+    storage = config.storage
     if storage == "disk":
         states.drop_records()
     store = {"ram": InMemory(bench.free_main_memory), "disk": files, "none": None}[storage]
-    return Recorder(run, bench, store, on_record, files)
+    return Recorder(config, bench, store, on_record, files)

@@ -6,7 +6,7 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
-from hyperbooth.nodes.bridge.layers import architecture
+from hyperbooth.nodes.bridge.model.layers import architecture
 from torch import nn
 
 from tools.small_world.base.autoencoder import CHANNELS, Autoencoder

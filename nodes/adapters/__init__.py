@@ -1,0 +1,1 @@
+"""Nodes that apply, combine, save, load and describe adapters."""

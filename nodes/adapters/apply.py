@@ -1,0 +1,167 @@
+"""Using an adapter: on a model, as a stock LoRA, and what is in it."""
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...models.adapters.stack import AdapterSet
+from ...models.adapters.targets import DIFFUSION_PREFIX
+from ...models.adapters.weight_update import depends_on_weight
+from ...models.files.lora_key_formats import link_tensors, plain_link
+from ...models.metadata.base_fingerprint import disagree
+from ...models.metadata.combine import combined
+from ...models.metadata.summary import change_per_block, removal_warning, summary
+from ...trainers.engine.checks import check_number
+from ...trainers.reporting.charts import block_chart
+from ..bridge.adapters.patching import (
+    apply_adapter,
+    base_weights,
+    check_base,
+    check_fits,
+    has_text_layers,
+    warn_of_another_base,
+)
+from ..bridge.images.vae import to_image
+from ..common import sockets
+
+STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
+
+
+class Apply(io.ComfyNode):
+    """Model and adapter -> personalised model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothApply",
+            display_name="Apply Adapter",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="Puts an adapter on a model (and its text encoder), exactly as the stock Load LoRA would put "
+            "the saved file.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model it was trained on, or another of the same architecture."),
+                sockets.Adapter.Input("adapter", tooltip="From Train Adapter or Load Adapter."),
+                io.Float.Input("strength_model", **STRENGTH, tooltip="1 is what was trained, 0 is nothing."),
+                io.Clip.Input("clip", optional=True, tooltip="Connect it if the text encoder was trained too."),
+                io.Float.Input("strength_clip", **STRENGTH, tooltip="The same for the text encoder.", optional=True),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The personalised model."),
+                io.Clip.Output(display_name="clip", tooltip="The personalised text encoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, adapter: AdapterSet, strength_model: float, clip: Any = None, strength_clip: float = 1.0
+    ) -> io.NodeOutput:
+        for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
+            check_number(name, strength, -100, 100)
+        if clip is None and (adapter.words or has_text_layers(adapter)):
+            what = "text-encoder layers" if has_text_layers(adapter) else "words"
+            logging.warning("HyperBooth Apply Adapter: the adapter also holds %s; connect clip to use them", what)
+        if strength_model or strength_clip:
+            warn_of_another_base(model, clip, adapter)
+        return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
+
+
+class Combine(io.ComfyNode):
+    """Two adapters -> one chain."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothCombine",
+            display_name="Combine Adapters",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="Two adapters as one chain: the second changes what the first made of the model.",
+            inputs=[
+                sockets.Adapter.Input("first", tooltip="Applied first."),
+                sockets.Adapter.Input("second", tooltip="Applied after it; training further trains this one."),
+            ],
+            outputs=[sockets.Adapter.Output(display_name="adapter", tooltip="Both, in this order.")],
+        )
+
+    @classmethod
+    def execute(cls, first: AdapterSet, second: AdapterSet) -> io.NodeOutput:
+        adapter = combined(first, second)
+        if warning := removal_warning(adapter):
+            logging.warning("HyperBooth Combine Adapters: %s", warning)
+        if disagree(adapter.facts):
+            logging.warning(
+                "HyperBooth Combine Adapters: first and second are PaRas written down as LoRAs for different bases; no "
+                "model fits both. Use the files in format 'hyperbooth', which fit every base"
+            )
+        return io.NodeOutput(adapter)
+
+
+class ToLoRA(io.ComfyNode):
+    """Adapter -> stock LORA_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothToLoRA",
+            display_name="Adapter to LoRA",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="The adapter as a plain LoRA for the stock nodes (Load LoRA Model, Save LoRA Weights).",
+            inputs=[
+                sockets.Adapter.Input("adapter", tooltip="The adapter."),
+                io.Model.Input("model", tooltip="The model it was trained on; some families need its weights."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Its text encoder; only needed for a PaRa that changes the text encoder.",
+                ),
+            ],
+            outputs=[io.LoraModel.Output(display_name="lora", tooltip="A plain LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, adapter: AdapterSet, model: Any, clip: Any = None) -> io.NodeOutput:
+        check_base(model, clip, adapter)
+        if not adapter.chain:
+            raise ValueError("the adapter holds words only, which no LoRA can hold; use Apply Adapter, or Save Adapter "
+                             "in format 'comfyui' for an embedding file")  # fmt: skip
+        if adapter.words:
+            logging.warning("HyperBooth Adapter to LoRA: the adapter also holds words, which a LoRA leaves out")
+        return io.NodeOutput(link_tensors(plain_link(adapter, base_weights(model, clip))))
+
+
+class Info(io.ComfyNode):
+    """What an adapter is and where it changes the model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothInfo",
+            display_name="Adapter Info",
+            category=f"{sockets.CATEGORY}/adapter",
+            description="Family, size and history of an adapter, and a chart of how much it changes each block.",
+            inputs=[
+                sockets.Adapter.Input("adapter", tooltip="The adapter."),
+                io.Model.Input("model", optional=True, tooltip="With it, changes are relative to its weights."),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="What it is, in words."),
+                io.Image.Output(display_name="chart", tooltip="Mean change of the weights per block."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, adapter: AdapterSet, model: Any = None) -> io.NodeOutput:
+        report = summary(adapter)
+        if model is None:
+            layers = adapter.targets()
+            known = {name for name in layers if not depends_on_weight(adapter.steps_of(name))}
+            changes = change_per_block(adapter.only(known))
+            if len(known) < len(layers):
+                report += (
+                    f"\nchart: without {len(layers) - len(known)} layers, whose change depends on the model's weights; "
+                    "connect model to see them"
+                )
+        else:
+            check_fits(model, None, adapter)
+            changes = change_per_block(adapter.restricted(DIFFUSION_PREFIX), base_weights(model))
+        return io.NodeOutput(report, to_image(block_chart(changes, relative=model is not None)))

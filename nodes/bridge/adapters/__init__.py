@@ -1,0 +1,1 @@
+"""Adapters as ComfyUI's patches and weight adapters."""

@@ -1,0 +1,1 @@
+"""Images through ComfyUI: VAE, CLIP vision, sampling, previews, metric encoders."""

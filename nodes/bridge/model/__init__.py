@@ -1,0 +1,1 @@
+"""ComfyUI's MODEL: layers, weights, denoiser, offloading."""

@@ -1,0 +1,72 @@
+"""A loaded MODEL as the trainers' Denoiser."""
+
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor
+
+from ....models.backbone.denoiser import Prediction
+
+
+class ComfyDenoiser:
+    """``(x, sigma, cond) -> x0_hat`` by the model's own ``apply_model``.
+
+    PyTorch's attention is used whatever ComfyUI runs with: the others are slower in backward or have none. What other
+    nodes hang on the model for sampling (FreeU, token merging, caches, compilation) is left out: it is the network
+    that learns, with the weights and the sampling equations the MODEL carries.
+
+    Args:
+        patcher: the MODEL, loaded on its device.
+    """
+
+    def __init__(self, patcher: Any):
+        self.model = patcher.model
+        self.sampling = patcher.get_model_object("model_sampling")
+        self.prediction = prediction_of(self.sampling)
+        self.sigma_data = 1.0 if self.prediction is Prediction.FLOW else float(self.sampling.sigma_data)
+        self.sigmas = self.sampling.sigmas.to(patcher.load_device, copy=True)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        """One pass for the batch, or one per sample where their texts do not fit into one (``cond`` a tuple)."""
+        if isinstance(cond, tuple):
+            return torch.cat([self(*single) for single in zip(x.split(1), sigma.split(1), cond, strict=True)])
+        repeated = {name: _for_batch(value, len(x)) for name, value in cond.items()}
+        return self.model.apply_model(x, sigma, transformer_options=_options(), **repeated)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return self.sampling.noise_scaling(sigma, noise, x0)
+
+
+def prediction_of(sampling: Any) -> Prediction:
+    """What the network predicts, from the class of its sampling.
+
+    Raises:
+        ValueError: a kind of model that the trainers have no objective for.
+    """
+    kinds = comfy.model_sampling
+    if not isinstance(sampling, (kinds.X0, kinds.IMG_TO_IMG_FLOW)):
+        if isinstance(sampling, kinds.CONST):
+            return Prediction.FLOW
+        if isinstance(sampling, kinds.V_PREDICTION):
+            return Prediction.V
+        if isinstance(sampling, kinds.EPS):
+            return Prediction.EPS
+    names = " / ".join(base.__name__ for base in type(sampling).__bases__)
+    raise ValueError(f"model: it samples as {names}; only eps, v and flow models can be trained")
+
+
+def _options() -> dict[str, Any]:
+    return {"optimized_attention_override": _pytorch_attention}
+
+
+def _pytorch_attention(_chosen: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return attention_pytorch(*args, **kwargs)
+
+
+def _for_batch(value: Any, batch: int) -> Any:
+    """A single sample's condition repeated for a batch."""
+    if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == 1 and batch > 1:
+        return value.expand(batch, *value.shape[1:])
+    return value

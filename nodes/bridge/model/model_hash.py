@@ -1,0 +1,50 @@
+"""A name for a loaded model as it is: its weights, patches and sampling equations."""
+
+from typing import Any
+
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+from ....trainers.engine.run_hash import fingerprint, sampled
+from .unused_text_layers import unread_layers
+
+
+def identity_of(model: Any, clip: Any = None) -> str:
+    """The same name for the same MODEL (and CLIP), also in another process; another one after any change.
+
+    Of each weight a few hundred numbers are read, so that it costs no more than a training step.
+    """
+    parts: list[Any] = [type(model.model).__name__, model.model.manual_cast_dtype, str(model.load_device)]
+    unread = set() if clip is None else {f"{layer}.weight" for layer in unread_layers(clip)}
+    for patcher in [model] + ([clip.patcher] if clip is not None else []):
+        weights = {
+            name: _plain(_unpatched(patcher, name, weight))
+            for name, weight in patcher.model.state_dict().items()
+            if name not in unread
+        }
+        parts += [weights, _plain(patcher.patches), sorted(patcher.object_patches)]
+    sampling = model.get_model_object("model_sampling")
+    equations = [kind.__name__ for kind in type(sampling).__mro__]
+    numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, (bool, int, float, str))}
+    words = None if clip is None else clip.layer_idx
+    return fingerprint(*parts, equations, numbers, dict(sampling.state_dict()), sampling.sigmas, words)
+
+
+def _unpatched(patcher: Any, name: str, weight: Any) -> Any:
+    """The weight before patches: how many of them are in place depends on the memory of the moment."""
+    return patcher.backup[name].weight if name in patcher.backup else weight
+
+
+def _plain(value: Any) -> Any:
+    """Patches as containers of numbers and sampled tensors; adapters inside by what they hold."""
+    if isinstance(value, QuantizedTensor):
+        return sampled(value._qdata)
+    if isinstance(value, Tensor):
+        return sampled(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "weights") and not isinstance(value, nn.Module):
+        return [type(value).__name__, _plain(value.weights)]
+    return value

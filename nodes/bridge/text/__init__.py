@@ -1,0 +1,1 @@
+"""ComfyUI's CLIP: prompts, conditioning, learned embeddings."""

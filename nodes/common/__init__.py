@@ -1,0 +1,1 @@
+"""What several nodes share: sockets and inputs."""

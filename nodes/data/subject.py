@@ -1,0 +1,184 @@
+"""What is learnt: pictures of the subject, from photographs."""
+
+import re
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...trainers.data.augmentation import MOST, MOST_VARIANTS, Augmentation
+from ...trainers.data.build_dataset import Framing, Pictures, Tools, gather, prompts_for
+from ..bridge.images.vae import encode_pixels, latent_cell
+from ..bridge.progress import Progress
+from ..bridge.text.conditioning import encode_prompt
+from ..common import sockets
+from ..common.list_inputs import one_by_one, only
+
+FRAMING = Framing()
+
+
+class Subject(io.ComfyNode):
+    """Pictures and prompt -> subject."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothSubject",
+            display_name="Subject",
+            category=f"{sockets.CATEGORY}/data",
+            description="Prepares photographs of one subject for training: brings them to size, encodes them and "
+            "the prompt once.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input(
+                    "images", tooltip="3 to 20 photographs of the subject: a batch, or a list of any sizes."
+                ),
+                io.Vae.Input("vae", tooltip="The checkpoint's VAE. It leaves the device before training starts."),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It leaves the device before training."),
+                io.String.Input(
+                    "prompt",
+                    default="a photo of sks dog",
+                    multiline=True,
+                    tooltip="What the photographs show, with a rare word as the subject's name: 'a photo of sks dog'. "
+                    "Use the same words later to call it up.",
+                ),
+                io.String.Input(
+                    "class_prompt",
+                    optional=True,
+                    default="",
+                    tooltip="The class without the name: 'a photo of a dog'. Needed for prior preservation.",
+                ),
+                io.String.Input(
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One text per image in place of the prompt: a list, or one text with a line per image. "
+                    "An image whose text in the list is empty takes the prompt.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One mask per image, of its size: where it is black, nothing is learnt.",
+                ),
+                io.Image.Input(
+                    "class_images",
+                    optional=True,
+                    tooltip="Pictures of the class for prior preservation, from the Class Images node: they keep "
+                    "other dogs from turning into yours.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=FRAMING.resolution,
+                    min=8,
+                    max=4096,
+                    step=8,
+                    tooltip="Training resolution in pixels: 512 for SD1.5, 1024 for SDXL and later.",
+                ),
+                io.Boolean.Input(
+                    "bucket",
+                    default=FRAMING.bucket,
+                    tooltip="Keep each picture's aspect at this area; off: crop to squares.",
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    default=FRAMING.flip,
+                    tooltip="Also train on mirror images. Leave off for faces and for things with writing on them.",
+                ),
+                *_augmentation_inputs(),
+            ],
+            outputs=[sockets.Subject.Output(display_name="subject", tooltip="For Train Adapter.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, images: list[Tensor], vae: list[Any], clip: list[Any], prompt: list[str], resolution: list[int],
+        bucket: list[bool], flip: list[bool], class_prompt: list[str] | None = None,
+        captions: list[str] | None = None, masks: list[Tensor] | None = None,
+        class_images: list[Tensor] | None = None, variants: list[int] | None = None,
+        crop: list[float] | None = None, colour: list[float] | None = None, augment_seed: list[int] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        augmentation = _augmentation(variants=variants, crop=crop, colour=colour, seed=augment_seed)
+        pictures = one_by_one(images)
+        text = only("prompt", prompt, "one text per image goes into captions")
+        texts = prompts_for(len(pictures), text, _lines(captions, len(pictures)))
+        subject = Pictures(pictures, texts, one_by_one(masks) if masks else None)
+        class_text = only("class_prompt", class_prompt or [""]).strip()
+        others = _class_pictures(one_by_one(class_images or []), class_text)
+        framing = Framing(only("resolution", resolution), only("bucket", bucket), only("flip", flip))
+        total = len(pictures) + (len(others.images) if others else 0)
+        tools = _tools(only("vae", vae), only("clip", clip), total)
+        return io.NodeOutput(gather(subject, others, framing, tools, class_text, augmentation))
+
+
+def _augmentation_inputs() -> list[io.Input]:
+    keep, defaults = io.ControlAfterGenerate.fixed, Augmentation()
+    return [
+        io.Int.Input(
+            "variants",
+            optional=True,
+            default=defaults.variants,
+            min=1,
+            max=MOST_VARIANTS,
+            tooltip="Versions of each image that crop and colour make; every step takes one. All are encoded before "
+            "training, so the time to encode grows with it, the memory to train does not. 8 to 16 when augmenting.",
+        ),
+        io.Float.Input(
+            "crop",
+            optional=True,
+            default=defaults.crop,
+            min=0.0,
+            max=MOST,
+            step=0.01,
+            tooltip="How far a random crop may zoom in: 0 is off, 0.2 leaves four fifths of each side. Needs variants.",
+        ),
+        io.Float.Input(
+            "colour",
+            optional=True,
+            default=defaults.colour,
+            min=0.0,
+            max=MOST,
+            step=0.01,
+            tooltip="How much brightness, contrast, saturation and (a little) hue vary: 0 is off, 0.1 is subtle. "
+            "Leave off where colour is what makes the subject. Needs variants.",
+        ),
+        io.Int.Input(
+            "augment_seed",
+            optional=True,
+            default=defaults.seed,
+            min=0,
+            max=2**64 - 1,
+            control_after_generate=keep,
+            tooltip="Same seed, same versions.",
+        ),
+    ]
+
+
+def _augmentation(**inputs: list[Any] | None) -> Augmentation:
+    """From the inputs that are given; a shared workflow of before may lack them."""
+    return Augmentation(**{name: only(name, values) for name, values in inputs.items() if values})
+
+
+def _lines(captions: list[str] | None, images: int) -> list[str] | None:
+    """A list of captions as it is; a single text is a line per image, or one image's whole text."""
+    if captions is not None and len(captions) == 1 and images > 1:
+        return [line.strip() for line in re.split(r"\r?\n", captions[0]) if line.strip()]
+    return captions
+
+
+def _class_pictures(images: list[Tensor], class_prompt: str) -> Pictures | None:
+    if not images:
+        return None
+    if not class_prompt.strip():
+        raise ValueError(
+            "class_prompt is empty although class_images are connected; give one such as 'a photo of a dog'"
+        )
+    return Pictures(images, [class_prompt] * len(images))
+
+
+def _tools(vae: Any, clip: Any, total: int) -> Tools:
+    return Tools(
+        encode=lambda pixels: encode_pixels(vae, pixels),
+        embed=lambda prompt: encode_prompt(clip, prompt),
+        cell=latent_cell(vae),
+        progress=Progress(total),
+    )

@@ -1,0 +1,68 @@
+"""Prior preservation and diversity: PRES and DIV."""
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...models.metrics import scores
+from ..common.list_inputs import only
+from .common import (  # fmt: skip
+    CATEGORY,
+    NOT_MEASURED,
+    Embeddings,
+    Score,
+    Scoring,
+    ceiling_of,
+    dino_input,
+    dino_vision_input,
+    needed,
+    pictures_of,
+)
+
+
+class PriorScore(Scoring):
+    """Class samples, photographs, samples -> PRES, DIV."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothPriorScore",
+            display_name="Prior and Diversity",
+            category=CATEGORY,
+            description="What training has done to the rest: PRES is how much samples of the class look like the "
+            "subject (low is good), DIV how much samples of one prompt differ (high is good), both by DINO.",
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input(
+                    "class_samples",
+                    tooltip="Samples of the personalised model from the class prompt, without the rare word.",
+                ),
+                io.Image.Input("references", tooltip="Photographs of the subject."),
+                io.Image.Input("images", optional=True, tooltip="Two or more samples of one prompt, for DIV."),
+                dino_input(),
+                dino_vision_input(),
+            ],
+            outputs=[
+                io.Float.Output(display_name="pres", tooltip="PRES; low is good."),
+                io.Float.Output(display_name="div", tooltip="DIV; high is good. nan without images."),
+                io.String.Output(display_name="report", tooltip="Both, and by which encoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, class_samples: list[Tensor], references: list[Tensor], dino: list[str],
+        images: list[Tensor] | None = None, dino_vision: list[Any] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        others, real = pictures_of("class_samples", class_samples), pictures_of("references", references)
+        samples = pictures_of("images", images, at_least=2) if images else []
+        by = needed("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
+        embed = Embeddings(len(others) + len(real) + len(samples))
+        photographs = embed(by, real)
+        likeness = scores.prior_preservation(embed(by, others), photographs)
+        pres = Score("PRES", likeness, by.name, ceiling_of(photographs), low=True)
+        div = Score("DIV", scores.diversity(embed(by, samples)) if samples else NOT_MEASURED, by.name)
+        report = f"{pres}\n{div}"
+        return io.NodeOutput(pres.value, div.value, report, ui={"text": (report,)})

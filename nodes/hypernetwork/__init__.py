@@ -1,0 +1,1 @@
+"""Nodes of HyperDreamBooth: subject banks, hypernetworks, predictions."""

@@ -1,0 +1,135 @@
+"""A hypernetwork in use: on disk, and from a picture to an adapter."""
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...models.hypernetwork.checkpoint import load_predictor, save_predictor
+from ...models.hypernetwork.predictor import Made, Predictor
+from ...models.metadata.base_fingerprint import sample_of
+from ..adapters.save_load import PRECISIONS
+from ..bridge.adapters.patching import base_weights
+from ..bridge.folders import network_files, network_path, output_file, output_name, typed
+from ..bridge.images.clip_vision import encoder_of, tokens_of
+from ..bridge.model.layers import adaptable_layers, architecture
+from ..common import sockets
+
+CATEGORY = f"{sockets.CATEGORY}/hypernetwork"
+
+
+class SaveHyperNetwork(io.ComfyNode):
+    """Hypernetwork -> file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothSaveHyperNetwork",
+            display_name="Save HyperNetwork",
+            category=CATEGORY,
+            description="Saves a hypernetwork below ComfyUI's output folder, with all that it depends on: what its "
+            "numbers mean, its encoder, its base and its prompt. Under 'hyperbooth/' Load HyperNetwork lists it.",
+            is_output_node=True,
+            inputs=[
+                sockets.HyperNetwork.Input("hypernetwork", tooltip="From Train HyperNetwork."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="hyperbooth/hypernetwork",
+                    tooltip="Folder and start of the name, below the output folder; a number is added.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="float32",
+                    optional=True,
+                    tooltip="Of the numbers in the file; half precision halves it.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="Where it was saved, below the output folder.")],
+        )
+
+    @classmethod
+    def execute(cls, hypernetwork: Predictor, filename_prefix: str, precision: str = "float32") -> io.NodeOutput:
+        path = output_file(filename_prefix, ".safetensors")
+        save_predictor(hypernetwork, path, PRECISIONS[precision])
+        name = output_name(path)
+        return io.NodeOutput(name, ui={"text": (f"saved {name}",)})
+
+
+class LoadHyperNetwork(io.ComfyNode):
+    """File -> hypernetwork."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothLoadHyperNetwork",
+            display_name="Load HyperNetwork",
+            category=CATEGORY,
+            description="Loads a hypernetwork that Save HyperNetwork wrote.",
+            inputs=[
+                io.Combo.Input(
+                    "hypernetwork_name",
+                    options=network_files(),
+                    tooltip="A file of models/hyperbooth or output/hyperbooth.",
+                ),
+            ],
+            outputs=[sockets.HyperNetwork.Output(display_name="hypernetwork", tooltip="For Predict Adapter.")],
+        )
+
+    @classmethod
+    def execute(cls, hypernetwork_name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_predictor(network_path(hypernetwork_name)))
+
+    @classmethod
+    def fingerprint_inputs(cls, hypernetwork_name: str | None, **_: Any) -> Any:
+        """A file written again under its name is loaded again."""
+        stat = network_path(typed("hypernetwork_name", hypernetwork_name)).stat()
+        return stat.st_mtime_ns, stat.st_size
+
+
+class Predict(io.ComfyNode):
+    """Hypernetwork and picture -> adapter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothPredict",
+            display_name="Predict Adapter",
+            category=CATEGORY,
+            description="From one picture to an adapter, without training: one pass of the encoder and milliseconds. "
+            "Apply it as it is, or refine it with Fast Fine-tune.",
+            inputs=[
+                sockets.HyperNetwork.Input("hypernetwork", tooltip="From Load HyperNetwork or Train HyperNetwork."),
+                io.ClipVision.Input("clip_vision", tooltip="The encoder that the hypernetwork was trained with."),
+                io.Image.Input(
+                    "image", tooltip="A picture of the person; of several, the mean of what each one gives."
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Optional: with it, a hypernetwork for another base is refused here.",
+                ),
+            ],
+            outputs=[
+                sockets.Adapter.Output(display_name="adapter", tooltip="For Apply Adapter and Fast Fine-tune."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, hypernetwork: Predictor, clip_vision: Any, image: Tensor, model: Any = None) -> io.NodeOutput:
+        hypernetwork.encoder.check(encoder_of(clip_vision), "clip_vision", "hypernetwork")
+        if model is not None:
+            check_base(model, hypernetwork)
+        return io.NodeOutput(hypernetwork.predict(list(tokens_of(clip_vision, image))))
+
+
+def check_base(model: Any, predictor: Predictor) -> None:
+    """The hypernetwork predicts for this MODEL.
+
+    Raises:
+        ValueError: it is another; both sides are named.
+    """
+    there = adaptable_layers(model)
+    known = [name for name in predictor.base.record if name in there]
+    given = Made(architecture(model), sample_of(known, base_weights(model)) if known else {})
+    predictor.base.check(given, "model", "hypernetwork")

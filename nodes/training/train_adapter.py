@@ -1,0 +1,165 @@
+"""Training in the graph."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...models.adapters.stack import AdapterSet
+from ...models.adapters.targets import TEXT_PREFIX
+from ...models.files.adapter_file import save_adapter
+from ...trainers.config import Hollowing, Method, TrainingOptions
+from ...trainers.data.dataset import Subject
+from ...trainers.dreambooth.config import Run
+from ...trainers.dreambooth.initial_adapter import trained_part
+from ...trainers.dreambooth.trainer import Result, personalize
+from ...trainers.engine.checkpoints import States
+from ...trainers.engine.checks import check_choice
+from ...trainers.engine.state import History
+from ...trainers.reporting.live_view import Watch
+from ..bridge.adapters.patching import warn_of_another_base
+from ..bridge.folders import output_file, output_name, state_folder
+from ..bridge.model.block_spans import nearest_cut
+from ..bridge.progress import Progress
+from ..bridge.training_session import workbench
+from ..common import sockets
+
+RESUME = ("continue", "start over")
+
+
+class Train(io.ComfyNode):
+    """Model and subject -> adapter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperBoothTrain",
+            display_name="Train Adapter",
+            category=f"{sockets.CATEGORY}/training",
+            description="DreamBooth training on the model as it is loaded: no second copy, and the model itself "
+            "stays as it is. Shows the loss curve and samples while it runs. Cancelled or killed, it goes on from its "
+            "last saved state when it is queued again.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to personalise, as loaded."),
+                sockets.Subject.Input("subject", tooltip="What to learn."),
+                sockets.Method.Input("method", tooltip="How to parametrise the change: LoRA, for example."),
+                io.Int.Input(
+                    "steps",
+                    default=500,
+                    min=1,
+                    max=1000000,
+                    tooltip="Optimizer steps: about 100 per photograph, 400 to 1000 in all for most subjects.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures per step."),
+                sockets.seed("Same seed and inputs, same adapter. Kept fixed: queueing again does not train again."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only needed if the method trains the text encoder or a word, or start_from holds such.",
+                ),
+                sockets.Options.Input("options", optional=True, tooltip="Optimizer, loss, memory, previews."),
+                sockets.Adapter.Input(
+                    "start_from",
+                    optional=True,
+                    tooltip="An adapter to train further; the method must be of its family, with the same settings.",
+                ),
+                io.Combo.Input(
+                    "resume",
+                    options=list(RESUME),
+                    default=RESUME[0],
+                    optional=True,
+                    tooltip="continue: a run that was cancelled or killed goes on where its last state was saved, "
+                    "if all inputs are the same. start over: from step 0.",
+                ),
+                sockets.Hollow.Input(
+                    "hollow",
+                    optional=True,
+                    tooltip="From Hollowed Net: trains without the network's deep middle, in little more memory than "
+                    "sampling takes. The adapter is for the whole model, as ever.",
+                ),
+            ],
+            outputs=[
+                sockets.Adapter.Output(display_name="adapter", tooltip="For Apply Adapter and Save Adapter."),
+                io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
+                io.String.Output(display_name="report", tooltip="What was trained, on what, and how it went."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, subject: Subject, method: Method, steps: int, batch_size: int, seed: int, clip: Any = None,
+        options: TrainingOptions | None = None, start_from: AdapterSet | None = None, resume: str = RESUME[0],
+        hollow: Hollowing | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        check_choice("resume", resume, RESUME)
+        encodes = method.encodes_prompts or changes_prompts(start_from)
+        if encodes and clip is None:
+            raise ValueError(why_clip(method))
+        if start_from is not None:
+            warn_of_another_base(model, clip, start_from)
+        run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from, hollow)
+        result = train(run, model, clip if encodes else None, resume == RESUME[0])
+        return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))
+
+
+def changes_prompts(adapter: AdapterSet | None) -> bool:
+    """Whether prompts have to be encoded anew under it: it changes the text encoder, or holds words."""
+    return adapter is not None and (
+        bool(adapter.words) or any(name.startswith(TEXT_PREFIX) for link in adapter.chain for name in link.targets)
+    )
+
+
+def why_clip(method: Method) -> str:
+    """What to tell who has not connected clip."""
+    if not method.encodes_prompts:
+        return "clip is not connected, but start_from holds text-encoder layers or a word; connect it"
+    what = "a word" if method.word else "the text encoder"
+    instead = "" if method.word else ", or switch text_encoder off in the method"
+    return f"clip is not connected, but the method trains {what}; connect it{instead}"
+
+
+def train(run: Run, model: Any, clip: Any, resume: bool) -> Result:
+    """The run on the loaded model, with progress and a state on disk."""
+    options, show = run.options, Progress(run.steps)
+    hollow = nearest_cut(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
+    with workbench(model, options, run.subject, run.batch_size, clip, hollow) as bench:
+        states = States(state_folder(), run.key(bench.identity))
+        if not resume:
+            states.forget()
+        return personalize(
+            run, bench, lambda sample: Watch(run.steps, show, sample, options.preview_every), states, save_rescued,
+            on_record=show,
+        )  # fmt: skip
+
+
+def save_rescued(adapter: AdapterSet) -> str:
+    """An adapter of a run that failed, where Load Adapter finds it."""
+    path = output_file("loras/hyperbooth_rescued", ".safetensors")
+    save_adapter(adapter, path)
+    return output_name(path)
+
+
+def report(run: Run, result: Result) -> str:
+    """What a user wants to know afterwards, in plain words."""
+    part, history = trained_part(result.adapter, run.method), result.history
+    tail = history.losses[-max(1, len(history.losses) // 10) :]
+    lines = [
+        f"{part.describe()}, {part.describe_size()}",
+        f"{history.step} steps of {run.batch_size} on {len(run.training.examples)} images, "
+        f"{len(run.subject.class_examples)} class images",
+        f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
+        *_validation_lines(run, history),
+        *([f"taken up at step {result.resumed}"] if result.resumed else []),
+        *([f"{history.skipped} steps skipped: out of float16's range"] if history.skipped else []),
+        *result.notes,
+        *run.notes,
+        *run.subject.notes,
+    ]
+    return "\n".join(lines)
+
+
+def _validation_lines(run: Run, history: History) -> list[str]:
+    if history.best is None:
+        return []
+    on = "the picture held out" if len(run.training.examples) < len(run.subject.examples) else "the training pictures"
+    (first_step, first), (step, best) = history.validation[0], history.best
+    return [f"validation loss on {on}: {first:.4f} at step {first_step}, best {best:.4f} at step {step}"]

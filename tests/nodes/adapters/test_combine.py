@@ -1,0 +1,391 @@
+"""Chains of families on ComfyUI's models: their order, in every way of using them, and the stock nodes on our files."""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from helpers.adapters import chain, link, literal
+from helpers.training import PROMPT, output, relative, same_bits, weights
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.targets import Target
+from hyperbooth.models.adapters.weight_update import Projection, changed
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.metadata.base_fingerprint import with_base
+from hyperbooth.models.metadata.combine import combined
+from hyperbooth.nodes.bridge.adapters.lora_keys import read_names
+from hyperbooth.nodes.bridge.adapters.patching import base_weights
+from hyperbooth.nodes.bridge.adapters.weight_adapter import ChainAdapter, register
+from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("node")  # loads the pack, which registers ChainAdapter
+ORDERS = [
+    *itertools.permutations(("para", "lora"), 2), *itertools.permutations(("lidb", "para"), 2), ("para", "para"),
+    ("para", "lora", "para"), ("lidb", "para", "lora"), ("para", "full"), ("full", "para"),
+]  # fmt: skip
+WITHOUT = {"output_vae": False, "output_clip": False}
+"""What the stock loader leaves out."""
+by_order = pytest.mark.parametrize("families", ORDERS, ids=", ".join)
+
+
+@by_order
+@pytest.mark.parametrize("strength", [1.0, 0.5, -0.5, 0.0])
+def test_applied_each_weight_is_the_papers_in_order(
+    node: Any, loaded: Any, families: tuple[str, ...], strength: float
+) -> None:
+    adapter = chain(families, loaded)
+    model, _ = node("Apply", model=loaded[0], adapter=adapter, strength_model=strength)
+    assert bool(model.patches) == (strength != 0)
+    before, after = base_weights(loaded[0]), base_weights(model)
+    for name in list(adapter.targets())[::9]:
+        expected = literal(adapter, name, before(name), strength)
+        assert relative(after(name).flatten(1).double(), expected) < 1e-6, name
+
+
+@pytest.mark.parametrize("families", [("para",), ("lidb",), *ORDERS], ids=", ".join)
+def test_the_stock_loader_on_the_file_is_apply(
+    node: Any, loaded: Any, families: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+
+    model, clip, _ = loaded
+    adapter = chain(families, loaded, text=True)
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    ours = node("Apply", model=model, adapter=adapter, strength_model=0.8, clip=clip, strength_clip=0.6)
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+        stock = comfy.sd.load_lora_for_models(model, clip, file, 0.8, 0.6)
+    assert "not loaded" not in caplog.text
+    changed = output(*ours)
+    assert relative(changed, output(*stock)) < 1e-6
+    assert relative(changed, output(model, clip)) > 1e-3
+
+
+@pytest.mark.parametrize("families", [("para",), ("lidb",), *ORDERS], ids=", ".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=["float32", "float8"])
+def test_bypassed_is_applied(
+    node: Any, loaded: Any, checkpoint: Path, families: tuple[str, ...], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """The stock bypass loader never touches a weight, and an fp8 weight is not rounded to fp8 again."""
+    with torch.inference_mode():
+        model, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), **WITHOUT, model_options={"dtype": dtype})
+    model.set_model_compute_dtype(torch.float32)
+    assert model.model.diffusion_model.middle_block[0].in_layers[2].weight.dtype == dtype
+    adapter = chain(families, (model, loaded[1]))
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+        bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, file, 0.7, 0.0)
+        in_float32 = {"dtype": torch.float32}
+        exact, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), **WITHOUT, model_options=in_float32)
+        if dtype != torch.float32:
+            source = {name: weight.float() for name, weight in model.model.diffusion_model.state_dict().items()}
+            exact.model.diffusion_model.load_state_dict(source)
+    expected, _ = node("Apply", model=exact, adapter=adapter, strength_model=0.7)
+    before = weights(model.model)
+    applied = output(expected, loaded[1])
+    assert relative(output(bypassed, loaded[1]), applied) < 1e-5
+    assert all(same_bits(weight, before[name]) for name, weight in model.model.state_dict().items())
+    assert relative(applied, output(exact, loaded[1])) > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("families", [("para",), ("lidb",), ("para", "lora")], ids=", ".join)
+def test_bypassed_in_a_half_precision_text_encoder_it_is_nearer(
+    loaded: Any, checkpoint: Path, families: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The ordinary loader rounds each changed weight; stock bypass rounds the adapter's numbers, and no weight."""
+    _, exact, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    exact.cond_stage_model.float()
+    save_adapter(chain(families, loaded, text=True), tmp_path / "a.safetensors")
+    file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+    _, bypassed = comfy.sd.load_bypass_lora_for_models(*loaded[:2], file, 1.0, 0.7)
+    _, rounded = comfy.sd.load_lora_for_models(*loaded[:2], file, 1.0, 0.7)
+    _, patched = comfy.sd.load_lora_for_models(loaded[0], exact, file, 1.0, 0.7)
+    ours, ordinary, expected, plain = (
+        encode_prompt(clip, PROMPT)[0][0].clone() for clip in (bypassed, rounded, patched, loaded[1])
+    )
+    assert relative(ours, expected) < 3e-4
+    assert relative(ours, expected) < relative(ordinary, expected) < 3e-3
+    assert relative(plain, expected) > 1e-2
+
+
+@by_order
+@pytest.mark.parametrize("format", ["comfyui", "kohya", "diffusers"])
+def test_exported_the_change_is_the_same_on_its_base(
+    node: Any, loaded: Any, families: tuple[str, ...], format: str, output_folder: Path
+) -> None:
+    if "full" in families and format != "comfyui":
+        pytest.skip("whole differences have no low rank")
+    model, clip, _ = loaded
+    adapter = chain(families, loaded, text=format != "diffusers")
+    path = output_folder / node(
+        "Save", adapter=adapter, filename_prefix="loras/a", format=format, precision="float32", model=model, clip=clip
+    )[0]  # fmt: skip
+    ours = node("Apply", model=model, adapter=adapter, strength_model=1.0, clip=clip, strength_clip=1.0)
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(path), safe_load=True)
+        stock = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
+    assert relative(output(*stock), output(*ours)) < 1e-4
+
+
+@by_order
+def test_to_lora_is_the_chain_in_its_order(node: Any, loaded: Any, families: tuple[str, ...]) -> None:
+    model, clip, _ = loaded
+    adapter = chain(families, loaded)
+    if "full" in families:
+        with pytest.raises(ValueError, match="full differences of weights, which no LoRA can hold"):
+            node("ToLoRA", adapter=adapter, model=model)
+        return
+    (lora,) = node("ToLoRA", adapter=adapter, model=model)
+    with torch.inference_mode():
+        stock, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    ours, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
+    assert relative(output(stock, clip), output(ours, clip)) < 1e-4
+
+
+def test_a_lora_survives_a_para_before_it_and_not_one_after_it(loaded: Any) -> None:
+    """PaRa over PaRa is the product of projectors; what a PaRa removes of a LoRA before it is gone."""
+    para, lora = link("para", loaded, 0), link("lora", loaded, 1)
+    name = next(iter(lora.adapters))
+    q = torch.linalg.qr(para.adapters[name].basis.detach().double()).Q
+    weight = base_weights(loaded[0])(name)
+    change = lora.adapters[name].delta().detach().double()
+    kept = literal(combined(AdapterSet((para,)), AdapterSet((lora,))), name, weight, 1.0)
+    lost = literal(combined(AdapterSet((lora,)), AdapterSet((para,))), name, weight, 1.0)
+    without = literal(AdapterSet((para,)), name, weight, 1.0)
+    torch.testing.assert_close(kept - without, change, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(lost - without, change - q @ q.T @ change, rtol=1e-6, atol=1e-9)
+
+
+def test_patches_of_others_keep_their_place(node: Any, loaded: Any, tmp_path: Path) -> None:
+    """Two Apply nodes are one Combine."""
+    first, second = chain(("lora",), loaded), chain(("para",), loaded)
+    one, _ = node("Apply", model=loaded[0], adapter=first, strength_model=1.0)
+    two, _ = node("Apply", model=one, adapter=second, strength_model=1.0)
+    (both,) = node("Combine", first=first, second=second)
+    together, _ = node("Apply", model=loaded[0], adapter=both, strength_model=1.0)
+    assert relative(output(two, loaded[1]), output(together, loaded[1])) < 1e-6
+    (other,) = node("Combine", first=second, second=first)
+    turned, _ = node("Apply", model=loaded[0], adapter=other, strength_model=1.0)
+    assert relative(output(turned, loaded[1]), output(together, loaded[1])) > 1e-5
+
+
+def test_an_export_is_for_the_weights_the_model_carries(node: Any, loaded: Any) -> None:
+    """Patches of the MODEL count, whichever are in place at the moment."""
+    lora, para = chain(("lora",), loaded), chain(("para",), loaded)
+    patched, _ = node("Apply", model=loaded[0], adapter=lora, strength_model=1.0)
+    name = next(iter(lora.targets()))
+    plain = base_weights(loaded[0])(name)
+    output(patched, loaded[1])
+    assert torch.equal(base_weights(loaded[0])(name), plain)
+    expected = literal(lora, name, plain, 1.0)
+    assert relative(base_weights(patched)(name).double(), expected) < 1e-6
+    (on_patched,) = node("ToLoRA", adapter=para, model=patched)
+    (on_plain,) = node("ToLoRA", adapter=para, model=loaded[0])
+    assert not torch.equal(on_patched[f"{name}.lora_down.weight"], on_plain[f"{name}.lora_down.weight"])
+
+
+def test_an_export_knows_its_base_and_says_so_on_another(
+    node: Any, loaded: Any, output_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = loaded[0]
+    adapter = chain(("para", "lora"), loaded)
+    (name,) = node(
+        "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float16", model=model
+    )  # fmt: skip
+    again = load_adapter(output_folder / name, read_names(model))
+    other, _ = node("Apply", model=model, adapter=chain(("lora",), loaded), strength_model=1.0)
+    node("Apply", model=model, adapter=again, strength_model=1.0)
+    assert "another base" not in caplog.text
+    node("Apply", model=other, adapter=again, strength_model=1.0)
+    assert "written down as a LoRA for another base" in caplog.text and "%" in caplog.text
+    caplog.clear()
+    (joined,) = node("Combine", first=chain(("lora",), loaded), second=again)
+    (name,) = node(
+        "Save", adapter=joined, filename_prefix="loras/b", format="kohya", precision="float16", model=model
+    )  # fmt: skip
+    once_more = load_adapter(output_folder / name, read_names(model))
+    for one in (joined, once_more):
+        caplog.clear()
+        node("Apply", model=other, adapter=one, strength_model=1.0)
+        assert "another base" in caplog.text
+    (for_other,) = node(
+        "Save", adapter=adapter, filename_prefix="loras/c", format="kohya", precision="float16", model=other
+    )  # fmt: skip
+    caplog.clear()
+    node("Combine", first=again, second=load_adapter(output_folder / for_other, read_names(model)))
+    assert "for different bases" in caplog.text
+    caplog.clear()
+    node("Combine", first=again, second=once_more)
+    assert "for different bases" not in caplog.text
+    (plain,) = node(
+        "Save", adapter=chain(("lora", "lidb"), loaded), filename_prefix="loras/b", format="kohya",
+        precision="float16", model=model,
+    )  # fmt: skip
+    independent = load_adapter(output_folder / plain, read_names(model))
+    assert "made_for" in again.facts and "made_for" not in independent.facts
+
+
+def test_an_export_from_the_model_that_carries_it_is_refused(
+    node: Any, loaded: Any, output_folder: Path, tmp_path: Path
+) -> None:
+    """There ``Q^T W`` is nothing, and so would be the LoRA."""
+    model, clip, _ = loaded
+    adapter = chain(("para", "lora"), loaded)
+    applied, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+        stock, _ = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
+    for carrying in (applied, stock):
+        with pytest.raises(ValueError, match="carries this adapter already"):
+            node("ToLoRA", adapter=adapter, model=carrying)
+        with pytest.raises(ValueError, match="carries this adapter already"):
+            node(
+                "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float32", model=carrying
+            )  # fmt: skip
+    other, _ = node("Apply", model=model, adapter=AdapterSet((link("para", loaded, 7),)), strength_model=1.0)
+    node("ToLoRA", adapter=adapter, model=other)
+
+
+def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> None:
+    """Before its base is looked at."""
+    adapter = with_base(chain(("para",), loaded), base_weights(loaded[0]))
+    name, other = next(iter(adapter.targets())), "diffusion_model.input_blocks.9.1.proj_in"
+    made = adapter.chain[0]
+    moved = Link("para", {other: made.adapters[name]}, {other: Target(other, made.targets[name].shape)})
+    with pytest.raises(ValueError, match=f"does not fit this SD15: {other}"):
+        node("Apply", model=loaded[0], adapter=AdapterSet((moved,), adapter.facts), strength_model=1.0)
+
+
+def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, output_folder: Path) -> None:
+    adapter = chain(("para",), loaded)
+    with pytest.raises(ValueError, match=r"depends on them; connect the model"):
+        node("Save", adapter=adapter, filename_prefix="loras/a", format="comfyui", precision="float32")
+    with_text = chain(("para",), loaded, text=True)
+    with pytest.raises(ValueError, match=r"clip is not connected, but text_encoders\..* is a layer of the text"):
+        node(
+            "Save", adapter=with_text, filename_prefix="loras/a", format="comfyui", precision="float32",
+            model=loaded[0],
+        )  # fmt: skip
+    assert not list(output_folder.rglob("*.safetensors"))
+
+
+def test_info_without_the_model_says_what_it_leaves_out(node: Any, loaded: Any) -> None:
+    report, chart = node("Info", adapter=chain(("para",), loaded))
+    assert "para (rank 3)" in report and "connect model to see them" in report
+    assert chart.shape[-1] == 3
+    complete, _ = node("Info", adapter=chain(("para", "lora"), loaded), model=loaded[0])
+    assert "connect model" not in complete
+
+
+def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hyperbooth.models.adapters.lidb import adapter as lidb
+    from hyperbooth.models.adapters.lidb import random_bases
+
+    save_adapter(chain(("lidb",), loaded), tmp_path / "a.safetensors")
+    real = random_bases.probes
+    monkeypatch.setattr(lidb, "probes", lambda *key: [number + 0.01 for number in real(*key)])
+    with torch.inference_mode(), pytest.raises(ValueError, match="other bases than seed 3 gives here"):
+        file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+        comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.fill_(float("nan")), r"at diffusion_model\..*: holds NaN or infinite values"),
+        (lambda t: t.to(torch.int32), "an adapter's numbers are floating-point"),
+        (lambda t: t[:, 0], "holds a basis of shape"),
+        (lambda t: t[None], "holds a basis of shape"),
+    ],
+    ids=["NaN", "whole numbers", "a row", "three dimensions"],
+)
+def test_numbers_that_are_no_adapters_are_refused_by_the_stock_loader(
+    loaded: Any, damage: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(chain(("para",), loaded), path)
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(path), safe_load=True)
+        name = next(iter(file))
+        file[name] = damage(file[name].clone())
+        with pytest.raises(ValueError, match=message):
+            comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
+
+
+def test_a_chain_with_a_gap_is_refused(loaded: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(chain(("para", "lidb", "para"), loaded), path)
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(path), safe_load=True)
+        del file["2/packed"]
+        with pytest.raises(ValueError, match="the adapter file lacks 2/packed; the file is not whole"):
+            comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
+
+
+def test_on_a_layer_it_does_not_fit_the_weight_stays_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    adapter = ChainAdapter.of([Projection(torch.linalg.qr(torch.randn(8, 2)).Q)])
+    weight = torch.randn(6, 4)
+    before = weight.clone()
+    patch = (1.0, adapter, 1.0, None, None)
+    assert torch.equal(comfy.lora.calculate_weight([patch], weight, "layer.weight"), before)
+    assert "does not fit layer.weight, (6, 4)" in caplog.text
+
+
+def test_half_precision_weights_are_rounded_once() -> None:
+    """ComfyUI may ask for a computation in half precision (low VRAM); the steps of a chain are in float32."""
+    weight, steps = torch.randn(32, 24), [Projection(torch.linalg.qr(torch.randn(32, 2)).Q) for _ in range(3)]
+    patch = (1.0, ChainAdapter.of(steps), 1.0, None, None)
+    got = comfy.lora.calculate_weight([patch], weight.bfloat16(), "w", intermediate_dtype=torch.bfloat16)
+    exact = changed(weight.bfloat16().double(), [Projection(step.q.double()) for step in steps])
+    assert relative(got.double(), exact) < 4e-3
+
+
+def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(chain(("para", "lora"), loaded), path)
+    with torch.inference_mode():
+        file = comfy.utils.load_torch_file(str(path), safe_load=True)
+        lost = next(name for name in file if name.endswith("lora_down.weight"))
+        del file[lost]
+        with pytest.raises(ValueError, match=f"the adapter file lacks {lost}; it is not whole"):
+            comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
+
+
+def test_dynamic_vram_moves_it_as_it_moves_its_own(loaded: Any) -> None:
+    """ComfyUI rebuilds an adapter from its tensors, laid out in one buffer."""
+    steps = chain(("para", "lora"), loaded).steps()
+    adapter = ChainAdapter.of(next(steps for steps in steps.values() if len(steps) == 2), {"a"})
+    size = [0]
+    comfy.lora.prefetch_prepared_value(adapter, size, None, None, False)
+    buffer = torch.empty(size[0], dtype=torch.uint8)
+    moved = comfy.lora.prefetch_prepared_value(adapter, [0], buffer, None, True)
+    for ours, theirs in zip(adapter.weights, moved.weights, strict=True):
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+
+
+def test_registered_once_however_often_the_pack_is_loaded() -> None:
+    import comfy.weight_adapter
+
+    before = len(comfy.weight_adapter.adapters)
+    register()
+    register()
+    assert len(comfy.weight_adapter.adapters) == before
+    assert comfy.weight_adapter.adapters[-1] is ChainAdapter
+
+
+def test_what_is_loaded_again_is_what_was_saved(loaded: Any, tmp_path: Path) -> None:
+    adapter = chain(("para", "lidb", "lora"), loaded, text=True)
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    again = load_adapter(tmp_path / "a.safetensors")
+    assert [one.describe() for one in again.chain] == [one.describe() for one in adapter.chain]
+    assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), again.parameters(), strict=True))

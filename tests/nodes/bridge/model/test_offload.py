@@ -1,0 +1,71 @@
+"""Weights taken off the training device and put back, as far as a machine without one can show it."""
+
+from typing import Any
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.quant_ops import QuantizedTensor
+from helpers.training import output, untouched
+from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+from hyperbooth.nodes.bridge.model.offload import leaves_device, stowed
+from torch import nn
+
+
+def away_from(load_device: str, model: Any, offload_device: str = "cpu") -> Any:
+    """The MODEL, as if it had come from another device."""
+    patcher = model.clone()
+    patcher.load_device, patcher.offload_device = torch.device(load_device), torch.device(offload_device)
+    return patcher
+
+
+def linears(hollow: Any) -> list[nn.Linear]:
+    return [module for block in hollow.blocks for module in block.modules() if isinstance(module, nn.Linear)]
+
+
+def test_where_there_is_no_memory_to_put_them_back_they_are_found_where_they_are(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations that an error's frames still hold can fill the device; the model is to sample as before."""
+    model, clip, _ = loaded
+    with untouched(model):
+        before = output(model, clip)
+        hollow = nearest_cut(model.model.diffusion_model, 0.7).hollow
+        layer = linears(hollow)[0]
+
+        def full(*_: Any) -> None:
+            raise torch.OutOfMemoryError
+
+        with pytest.raises(KeyError), stowed(away_from("meta", model), hollow):
+            monkeypatch.setattr(layer, "to", full, raising=False)
+            raise KeyError
+        monkeypatch.undo()
+        assert layer.comfy_cast_weights
+        assert torch.equal(output(model, clip), before)
+        comfy.model_management.unload_all_models()
+        assert not layer.comfy_cast_weights
+
+
+def test_quantised_weights_leave_with_all_that_they_are(loaded: Any) -> None:
+    hollow = nearest_cut(loaded[0].model.diffusion_model, 0.7).hollow
+    layer = linears(hollow)[0]
+    with torch.inference_mode():
+        quantised = QuantizedTensor.from_float(torch.randn(32, 32), "TensorCoreFP8E4M3Layout")
+    kept = {module: dict(module._parameters) for block in hollow.blocks for module in block.modules()}
+    copies = {m: {name: nn.Parameter(p.data.clone(), False) if p is not None else None for name, p in ps.items()}
+              for m, ps in kept.items()}  # fmt: skip
+    copies[layer]["weight"] = nn.Parameter(quantised, requires_grad=False)
+    try:
+        for module, parameters in copies.items():
+            module._parameters.update(parameters)
+        with pytest.raises(NotImplementedError), stowed(away_from("cpu", loaded[0], "meta"), hollow):
+            where = layer.weight._qdata.device
+        assert where.type == "meta"  # from which nothing comes back
+    finally:
+        for module, parameters in kept.items():
+            module._parameters.update(parameters)
+
+
+def test_a_gpu_without_memory_of_its_own_is_no_other_place(loaded: Any) -> None:
+    assert leaves_device(away_from("cuda", loaded[0])) and not leaves_device(away_from("mps", loaded[0]))
+    assert not leaves_device(away_from("cpu", loaded[0])) and not leaves_device(away_from("cuda", loaded[0], "cuda"))

@@ -1,0 +1,123 @@
+"""SDXL's size conditioning, each sample with its own, against the formula written out."""
+
+import math
+from typing import Any
+
+import comfy.model_base
+import comfy.supported_models
+import pytest
+import torch
+from hyperbooth.nodes.bridge.text import conditioning as module
+from hyperbooth.nodes.bridge.text.conditioning import Conditions, encode_prompt
+from hyperbooth.trainers.data.dataset import Example, Frame
+from torch import Tensor
+
+CPU = torch.device("cpu")
+PROMPTS = ("a photo of sks dog", "a photo of a dog")
+FRAMES = (Frame(640, 480, 13, 0, 64, 64), Frame(3000, 2000, 0, 7, 64, 64))
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> Any:
+    """The core's SDXL without its U-Net, which conditions do not need."""
+    config = comfy.supported_models.SDXL({"disable_unet_model_creation": True})
+    return comfy.model_base.SDXL(config, comfy.model_base.ModelType.EPS)
+
+
+def embedding(value: float) -> Tensor:
+    """256 numbers: cos, then sin, of value * 10000^(-i / 128) (2307.01952: the timestep's own encoding)."""
+    angles = [value * 10000 ** (-i / 128) for i in range(128)]
+    return torch.tensor([math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles])
+
+
+def vector(pooled: Tensor, frame: Frame) -> Tensor:
+    """The text's pooled vector, then height, width, top, left, target height, target width."""
+    sizes = (frame.height, frame.width, frame.crop_h, frame.crop_w, frame.target_height, frame.target_width)
+    return torch.cat([pooled.flatten(), *map(embedding, sizes)])
+
+
+def example(cond: Any, prompt: str, frame: Frame | None) -> Example:
+    return Example(torch.zeros(1, 4, 8, 8), cond, prompt, frames=(frame,) if frame else None)
+
+
+def close(given: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(given.float(), expected, atol=2e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def conds(loaded: Any) -> list[Any]:
+    with torch.inference_mode():
+        return [encode_prompt(loaded[1], prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("text_encoder_trains", [False, True])
+def test_each_sample_has_the_vector_of_its_own_picture(
+    sdxl: Any, loaded: Any, conds: Any, text_encoder_trains: bool
+) -> None:
+    conditions = Conditions(sdxl, CPU, loaded[1] if text_encoder_trains else None)
+    batch = [example(*parts) for parts in zip(conds, PROMPTS, FRAMES, strict=True)]
+    y = conditions(batch)["y"]
+    assert len(y) == 2
+    for row, cond, frame in zip(y, conds, FRAMES, strict=True):
+        close(row, vector(cond[0][1]["pooled_output"], frame))
+
+
+def test_without_a_frame_the_picture_is_whole_and_of_the_latents_size(sdxl: Any, conds: Any) -> None:
+    conditions = Conditions(sdxl, CPU)
+    own = vector(conds[0][0][1]["pooled_output"], Frame(64, 64, 0, 0, 64, 64))
+    close(conditions([example(conds[0], "p", None)])["y"][0], own)
+    close(conditions.arguments(conds[0], (4, 8, 8))["y"][0], own)
+    framed = example(conds[0], "p", FRAMES[0])
+    close(conditions([framed.unframed()])["y"][0], own)
+
+
+def test_sizes_that_a_conditioning_carries_itself_are_kept(sdxl: Any, conds: Any) -> None:
+    text, extra = conds[0][0]
+    sizes = {"width": 900, "height": 700, "crop_w": 5, "crop_h": 6, "target_width": 1024, "target_height": 1000}
+    carrying = [[text, {**extra, **sizes}]]
+    y = Conditions(sdxl, CPU)([example(carrying, "p", None)])["y"]
+    close(y[0], vector(extra["pooled_output"], Frame(**sizes)))
+
+
+def test_two_hundred_frames_of_one_text_share_its_tensors(sdxl: Any, conds: Any) -> None:
+    conditions = Conditions(sdxl, CPU)
+    kept = [conditions.kept(conds[0], (4, 8, 8), Frame(500 + i, 600, i, 0, 64, 64)) for i in range(200)]
+    assert len({entry["c_crossattn"].cond.data_ptr() for entry in kept}) == 1
+    assert len({entry["y"].cond.data_ptr() for entry in kept}) == 200
+    assert not kept[0]["c_crossattn"].cond.is_inference()
+
+
+def test_texts_that_the_model_takes_in_no_batch_are_refused_for_several_subjects(loaded: Any) -> None:
+    """SD1.5 takes one part of 77 tokens beside two, and not beside five."""
+    texts = ["a face", "a very " + " ".join(["long"] * 80) + " face", "a " + " ".join(["longer"] * 340) + " face"]
+    with torch.inference_mode():
+        one, two, five = (example(encode_prompt(loaded[1], text), text, None) for text in texts)
+    conditions = Conditions(loaded[0].model, CPU)
+    assert conditions.each([one, two])["c_crossattn"].shape[:2] == (2, 154)
+    assert conditions.each([five])["c_crossattn"].shape[:2] == (1, 385)
+    with pytest.raises(ValueError, match="different lengths in one batch, such as 'a face' and 'a longer"):
+        conditions.each([one, five])
+
+
+def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was forgotten comes out the same."""
+    with torch.inference_mode():
+        texts = [encode_prompt(loaded[1], f"face {number}") for number in range(5)]
+    whole, few, size = Conditions(sdxl, CPU), Conditions(sdxl, CPU), (4, 8, 8)
+    first = [whole.kept(text, size) for text in texts]
+    one = sum(tensor.nbytes for tensor in (texts[0][0][0], texts[0][0][1]["pooled_output"]))
+    monkeypatch.setattr(module, "MOST_BYTES", 3 * one)
+    made = [few.kept(text, size) for text in texts]
+    assert few.kept(texts[2], size) is made[2] and whole.kept(texts[0], size) is first[0]
+    assert few.kept(texts[0], size) is not made[0] and few.kept(texts[2], size) is made[2]
+    for name, value in few.kept(texts[0], size).items():
+        assert torch.equal(value.cond, first[0][name].cond)
+    monkeypatch.setattr(module, "MOST_BYTES", 0)
+    assert few.kept(texts[3], size) is few.kept(texts[3], size)
+
+
+def test_a_model_without_size_conditioning_takes_no_notice(loaded: Any, conds: Any) -> None:
+    conditions = Conditions(loaded[0].model, CPU)
+    framed, plain = (conditions([example(conds[0], "p", frame)]) for frame in (FRAMES[0], None))
+    assert framed.keys() == plain.keys()
+    assert framed["c_crossattn"] is plain["c_crossattn"]

@@ -1,0 +1,482 @@
+"""Banks of subjects, built on a loaded model."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import folder_paths
+import pytest
+import torch
+from helpers.training import interrupted_at, lora, noise, output, relative, untouched
+from hyperbooth.models.adapters import LiDBConfig
+from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.subject_bank.bank import Bank
+from hyperbooth.nodes.adapters.save_load import Load
+from hyperbooth.nodes.bridge.subject_banks import KIND, bank_names, new_bank_path, workshop
+from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.data.image_folder import ImagesFromFolder
+from hyperbooth.nodes.hypernetwork.predict import LoadHyperNetwork
+from hyperbooth.nodes.hypernetwork.subject_bank import BuildBank, LoadBank
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.data.dataset import Example, Subject
+from hyperbooth.trainers.engine.distributed import Ranks
+from hyperbooth.trainers.engine.rng import generator_for
+from hyperbooth.trainers.subject_bank.build import build_bank
+from hyperbooth.trainers.subject_bank.config import Recipe
+from hyperbooth.trainers.subject_bank.trainer import BankTrainer
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+FAST = TrainingOptions(preview_every=0)
+PROMPT = "a photo of sks face"
+
+
+def lidb(**settings: Any) -> Method:
+    """LiDB of few numbers that learns fast."""
+    given = {"learning_rate": 2e-2, "text_encoder": False, "text_encoder_lr": 5e-3, **settings}
+    config = LiDBConfig(1, 16, 8, given.pop("basis_seed", 0))
+    return Method("lidb", config, "attention", text_targets="attention and feed-forward", **given)
+
+
+def picture(seed: int, size: int = 64) -> Image.Image:
+    """Blotches in a colour of their own."""
+    draw = torch.Generator().manual_seed(seed)
+    blotches = torch.rand(4, 4, 3, generator=draw) * 0.4 + 0.6 * torch.rand(3, generator=draw)
+    return Image.fromarray((blotches * 255).byte().numpy()).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def write_people(folder: Path, counts: dict[str, int]) -> None:
+    """Sub-folders by name, each with so many pictures."""
+    for index, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture(1000 * (index + len(name)) + number, 80).save(folder / name / f"{number}.png")
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Iterator[Path]:
+    """``input/people`` with three subjects."""
+    before = folder_paths.get_input_directory()
+    folder_paths.set_input_directory(str(tmp_path))
+    write_people(tmp_path / "people", {"alice": 1, "bob": 3, "carol": 1})
+    yield tmp_path / "people"
+    folder_paths.set_input_directory(before)
+
+
+def build(node: Any, quick: Any, **inputs: Any) -> tuple[Bank, str]:
+    model, clip, vae = quick
+    inputs = {"method": lidb(), "prompt": PROMPT, "steps": 3, "subjects_per_batch": 3, "seed": 0, "resolution": 64,
+              "options": FAST, "folder": "people", **inputs}  # fmt: skip
+    return node("BuildBank", model=model, clip=clip, vae=vae, **inputs)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return relative(a, b) < 1e-4
+
+
+def test_each_subject_is_learnt_and_the_model_stays(node: Any, quick: Any, people: Path) -> None:
+    with untouched(*quick[:2]):
+        bank, report = build(node, quick, steps=30, method=lidb(text_encoder=True))
+    assert bank.names == ("alice", "bob", "carol") and bank.counts == (1, 3, 1)
+    assert bank.prompt == PROMPT and bank.theta().shape == (3, bank.layout.numbers)
+    for entry in bank.entries:
+        assert entry.fit.own < 0.95 * entry.fit.base and entry.fit.own < entry.fit.other, entry
+    assert "3 subjects with 5 pictures in 1 shards" in report and "3 of them new" in report
+    assert any(name.startswith("text_encoders.") for name in bank.layout.targets)
+
+
+def test_a_batch_of_three_equals_three_alone(node: Any, quick: Any, people: Path) -> None:
+    """The text encoder's part too."""
+    both = lidb(text_encoder=True)
+    together, _ = build(node, quick, method=both)
+    alone, report = build(node, quick, method=both, subjects_per_batch=1, bank_name="alone")
+    assert "in 3 shards" in report
+    for i in range(3):
+        assert close(alone.theta([i]), together.theta([i])), together.names[i]
+        assert relative(together.theta([i]), together.theta([(i + 1) % 3])) > 1e-2
+        assert alone.entries[i].fit.own == pytest.approx(together.entries[i].fit.own, rel=1e-4)
+    assert alone.entries[0].fit.other is None and together.entries[0].fit.other is not None
+
+
+def test_pictures_are_trained_on_the_texts_beside_them(node: Any, quick: Any, people: Path) -> None:
+    (people / "bob" / "1.txt").write_text("a photo of sks face\nin the snow", "utf-8")
+    plain, _ = build(node, quick)
+    told, report = build(node, quick, bank_name="told", captions=True)
+    assert "captions: 1 of 5 pictures have one; the others are trained on that prompt" in report
+    assert [plain.prompt_of(1, picture) for picture in range(3)] == [PROMPT] * 3
+    assert [told.prompt_of(1, picture) for picture in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
+    assert told.adapter(1).facts["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
+    assert close(told.theta([0, 2]), plain.theta([0, 2])) and relative(told.theta([1]), plain.theta([1])) > 1e-3
+    with pytest.raises(ValueError, match="built otherwise: captions True there, no captions now"):
+        build(node, quick, bank_name="told")
+
+
+def test_a_caption_stays_with_its_picture_where_others_are_left_out(node: Any, quick: Any, people: Path) -> None:
+    (people / "bob" / "0.png").write_bytes(b"no picture")
+    (people / "bob" / "1.txt").write_bytes(b"\xff\xfe\xfa")
+    (people / "bob" / "2.txt").write_text(f"{PROMPT} at sea")
+    (people / "alice" / "0.txt").write_text("long" * 3000)
+    bank, report = build(node, quick, captions=True)
+    assert bank.names == ("bob", "carol") and bank.counts == (1, 1) and bank.prompt_of(0, 0) == f"{PROMPT} at sea"
+    for said in ("bob/0.png: ", "bob/1.png: its text 1.txt is not UTF-8", "alice: the text beside 0.png has 12000"):
+        assert f"left out: {said}" in report
+
+
+def header(bank: Bank) -> dict[str, tuple[int, int]]:
+    """Shards by name, with what would change were they written again."""
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bank.folder.glob("*.safetensors")}
+
+
+def test_cancelled_it_keeps_what_is_finished_and_goes_on(
+    node: Any, quick: Any, people: Path, output_folder: Path
+) -> None:
+    whole, _ = build(node, quick, subjects_per_batch=1, bank_name="whole")
+    with untouched(*quick[:2]), interrupted_at(5):
+        build(node, quick, subjects_per_batch=1)
+    first = Bank.open(output_folder / "hyperbooth_banks" / "people")
+    assert first.names == ("alice",)
+    kept = header(first)
+    bank, report = build(node, quick, subjects_per_batch=1)
+    assert "3 subjects" in report and "2 of them new" in report
+    assert bank.theta().equal(whole.theta()) and bank.names == whole.names
+    assert kept.items() <= header(bank).items()
+    again, report = build(node, quick, subjects_per_batch=1)
+    assert "none of them new" in report and header(again) == header(bank)
+
+
+def test_folders_that_come_later_extend_the_bank(node: Any, quick: Any, people: Path) -> None:
+    before, _ = build(node, quick)
+    kept = header(before)
+    write_people(people, {"dora": 1, "emil": 2})
+    (people / "alice" / "0.png").unlink()
+    (people / "alice").rmdir()
+    bank, report = build(node, quick, subjects_per_batch=2)
+    assert bank.names == ("alice", "bob", "carol", "dora", "emil") and bank.counts == (1, 3, 1, 1, 2)
+    assert "2 of them new" in report and "kept although the folder has them no more: alice" in report
+    assert bank.theta([0, 1, 2]).equal(before.theta()) and kept.items() <= header(bank).items()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 5}, "steps 3 there, steps 5 now"),
+        ({"prompt": "a sks person"}, "prompt 'a photo of sks face' there, prompt 'a sks person' now"),
+        ({"seed": 1}, "seed 0 there, seed 1 now"),
+        ({"resolution": 72}, "resolution 64 there, resolution 72 now"),
+        ({"shared_input": True}, "shared_input False there, shared_input True now"),
+        ({"method": lidb(text_encoder=True, basis_seed=3)}, "basis seed 0 there.*basis seed 3 now"),
+        ({"method": lidb()}, "layers.* there.*layers.* now"),
+        (
+            {"method": lidb(text_encoder=True, learning_rate=1e-3)},
+            "method.learning_rate 0.02 there, method.learning_rate 0.001 now",
+        ),
+        ({"options": TrainingOptions(noise_offset=0.1)}, "options.noise_offset 0.0 there"),
+    ],
+)
+def test_a_bank_is_not_extended_under_other_settings(
+    node: Any, quick: Any, people: Path, built: Path, changed: dict[str, Any], message: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in built.iterdir()}
+    with pytest.raises(ValueError, match=f"bank 'built' was built otherwise: .*{message}"):
+        build(node, quick, **{"bank_name": "built", "method": lidb(text_encoder=True), **changed})
+    assert {path.name: path.read_bytes() for path in built.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def once(node: Any, quick: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank, built once."""
+    root = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "input_directory", str(root / "input"))
+        patch.setattr(folder_paths, "output_directory", str(root / "output"))
+        write_people(root / "input" / "people", {"alice": 1})
+        bank, _ = build(node, quick, bank_name="built", method=lidb(text_encoder=True))
+    return bank.folder
+
+
+@pytest.fixture
+def built(once: Path, output_folder: Path) -> Path:
+    """That bank in the test's output folder."""
+    return Path(shutil.copytree(once, output_folder / "hyperbooth_banks" / "built"))
+
+
+def test_another_model_is_told_apart(node: Any, quick: Any, people: Path, built: Path) -> None:
+    model, clip, vae = quick
+    patched = model.clone()
+    name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    keys = [key for key in model.model_state_dict() if key.endswith(".weight")]
+    assert name in keys
+    patched.add_patches({key: ("diff", (torch.ones_like(model.model_state_dict()[key]),)) for key in keys}, 0.1)
+    with pytest.raises(ValueError, match=r"one model .* there, another, .*% off now"):
+        build(node, (patched, clip, vae), bank_name="built", method=lidb(text_encoder=True))
+
+
+def test_two_builds_at_once_do_no_harm_to_each_other(
+    node: Any, quick: Any, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first trains its first batch, another of that name, with other settings, begins and ends."""
+    real, found = BankTrainer.__call__, []
+
+    def call(trainer: BankTrainer, *given: Any) -> Any:
+        fitted = real(trainer, *given)
+        if trainer.recipe.steps == 5:
+            found.append(build(node, quick, steps=3)[0])
+        return fitted
+
+    monkeypatch.setattr(BankTrainer, "__call__", call)
+    with pytest.raises(ValueError, match="bank 'people' was built otherwise: steps 3 there, steps 5 now"):
+        build(node, quick, steps=5)
+    theta = found[0].theta()
+    again, report = build(node, quick, steps=3)
+    assert "none of them new" in report and torch.equal(again.theta(), theta)
+
+
+def test_what_is_linked_cannot_be_looked_at_beforehand_and_the_warning_says_so() -> None:
+    """ComfyUI gives None for it, shows the error as a warning, and runs the node."""
+    with pytest.raises(ValueError, match=r"folder is linked, so .* run each time. Type folder into the node"):
+        BuildBank.fingerprint_inputs(folder=None)
+    for node, name in (
+        (ImagesFromFolder, "folder"), (LoadBank, "bank_name"), (Load, "adapter_name"),
+        (LoadHyperNetwork, "hypernetwork_name"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is linked, so .* run each time"):
+            node.fingerprint_inputs(**{name: None})
+
+
+def test_a_bank_of_the_models_folder_is_not_hidden_by_a_new_one(
+    node: Any, quick: Any, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the one that Load Subject Bank opens."""
+    bank, _ = build(node, quick)
+    shared = tmp_path / "models" / "people"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, KIND, ([str(shared.parent)], set()))
+    shutil.move(bank.entries[0].shard.parent, shared)
+    with pytest.raises(ValueError, match=f"bank_name 'people' is in {shared.parent} already; .*give another"):
+        build(node, quick)
+    assert not new_bank_path("others").exists()
+    other, _ = build(node, quick, bank_name="others")
+    assert other.names == bank.names
+
+
+def test_a_bank_that_lost_a_shard_is_built_and_opened_again(node: Any, quick: Any, people: Path) -> None:
+    """ComfyUI runs a node again whose fingerprint has changed."""
+    asked, opened = (lambda: BuildBank.fingerprint_inputs(folder="people")), LoadBank.fingerprint_inputs
+    before = asked()
+    bank, _ = build(node, quick, subjects_per_batch=2)
+    assert before == asked() == asked(), "built, and nothing has changed since"
+    loaded = opened(bank_name="people")
+    shard = bank.entries[0].shard
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=f"bank 'people': {shard.name} cannot be used .* build the bank again"):
+        bank.theta()
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"bank 'people': {shard.name} cannot be used .* build the bank again"):
+        bank.latents(0)
+    lost = asked()
+    assert lost != before and opened(bank_name="people") != loaded
+    again, _ = build(node, quick, subjects_per_batch=2)
+    assert again.names == bank.names and asked() == lost
+    theta, loaded = again.theta([0]), opened(bank_name="people")
+    picture(77).save(people / "alice" / "0.png")
+    shard.unlink()
+    other, _ = build(node, quick, subjects_per_batch=2)
+    assert other.entries[0].shard == shard and not torch.equal(other.theta([0]), theta)
+    assert opened(bank_name="people") != loaded, "the same names, and another shard"
+
+
+def test_a_bank_is_named_after_the_folder_and_those_around_it(node: Any, quick: Any, people: Path) -> None:
+    for whose in ("celebs", "friends"):
+        write_people(people.parent / whose / "train", {"0001": 1})
+        bank, report = build(node, quick, steps=1, folder=f"{whose}/train")
+        assert bank.name == f"{whose}_train" and "1 of them new" in report
+
+
+def test_what_cannot_be_read_is_reported_and_skipped(node: Any, quick: Any, people: Path) -> None:
+    data = (people / "bob" / "0.png").read_bytes()
+    (people / "bob" / "broken.png").write_bytes(data[: len(data) // 2])
+    (people / "carol" / "0.png").write_text("no picture")
+    (people / "empty").mkdir()
+    (people / ".hidden").mkdir()
+    (people / "two\nlines").mkdir()
+    bank, report = build(node, quick)
+    assert bank.names == ("alice", "bob") and bank.counts == (1, 3)
+    assert "left out: bob/broken.png: " in report
+    assert "left out: carol: no photograph in carol can be used; 0.png: not a picture" in report
+    assert "left out: empty: no photograph" in report and "hidden" not in report
+    assert r"left out: 'two\nlines': no name" in report
+    picture(5).save(people / "carol" / "0.png")
+    bank, report = build(node, quick)
+    assert bank.names == ("alice", "bob", "carol") and "1 of them new" in report
+
+
+def test_nothing_to_learn_from_is_an_error_and_leaves_no_bank(
+    node: Any, quick: Any, people: Path, output_folder: Path
+) -> None:
+    for path in people.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no subject in people can be used\nleft out: alice: "):
+        build(node, quick)
+    assert not (output_folder / "hyperbooth_banks").exists()
+    (people.parent / "flat").mkdir()
+    with pytest.raises(ValueError, match="folder 'flat' holds no sub-folder"):
+        build(node, quick, folder="flat")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"method": lora()}, "method makes lora; a bank holds lidb"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"steps": 0}, "steps is 0"),
+        ({"subjects_per_batch": 0}, "subjects_per_batch is 0"),
+        ({"bank_name": "../x"}, "bank_name '../x' is no folder's name"),
+        ({"bank_name": ".x"}, "bank_name '.x' is no folder's name"),
+        ({"folder": "nobody"}, "folder 'nobody' is not in"),
+        ({"options": TrainingOptions(optimizer="adafactor")}, "optimizer 'adafactor' is not for a bank.*choose"),
+        ({"options": TrainingOptions(prior_mode="prediction")}, "prior_mode 'prediction' is not for a bank"),
+        ({"options": TrainingOptions(caption_dropout=0.1)}, "set caption_dropout to 0"),
+    ],
+)
+def test_what_a_bank_cannot_be_built_of_is_refused(
+    node: Any, quick: Any, people: Path, inputs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(node, quick, **inputs)
+
+
+def test_all_start_from_the_same_numbers(node: Any, quick: Any, people: Path) -> None:
+    """A learning rate of zero leaves the start, another bank's mean goes into the next."""
+    still, _ = build(node, quick, method=lidb(learning_rate=0.0, text_encoder_lr=0.0), bank_name="still")
+    assert (still.theta() == still.theta([0])).all()
+    learnt, _ = build(node, quick, bank_name="learnt")
+    mean = AdapterSet((learnt.layout.link(learnt.theta().mean(0)),))
+    on, _ = build(node, quick, start_from=mean, bank_name="on", method=lidb(learning_rate=0.0, text_encoder_lr=0.0))
+    assert on.theta([1])[0].equal(learnt.theta().mean(0))
+    other = AdapterSet((learnt.layout.link(learnt.theta()[0]),) * 2)
+    with pytest.raises(ValueError, match=r"start_from is lidb .*, lidb .*; a bank's subjects start from one LiDB"):
+        build(node, quick, start_from=other, bank_name="no")
+    with pytest.raises(ValueError, match=r"start_from: the adapter is lidb .*expected lidb"):
+        build(node, quick, start_from=mean, method=lidb(basis_seed=1), bank_name="no")
+
+
+def test_with_a_shared_input_the_other_factor_stays(node: Any, quick: Any, people: Path) -> None:
+    bank, _ = build(node, quick, shared_input=True)
+    start = Link.create("lidb", list(bank.layout.targets.values()), lidb().config, generator_for(0, 100))
+    for name, parts in bank.layout.parts(bank.theta()).items():
+        assert (parts["b_train"] == start.adapters[name].b_train.detach()).all()
+        assert parts["a_train"].flatten(1).norm(dim=1).min() > 0
+
+
+def test_load_bank_opens_it(node: Any, quick: Any, people: Path, built: Path) -> None:
+    (bank,) = node("LoadBank", bank_name="built")
+    assert bank.names == ("alice",) and bank.folder == built
+    assert "built" in bank_names()
+    with pytest.raises(ValueError, match="bank_name 'none' is in none of"):
+        node("LoadBank", bank_name="none")
+    with pytest.raises(ValueError, match="is in none of"):
+        node("LoadBank", bank_name="../hyperbooth_banks/built")
+
+
+def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
+    node: Any, quick: Any, people: Path, built: Path
+) -> None:
+    bank = Bank.open(built)
+    model, clip, _ = quick
+    patched = node("Apply", model=model, adapter=bank.adapter(0), strength_model=1.0, clip=clip, strength_clip=1.0)
+    layers = bank.adapter(0).targets()
+    with workbench(model, FAST, pictures_of(bank, 0), 1, clip) as bench:
+        stack = AdapterSet((bank.layout.link(bank.theta([0])),))
+        with stack.attached(bench.layers, bench.borrow, bench.written_over), torch.no_grad():
+            attached = bench.denoiser(noise(), torch.tensor([5.0]), bench.condition_each(pictures_of(bank, 0).examples))
+    assert relative(attached, output(*patched, PROMPT)) < 1e-3 and len(layers) > 30
+    assert relative(output(model, clip, PROMPT), output(*patched, PROMPT)) > 1e-3
+    (path,) = node("Save", adapter=bank.adapter(0), filename_prefix="loras/alice", format="kohya", precision="float32",
+                   model=model, clip=clip)  # fmt: skip
+    with torch.inference_mode():
+        stock = comfy.sd.load_lora_for_models(model, clip, load_file(built.parents[1] / path), 1.0, 1.0)
+    assert relative(output(*stock, PROMPT), output(*patched, PROMPT)) < 1e-4
+
+
+def pictures_of(bank: Bank, subject: int) -> Subject:
+    cond = [[torch.zeros(1, 77, 768), {}]]
+    return Subject(tuple(Example(latent[None], cond, PROMPT) for latent in bank.latents(subject)))
+
+
+def test_processes_that_share_the_batches_build_the_same_bank(
+    node: Any, quick: Any, people: Path, output_folder: Path
+) -> None:
+    """Each takes every third batch; the last one has none."""
+    write_people(people, {"dora": 1})
+    whole, _ = build(node, quick, subjects_per_batch=2, bank_name="whole")
+    recipe, folder = Recipe(lidb(), PROMPT, 3, 0, 64, FAST), output_folder / "hyperbooth_banks" / "shared"
+    for rank in (2, 1, 0):
+        with torch.inference_mode():
+            shop = workshop(*quick, FAST, text_encoder=False)
+            bank, _ = build_bank(recipe, people, folder, 2, shop, lambda *_: None, Ranks(rank, 3))
+        assert len(bank) == {2: 0, 1: 2, 0: 4}[rank]
+    assert bank.names == whole.names and bank.theta().equal(whole.theta())
+    assert [entry.fit for entry in bank.entries] == [entry.fit for entry in whole.entries]
+
+
+def example(seed: int, value: float = 1.0) -> Subject:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) * value
+    return Subject((Example(latents, None, PROMPT),))
+
+
+@pytest.fixture
+def bench(quick: Any) -> Iterator[Any]:
+    model, clip, _ = quick
+    with workbench(model, FAST, pictures(example(0)), 4, clip) as opened:
+        yield opened
+
+
+def pictures(subject: Subject) -> Subject:
+    """With the conditioning that a session looks at."""
+    return Subject(tuple(replace(e, cond=[[torch.zeros(1, 77, 768), {}]]) for e in subject.examples))
+
+
+def trainer(bench: Any, together: int, **settings: Any) -> BankTrainer:
+    recipe = Recipe(lidb(text_encoder=True), PROMPT, 2, 0, 64, FAST, **settings)
+    return BankTrainer(recipe, recipe.start(bench.shapes), together)
+
+
+def unseen(_: int) -> Any:
+    return lambda history: None
+
+
+def test_one_that_cannot_be_learnt_spoils_no_other(bench: Any) -> None:
+    """A picture of no numbers: the batch is halved until it stands alone."""
+    subjects = [example(0), example(1), example(2, torch.nan)]
+    first, second, third = trainer(bench, 3)(bench, subjects, unseen)
+    assert "the loss" in third and "nan" in third
+    alone = trainer(bench, 1)(bench, subjects[:2], unseen)
+    for one, beside in zip(alone, (first, second), strict=True):
+        assert close(one.theta, beside.theta)
+
+
+def test_a_batch_that_does_not_fit_is_split(bench: Any, caplog: Any) -> None:
+    """The second half of a batch of three meets the end of memory once; what comes of it is the same."""
+    subjects, whole = [example(i) for i in range(3)], trainer(bench, 3)
+    expected = whole(bench, subjects, unseen)
+    assert "batch 3, checkpointing off" in whole.lines[0]
+
+    def short(together: int) -> Any:
+        if together > 2:
+            raise torch.OutOfMemoryError("no room")
+        return unseen(together)
+
+    tight = trainer(bench, 3)
+    found = tight(bench, subjects, short)
+    assert tight.plan.pieces == 2 and not tight.plan.checkpointing and "out of memory" in caplog.text
+    assert all(close(one.theta, other.theta) for one, other in zip(found, expected, strict=True))
+
+    def never(together: int) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError, match="fewer subjects_per_batch"):
+        trainer(bench, 2)(bench, subjects, never)

@@ -1,0 +1,502 @@
+"""Training a hypernetwork on a bank: it sees the person, its losses are the formulas, and nothing is lost."""
+
+import itertools
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from comfy.model_management import InterruptProcessingException
+from helpers.banks import PROMPT, pictures_of, theta_of, write_bank
+from helpers.training import interrupted_at, quick_sd15, relative, small_vision, untouched
+from hyperbooth.models.adapters import LiDBConfig
+from hyperbooth.models.hypernetwork.checkpoint import load_predictor, save_predictor
+from hyperbooth.models.hypernetwork.delta_distance import Splitter, product_distance
+from hyperbooth.models.hypernetwork.network import HyperNetwork
+from hyperbooth.models.hypernetwork.predictor import Made, Predictor, is_predicted
+from hyperbooth.models.subject_bank.bank import Bank
+from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
+from hyperbooth.nodes.hypernetwork.train import run_of, train
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.engine import checkpoints
+from hyperbooth.trainers.engine.distributed import Ranks
+from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.hypernetwork.evaluation import Controls
+from hyperbooth.trainers.hypernetwork.feature_cache import Features
+from hyperbooth.trainers.hypernetwork.loss import People
+from hyperbooth.trainers.hypernetwork.trainer import Job
+from hyperbooth.trainers.reporting.live_view import Watch
+from PIL import Image
+from torch import Tensor
+
+QUIET = TrainingOptions(preview_every=0, validation=1000)
+
+
+@pytest.fixture(scope="module")
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
+
+
+@pytest.fixture
+def bank(loaded: Any, tmp_path: Path) -> Bank:
+    return write_bank(tmp_path / "bank", loaded)
+
+
+@pytest.fixture
+def small_bank(loaded: Any, tmp_path: Path) -> Bank:
+    """Twelve people, of whom two are held out."""
+    return write_bank(tmp_path / "bank", loaded, range(12), per_shard=4)
+
+
+def trained(node: Any, loaded: Any, bank: Bank, **inputs: Any) -> tuple[Predictor, Any, str]:
+    inputs = {
+        "steps": 3, "learning_rate": 1e-3, "batch_size": 4, "refinements": 2, "weight_loss": 1.0,
+        "denoising_loss": 0.0, "seed": 0, "resume": "continue", "width": 32, "options": QUIET,
+        "clip_vision": small_vision(), **inputs,
+    }  # fmt: skip
+    model, clip, _ = loaded
+    return node("TrainHyperNetwork", model=model, clip=clip, bank=bank, **inputs)
+
+
+def relative_error(network: HyperNetwork, predicted: Tensor, fitted: Tensor) -> float:
+    """Of predicted changes, as a share of what predicting the mean costs."""
+    split = Splitter(network.layout)
+    mean = split(network.mean.expand_as(fitted))
+    far = product_distance(mean, split(fitted)).sum()
+    return (product_distance(split(predicted), split(fitted)).sum() / far).item()
+
+
+def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
+    rows = []
+    for person in people:
+        image = pictures_of(person).float() / 255
+        (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image)
+        rows.append(hypernetwork.network.layout.pack(adapter.chain[0]))
+    return torch.stack(rows)
+
+
+def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: Any, bank: Bank) -> None:
+    with untouched(*loaded[:2]):
+        hypernetwork, loss_map, report = trained(node, loaded, bank, steps=60, batch_size=8)
+    assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.7 * sum(loss_map["loss"][:10])
+    new = range(1000, 1008)
+    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    own = predicted(node, hypernetwork, new)
+    assert relative_error(hypernetwork.network, own, fitted) < 0.4
+    assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
+    assert hypernetwork.facts["people"] == 36 and hypernetwork.facts["people_held_out"] == 4
+    assert hypernetwork.facts["explained"] > 0.6 and hypernetwork.facts["explained_wrong"] < 0
+    for said in ("60 steps of 8 on 36 people", "at step 0: loss on people held out: base", "at step 60: ", "mean",
+                 "wrong", "own", "fitted", "a linear guess from their pictures foretells"):  # fmt: skip
+        assert said in report
+    assert hypernetwork.prompt == bank.prompt and hypernetwork.base.kind == "SD15"
+
+
+def test_the_controls_are_on_the_screen_before_the_first_step(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ComfyUI's own hook, to which its server listens."""
+    shown: list[tuple[int, Any]] = []
+    hook = lambda value, total, preview, node_id=None: shown.append((value, preview))  # noqa: E731
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    trained(node, loaded, small_bank, steps=2, batch_size=2)
+    pictures = [step for step, preview in shown if preview is not None]
+    assert pictures[0] == 0 and pictures[-1] == 2
+
+
+def test_the_linear_start_alone_sees_the_person(node: Any, loaded: Any, bank: Bank) -> None:
+    hypernetwork, _, _ = trained(node, loaded, bank, steps=1, learning_rate=0.0)
+    new = range(1000, 1008)
+    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    own = predicted(node, hypernetwork, new)
+    assert relative_error(hypernetwork.network, own, fitted) < 0.6
+    assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
+    node: Any, loaded: Any, tmp_path: Path, text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sample with its own adapter: the loss of a batch is the mean of singles, its gradient the difference."""
+    from hyperbooth.trainers.hypernetwork import train as module
+
+    found: dict[str, Any] = {}
+
+    def look_at(job: Any, *_: Any) -> None:
+        loss = job._loss()
+        generator = torch.Generator
+        draw = lambda: generator().manual_seed(3)  # noqa: E731
+        pictures = [(0, 0), (2, 1), (5, 0)]
+        theta = job.network(job.people.features(pictures).float()).detach() + 0.05
+        theta.requires_grad_()
+        whole = loss._of_pictures(theta, pictures, draw())
+        (gradient,) = torch.autograd.grad(whole, theta)
+        along = gradient / gradient.norm()
+        ahead, behind = (loss._of_pictures(theta.detach() + s * along, pictures, draw()) for s in (0.2, -0.2))
+        found["slope"] = ((ahead - behind) / 0.4).item(), (gradient * along).sum().item()
+        pieces = replace(loss, pieces=3)._of_pictures(theta, pictures, draw())
+        found["pieces"] = whole.item(), pieces.item()
+        found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
+        raise InterruptedError
+
+    monkeypatch.setattr(module.Job, "fit", look_at)
+    bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=2, text=text)
+    assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
+    with pytest.raises(InterruptedError):
+        trained(node, loaded, bank, denoising_loss=1.0)
+    assert found["slope"][0] == pytest.approx(found["slope"][1], rel=0.02)
+    assert found["pieces"][0] == pytest.approx(found["pieces"][1], rel=1e-4)
+    assert relative(*found["gradients"]) < (1e-2 if text else 1e-3)
+
+
+def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> None:
+    options = TrainingOptions(preview_every=0, validation=4)
+    with untouched(*loaded[:2]):
+        hypernetwork, loss_map, report = trained(
+            node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
+        )
+    assert len(loss_map["loss"]) == 4 and hypernetwork.facts["loss_own"] > 0 and "at step 4: " in report
+    assert "foretold (" not in report, "of weights, which were no aim"
+
+
+@pytest.mark.parametrize("losses", [(1.0, 0.0), (0.0, 1.0)], ids=["weights", "pictures"])
+def test_a_shared_input_side_is_everybodys_and_learnt(
+    node: Any, loaded: Any, tmp_path: Path, losses: tuple[float, float]
+) -> None:
+    bank = write_bank(tmp_path / "bank", loaded, range(8), shared_input=True)
+    weight, denoising = losses
+    hypernetwork, _, report = trained(
+        node, loaded, bank, steps=20, learning_rate=1e-3, weight_loss=weight, denoising_loss=denoising
+    )
+    means = re.findall(r"base [\d.]+, mean ([\d.]+),", report)
+    assert len(means) == 2
+    if denoising:
+        assert means[0] != means[1], "what everybody has is in the control, too"
+    network = hypernetwork.network
+    first, second = (network.layout.parts(row) for row in predicted(node, hypernetwork, range(2)))
+    mean = network.layout.parts(network.mean)
+    for name, tensors in first.items():
+        assert torch.equal(tensors["b_train"], second[name]["b_train"])
+        assert not torch.equal(tensors["b_train"], mean[name]["b_train"])
+        assert not torch.equal(tensors["a_train"], second[name]["a_train"])
+
+
+def test_each_picture_is_denoised_under_its_own_caption(
+    node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is that of the same pictures under what the text encoder makes of the captions."""
+    found: dict[str, Any] = {}
+
+    def look_at(job: Any, *_: Any) -> None:
+        loss, pictures = job._loss(), [(0, 0), (2, 2), (5, 1)]
+        draw, theta = torch.Generator().manual_seed(3), job.network.mean.expand(3, -1)
+        examples = job.people.examples(pictures)
+        assert [example.prompt for example in examples] == [PROMPT, f"{PROMPT} in place 2", f"{PROMPT} in place 1"]
+        plain = [replace(example, cond=examples[0].cond, prompt=PROMPT) for example in examples]
+        told = [replace(e, cond=encode_prompt(loaded[1], e.prompt)) for e in examples]
+        for name, given in (("own", examples), ("plain", plain), ("told", told)):
+            of = replace(loss, people=replace(loss.people, examples=lambda _, given=given: given))
+            found[name] = of._of_pictures(theta.clone().requires_grad_(), pictures, draw.manual_seed(3)).item()
+        raise InterruptedError
+
+    monkeypatch.setattr(Job, "fit", look_at)
+    bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=3, captions=True)
+    with pytest.raises(InterruptedError):
+        trained(node, loaded, bank, denoising_loss=1.0)
+    assert found["own"] == found["told"] != found["plain"]
+
+
+@pytest.mark.parametrize(("inputs", "shown"), [(0, {0, 1, 2}), (1, {0}), (2, {0, 1}), (9, {0, 1, 2})])
+def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
+    node: Any, loaded: Any, tmp_path: Path, inputs: int, shown: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, target, looked = set(), set(), set()
+    batch, at = People.batch, Features.__call__
+
+    def noted(*given: Any) -> Any:
+        made = batch(*given)
+        assert all(a[0] == b[0] and a[1] != b[1] for a, b in zip(*made, strict=True)), "another picture of the person"
+        seen.update(picture for _, picture in made[0])
+        target.update(picture for _, picture in made[1])
+        return made
+
+    monkeypatch.setattr(People, "batch", noted)
+    monkeypatch.setattr(Features, "__call__", lambda self, of: (looked.update(p for _, p in of), at(self, of))[1])
+    bank = write_bank(tmp_path / "bank", loaded, range(8), pictures=3)
+    hypernetwork, _, _ = trained(node, loaded, bank, steps=12, input_pictures=inputs)
+    assert seen == looked == shown and hypernetwork.facts["input_pictures"] == inputs
+    assert target == ({1, 2} if inputs == 1 else {0, 1, 2})
+    run = run_of(bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None, inputs)
+    assert run.looked_at(5) == ((5, max(shown)), (5, 0 if shown == {0, 1, 2} else 2))
+
+
+def test_a_run_is_named_by_captions_and_inputs(loaded: Any, tmp_path: Path) -> None:
+    """Without the denoising loss the texts of the controls alone are needed."""
+    plain, told = (
+        write_bank(tmp_path / str(captions), loaded, range(8), pictures=3, captions=captions)
+        for captions in (False, True)
+    )  # fmt: skip
+    told = replace(told, manifest=plain.manifest)
+    runs = [run_of(bank, 3, 1e-3, 4, 2, 1.0, 1.0, 0, QUIET, 32, None, n) for bank in (plain, told) for n in (0, 1)]
+    assert len({run.key("model", "encoder") for run in runs}) == 4
+    assert runs[0].prompts == (PROMPT,) and len(runs[2].prompts) == 3
+    assert replace(runs[3], denoising_loss=0.0).prompts == (PROMPT, f"{PROMPT} in place 2")
+
+
+def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
+    node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: bank, hypernetwork, prediction from one picture, two steps on top, one file."""
+    model, clip, vae = loaded
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    for person in range(5):
+        (tmp_path / "people" / f"{person}").mkdir(parents=True)
+        for number, picture in enumerate(pictures_of(person, 2, 64)):
+            Image.fromarray(picture.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
+    method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 1e-2, True, 1e-3)
+    bank, _ = node(
+        "BuildBank", model=model, clip=clip, vae=vae, folder="people", method=method, prompt="a photo of sks face",
+        steps=3, subjects_per_batch=5, seed=0, resolution=64, options=QUIET,
+    )  # fmt: skip
+    hypernetwork, _, _ = trained(node, loaded, bank, denoising_loss=1.0, steps=2)
+    save_predictor(hypernetwork, tmp_path / "a.safetensors")
+    hypernetwork = load_predictor(tmp_path / "a.safetensors")
+    image = pictures_of(99, 1, 64).float() / 255
+    (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image, model=model)
+    (subject,) = node(
+        "Subject", images=[image], vae=[vae], clip=[clip], prompt=[hypernetwork.prompt], resolution=[64],
+        bucket=[False], flip=[False],
+    )  # fmt: skip
+    tuned, losses, _ = node(
+        "FastFinetune", model=model, subject=subject, adapter=adapter, rank=2, steps=2, learning_rate=1e-3, seed=0,
+        clip=clip, options=QUIET,
+    )  # fmt: skip
+    assert [link.family for link in tuned.chain] == ["lidb", "lora"] and len(losses["loss"]) == 2
+    assert tuned.chain[0].targets.keys() == tuned.chain[1].targets.keys() == bank.layout.targets.keys()
+    assert tuned.facts["prompts"] == ["a photo of sks face"] and is_predicted(tuned.facts)
+
+
+def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_cancelled(
+    node: Any, loaded: Any, small_bank: Bank, output_folder: Path
+) -> None:
+    options = TrainingOptions(preview_every=0, checkpoint_every=2, ema_decay=0.9, validation=1000)
+    whole, losses, _ = trained(node, loaded, small_bank, steps=8, options=options, resume="start over")
+    (state,) = (output_folder / "hyperbooth_states").iterdir()
+    state.unlink()
+    with untouched(*loaded[:2]):
+        with interrupted_at(5):
+            trained(node, loaded, small_bank, steps=8, options=options)
+        again, losses_again, report = trained(node, loaded, small_bank, steps=8, options=options)
+    ours, theirs = whole.network.state_dict(), again.network.state_dict()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert losses == losses_again and "taken up at step" in report
+
+
+def test_a_state_of_another_format_is_another_run(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Its numbers would have the shapes, and other meanings."""
+    assert "taken up" not in trained(node, loaded, small_bank)[2]
+    assert "taken up at step 3" in trained(node, loaded, small_bank)[2]
+    monkeypatch.setattr("hyperbooth.trainers.hypernetwork.config.VERSION", 99)
+    assert "taken up" not in trained(node, loaded, small_bank)[2]
+
+
+def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank: Bank) -> None:
+    """A rate so high that each step makes it worse: the start is kept; the history is of all that was done."""
+    options = TrainingOptions(preview_every=0, validation=1, ema_decay=0.5)
+    start, _, _ = trained(node, loaded, small_bank, steps=1, learning_rate=0.0)
+    spoilt, loss_map, report = trained(node, loaded, small_bank, steps=3, learning_rate=0.3, options=options)
+    assert all(torch.equal(a, b) for a, b in zip(start.network.parameters(), spoilt.network.parameters(), strict=True))
+    assert len(loss_map["loss"]) == 3 and "is that of step 0, the best on people held out" in report
+
+
+def test_a_best_look_on_the_way_is_taken(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, real, found = TrainingOptions(preview_every=0, validation=1), Controls.look, []
+    for steps in (1, 3):
+        order = itertools.count()
+        monkeypatch.setattr(
+            Controls, "look", lambda it, order=order: replace(real(it), explained=0.9 if next(order) == 1 else 0.1)
+        )
+        inputs = {"steps": steps, "options": options, "resume": "start over"}
+        found.append(trained(node, loaded, small_bank, **inputs)[0])
+    one, three = found
+    assert (one.facts["taken_at_step"], three.facts["taken_at_step"], three.facts["steps"]) == (1, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), three.network.parameters(), strict=True))
+
+
+def looks_that_say(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> dict[int, Tensor]:
+    """Step -> what its look says the network explains of people held out; gives the networks' heads at each look."""
+    real, heads = Job._look, {}
+
+    def look(job: Job, step: int) -> Any:
+        found = real(job, step)
+        with job.state.result():
+            heads.setdefault(step, job.network.heads.detach().clone())
+        job.looks[step] = replace(found, explained=explained.get(step, 0.9))
+        return job.looks[step]
+
+    patch.setattr(Job, "_look", look)
+    return heads
+
+
+def test_the_best_look_is_taken_although_the_disk_is_full(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once an older best is written and nothing more."""
+    heads = looks_that_say(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.1, 6: 0.0})
+    real, written = checkpoints.write_tensors, []
+
+    def write(*given: Any) -> None:
+        written.append(given)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+        real(*given)
+
+    monkeypatch.setattr(checkpoints, "write_tensors", write)
+    options = TrainingOptions(preview_every=0, validation=1, checkpoint_every=0)
+    found, _, report = trained(node, loaded, small_bank, steps=6, batch_size=2, options=options)
+    assert found.facts["taken_at_step"] == 4 and torch.equal(found.network.heads, heads[4])
+    assert "is that of step 4, the best on people held out" in report and "No space left on device" in report
+
+
+class StoppedAtFour(Watch):
+    """By ComfyUI's cancel, between two looks."""
+
+    def __call__(self, history: History) -> None:
+        if history.step == 4:
+            raise InterruptProcessingException
+        super().__call__(history)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_resumed_run_goes_by_the_looks_of_the_whole_one(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch, output_folder: Path, lost: bool
+) -> None:
+    """It looks where it was taken up too, and best of all there; what was best before, it has from the disk, or says
+    that it has not."""
+    heads = looks_that_say(monkeypatch, {0: 0.0, 3: 0.3, 6: 0.2})
+    inputs = {"steps": 6, "batch_size": 2, "options": TrainingOptions(preview_every=0, validation=3)}
+    whole, _, _ = trained(node, loaded, small_bank, **inputs, resume="start over")
+    with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
+        patch.setattr("hyperbooth.nodes.hypernetwork.train.Watch", StoppedAtFour)
+        trained(node, loaded, small_bank, **inputs, resume="start over")
+    if lost:
+        next((output_folder / "hyperbooth_states").glob("*.good.safetensors")).unlink()
+    again, _, report = trained(node, loaded, small_bank, **inputs)
+    assert "taken up at step 4" in report and whole.facts["taken_at_step"] == 3
+    if lost:
+        assert "is that of step 6; that of step 3, the best on people held out, is not on the disk any more" in report
+    assert torch.equal(again.network.heads, heads[6] if lost else whole.network.heads)
+
+
+def test_a_shorter_run_leaves_the_longer_ones_best(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a constant rate both are one run, and the longer one's state stays."""
+    heads = looks_that_say(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.1, 3: 0.3, 4: 0.1})
+    inputs = {"batch_size": 2, "options": TrainingOptions(preview_every=0, validation=1)}
+    trained(node, loaded, small_bank, steps=4, **inputs)
+    short = trained(node, loaded, small_bank, steps=2, **inputs)[0]
+    again, _, report = trained(node, loaded, small_bank, steps=4, **inputs)
+    assert short.facts["taken_at_step"] == 1 and torch.equal(short.network.heads, heads[1])
+    assert "taken up at step 4" in report and "is that of step 3, the best" in report
+    assert torch.equal(again.network.heads, heads[3])
+
+
+def test_who_was_held_out_is_held_out_again(node: Any, loaded: Any, tmp_path: Path) -> None:
+    """Else the controls would be of people it has learnt from."""
+    bank = write_bank(tmp_path / "bank", loaded, range(24), per_shard=8)
+    first, _, _ = trained(node, loaded, bank)
+    again, _, report = trained(node, loaded, bank, start_from=first, seed=1)
+    other, _, _ = trained(node, loaded, bank, seed=1)
+    assert len(first.facts["held_out"]) == 2
+    assert sorted(first.facts["held_out"]) == sorted(again.facts["held_out"]) != sorted(other.facts["held_out"])
+    assert "may look too good" not in report
+    strangers = write_bank(tmp_path / "strangers", loaded, range(100, 112), per_shard=8)
+    assert "may look too good" in trained(node, loaded, strangers, start_from=first)[2]
+
+
+def test_features_are_made_once_and_for_new_people_only(node: Any, loaded: Any, small_bank: Bank) -> None:
+    trained(node, loaded, small_bank, steps=1)
+    (kept,) = (small_bank.folder / "features").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(before) == 3
+    larger = write_bank(small_bank.folder, loaded, range(40, 43))
+    assert len(larger) == 15
+    next(kept.iterdir()).write_bytes(b"cut off")
+    trained(node, loaded, larger, steps=1)
+    after = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(after) == 4 and sum(after.get(name) == before[name] for name in before) == 2
+
+
+def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: Any, small_bank: Bank) -> None:
+    first, _, _ = trained(node, loaded, small_bank, steps=2)
+    still, _, report = trained(node, loaded, small_bank, steps=1, learning_rate=0.0, start_from=first, weight_loss=0.5)
+    assert torch.equal(first.network.heads, still.network.heads) and still.facts["steps"] == 3
+    assert "start: a hypernetwork of 2 steps" in report
+    one, other = (run_of(small_bank, 1, 0.0, 5, 2, 1.0, 0.0, 0, QUIET, width, first) for width in (32, 64))
+    assert one == other and other.config.width == 32, "start_from has a width"
+
+
+def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weight_loss and denoising_loss are both 0"):
+        trained(node, loaded, small_bank, weight_loss=0.0)
+    few = write_bank(tmp_path / "few", loaded, range(4))
+    with pytest.raises(ValueError, match="bank 'few' holds 4 people"):
+        trained(node, loaded, few)
+    trained(node, loaded, write_bank(tmp_path / "five", loaded, range(5)))
+    first, _, _ = trained(node, loaded, small_bank, steps=1)
+    other = write_bank(tmp_path / "text", loaded, text=True)
+    with pytest.raises(ValueError, match="start_from and the bank are of different kinds"):
+        trained(node, loaded, other, start_from=first)
+    with pytest.raises(ValueError, match="clip_vision is another clip_vision_model, width 32"):
+        trained(node, loaded, small_bank, start_from=first, clip_vision=small_vision(1))
+    manifest = small_bank.manifest
+    other = replace(small_bank, manifest=replace(manifest, base={**manifest.base, "prediction": "v"}))
+    with pytest.raises(ValueError, match="model predicts eps, the bank was built on one that predicts v"):
+        trained(node, loaded, other)
+    foreign = replace(first, base=Made("SDXL", first.base.record))
+    with pytest.raises(ValueError, match="bank is SD15; the hypernetwork in start_from was made with SDXL"):
+        trained(node, loaded, small_bank, start_from=foreign)
+    shared = write_bank(tmp_path / "shared", loaded, range(12), shared_input=True)
+    with pytest.raises(ValueError, match="start_from learnt from people who had an input side of their own, those of"):
+        trained(node, loaded, shared, start_from=first)
+    changed = quick_sd15(tmp_path / "other")
+    with torch.inference_mode():
+        for parameter in changed[0].model.diffusion_model.parameters():
+            parameter.mul_(1.5)
+    with pytest.raises(ValueError, match="model is another SD15 than the bank was made with"):
+        trained(node, changed, small_bank)
+
+
+@dataclass(frozen=True)
+class Apart(Ranks):
+    """One of many processes, of which another has said ``other`` of its run and of its state."""
+
+    other: Any = None
+
+    def heard(self, value: Any) -> list[Any]:
+        return [value, value and [self.other[0] or value[0], self.other[1]]]
+
+
+@pytest.mark.parametrize(
+    ("processes", "other", "message"),
+    [
+        (8, None, "batch_size is 4 for 8 processes; give at least 8"),
+        (2, ("another run", 0), "the processes have different banks, models or encoders"),
+        (2, (None, 40), "the processes found states of the steps 0, 40"),
+    ],
+)
+def test_processes_that_cannot_work_together_are_refused(
+    loaded: Any, small_bank: Bank, processes: int, other: Any, message: str
+) -> None:
+    run = run_of(small_bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None)
+    with torch.inference_mode(), pytest.raises(ValueError, match=message):
+        train(run, *loaded[:2], small_vision(), True, Apart(0, processes, other))

@@ -1,0 +1,162 @@
+"""Rank-relaxed fast fine-tuning: a frozen adapter, a new LoRA on its layers, one chain."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from helpers.adapters import chain, link, literal
+from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
+from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
+from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.metadata.base_fingerprint import with_base
+from hyperbooth.models.textual_inversion.embeddings import Word
+from hyperbooth.nodes.bridge.adapters.patching import base_weights
+from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.dreambooth.config import Run
+from hyperbooth.trainers.dreambooth.initial_adapter import starting_point
+
+FAMILIES = [("lidb",), ("para",), ("lidb", "para", "lora")]
+by_families = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)
+METHOD = Method("lora", LoRAConfig(3, 3.0), learning_rate=1e-3, text_encoder=True)
+
+
+@pytest.fixture(scope="module")
+def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    return quick
+
+
+def tuned(node: Any, loaded: Any, subject: Any, adapter: AdapterSet, **inputs: Any) -> tuple[Any, Any, str]:
+    inputs = {
+        "rank": 3, "steps": 3, "learning_rate": 1e-3, "seed": 0, "clip": loaded[1], "options": QUIET, **inputs
+    }  # fmt: skip
+    return node("FastFinetune", model=loaded[0], subject=subject, adapter=adapter, **inputs)
+
+
+@by_families
+def test_before_the_first_step_the_output_is_the_given_adapters(
+    loaded: Any, subject: Any, families: tuple[str, ...]
+) -> None:
+    given = chain(families, loaded, text=True)
+    run = Run(subject, METHOD, TrainingOptions(), 40, on_top_of=given)
+    estimates = []
+    with workbench(loaded[0], QUIET, subject, 1, loaded[1]) as bench:
+        for adapter in (given, starting_point(run, bench, None)):
+            with adapter.attached(bench.layers, bench.borrow), torch.no_grad():
+                condition = bench.condition(subject.examples[:1])
+                estimates.append(bench.denoiser(noise(), torch.tensor([5.0]), condition))
+    assert torch.equal(*estimates)
+    assert len(adapter.chain) == len(families) + 1
+    assert adapter.chain[-1].targets.keys() <= given.targets().keys()
+    assert all(parameter.requires_grad for parameter in adapter.chain[-1].parameters())
+    assert not any(parameter.requires_grad for before in adapter.chain[:-1] for parameter in before.parameters())
+
+
+def test_learns_on_top_and_leaves_the_rest_alone(node: Any, loaded: Any, subject: Any) -> None:
+    given = chain(("lidb",), loaded, text=True)
+    with untouched(*loaded[:2]):
+        adapter, loss_map, report = tuned(node, loaded, subject, given, steps=40, learning_rate=3e-3, batch_size=2)
+    losses = loss_map["loss"]
+    assert len(losses) == 40 and sum(losses[-15:]) < 0.97 * sum(losses[:15])
+    assert [one.family for one in adapter.chain] == ["lidb", "lora"]
+    assert same(AdapterSet(adapter.chain[:1]), given)
+    layers = adapter.chain[1].targets
+    assert any(name.startswith("text_encoders.") for name in layers)
+    assert all(adapter.chain[1].adapters[name].up.abs().max() > 0 for name in layers)
+    assert report.startswith("lora (rank 3, alpha 3)") and "40 steps of 2" in report
+    assert report.endswith(f"on top of {given.chain[0].describe()}")
+
+
+def test_the_first_loss_is_the_given_adapters(node: Any, loaded: Any, subject: Any) -> None:
+    """Patched into the weights beforehand, or kept beside them: training starts from the same model."""
+    given = chain(("lidb",), loaded)
+    applied, _ = node("Apply", model=loaded[0], adapter=given, strength_model=1.0)
+    _, beside, _ = tuned(node, loaded, subject, given, steps=1)
+    _, merged, _ = train(node, (applied,), subject, replace(METHOD, text_encoder=False), 1)
+    _, plain, _ = train(node, loaded, subject, replace(METHOD, text_encoder=False), 1)
+    assert beside["loss"] == pytest.approx(merged["loss"], rel=1e-4)
+    assert beside["loss"] != pytest.approx(plain["loss"], rel=1e-3)
+
+
+def test_one_file_holds_the_chain_and_its_history(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
+    given, _, _ = train(node, loaded, subject, Method("lidb", LiDBConfig(), "attention", 1e-2), 2)
+    adapter, _, _ = tuned(node, loaded, subject, given)
+    (path,) = node("Save", adapter=adapter, filename_prefix="loras/a", format="hyperbooth", precision="float32")
+    again = load_adapter(output_folder / path)
+    assert [one.family for one in again.chain] == ["lidb", "lora"] and same(adapter, again)
+    assert [part["steps"] for part in again.facts["parts"]] == [2, 3]
+    assert again.facts["base"] == "SD15" and again.facts["prompts"] == [PROMPT]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_exported_as_one_plain_lora_it_is_what_apply_gives(
+    node: Any, loaded: Any, subject: Any, output_folder: Path, strength: float
+) -> None:
+    model, clip, _ = loaded
+    adapter, _, _ = tuned(node, loaded, subject, chain(("lidb",), loaded, text=True), learning_rate=3e-2)
+    (path,) = node("Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float32", model=model)
+    file = comfy.utils.load_torch_file(str(output_folder / path), safe_load=True)
+    ranks = {tensor.shape[0] for name, tensor in file.items() if name.endswith("lora_down.weight")}
+    assert ranks == {1 + 3}
+    ours = node(
+        "Apply", model=model, adapter=adapter, strength_model=strength, clip=clip, strength_clip=strength
+    )  # fmt: skip
+    with torch.inference_mode():
+        stock = comfy.sd.load_lora_for_models(model, clip, file, strength, strength)
+    assert relative(output(*ours), output(*stock)) < 1e-4
+    before, after = base_weights(model, clip), base_weights(*ours)
+    for name in list(adapter.chain[1].targets)[::7]:
+        expected = literal(adapter, name, before(name), strength)
+        tolerance = 1e-3 if name.startswith("text_encoders.") else 1e-6  # those are kept in float16
+        assert relative(after(name).flatten(1).double(), expected) < tolerance, name
+
+
+def test_cancelled_and_queued_again_it_gives_the_chain_of_the_run_never_cancelled(
+    node: Any, loaded: Any, subject: Any, output_folder: Path
+) -> None:
+    options = {"options": replace(QUIET, checkpoint_every=2), "steps": 8}
+    given = chain(("lidb",), loaded, text=True)
+    whole, losses, _ = tuned(node, loaded, subject, given, **options)
+    (state,) = (output_folder / "hyperbooth_states").iterdir()
+    state.unlink()
+    with untouched(*loaded[:2]):
+        with interrupted_at(4):
+            tuned(node, loaded, subject, given, **options)
+        again, losses_again, _ = tuned(node, loaded, subject, given, **options)
+    assert same(whole, again) and losses == losses_again
+    other = AdapterSet((link("lidb", loaded, 1, text=True),), given.facts)
+    _, losses_of_other, report = tuned(node, loaded, subject, other, **options)
+    assert losses_of_other != losses and "taken up" not in report
+
+
+def test_what_does_not_fit_is_refused_or_said(
+    node: Any, loaded: Any, subject: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = chain(("lidb",), loaded, text=True)
+    with pytest.raises(ValueError, match="clip is not connected, but adapter holds text-encoder layers"):
+        tuned(node, loaded, subject, given, clip=None)
+    with pytest.raises(ValueError, match="adapter holds words only"):
+        tuned(node, loaded, subject, AdapterSet((), words=(Word("a", {"clip_l": torch.zeros(1, 768)}),)))
+    with pytest.raises(ValueError, match=r"rank 4000 is larger than a layer of .* x .*; give a rank of at most"):
+        tuned(node, loaded, subject, given, rank=4000)
+    other = AdapterSet(given.chain, {"base": "SDXL"})
+    with pytest.raises(ValueError, match="first was trained on SDXL, second on SD15"):
+        tuned(node, loaded, subject, other)
+    foreign = with_base(chain(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
+    with caplog.at_level(logging.WARNING):
+        tuned(node, loaded, subject, foreign, steps=1)
+    assert "written down as a LoRA for another base" in caplog.text
+
+
+def test_a_file_of_the_chain_is_tuned_again(node: Any, loaded: Any, subject: Any, tmp_path: Path) -> None:
+    save_adapter(tuned(node, loaded, subject, chain(("lidb",), loaded))[0], tmp_path / "a.safetensors")
+    again, _, _ = tuned(node, loaded, subject, load_adapter(tmp_path / "a.safetensors"), rank=2)
+    assert [one.describe().split(" on ")[0] for one in again.chain[1:]] == [
+        "lora (rank 3, alpha 3)", "lora (rank 2, alpha 2)"
+    ]  # fmt: skip

@@ -1,0 +1,219 @@
+"""Training on a hollow network, through the nodes."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from comfy.model_management import load_models_gpu, unload_all_models
+from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
+from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
+from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.training.hollowed_net import MOST
+from hyperbooth.nodes.training.hollowed_net import report as report_of
+from hyperbooth.trainers.config import Hollowing, Method
+from hyperbooth.trainers.dreambooth.config import Run
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.dreambooth.trainer import _carries_over
+from hyperbooth.trainers.engine.state import History
+
+FRACTION = 0.7
+METHODS = {
+    "lora": lora(), "lidb": Method("lidb", LiDBConfig(), learning_rate=1e-3),
+    "para": Method("para", PaRaConfig(rank=2), learning_rate=1e-3),
+}  # fmt: skip
+
+
+TARGETS: dict[str, set[str]] = {}
+"""Of the whole network, by each of them."""
+
+
+def taken_out(model: Any, fraction: float = FRACTION) -> set[str]:
+    """Names of the layers in the blocks that are taken out."""
+    inside = {id(m) for b in nearest_cut(model.model.diffusion_model, fraction).hollow.blocks for m in b.modules()}
+    return {name for name, module in model.model.named_modules() if id(module) in inside}
+
+
+@pytest.mark.parametrize("storage", ["ram", "disk", "none"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_trains_what_is_left_and_leaves_the_model_alone(
+    node: Any, loaded: Any, subject: Any, method: Method, storage: str
+) -> None:
+    with untouched(loaded[0]):
+        adapter, losses, report = train(
+            node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, storage), steps=12, batch_size=2
+        )
+    assert len(losses["loss"]) == 12 and "hollow: trained without input block" in report
+    assert "loss of the whole network on the first picture " in report
+    assert ("2 batches of 2 recorded: " in report) == (storage != "none")
+    if method.family not in TARGETS:
+        TARGETS[method.family] = set(train(node, loaded, subject, method, steps=1)[0].targets())
+    assert set(adapter.targets()) == TARGETS[method.family] - taken_out(loaded[0])
+    changed = [link.adapters[name] for link in adapter.chain for name in link.adapters]
+    assert all(parameter.isfinite().all() for a in changed for parameter in a.parameters())
+
+
+def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: Any, loaded: Any, subject: Any) -> None:
+    method = lora(targets="all linear and convolution")
+    adapter, _, _ = train(node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
+    before = {name: weight.clone() for name, weight in loaded[0].model.state_dict().items()}
+    applied, _ = node("Apply", model=loaded[0], adapter=adapter, strength_model=1.0)
+    with torch.inference_mode():
+        load_models_gpu([applied], force_patch_weights=True)
+        after = applied.model.state_dict()
+        changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+        unload_all_models()
+    whole, _, _ = train(node, loaded, subject, method, steps=1)
+    assert changed == {f"{name}.weight" for name in whole.targets() if name not in taken_out(loaded[0])}
+
+
+@pytest.mark.parametrize("storage", ["ram", "none"])
+def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, subject: Any, storage: str) -> None:
+    hollow = Hollowing(FRACTION, 4, storage)
+    adapter, _, report = train(node, loaded, subject, lora(learning_rate=1e-2), steps=8, hollow=hollow)
+    with workbench(loaded[0], QUIET, subject, 1) as bench, torch.no_grad():
+        whole = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, QUIET, 1, 0)
+        before = whole.probe()
+        with adapter.attached(bench.layers):
+            after = whole.probe()
+    assert f"loss of the whole network on the first picture {after:.4f}, before training {before:.4f}" in report
+
+
+@pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
+def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
+    run = Run(subject, lora(), QUIET, 4, 1, 0, hollow=Hollowing(0.9))
+    (line,) = _carries_over(run, History(probes=[(0, 0.5), (4, last)]))
+    assert line.startswith("warning: ") == ("lower fraction in Hollowed Net" in line) == warned
+    assert _carries_over(replace(run, hollow=None), History(probes=[(0, 0.5), (4, last)])) == []
+
+
+def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:
+    """Where nothing is learnt, losses repeat with the recorded batches, and are those of the whole network."""
+    still = lora(learning_rate=1e-12)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 4, "ram"), steps=8, batch_size=2)
+    _, whole, _ = train(node, loaded, subject, still, steps=2, batch_size=2)
+    assert hollow["loss"] == pytest.approx(whole["loss"] * 4, rel=1e-5)
+
+
+def test_fresh_noise_without_records_is_the_whole_networks(node: Any, loaded: Any, subject: Any) -> None:
+    still = lora(learning_rate=1e-12)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 4, "none"), steps=6)
+    _, whole, _ = train(node, loaded, subject, still, steps=6)
+    assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["ram", "disk"])
+def test_cancelled_it_goes_on_as_if_nothing_had_been(
+    node: Any, loaded: Any, subject: Any, storage: str, output_folder: Any
+) -> None:
+    settings = {"hollow": Hollowing(FRACTION, 6, storage), "steps": 10, "batch_size": 2}
+    whole, _, _ = train(node, loaded, subject, lora(), **settings, seed=3)
+    for file in output_folder.rglob("*.safetensors"):
+        file.unlink()
+    with interrupted_at(6):
+        train(node, loaded, subject, lora(), **settings, seed=3)
+    again, _, report = train(node, loaded, subject, lora(), **settings, seed=3)
+    assert "taken up at step" in report
+    assert same(whole, again)
+    assert not list(output_folder.rglob("*.records"))
+
+
+def test_a_cancel_while_recording_keeps_what_is_on_disk(
+    node: Any, loaded: Any, subject: Any, output_folder: Any
+) -> None:
+    settings = {"hollow": Hollowing(FRACTION, 40, "disk"), "steps": 40}
+    with untouched(loaded[0]), interrupted_at(20):
+        train(node, loaded, subject, lora(), **settings)
+    assert len(list(output_folder.rglob("*.records/*.safetensors"))) >= 19
+    train(node, loaded, subject, lora(), **settings)
+
+
+def test_with_checkpointing_it_is_the_same(node: Any, loaded: Any, subject: Any) -> None:
+    settings = {"hollow": Hollowing(FRACTION, 2, "ram"), "steps": 4}
+    plain, _, _ = train(node, loaded, subject, lora(), **settings)
+    spared, _, _ = train(
+        node, loaded, subject, lora(), **settings, options=replace(QUIET, gradient_checkpointing=True, memory="as set")
+    )
+    pairs = zip(plain.parameters(), spared.parameters(), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)
+
+
+@pytest.mark.parametrize("prior_mode", ["class images", "prediction"])
+def test_with_masks_buckets_and_a_prior_each_batch_finds_its_records(
+    node: Any, loaded: Any, prior_mode: str
+) -> None:  # fmt: skip
+    """Losses of the first round, where nothing is learnt, are the whole network's."""
+    pictures = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(4, 64, 64)
+    masks[:, :, :20] = 0
+    (subject,) = node(
+        "Subject", images=[pictures[:2], pictures[2:, :, :48]], vae=[loaded[2]], clip=[loaded[1]],
+        prompt=["a photo of sks dog"], resolution=[64], bucket=[True], flip=[False],
+        masks=[masks[:2], masks[2:, :, :48]], class_images=[pictures[:3]], class_prompt=["a photo of a dog"],
+    )  # fmt: skip
+    options = replace(QUIET, prior_mode=prior_mode, caption_dropout=0.3)
+    settings = {"steps": 6, "batch_size": 2, "options": options}
+    still = lora(learning_rate=1e-12)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 12, "ram"), **settings)
+    _, whole, _ = train(node, loaded, subject, still, **settings)
+    assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: Any, subject: Any) -> None:
+    """Its deep layers are on record as they are, and stay so."""
+    hollow = Hollowing(FRACTION, 4, "ram")
+    before, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6)
+    after, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6, start_from=before)
+    assert after.targets() == before.targets() and not same(before, after)
+    whole, _, _ = train(node, loaded, subject, lora(), steps=2)
+    with pytest.raises(ValueError, match=r"start_from is lora .*give the fraction of Hollowed Net that"):
+        train(node, loaded, subject, lora(), hollow=hollow, start_from=whole)
+
+
+def test_targets_that_are_all_taken_out_are_put_down_to_it(subject: Any) -> None:
+    left = {"diffusion_model.out.2": (4, 32, 3, 3)}
+    run = Run(subject, lora(), QUIET, 4, 1, 0, hollow=Hollowing(1.0))
+    with pytest.raises(ValueError, match=r"targets 'attention' matches none of .*; or lower fraction in Hollowed Net"):
+        run.targets(left)
+    with pytest.raises(ValueError, match=r"choose another of [^;]*$"):
+        replace(run, hollow=None).targets(left)
+
+
+def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -> None:
+    hollow, report = node(
+        "HollowedNet", model=loaded[0], fraction=0.7, samples=100, storage="ram", subject=subject
+    )  # fmt: skip
+    assert hollow == Hollowing(0.7, 100, "ram")
+    for words in ("taken out: input block", "recorded:", "for 100 samples", "hollow LoRA, checkpointing"):
+        assert words in report, report
+    _, short = node("HollowedNet", model=loaded[0], fraction=0.4, samples=100, storage="ram")
+    assert "connect subject" in short and "warning" not in short
+
+
+@pytest.mark.parametrize("more", [0.0, 0.01])
+def test_so_much_that_little_is_learnt_is_warned_of(
+    more: float, loaded: Any, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    cut = replace(nearest_cut(loaded[0].model.diffusion_model, FRACTION), share=MOST + more)
+    said = "without 86% of the network little of a subject is learnt; give a fraction of 0.8 or less"
+    report = report_of(loaded[0], Hollowing(0.9), cut, None)
+    assert (f"warning: {said}" in report) == (said in caplog.text) == bool(more)
+
+
+def test_weights_that_stay_where_they_are_save_nothing(node: Any, loaded: Any, subject: Any) -> None:
+    """Without records the deep part runs; and a CPU keeps in main memory what does not run. What a device holds is at
+    least what the recording takes, which runs the whole network."""
+    elsewhere = loaded[0].clone()
+    elsewhere.offload_device = torch.device("meta")
+    inputs = {"fraction": 0.7, "samples": 100, "subject": subject}
+    lora_in, sampling = {}, 0.0
+    for model, storage in ((elsewhere, "ram"), (elsewhere, "none"), (loaded[0], "ram")):
+        _, report = node("HollowedNet", model=model, storage=storage, **inputs)
+        rows = {name: float(size) for name, size in re.findall(r"^(\S.*?) +([\d.]+) MiB +[\d.]+ x$", report, re.M)}
+        lora_in[model is elsewhere, storage], sampling = rows["hollow LoRA"], rows["sampling"]
+    whole = sum(p.nbytes for p in nearest_cut(loaded[0].model.diffusion_model, 0.7).hollow.parameters()) / 2**20
+    assert lora_in[True, "none"] == lora_in[False, "ram"] > sampling
+    assert lora_in[True, "ram"] == pytest.approx(max(sampling, lora_in[True, "none"] - whole), abs=0.02)
+    assert "main memory, where the deep part's weights stay" in report

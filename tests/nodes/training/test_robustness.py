@@ -1,0 +1,257 @@
+"""A trainer one can trust: resume, stopping before harm, validation, memory, on ComfyUI's loaded objects."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
+from hyperbooth.models.files.adapter_file import load_adapter
+from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.trainers.config import TrainingOptions
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.engine.divergence import Diverged
+from hyperbooth.trainers.engine.memory_plan import Plan, choose, measure
+
+from tools.small_world.base.model import load as load_small_world
+from tools.small_world.scene import task
+
+OPTIONS = replace(QUIET, checkpoint_every=2)
+
+
+CHANGES = {
+    "plain": {},
+    "average, accumulation": {"options": replace(OPTIONS, ema_decay=0.9, gradient_accumulation=2)},
+    "text encoder": {"method": lora(text_encoder=True)},
+    "validation, dropout": {"options": replace(OPTIONS, validation=10, caption_dropout=0.5)},
+}
+
+
+class TestCancelledAndQueuedAgain:
+    """With a text encoder that is soon trained."""
+
+    @pytest.fixture
+    def loaded(self, quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        return quick
+
+    @pytest.mark.parametrize("case", list(CHANGES))
+    def test_it_gives_the_adapter_of_the_run_never_cancelled(
+        self, node: Any, loaded: Any, subject: Any, output_folder: Path, case: str
+    ) -> None:
+        inputs = {"options": OPTIONS, "clip": loaded[1], **CHANGES[case]}
+        method = inputs.pop("method", lora())
+        whole, losses, _ = train(node, loaded, subject, method, 20, **inputs, resume="start over")
+        (state,) = (output_folder / "hyperbooth_states").iterdir()
+        state.unlink()
+        with untouched(*loaded[:2]):
+            for stop in (3, 9):
+                with interrupted_at(stop):
+                    train(node, loaded, subject, method, 20, **inputs)
+            again, losses_again, report = train(node, loaded, subject, method, 20, **inputs)
+        assert same(whole, again) and losses == losses_again
+        assert "taken up at step" in report
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one_and_another_seed_does_not(
+    node: Any, loaded: Any, subject: Any
+) -> None:
+    train(node, loaded, subject, lora(), 3)
+    _, _, longer = train(node, loaded, subject, lora(), 6)
+    assert "taken up at step 3" in longer
+    assert "taken up at step 6" in train(node, loaded, subject, lora(), 6, options=replace(QUIET, preview_every=3))[2]
+    for changed in ({"seed": 1}, {"batch_size": 2}, {"options": replace(QUIET, prior_weight=0.5)}):
+        assert "taken up" not in train(node, loaded, subject, lora(), 6, **changed)[2]
+    assert "taken up" not in train(node, loaded, subject, lora(learning_rate=2e-3), 6)[2]
+    assert "taken up" not in train(node, loaded, subject, lora(), 6, resume="start over")[2]
+
+
+def test_a_run_belongs_to_its_model(node: Any, loaded: Any, subject: Any) -> None:
+    model = loaded[0]
+    adapter, _, _ = train(node, loaded, subject, lora(), 3)
+    patched, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
+    assert "taken up" not in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
+    assert "taken up" in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
+    assert "taken up" in train(node, loaded, subject, lora(), 3)[2]
+
+
+def test_a_run_belongs_to_its_sampling_equations(node: Any, loaded: Any, subject: Any) -> None:
+    with torch.inference_mode():
+        (v, zero), eps = (
+            [ModelSamplingDiscrete().patch(loaded[0], "v_prediction", zsnr)[0] for zsnr in (False, True)],
+            ModelSamplingDiscrete().patch(loaded[0], "eps", False)[0],
+        )
+    for model in (v, zero, eps):
+        assert "taken up" not in train(node, (model, *loaded[1:]), subject, lora(), 2)[2]
+
+
+def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded: Any, subject: Any) -> None:
+    options = replace(QUIET, prior_mode="prediction", prior_weight=100.0)
+    classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
+    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=3e-3), 150, options=options)
+    assert len(loss_map["loss"]) == 150
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """The small world's base: a network that has learnt its task, so that a ruined one is far worse than before."""
+    base = load_small_world(tmp_path_factory.mktemp("world") / "world.safetensors")
+    return base.model, base.clip, base.vae
+
+
+class TestRuined:
+    """On a trained model, as a user's is; how an untrained one takes a rate far too high is chance."""
+
+    @pytest.fixture
+    def loaded(self, trained: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        return trained
+
+    @pytest.fixture
+    def pictures(self) -> torch.Tensor:
+        return task.references(task.subjects(1)[0], 3)
+
+    def test_a_diverging_run_stops_names_the_step_and_rescues_the_last_good_state(
+        self, node: Any, loaded: Any, subject: Any, output_folder: Path
+    ) -> None:
+        options = replace(QUIET, max_grad_norm=0, checkpoint_every=1, warmup_steps=299)
+        with untouched(loaded[0]), pytest.raises(Diverged) as caught:
+            train(node, loaded, subject, lora(learning_rate=0.1), 300, options=options)
+        message = str(caught.value)
+        assert "step" in message and "lower learning rate" in message and "the last good state" in message
+        (rescued,) = (output_folder / "loras").glob("*.safetensors")
+        assert rescued.name in message
+        adapter = load_adapter(rescued)
+        assert adapter.facts["steps"] in (64, 128, 256) and all(torch.isfinite(p).all() for p in adapter.parameters())
+
+    def test_a_run_ruined_at_once_is_told_at_the_end_at_the_latest(self, node: Any, loaded: Any, subject: Any) -> None:
+        with pytest.raises(Diverged, match=r"(loss|gradient) .* at step \d+.*so nothing was saved"):
+            train(node, loaded, subject, lora(learning_rate=0.8), 40, options=replace(QUIET, max_grad_norm=0))
+
+
+def test_a_run_that_breaks_at_once_writes_nothing(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
+    broken = replace(subject, examples=tuple(replace(e, latents=e.latents * torch.inf) for e in subject.examples))
+    with untouched(loaded[0]), pytest.raises(Diverged, match=r"loss on fixed noise is nan at step 0.*nothing was"):
+        train(node, loaded, broken, lora(), 3)
+    assert not list(output_folder.rglob("*.safetensors"))
+
+
+def test_validation_is_on_the_picture_held_out_and_repeats(node: Any, loaded: Any, subject: Any) -> None:
+    four = replace(subject, examples=(*subject.examples, subject.examples[0]))
+    options = replace(QUIET, validation=10)
+    _, _, report = train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options)
+    (line,) = [line for line in report.splitlines() if line.startswith("validation")]
+    assert "on the picture held out" in line and "on 3 images" in report
+    assert line in train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options, resume="start over")[2]
+    _, _, few = train(node, loaded, subject, lora(), 3, options=options)
+    assert "validation loss on the training pictures" in few
+
+
+def loss_of(bench: Any, subject: Any, options: TrainingOptions, without: Any, **more: Any) -> DreamBooth:
+    return DreamBooth(
+        bench.denoiser, bench.condition, bench.to_model, subject, options, more.pop("batch_size", 3), 0, without, **more
+    )
+
+
+def test_prior_prediction_is_nothing_before_training_and_the_drift_of_the_class_after(
+    node: Any, loaded: Any, subject: Any
+) -> None:
+    options = replace(QUIET, prior_mode="prediction")
+    classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
+    adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 20)
+    with workbench(loaded[0], options, classy, 3) as bench, torch.no_grad():
+        with adapter.attached(bench.layers) as without:
+            loss = loss_of(bench, classy, options, without)
+            own, prior = (term.item() for term in loss(0))
+            (alone,) = (term.item() for term in loss_of(bench, classy, QUIET, without)(0))
+            with without():
+                assert [term.item() for term in loss(0)][1] == 0.0
+                base = next(iter(loss(0))).item()
+        (never,) = (term.item() for term in loss_of(bench, classy, QUIET, nullcontext)(0))
+    assert prior > 0 and own == alone and base == never != own
+
+
+def test_prior_prediction_keeps_the_class_where_it_was(node: Any, loaded: Any, pictures: Any) -> None:
+    _, clip, vae = loaded
+    (subject,) = node(
+        "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of sks dog"],
+        class_prompt=["a photo of a dog"], resolution=[64], bucket=[True], flip=[False],
+    )  # fmt: skip
+    drift = {}
+    for mode, weight in (("none", 0.0), ("prediction", 10.0)):
+        options = replace(QUIET, prior_mode=mode, prior_weight=weight)
+        adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 40, options=options)
+        measured = replace(QUIET, prior_mode="prediction")
+        with (
+            workbench(loaded[0], measured, subject, 3) as bench,
+            adapter.attached(bench.layers) as without,
+            torch.no_grad(),
+        ):
+            drift[mode] = list(loss_of(bench, subject, measured, without)(1000))[1].item()
+    assert drift["prediction"] < 0.7 * drift["none"]
+
+
+def test_prediction_without_a_class_prompt_is_refused(node: Any, loaded: Any, subject: Any) -> None:
+    with pytest.raises(ValueError, match="the subject has no class prompt"):
+        train(node, loaded, subject, lora(), options=replace(QUIET, prior_mode="prediction"))
+
+
+def test_caption_dropout_trains_on_the_empty_prompt(loaded: Any, subject: Any) -> None:
+    options = replace(QUIET, caption_dropout=1.0)
+    blank = replace(subject, examples=tuple(replace(e, cond=subject.blank, prompt="") for e in subject.examples))
+    with workbench(loaded[0], options, subject, 3) as bench, torch.no_grad():
+        dropped = [t.item() for t in loss_of(bench, subject, options, nullcontext)(0)]
+        never = [t.item() for t in loss_of(bench, subject, QUIET, nullcontext)(0)]
+        on_blank = [t.item() for t in loss_of(bench, blank, options, nullcontext)(0)]
+    assert dropped == on_blank != never
+
+
+def gradients(adapter: Any, terms: Any) -> torch.Tensor:
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    for term in terms:
+        term.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in adapter.parameters()])
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, subject: Any) -> None:
+    masked = (replace(subject.examples[0], mask=torch.rand(1, 1, 8, 8)), *subject.examples[1:])
+    uneven = replace(subject, examples=masked)
+    adapter, _, _ = train(node, loaded, subject, lora(), 2)
+    with workbench(loaded[0], QUIET, uneven, 3) as bench, adapter.attached(bench.layers) as without:
+        whole = gradients(adapter, loss_of(bench, uneven, QUIET, without, batch_size=5)(0))
+        for pieces in (2, 5):
+            parts = gradients(adapter, loss_of(bench, uneven, QUIET, without, batch_size=5, pieces=pieces)(0))
+            torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -> None:
+    """Against what autograd keeps when the same step is kept alive."""
+    adapter, _, _ = train(node, loaded, subject, lora(), 2)
+    with workbench(loaded[0], QUIET, subject, 3) as bench, adapter.attached(bench.layers) as without:
+        loss = loss_of(bench, subject, QUIET, without)
+        needs = measure(loss.of_one_sample, bench.blocks, adapter.parameters(), 0, 12)
+        kept: dict[int, torch.Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
+        ):
+            term = loss.of_one_sample()
+        parameters = {p.data_ptr() for p in adapter.parameters()}
+        actual = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in parameters)
+        assert torch.isfinite(term)
+    assert needs.kept == pytest.approx(actual, rel=0.01)
+    assert needs.kept_checkpointed < 0.7 * needs.kept
+    assert needs.fixed == 12 * sum(p.numel() for p in adapter.parameters())
+    tight = needs.of(Plan(3, True), 3) / 0.9
+    assert choose(needs, int(1e12), 3, Plan()) == Plan()
+    assert choose(needs, int(needs.of(Plan(), 3)), 3, Plan()) == Plan(2)
+    assert choose(needs, int(tight) + 1, 3, Plan()) == Plan(3, True) == choose(needs, 0, 3, Plan())
+
+
+def test_the_report_says_what_was_chosen_for_memory(node: Any, loaded: Any, subject: Any) -> None:
+    _, _, report = train(node, loaded, subject, lora(), 1, batch_size=2)
+    assert "memory: computing in float32, batch 2, checkpointing off: about" in report
+    options = replace(QUIET, memory="as set", gradient_checkpointing=True)
+    _, _, report = train(node, loaded, subject, lora(), 1, options=options, seed=1)
+    assert "memory: computing in float32, batch 1, checkpointing on (as set)" in report

@@ -1,0 +1,399 @@
+"""Textual Inversion on ComfyUI's loaded objects: what is learnt, and where a prompt finds it afterwards."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.ops
+import comfy.sd
+import folder_paths
+import pytest
+import torch
+from comfy.clip_model import CLIPTextModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.sd1_clip import SDTokenizer
+from helpers.training import QUIET, lora, quick_sd15, relative, train, untouched, words_in_the_output_folder_alone
+from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.files.adapter_file import load_adapter
+from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig, Word
+from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.trainers.config import Method
+from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from torch import Tensor
+
+from tools.comfy_harness.tiny_checkpoints import SD15_SMALL
+
+TOKEN = "sks-dog"
+
+
+def inversion(vectors: int = 1, learning_rate: float = 5e-3, token: str = TOKEN, word: str = "dog") -> Method:
+    return Method(FAMILY, TextualInversionConfig(token, word, vectors), learning_rate=learning_rate)
+
+
+def made(node: Any, clip: Any, vae: Any, pictures: Tensor, prompt: str, **inputs: Any) -> Any:
+    """A subject of that prompt."""
+    (subject,) = node(
+        "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=[prompt], resolution=[64], bucket=[True],
+        flip=[False], **inputs,
+    )  # fmt: skip
+    return subject
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quick")
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints: Path) -> tuple[Any, Any, Any]:
+    return quick_sd15(checkpoints)
+
+
+@pytest.fixture(scope="module")
+def named(node: Any, loaded: Any) -> Any:
+    """Three photographs, and one of the class, under prompts as people write them."""
+    _, clip, vae = loaded
+    pictures = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    return made(
+        node, clip, vae, pictures, f"a photo of {TOKEN}", class_images=[pictures[:1]], class_prompt=["a photo of a dog"]
+    )
+
+
+def tokenizers(clip: Any) -> dict[str, dict[str, Any]]:
+    """Everything that the CLIP's tokenizers hold."""
+    return {name: dict(vars(t)) for name, t in vars(clip.tokenizer).items() if isinstance(t, SDTokenizer)}
+
+
+@contextmanager
+def all_untouched(model: Any, clip: Any) -> Iterator[None]:
+    before, tokenizer = tokenizers(clip), clip.tokenizer
+    with untouched(model, clip):
+        yield
+    assert clip.tokenizer is tokenizer and tokenizers(clip) == before
+
+
+def encoded(clip: Any, prompt: str) -> tuple[Tensor, Tensor]:
+    """As the stock CLIP Text Encode node gives it."""
+    with torch.inference_mode():
+        ((cond, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        return cond.clone(), extra["pooled_output"].clone()
+
+
+def dog(clip: Any, encoder: str = "clip_l") -> Tensor:
+    """The embedding of "dog" in the encoder's table."""
+    table = clip.cond_stage_model.get_submodule(encoder).transformer.get_input_embeddings().weight
+    (token,) = getattr(clip.tokenizer, encoder).tokenizer("dog")["input_ids"][1:-1]
+    return table[token].float().clone()
+
+
+def test_the_word_learns_and_nothing_else_changes(node: Any, loaded: Any, named: Any) -> None:
+    model, clip, _ = loaded
+    options = replace(QUIET, validation=24)
+    with all_untouched(model, clip):
+        adapter, _, report = train(node, loaded, named, inversion(2, 0.05), 24, clip=clip, options=options)
+    (word,) = adapter.words
+    assert adapter.chain == () and word.token == TOKEN and word.vectors["clip_l"].shape == (2, 768)
+    assert relative(word.vectors["clip_l"][0], dog(clip)) > 0.1
+    assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l), 1,536 numbers, 6.0 KiB" in report
+    assert "no prior preservation: a new word leaves every prompt without it as it is" in report
+    assert adapter.facts["base"] == "SD15" and adapter.facts["initializer_word"] == "dog"
+    (first_step, first), (last_step, last) = loss_line(report)
+    assert (first_step, last_step) == (0, 24) and last < 0.9 * first
+
+
+def loss_line(report: str) -> list[tuple[int, float]]:
+    """``(step, loss)`` of the first and the best validation."""
+    import re
+
+    return [(int(step), float(loss)) for loss, step in re.findall(r"([\d.]+) at step (\d+)", report)]
+
+
+def test_the_gradient_is_that_of_the_literal_formula(loaded: Any, named: Any) -> None:
+    """One batch through the session, against autograd on float64 copies of text encoder and U-Net."""
+    model, clip, _ = loaded
+    seen: list[Tensor] = []
+    with workbench(model, QUIET, named, 2, clip) as bench:
+        word = Word(TOKEN, bench.first_vectors("dog", 2)).copy_to("cpu")
+        rows = word.vectors["clip_l"].requires_grad_()
+        assert torch.equal(rows[0], dog(clip)) and torch.equal(rows[1], dog(clip))
+        alone = replace(named, class_examples=())
+        losses = DreamBooth(Seen(bench.denoiser, seen), bench.condition, bench.to_model, alone, QUIET, 2, 0)
+        with bench.knowing([word]):
+            (loss,) = losses(0)
+            loss.backward()
+    clean, noise, sigma = (tensor.detach().double() for tensor in seen)
+    literal = rows.detach().double().requires_grad_()
+    theirs = literal_loss(model, text_encoder(clip, literal), clean, noise, sigma)
+    theirs.backward()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-4)
+    assert relative(rows.grad.double(), literal.grad) < 1e-3
+
+
+class Seen:
+    """A denoiser that notes what it was given."""
+
+    def __init__(self, denoiser: Any, seen: list[Tensor]):
+        self.denoiser, self.seen = denoiser, seen
+        self.prediction, self.sigma_data, self.sigmas = denoiser.prediction, denoiser.sigma_data, denoiser.sigmas
+
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        self.seen.extend([x0, noise, sigma])
+        return self.denoiser.add_noise(x0, noise, sigma)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        return self.denoiser(x, sigma, cond)
+
+
+def text_encoder(clip: Any, rows: Tensor) -> Tensor:
+    """CLIP-L in float64 on ``a photo of v1 v2``, padded with end tokens."""
+    import json
+
+    import comfy.sd1_clip
+
+    config = json.loads((Path(comfy.sd1_clip.__file__).parent / "sd1_clip_config.json").read_text())
+    config["num_hidden_layers"] = clip.cond_stage_model.clip_l.num_layers
+    network = CLIPTextModel(config, torch.float64, "cpu", comfy.ops.disable_weight_init)
+    state = clip.cond_stage_model.clip_l.transformer.state_dict()
+    network.load_state_dict({name: t.double() for name, t in state.items()})
+    network.requires_grad_(False)
+    for norm in network.modules():  # whose input the encoder writes over
+        if isinstance(norm, torch.nn.LayerNorm):
+            norm.register_forward_pre_hook(lambda _, given: (given[0].clone(),))
+    table = network.get_input_embeddings().weight
+    start = clip.tokenizer.clip_l.tokenizer("a photo of")["input_ids"][:-1]
+    end = [49407] * (77 - len(start) - len(rows))
+    embeds = torch.cat([table[start], rows, table[end]])[None]
+    return network(embeds=embeds, num_tokens=[77], dtype=torch.float64)[0]
+
+
+def literal_loss(model: Any, context: Tensor, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """``mean ||eps - eps_theta(x_t, t, c)||^2`` in float64 (2208.01618, equation 2)."""
+    config = {key: list(value) if isinstance(value, list) else value for key, value in SD15_SMALL.items()}
+    network = UNetModel(**config, dtype=torch.float64, operations=comfy.ops.disable_weight_init)
+    network.load_state_dict({name: t.double() for name, t in model.model.diffusion_model.state_dict().items()})
+    network.requires_grad_(False)
+    abar = (1 / (1 + sigma**2)).view(-1, 1, 1, 1)
+    times = model.get_model_object("model_sampling").timestep(sigma.float()).double()
+    predicted = network(
+        abar.sqrt() * clean + (1 - abar).sqrt() * noise, times, context=context.expand(len(clean), -1, -1)
+    )
+    return ((noise - predicted) ** 2).mean()
+
+
+@pytest.fixture(scope="module")
+def learnt(node: Any, loaded: Any, named: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
+    """A word after three steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("learnt")))
+        return train(node, loaded, named, inversion(2, 0.05), 3, clip=loaded[1])[0]
+
+
+PROMPTS = (
+    "a photo of embedding:{}",
+    "embedding:{} on (embedding:{}:1.3), sitting",
+    "embedding:{}, <a> [b] c",
+    "x embedding:{}[0] y",
+    "nothing of it, embedding:unknown-one. here",
+)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
+    node: Any, checkpoints: Path, loaded: Any, learnt: AdapterSet, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directories = words_in_the_output_folder_alone(monkeypatch)
+    stock = quick_sd15(checkpoints, embedding_directory=directories)[1]
+    (path,) = node(
+        "Save", adapter=learnt, filename_prefix="embeddings/mydog", format="comfyui", precision=precision
+    )  # found although the CLIP was loaded before
+    name = Path(path).stem
+    assert path == "embeddings/mydog_00001_.safetensors"
+    _, ours = node("Apply", model=loaded[0], adapter=learnt, strength_model=1.0, clip=loaded[1])
+    tolerance = 1e-6 if precision == "float32" else 1e-2
+    for prompt in PROMPTS:
+        theirs = encoded(stock, prompt.replace("{}", name))
+        for mine, other in zip(encoded(ours, prompt.replace("{}", TOKEN)), theirs, strict=True):
+            assert relative(mine, other) < tolerance
+    plain = encoded(loaded[1], PROMPTS[0].replace("{}", TOKEN))[0]
+    assert relative(encoded(ours, PROMPTS[0].replace("{}", TOKEN))[0], plain) > 1e-3
+
+
+def test_save_says_what_to_type(node: Any, learnt: AdapterSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyperbooth.nodes.adapters.save_load import Save
+
+    words_in_the_output_folder_alone(monkeypatch)
+    inputs = {"adapter": learnt, "format": "comfyui", "precision": "float32"}
+    assert Save.execute(filename_prefix="embeddings/a", **inputs).ui["text"][1] == "prompts call it embedding:a_00001_"
+    assert "move it to models/embeddings" in Save.execute(filename_prefix="loras/a", **inputs).ui["text"][1]
+    assert len(Save.execute(filename_prefix="a", **{**inputs, "format": "hyperbooth"}).ui["text"]) == 1
+    with pytest.raises(ValueError, match="'my dog_00001_', which no prompt can call; leave out ' '"):
+        Save.execute(filename_prefix="embeddings/my dog", **inputs)
+
+
+def test_formats_without_words_lose_none_silently(node: Any, loaded: Any, subject: Any, learnt: AdapterSet) -> None:
+    both = node("Combine", first=learnt, second=train(node, loaded, subject, lora(), 1)[0])[0]
+    save = {"filename_prefix": "a", "precision": "float32", "model": loaded[0]}
+    for format in ("kohya", "diffusers"):
+        with pytest.raises(ValueError, match=f"words only \\({TOKEN}\\), for which there is no format"):
+            node("Save", adapter=learnt, format=format, **save)
+        with pytest.raises(ValueError, match=f"holds layers and words \\({TOKEN}\\)"):
+            node("Save", adapter=both, format=format, **save)
+    with pytest.raises(ValueError, match="holds layers and words"):
+        node("Save", adapter=both, format="comfyui", **save)
+    with pytest.raises(ValueError, match="words only, which no LoRA can hold"):
+        node("ToLoRA", adapter=learnt, model=loaded[0])
+    assert node("ToLoRA", adapter=both, model=loaded[0])[0]
+
+
+def test_load_gives_it_back_and_info_names_it(node: Any, loaded: Any, learnt: AdapterSet, output_folder: Path) -> None:
+    (path,) = node("Save", adapter=learnt, filename_prefix="a", format="hyperbooth", precision="float32", trigger="sks")
+    again = load_adapter(output_folder / path)
+    assert again.words[0].equals(learnt.words[0]) and again.facts["trigger"] == "sks"
+    for inputs in ({}, {"model": loaded[0]}):
+        report, chart = node("Info", adapter=again, **inputs)
+        assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l)" in report
+        assert chart.shape == (1, 384, 768, 3)
+
+
+def test_apply_without_clip_warns(node: Any, loaded: Any, learnt: AdapterSet, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING):
+        node("Apply", model=loaded[0], adapter=learnt, strength_model=1.0)
+    assert "also holds words; connect clip" in caplog.text
+
+
+def test_another_models_word_is_refused(node: Any, loaded: Any) -> None:
+    other = AdapterSet((), {"base": "SD20"}, (Word(TOKEN, {"clip_h": torch.zeros(1, 1024)}),))
+    with pytest.raises(ValueError, match=r"vectors for clip_h of width 1024; this clip .* takes clip_l of width 768"):
+        node("Apply", model=loaded[0], adapter=other, strength_model=1.0, clip=loaded[1])
+
+
+def test_pivotal_tuning_composes(
+    node: Any, loaded: Any, pictures: Tensor, learnt: AdapterSet, output_folder: Path
+) -> None:
+    """Train (word), Apply, Subject with that clip, Train (LoRA, text encoder too), Combine, save, load, Apply."""
+    model, clip, vae = loaded
+    prompt = f"a photo of embedding:{TOKEN}"
+    applied, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
+    subject = made(node, knowing, vae, pictures, prompt)
+    assert torch.equal(subject.examples[0].cond[0][0], encoded(knowing, prompt)[0])
+    method = lora(text_encoder=True, learning_rate=3e-3)
+    with all_untouched(model, clip), all_untouched(applied, knowing):
+        over, _, _ = train(node, (applied,), subject, method, 4, clip=knowing)
+    (both,) = node("Combine", first=learnt, second=over)
+    assert [w.token for w in both.words] == [TOKEN] and len(both.chain) == 1
+    (path,) = node("Save", adapter=both, filename_prefix="both", format="hyperbooth", precision="float32")
+    results = [
+        encoded(node("Apply", model=model, adapter=a, strength_model=1.0, clip=clip, strength_clip=1.0)[1], prompt)[0]
+        for a in (both, load_adapter(output_folder / path))
+    ]
+    one_by_one = node("Apply", model=applied, adapter=over, strength_model=1.0, clip=knowing, strength_clip=1.0)[1]
+    assert torch.equal(*results) and torch.equal(results[0], encoded(one_by_one, prompt)[0])
+    assert relative(results[0], encoded(knowing, prompt)[0]) > 1e-4
+
+
+def test_the_text_encoder_under_a_lora_hears_the_word(node: Any, loaded: Any, pictures: Tensor, learnt: Any) -> None:
+    """Encoding anew in training gives what the applied clip gives."""
+    model, clip, vae = loaded
+    _, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
+    subject = made(node, knowing, vae, pictures, f"a photo of embedding:{TOKEN}")
+    with workbench(model, QUIET, subject, 1, knowing) as bench, torch.no_grad():
+        anew = bench.condition([subject.examples[0].variant(0)])["c_crossattn"]
+    assert relative(anew, subject.examples[0].cond[0][0]) < 1e-6
+    with workbench(model, QUIET, subject, 1, clip) as bench, bench.knowing(learnt.words), torch.no_grad():
+        in_session = bench.condition([subject.examples[0].variant(0)])["c_crossattn"]
+    assert relative(in_session, anew) < 1e-6
+
+
+OPTIONS = {
+    "class images": {},
+    "prediction": {"prior_mode": "prediction"},
+    "dropout of everything": {"caption_dropout": 1.0},
+    "float16": {"precision": "float16", "caption_dropout": 0.5},
+    "checkpointing, average, accumulation": {
+        "gradient_checkpointing": True, "ema_decay": 0.9, "gradient_accumulation": 2,
+    },
+    "adafactor, previews": {"optimizer": "adafactor", "preview_every": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_every_option_works(node: Any, loaded: Any, named: Any, case: str) -> None:
+    options = replace(QUIET, **OPTIONS[case])
+    with all_untouched(*loaded[:2]):
+        adapter, loss_map, _ = train(node, loaded, named, inversion(1, 0.05), 3, clip=loaded[1], options=options)
+    assert len(loss_map["loss"]) == 3
+    vector = adapter.words[0].vectors["clip_l"][0]
+    assert torch.isfinite(vector).all()
+    change = relative(vector, dog(loaded[1]))
+    assert change == pytest.approx(0.0, abs=2e-3) if case == "dropout of everything" else change > 1e-6
+
+
+def test_going_on_from_a_word_goes_on_from_its_vectors(node: Any, loaded: Any, named: Any, learnt: Any) -> None:
+    clip = loaded[1]
+    on, _, _ = train(node, loaded, named, inversion(2, 0.0), 1, clip=clip, start_from=learnt)
+    assert on.words[0].equals(learnt.words[0]) and on.facts["steps"] == 4
+    further, _, report = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=learnt)
+    assert not further.words[0].equals(learnt.words[0]) and "taken up" not in report
+    layered, _, _ = train(node, loaded, named, lora(), 1)
+    (both,) = node("Combine", first=layered, second=learnt)
+    again, _, _ = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=both)
+    assert all(torch.equal(a, b) for a, b in zip(again.chain[0].parameters(), layered.parameters(), strict=True))
+    assert not again.words[0].equals(learnt.words[0])
+    for method, message in (
+        (inversion(1), "2 vectors for clip_l.*the method makes .*1 vector for clip_l"),
+        (inversion(2, token="cat"), "start_from is .*embedding:sks-dog.*the method makes .*embedding:cat"),
+        (lora(), "start_from holds words only, the method trains layers"),
+    ):
+        named_so = made_named(named, method)
+        with pytest.raises(ValueError, match=message):
+            train(node, loaded, named_so, method, 1, clip=clip, start_from=learnt)
+
+
+def made_named(subject: Any, method: Method) -> Any:
+    """The subject under prompts that name the method's word."""
+    token = method.word.token if method.word else TOKEN
+    return replace(subject, examples=tuple(replace(e, prompt=f"a {token}") for e in subject.examples))
+
+
+def test_bad_input_is_named(node: Any, loaded: Any, named: Any, subject: Any) -> None:
+    clip = loaded[1]
+    with pytest.raises(ValueError, match=r"clip is not connected, but the method trains a word; connect it$"):
+        train(node, loaded, named, inversion(), 1)
+    with pytest.raises(ValueError, match=r"token 'sks-dog' is in none of the subject's prompts \('a photo of sks dog'"):
+        train(node, loaded, subject, inversion(), 1, clip=clip)
+    with pytest.raises(ValueError, match="trains a word, but this subject holds conditioning without its text"):
+        silent = replace(subject, examples=tuple(replace(e, prompt=None) for e in subject.examples))
+        train(node, loaded, silent, inversion(), 1, clip=clip)
+    for inputs, message in (
+        ({"token": "my dog"}, "token is 'my dog'"),
+        ({"token": " "}, "token is ''"),
+        ({"initializer_word": ""}, "initializer_word is empty"),
+        ({"vectors": 76}, "vectors is 76; give 1 to 75"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    ):
+        good = {"token": TOKEN, "initializer_word": "dog", "vectors": 1, "learning_rate": 1e-3}
+        with pytest.raises(ValueError, match=message):
+            node("MethodTextualInversion", **{**good, **inputs})
+
+
+def test_a_text_encoder_that_takes_no_embeddings_is_refused(node: Any, loaded: Any, named: Any) -> None:
+    class Bare:
+        """A tokenizer of another make."""
+
+        def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_: Any) -> Any:
+            return loaded[1].tokenizer.tokenize_with_weights(text, return_word_ids)
+
+    clip = loaded[1].clone()
+    clip.tokenizer = Bare()
+    with pytest.raises(ValueError, match=r"clip: this text encoder \(.*\) takes no embeddings"):
+        train(node, loaded, named, inversion(), 1, clip=clip)
+
+
+def test_captions_that_do_not_name_it_are_told(node: Any, loaded: Any, pictures: Tensor) -> None:
+    _, clip, vae = loaded
+    subject = made(node, clip, vae, pictures, "x", captions=[f"a {TOKEN}\na dog\n{TOKEN}."])
+    report = train(node, loaded, subject, inversion(), 1, clip=clip)[2]
+    assert "1 of 3 images' texts do not name sks-dog: they teach it nothing" in report

@@ -1,0 +1,109 @@
+"""What a training step takes with and without the network's deep middle, measured on the model itself."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from ...models.adapters import LoRAConfig
+from ...models.adapters.stack import AdapterSet, Link
+from ...models.hollowed_net.network import Hollow
+from ..config import Method, TrainingOptions
+from ..data.dataset import Subject
+from ..engine import memory_plan
+from ..engine.memory_plan import Needs, Plan
+from ..engine.rng import generator_for
+from ..engine.state import bytes_per_number
+from ..session import Workbench
+from .config import targets_of
+from .loss import DreamBooth
+
+OpenSession = Callable[[TrainingOptions, Hollow | None], AbstractContextManager[Workbench]]
+"""Opens the model for training on the subject, with the given options and without the given blocks."""
+OnProgress = Callable[[int, int], None]
+"""Receives (steps done, of)."""
+
+METHOD = Method(config=LoRAConfig())
+"""What is measured with: a LoRA on attention, as new nodes have it."""
+WITHOUT_ATTENTION = replace(METHOD, targets="all linear")
+"""The same where a cut leaves no attention."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes on the training device, of one sample of the subject's largest size.
+
+    Args:
+        sample: on record for one sample.
+        weights: of the whole diffusion model.
+        taken: of the weights that leave the training device.
+        plain, hollow: what a LoRA's training needs beside the weights.
+        attention: whether any of it is left.
+    """
+
+    sample: int
+    weights: int
+    taken: int
+    plain: Needs
+    hollow: Needs
+    attention: bool
+
+    @property
+    def sampling(self) -> int:
+        """Of sampling with the whole model, as ComfyUI reckons it."""
+        return self.weights + self.plain.passing
+
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """Name and bytes of each way to train; a hollow one begins with a run of the whole network, as sampling is."""
+        yield "sampling", self.sampling
+        for name, needs, weights, least in (
+            ("LoRA", self.plain, self.weights, 0),
+            ("hollow LoRA", self.hollow, self.weights - self.taken, self.sampling),
+        ):
+            yield name, max(least, weights + needs.of(Plan(), 1))
+            yield f"{name}, checkpointing", max(least, weights + needs.of(Plan(checkpointing=True), 1))
+
+
+def sizes_of(
+    open_session: OpenSession, subject: Subject, hollow: Hollow, weights: int, stows: bool, on_progress: OnProgress
+) -> Sizes:
+    """Three forwards of one sample, with progress.
+
+    Args:
+        open_session: opens the model for one sample of ``subject``.
+        weights: bytes of the whole diffusion model.
+        stows: the weights taken out leave the training device.
+    """
+    plain, _, _ = _measured(open_session, subject, None)
+    on_progress(1, 2)
+    hollowed, sample, attention = _measured(open_session, subject, hollow)
+    on_progress(2, 2)
+    taken = sum(parameter.nbytes for parameter in hollow.parameters()) if stows else 0
+    return Sizes(sample, weights, taken, plain, hollowed, attention)
+
+
+def _measured(open_session: OpenSession, subject: Subject, hollow: Hollow | None) -> tuple[Needs, int, bool]:
+    options = TrainingOptions(prior_mode="none")
+    with open_session(options, hollow) as bench:
+        method = METHOD if _has_attention(bench.shapes) else WITHOUT_ATTENTION
+        link = Link.create(method.family, targets_of(method, bench.shapes), method.config, generator_for(0))
+        link = link.copy_to(bench.device)
+        loss = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, options, 1, 0)
+        loss = replace(loss, subject=replace(subject, examples=(loss.largest,)))
+        sample = 0
+        if hollow is not None:
+            ((_, records),) = loss.recorded(0, hollow)
+            sample = sum(tensor.nbytes for record in records for tensor in record)
+        with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
+            passing = bench.passing(loss.largest.size)
+            parameters = link.parameters()
+            needs = memory_plan.measure(
+                loss.of_one_sample, bench.blocks, parameters, passing, bytes_per_number(options.optimizer)
+            )
+    return needs, sample, method is METHOD
+
+
+def _has_attention(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    try:
+        return bool(targets_of(METHOD, shapes))
+    except ValueError:
+        return False
