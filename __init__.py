@@ -5,6 +5,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """What ComfyUI calls to get the nodes; imported here, so that importing the package needs no ComfyUI."""
-    from nodes.extension import HyperBooth
+    from .nodes.extension import HyperBooth
 
     return HyperBooth()
