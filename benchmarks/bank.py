@@ -82,22 +82,22 @@ def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
     model = job.model()
     import_pack.load_pack()
     from hyperbooth.models.adapters import LiDBConfig
-    from hyperbooth.nodes.bridge.training_session import workbench
+    from hyperbooth.nodes.bridge.training_session import training_session
     from hyperbooth.trainers.config import Method, TrainingOptions
     from hyperbooth.trainers.data.dataset import Example, Subject
-    from hyperbooth.trainers.subject_bank.config import Recipe
+    from hyperbooth.trainers.subject_bank.config import BankConfig
     from hyperbooth.trainers.subject_bank.trainer import BankTrainer
 
     options = TrainingOptions(precision=job.dtype, memory="as set")
     method = Method("lidb", LiDBConfig(**job.lidb()), job.targets, LEARNING_RATE)
-    recipe = Recipe(method, "a photo of sks face", job.updates, options=options)
+    recipe = BankConfig(method, "a photo of sks face", job.updates, options=options)
 
     @torch.inference_mode()
     def run() -> Any:
         latent, prompt = job.data()
         cond = [[prompt, {}]]
         subjects = [Subject((Example(latent + i, cond, recipe.prompt),)) for i in range(together)]
-        with workbench(model, options, subjects[0], together) as bench:
+        with training_session(model, options, subjects[0], together) as bench:
             return BankTrainer(recipe, recipe.start(bench.shapes), together)(
                 bench, subjects, lambda _together: lambda _history: None
             )  # fmt: skip

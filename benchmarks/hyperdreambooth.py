@@ -120,9 +120,9 @@ def picture_of(number: int) -> Tensor:
 
 def mean_of(predictor: Any) -> Any:
     """What the hypernetwork makes of nobody."""
-    from hyperbooth.models.adapters.stack import AdapterSet
+    from hyperbooth.models.adapters.stack import AdapterStack
 
-    return AdapterSet((predictor.network.layout.link(predictor.network.nobody().detach()),))
+    return AdapterStack((predictor.network.layout.link(predictor.network.nobody().detach()),))
 
 
 MADE = digest(trained_hypernetwork.WEIGHTS.read_bytes()) if trained_hypernetwork.WEIGHTS.exists() else "not trained yet"

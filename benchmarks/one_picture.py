@@ -50,11 +50,11 @@ def encoder(small: bool) -> Any:
 def predictor(model: Any, vision: Any) -> Any:
     """A hypernetwork that nobody trained, for the paper's LiDB on attention layers."""
     from hyperbooth.models.adapters import LiDBConfig
-    from hyperbooth.models.adapters.parameter_layout import Layout
-    from hyperbooth.models.adapters.stack import Link
+    from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+    from hyperbooth.models.adapters.stack import Adapter
     from hyperbooth.models.adapters.targets import select_targets
     from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
-    from hyperbooth.models.hypernetwork.predictor import Made, Predictor
+    from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor
     from hyperbooth.models.metadata.base_fingerprint import sample_of
     from hyperbooth.nodes.bridge.adapters.patching import base_weights
     from hyperbooth.nodes.bridge.images.clip_vision import encoder_of
@@ -62,12 +62,12 @@ def predictor(model: Any, vision: Any) -> Any:
 
     draw = torch.Generator().manual_seed(0)
     targets = select_targets(layer_shapes(trainable_layers(model)), "attention")
-    link = Link.create("lidb", targets, LiDBConfig(), draw)
-    layout = Layout.of(link)
+    link = Adapter.create("lidb", targets, LiDBConfig(), draw)
+    layout = ParameterLayout.of(link)
     network = HyperNetwork.create(HyperNetworkConfig(), layout, vision.config["hidden_size"], draw)
     network.standardise(layout.pack(link), torch.full((layout.numbers,), 1e-3))
     record = sample_of([target.name for target in targets], base_weights(model))
-    return Predictor(network, encoder_of(vision), Made(architecture(model), record), PROMPT)
+    return Predictor(network, encoder_of(vision), BaseModelRef(architecture(model), record), PROMPT)
 
 
 def stages(base: Any, chosen: argparse.Namespace) -> Callable[[int], dict[str, float]]:

@@ -73,16 +73,16 @@ def personalizing(
     import_pack.load_pack()
     from hyperbooth.models import adapters
     from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
-    from hyperbooth.nodes.bridge.training_session import workbench
-    from hyperbooth.trainers.config import Hollowing, Method, TrainingOptions
+    from hyperbooth.nodes.bridge.training_session import training_session
+    from hyperbooth.trainers.config import HollowedNetConfig, Method, TrainingOptions
     from hyperbooth.trainers.data.dataset import Example, Subject
-    from hyperbooth.trainers.dreambooth.config import Run
-    from hyperbooth.trainers.dreambooth.trainer import personalize
-    from hyperbooth.trainers.engine.checkpoints import States
+    from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
+    from hyperbooth.trainers.dreambooth.trainer import train_dreambooth
+    from hyperbooth.trainers.engine.checkpoints import CheckpointStore
 
     usual = {"precision": job.dtype, "preview_every": 0, "checkpoint_every": 0}
     options = TrainingOptions(**usual | changed)
-    hollowing = Hollowing(**hollow) if hollow else None
+    hollowing = HollowedNetConfig(**hollow) if hollow else None
     cut = nearest_cut(model.model.diffusion_model, hollowing.fraction).hollow if hollowing else None
     config = getattr(adapters, f"{adapters.FAMILIES[family].__name__}Config")(**settings)
     method = Method(family, config, targets, LEARNING_RATE)
@@ -91,10 +91,10 @@ def personalizing(
     def train() -> Any:
         latent, prompt = job.data()
         subject = Subject((Example(latent, [[prompt, {}]]),))
-        run = Run(subject, method, options, job.updates, hollow=hollowing)
-        with workbench(model, options, subject, 1, hollow=cut) as bench, tempfile.TemporaryDirectory() as folder:
-            states = States(Path(folder), "bench")
-            return personalize(run, bench, lambda _sample: lambda _history: None, states, str, on_record).adapter
+        run = DreamBoothConfig(subject, method, options, job.updates, hollow=hollowing)
+        with training_session(model, options, subject, 1, hollow=cut) as bench, tempfile.TemporaryDirectory() as folder:
+            states = CheckpointStore(Path(folder), "bench")
+            return train_dreambooth(run, bench, lambda _sample: lambda _history: None, states, str, on_record).adapter
 
     return train
 

@@ -25,9 +25,9 @@ from ..nodes.methods import MethodLiDB
 from ..nodes.training.train_adapter import RESUME
 from ..nodes.training.training_options import Options
 from ..trainers.config import TrainingOptions
-from ..trainers.engine.distributed import ALONE, Ranks, joined
+from ..trainers.engine.distributed import SINGLE, ProcessGroup, process_group
 from ..trainers.engine.divergence import Diverged
-from ..trainers.subject_bank.config import Recipe
+from ..trainers.subject_bank.config import BankConfig
 from .arguments import Inputs
 
 Arguments = dict[str, Any]
@@ -41,16 +41,16 @@ def run(job: str, arguments: Sequence[str], program: str) -> None:
     make_parser, work = JOBS[job]
     parser = make_parser(program)
     parsed = vars(parser.parse_args(arguments))
-    with joined() as ranks, torch.inference_mode():
-        logging.getLogger().setLevel(logging.INFO if ranks.leads else logging.WARNING)
-        tell_progress(logging.info if ranks.leads else None)
+    with process_group() as processes, torch.inference_mode():
+        logging.getLogger().setLevel(logging.INFO if processes.is_main else logging.WARNING)
+        tell_progress(logging.info if processes.is_main else None)
         try:
-            text = work(parsed, ranks)
+            text = work(parsed, processes)
         except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
-            if ranks is not ALONE or tells_all():
+            if processes is not SINGLE or tells_all():
                 raise
             parser.exit(2, f"{program}: error: {error}\n")
-        if ranks.leads:
+        if processes.is_main:
             print(text, flush=True)
 
 
@@ -75,17 +75,17 @@ def _bank_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _build_bank(parsed: Arguments, ranks: Ranks) -> str:
+def _build_bank(parsed: Arguments, processes: ProcessGroup) -> str:
     (method,) = MethodLiDB.execute(**METHOD.of(parsed)).result
     options, given = TrainingOptions(**OPTIONS.of(parsed)), BUILD.of(parsed)
     start = load_adapter(adapter_path(parsed["start_from"])) if parsed["start_from"] else None
-    recipe = Recipe(
+    recipe = BankConfig(
         method, given["prompt"], given["steps"], given["seed"], given["resolution"], options, start,
         given["shared_input"], given["captions"],
     )  # fmt: skip
     model, clip, vae = load_checkpoint(parsed["checkpoint"])
     return build(
-        recipe, given["folder"], given["bank_name"], given["subjects_per_batch"], model, clip, vae, ranks
+        recipe, given["folder"], given["bank_name"], given["subjects_per_batch"], model, clip, vae, processes
     )[1]  # fmt: skip
 
 
@@ -97,28 +97,28 @@ def _network_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _train_hypernetwork(parsed: Arguments, ranks: Ranks) -> str:
+def _train_hypernetwork(parsed: Arguments, processes: ProcessGroup) -> str:
     given, saving = TRAIN.of(parsed), SAVE.of(parsed)
     check_prefix(saving["filename_prefix"])
-    goes_on = given.pop("resume") == RESUME[0] or _is_restarted(ranks)
+    goes_on = given.pop("resume") == RESUME[0] or _is_restarted(processes)
     options = replace(options_for(given["steps"]), **TRAIN_OPTIONS.of(parsed))
     start = load_predictor(network_path(parsed["start_from"])) if parsed["start_from"] else None
     asked = run_of(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
     model, clip, _ = load_checkpoint(parsed["checkpoint"])
-    result = train(asked, model, clip, load_vision(parsed["clip_vision"]), goes_on, ranks)
+    result = train(asked, model, clip, load_vision(parsed["clip_vision"]), goes_on, processes)
     if result is None:
         return ""
     (path,) = SaveHyperNetwork.execute(result.predictor, **saving).result
     return f"{report(asked, result)}\nsaved {path}"
 
 
-def _is_restarted(ranks: Ranks) -> bool:
+def _is_restarted(processes: ProcessGroup) -> bool:
     """Whether torchrun has restarted the processes after one died: 'start over' was said once, at the start. Each
     machine counts only what died on it."""
-    return max(ranks.heard(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))) > 0
+    return max(processes.all_gather_object(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))) > 0
 
 
-JOBS: dict[str, tuple[Callable[[str], argparse.ArgumentParser], Callable[[Arguments, Ranks], str]]] = {
+JOBS: dict[str, tuple[Callable[[str], argparse.ArgumentParser], Callable[[Arguments, ProcessGroup], str]]] = {
     "build_bank": (_bank_parser, _build_bank),
     "train_hypernetwork": (_network_parser, _train_hypernetwork),
 }

@@ -30,7 +30,7 @@ LATEST = 2.5e11
 """Seconds; the year 9892. Calendars end soon after."""
 
 
-def parsed(text: str) -> Any:
+def parse_header(text: str) -> Any:
     """The JSON of ``text``, all of whose numbers are finite and below :data:`LARGEST_NUMBER`.
 
     Raises:
@@ -104,7 +104,7 @@ def shape_of(sizes: Any, of: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def numbers(tensor: Tensor, name: str) -> Tensor:
+def checked_tensor(tensor: Tensor, name: str) -> Tensor:
     """The tensor in float32 and memory of its own: the file may be written over while the adapter is in use.
 
     Raises:
@@ -126,7 +126,7 @@ def is_finite(tensor: Tensor) -> bool:
     return bool((low >= -LARGEST_WEIGHT) & (high <= LARGEST_WEIGHT))
 
 
-def facts(said: Any) -> dict[str, Any]:
+def checked_metadata(said: Any) -> dict[str, Any]:
     """What a file says of its making: the facts that reports and other files are made of have the type they need.
 
     Raises:
@@ -139,7 +139,7 @@ def facts(said: Any) -> dict[str, Any]:
         if not fits(value):
             raise ValueError(f"gives {value!r:.60} for {name!r}; expected {expected}")
     for part in said.get("parts", ()):
-        facts(part)
+        checked_metadata(part)
     return dict(said)
 
 
@@ -166,8 +166,8 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _are_samples(value: Any) -> bool:
-    numbers = [n for record in value for n in record.values()] if _are_records(value) else [None]
-    return all(isinstance(some, list) and all(type(n) in (int, float) for n in some) for some in numbers)
+    values = [n for record in value for n in record.values()] if _are_records(value) else [None]
+    return all(isinstance(some, list) and all(type(n) in (int, float) for n in some) for some in values)
 
 
 def _are_records(value: Any) -> bool:

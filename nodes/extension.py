@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters.apply import Apply, Combine, Info, ToLoRA
 from .adapters.save_load import Load, Save
 from .bridge.adapters.weight_adapter import register
-from .bridge.folders import register_networks, register_saved_words
+from .bridge.folders import register_embedding_folder, register_networks
 from .bridge.images.metric_encoders import register_encoder_folders
 from .bridge.subject_banks import register_bank_folders
 from .data.class_images import ClassImages
@@ -28,7 +28,7 @@ class HyperBooth(ComfyExtension):
 
     async def on_load(self) -> None:
         register()
-        register_saved_words()
+        register_embedding_folder()
         register_encoder_folders()
         register_networks()
         register_bank_folders()

@@ -70,11 +70,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP, VAE as the stock Load Checkpoint gives them: under inference mode."""
     import comfy.sd
-    from hyperbooth.nodes.bridge.model.unused_text_layers import unread_layers
+    from hyperbooth.nodes.bridge.model.unused_text_layers import unused_text_layers
 
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
-        for layer in unread_layers(clip):
+        for layer in unused_text_layers(clip):
             clip.cond_stage_model.get_submodule(layer).weight.fill_(torch.nan)  # as any memory may be
     return model, clip, vae
 

@@ -129,7 +129,7 @@ class TrainingOptions:
         )
 
     @property
-    def worse(self) -> float:
+    def divergence_factor(self) -> float:
         """How many times the first losses later ones may be: a prior term taught by prediction starts at nothing, and
         grows by its weight."""
         return WORSE * (max(1.0, self.prior_weight) if self.prior_mode == "prediction" else 1.0)
@@ -166,7 +166,7 @@ _BOUNDS: Mapping[str, tuple[float, ...]] = {
 
 
 @dataclass(frozen=True)
-class Hollowing:
+class HollowedNetConfig:
     """How a network is hollowed for a training.
 
     Args:
@@ -187,6 +187,6 @@ class Hollowing:
         check_choice("storage", self.storage, STORAGES)
 
     @property
-    def essence(self) -> "Hollowing":
+    def cache_key(self) -> "HollowedNetConfig":
         """The same at one value for what changes nothing about the result, for the run's name."""
         return replace(self, samples=1) if self.storage == "none" else replace(self, storage="ram")

@@ -9,13 +9,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..models.backbone.denoiser import Denoiser
-from ..models.backbone.frozen_layers import Borrow
-from ..models.hollowed_net.network import Hollow
-from ..models.textual_inversion.embeddings import Word
+from ..models.backbone.frozen_layers import WeightAccess
+from ..models.hollowed_net.network import HollowedNetwork
+from ..models.textual_inversion.embeddings import LearnedEmbedding
 from .data.dataset import Example, Subject
 
 
-class Workbench(Protocol):
+class TrainingSession(Protocol):
     """A model laid out for training; made by whoever owns the model.
 
     ``layers`` name every layer that an adapter could change, of the diffusion model
@@ -30,36 +30,38 @@ class Workbench(Protocol):
     shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, nn.Module]
     blocks: Sequence[nn.Module]
-    written_over: Collection[str]
-    borrow: Borrow
-    facts: Mapping[str, Any]
-    hollow: Hollow | None
+    modified_in_place: Collection[str]
+    access_weight: WeightAccess
+    metadata: Mapping[str, Any]
+    hollow: HollowedNetwork | None
     """What is taken out of the network; its blocks run without gradients wherever nothing is on record."""
-    identity: str
+    model_hash: str
     """Names the model as it is: the same weights, patches and sampling equations, the same name."""
 
     def condition(self, examples: Sequence[Example]) -> Any:
         """What the denoiser takes for the prompts of a batch."""
 
-    def condition_each(self, examples: Sequence[Example]) -> Any:
+    def condition_per_subject(self, examples: Sequence[Example]) -> Any:
         """The same where the text encoder's adapters hold a subject for each example: all of one prompt, encoded once
         for every subject, with its own adapters."""
 
-    def first_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
+    def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
         """Vectors ``[count, width]`` for each text encoder that start at ``word``, see :func:`models.words.start_at`.
 
         Raises:
             ValueError: the text encoders take none, or know nothing of such a word.
         """
 
-    def knowing(self, words: Sequence[Word], prompts: Sequence[str] = ()) -> AbstractContextManager[None]:
+    def with_embeddings(
+        self, words: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()
+    ) -> AbstractContextManager[None]:
         """Inside the block, prompts that name ``words`` are encoded with their vectors as they stand.
 
         Raises:
             ValueError: one of ``prompts`` names a word where the text encoders would not find it.
         """
 
-    def blank(self, subject: Subject) -> Any:
+    def unconditional(self, subject: Subject) -> Any:
         """What it takes for the empty prompt, or None."""
 
     def to_model(self, latents: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ class Workbench(Protocol):
     def picture(self, latents: Tensor) -> Image.Image | None:
         """A small picture of latents in model space, or None if the latent format has no preview."""
 
-    def passing(self, size: tuple[int, ...]) -> int:
+    def inference_bytes(self, size: tuple[int, ...]) -> int:
         """Bytes that inference on one latent of that size takes for a moment."""
 
     def free_memory(self) -> int:
@@ -80,7 +82,7 @@ class Workbench(Protocol):
     def make_room(self, needed: int) -> None:
         """Move weights off the device until ``needed`` bytes are free, as far as that can be done."""
 
-    def stowed(self) -> AbstractContextManager[None]:
+    def offloaded(self) -> AbstractContextManager[None]:
         """Inside the block, the weights of what is taken out are off the training device, if there is another place."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:

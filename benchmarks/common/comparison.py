@@ -177,7 +177,7 @@ def draw_sheet(bench: Bench, pictures: dict[str, Tensor], number: int, path: Pat
     def images(row: Tensor) -> list[Any]:
         return [Image.fromarray((p.clamp(0, 1).numpy() * 255).round().astype("uint8")) for p in row]
 
-    from hyperbooth.trainers.reporting.image_grid import grid
+    from hyperbooth.trainers.reporting.image_grid import image_grid
 
     cells = [images(bench.references(number)), *map(images, pictures.values())]
-    grid(cells, bench.task_of.CAPTIONS, ["references", *pictures], side=128).save(path, optimize=True)
+    image_grid(cells, bench.task_of.CAPTIONS, ["references", *pictures], side=128).save(path, optimize=True)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone.forward_patch import Forward
-from .layer_context import Site
-from .low_rank import beside
-from .weight_update import Step
+from .layer_context import LayerContext
+from .low_rank import low_rank_branch
+from .weight_update import WeightUpdate
 
 
-class Adapter(nn.Module):
+class AdapterLayer(nn.Module):
     """The change of one weight matrix ``W [out, in]``; a convolution's kernel is flattened by the caller.
 
     A leading ``...`` dimension of the parameters is a batch of subjects.
@@ -38,7 +38,7 @@ class Adapter(nn.Module):
     """Names of the adapter's tensors in a file, after the target's name and a dot."""
 
     @classmethod
-    def create(cls, shape: tuple[int, int], config: Any, generator: torch.Generator) -> "Adapter":
+    def create(cls, shape: tuple[int, int], config: Any, generator: torch.Generator) -> "AdapterLayer":
         """A new adapter for a matrix of ``shape = (out, in)``, drawn from ``generator`` (on the CPU)."""
         raise NotImplementedError
 
@@ -50,7 +50,7 @@ class Adapter(nn.Module):
         """The shape ``(out, in)`` of the matrix it changes."""
         raise NotImplementedError
 
-    def step(self) -> Step:
+    def step(self) -> WeightUpdate:
         """What it does to a weight, see :mod:`..steps`; gradients flow to the parameters."""
         raise NotImplementedError
 
@@ -58,25 +58,25 @@ class Adapter(nn.Module):
         """The change of the weight, ``[..., out, in]``; families that project ``W`` need it."""
         return self.step().delta(weight)
 
-    def on(self, site: Site) -> Forward:
+    def on(self, site: LayerContext) -> Forward:
         """The site's forward f with the change: ``y = f(x) + up (down x)`` for families that add a low rank."""
         factors = Factors(self)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             up, down = factors(x.dtype)
-            return beside(site.layer, site.forward(x, *args, **kwargs), x, up, down)
+            return low_rank_branch(site.layer, site.forward(x, *args, **kwargs), x, up, down)
 
         return adapted
 
     @classmethod
-    def gather(cls, adapters: Iterable["Adapter"]) -> None:
+    def gather(cls, adapters: Iterable["AdapterLayer"]) -> None:
         """Adapters that will work side by side; for families that can do part of the work for all at once."""
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The numbers it is made of, by the names in ``tensor_names``."""
         raise NotImplementedError
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Adapter":
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "AdapterLayer":
         """The same adapter with other ``to_tensors``."""
         raise NotImplementedError
 
@@ -85,7 +85,9 @@ class Adapter(nn.Module):
         return self.to_tensors()
 
     @classmethod
-    def from_file(cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]) -> "Adapter":
+    def from_file(
+        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
+    ) -> "AdapterLayer":
         """The adapter that ``to_file`` described, bit for bit.
 
         Args:
@@ -97,12 +99,12 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def link_facts(cls, adapters: Iterable["Adapter"]) -> dict[str, Any]:
+    def link_facts(cls, adapters: Iterable["AdapterLayer"]) -> dict[str, Any]:
         """What a file must say of a link's adapters beside their numbers; as JSON takes it."""
         return {}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any], adapters: Iterable["Adapter"]) -> None:
+    def check_facts(cls, facts: Mapping[str, Any], adapters: Iterable["AdapterLayer"]) -> None:
         """The facts mean here, for the ``adapters`` made with them, what the writer meant; ValueError if not."""
 
     @classmethod
@@ -125,7 +127,7 @@ class Adapter(nn.Module):
 class Factors:
     """``(up, down)`` of an adapter in a dtype; those of one that does not train are worked out once."""
 
-    def __init__(self, adapter: Adapter):
+    def __init__(self, adapter: AdapterLayer):
         self.adapter, self.trains = adapter, any(parameter.requires_grad for parameter in adapter.parameters())
         self.kept: dict[torch.dtype, tuple[Tensor, ...]] = {}
 

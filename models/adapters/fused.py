@@ -17,34 +17,34 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
+from ..adapters import AdapterLayer
 from ..backbone.forward_patch import Forward
 from .base import Factors
-from .layer_context import Site
-from .low_rank import beside
+from .layer_context import LayerContext
+from .low_rank import low_rank_branch
 
 FEW = 16
 """Rank of frozen factors that always join; higher ones join a trained rank that is at least as high."""
 
 
-class Joined:
-    """What several links do to one layer, as :class:`~.adapters.base.Adapter` puts one there.
+class FusedLowRank:
+    """What several links do to one layer, as :class:`~.adapters.base.AdapterLayer` puts one there.
 
     Args:
-        adapters: of families that :attr:`~.adapters.base.Adapter.adds`, one subject's, in the links' order.
+        adapters: of families that :attr:`~.adapters.base.AdapterLayer.adds`, one subject's, in the links' order.
     """
 
-    def __init__(self, adapters: Sequence[Adapter]):
-        self.adapters = adapters
+    def __init__(self, adapters: Sequence[AdapterLayer]):
+        self.layers = adapters
 
-    def on(self, site: Site) -> Forward:
+    def on(self, site: LayerContext) -> Forward:
         """``y = f(x) + [up_1 up_2 ...] ([down_1; down_2; ...] x)``."""
-        factors = [Factors(adapter) for adapter in self.adapters]
+        factors = [Factors(adapter) for adapter in self.layers]
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y, pairs = site.forward(x, *args, **kwargs), [each(x.dtype) for each in factors]
             for up, down in _side_by_side(pairs) if torch.is_grad_enabled() else pairs:
-                y = beside(site.layer, y, x, up, down)
+                y = low_rank_branch(site.layer, y, x, up, down)
             return y
 
         return adapted
@@ -62,18 +62,18 @@ def _side_by_side(pairs: Sequence[tuple[Tensor, ...]]) -> Sequence[tuple[Tensor,
     return [(torch.cat(ups, -1), torch.cat(downs, -2))]
 
 
-def passes(links: Sequence[Mapping[str, Adapter]]) -> Iterator[Mapping[str, Adapter | Joined]]:
+def fused_groups(links: Sequence[Mapping[str, AdapterLayer]]) -> Iterator[Mapping[str, AdapterLayer | FusedLowRank]]:
     """``links``, layer name -> its adapter, with neighbours in one where both add a low rank."""
     for joins, group in groupby(links, _joins):
         if not joins:
             yield from group
             continue
-        of: dict[str, list[Adapter]] = {}
+        of: dict[str, list[AdapterLayer]] = {}
         for name, adapter in (item for adapters in group for item in adapters.items()):
             of.setdefault(name, []).append(adapter)
-        yield {name: Joined(found) if len(found) > 1 else found[0] for name, found in of.items()}
+        yield {name: FusedLowRank(found) if len(found) > 1 else found[0] for name, found in of.items()}
 
 
-def _joins(adapters: Mapping[str, Adapter]) -> bool:
+def _joins(adapters: Mapping[str, AdapterLayer]) -> bool:
     """Whether these stand beside any others of their kind: they add a low rank, and are one subject's."""
     return all(a.adds and all(p.ndim == 2 for p in a.parameters()) for a in adapters.values())

@@ -7,22 +7,22 @@ from functools import partial
 from torch import nn
 
 from ..backbone.forward_patch import Forward, replaced_forward
-from ..backbone.frozen_layers import Borrow, own_weights
-from .base import Adapter
-from .fused import Joined
-from .layer_context import Site
+from ..backbone.frozen_layers import WeightAccess, own_weights
+from .base import AdapterLayer
+from .fused import FusedLowRank
+from .layer_context import LayerContext
 
 Without = Callable[[], AbstractContextManager[None]]
 """Makes a block inside which the modules are as they were before anything was attached."""
 
 
 @contextmanager
-def attached(
-    adapters: Mapping[str, Adapter | Joined],
+def injected(
+    adapters: Mapping[str, AdapterLayer | FusedLowRank],
     modules: Mapping[str, nn.Module],
-    borrow: Borrow = own_weights,
+    access_weight: WeightAccess = own_weights,
     changed: Collection[str] = (),
-    written_over: Collection[str] = (),
+    modified_in_place: Collection[str] = (),
 ) -> Iterator[Without]:
     """Inside the block, each module's output carries the change of the adapter of its name.
 
@@ -35,12 +35,14 @@ def attached(
         KeyError: an adapter names a layer that ``modules`` lacks.
     """
     before = {name: modules[name].forward for name in adapters}
-    alone = [adapter for adapter in adapters.values() if isinstance(adapter, Adapter)]
+    alone = [adapter for adapter in adapters.values() if isinstance(adapter, AdapterLayer)]
     for kind in {type(adapter) for adapter in alone}:
         kind.gather(alone)
     with ExitStack() as stack:
         for name, adapter in adapters.items():
-            site = Site(modules[name], before[name], borrow, name not in changed, name in written_over)
+            site = LayerContext(
+                modules[name], before[name], access_weight, name not in changed, name in modified_in_place
+            )
             stack.enter_context(replaced_forward(modules[name], adapter.on(site)))
         yield partial(_with_forwards, before, modules)
 

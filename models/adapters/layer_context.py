@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..backbone.forward_patch import Forward
-from ..backbone.frozen_layers import Borrow, own_weights
+from ..backbone.frozen_layers import WeightAccess, own_weights
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerContext:
     """A layer of a network, and what an adapter may count on there.
 
     Args:
@@ -23,6 +23,6 @@ class Site:
 
     layer: nn.Module
     forward: Forward
-    borrow: Borrow = own_weights
+    access_weight: WeightAccess = own_weights
     alone: bool = True
-    written_over: bool = False
+    modified_in_place: bool = False

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, check_matrix
-from .weight_update import Sum
+from .base import AdapterLayer, check_matrix
+from .weight_update import AddLowRank
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LoRAConfig:
             raise ValueError(f"alpha is {self.alpha}; give a positive number, usually the rank")
 
 
-class LoRA(Adapter):
+class LoRA(AdapterLayer):
     """``W' = W + (alpha / r) up @ down`` (eq. 3 of the paper, whose B is ``up`` and A is ``down``).
 
     Args:
@@ -76,8 +76,8 @@ class LoRA(Adapter):
     def matrix(self) -> tuple[int, int]:
         return self.up.shape[-2], self.down.shape[-1]
 
-    def step(self) -> Sum:
-        return Sum(self.up * (self.alpha / self.rank), self.down)
+    def step(self) -> AddLowRank:
+        return AddLowRank(self.up * (self.alpha / self.rank), self.down)
 
     def to_tensors(self) -> dict[str, Tensor]:
         values = (self.up.detach(), self.down.detach(), torch.tensor(self.alpha))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def beside(layer: nn.Module, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def low_rank_branch(layer: nn.Module, y: Tensor, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """``y + up (down x)``, with ``up [..., out, r]`` and ``down [..., r, in]`` (a kernel flattened) in the dtype of
     ``x``; with subjects in ``up`` alone, or in both.
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import validation
-from ..adapters import FAMILIES, Adapter
-from .stack import Link
+from ..adapters import FAMILIES, AdapterLayer
+from .stack import Adapter
 from .targets import Target, targets_from_header
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -31,7 +31,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParameterLayout:
     """Packs a link into theta and back; for families that files keep packed (LiDB).
 
     Args:
@@ -44,14 +44,14 @@ class Layout:
     family: str
     targets: Mapping[str, Target]
     shapes: Mapping[str, Shapes]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if list(self.targets) != list(self.shapes):
             raise ValueError("a layout's targets and shapes name other layers, or in another order")
 
     @classmethod
-    def of(cls, link: Link) -> "Layout":
+    def of(cls, link: Adapter) -> "ParameterLayout":
         """The layout of one subject's link.
 
         Raises:
@@ -60,10 +60,10 @@ class Layout:
         kind = _family(link.family)
         shapes = {
             name: tuple(tuple(tensor.shape) for tensor in adapter.to_tensors().values())
-            for name, adapter in link.adapters.items()
+            for name, adapter in link.layers.items()
         }
-        targets = {name: link.targets[name] for name in link.adapters}
-        return cls(link.family, targets, shapes, kind.link_facts(link.adapters.values()))
+        targets = {name: link.targets[name] for name in link.layers}
+        return cls(link.family, targets, shapes, kind.link_facts(link.layers.values()))
 
     @cached_property
     def numbers(self) -> int:
@@ -97,16 +97,16 @@ class Layout:
         subjects = max((tensor.shape[:-1] for tensor in flat), key=len)
         return torch.cat([tensor.expand(*subjects, -1) for tensor in flat], dim=-1)
 
-    def pack(self, link: Link) -> Tensor:
+    def pack(self, link: Adapter) -> Tensor:
         """Theta ``[N]`` of a link, ``[subjects, N]`` of one that holds several; a copy, without gradients.
 
         Raises:
             ValueError: the link is of another layout; both sides are named.
         """
         self._check_kind(link)
-        return self.joined({name: adapter.to_tensors() for name, adapter in link.adapters.items()})
+        return self.joined({name: adapter.to_tensors() for name, adapter in link.layers.items()})
 
-    def link(self, theta: Tensor) -> Link:
+    def link(self, theta: Tensor) -> Adapter:
         """New adapters that hold ``theta [N]`` or ``[subjects, N]``, on its device, for attaching and training.
 
         Their numbers are parameters of their own: what a backward leaves there is fetched with :meth:`gradient`.
@@ -115,19 +115,19 @@ class Layout:
         with torch.inference_mode(False):
             adapters = {
                 name: adapter.with_tensors({key: value.clone() for key, value in parts[name].items()})
-                for name, adapter in self._model.adapters.items()
+                for name, adapter in self._model.layers.items()
             }
-        return Link(self.family, adapters, self.targets)
+        return Adapter(self.family, adapters, self.targets)
 
     @torch.no_grad()
-    def put(self, theta: Tensor, link: Link) -> None:
+    def put(self, theta: Tensor, link: Adapter) -> None:
         """Give the adapters of ``link``, made of numbers of the same shape, the numbers ``theta``."""
         for name, tensors in self.parts(theta.detach()).items():
-            parameters = dict(link.adapters[name].named_parameters())
+            parameters = dict(link.layers[name].named_parameters())
             for key, value in tensors.items():
                 parameters[key].copy_(value if value.ndim == parameters[key].ndim else value[0])
 
-    def gradient(self, link: Link) -> Tensor:
+    def gradient(self, link: Adapter) -> Tensor:
         """The gradients of the adapters' numbers as one, like theta; zero where none arrived. Of what subjects share,
         each has its part.
 
@@ -139,10 +139,10 @@ class Layout:
             found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             return found if found.ndim == widest.ndim else found / len(widest)
 
-        parameters = {name: dict(adapter.named_parameters()) for name, adapter in link.adapters.items()}
+        parameters = {name: dict(adapter.named_parameters()) for name, adapter in link.layers.items()}
         return self.joined({name: {key: of(p) for key, p in own.items()} for name, own in parameters.items()})
 
-    def check_same(self, other: "Layout", ours: str, theirs: str) -> None:
+    def check_same(self, other: "ParameterLayout", ours: str, theirs: str) -> None:
         """``other`` gives numbers the same meaning.
 
         Args:
@@ -157,7 +157,7 @@ class Layout:
                 "two that were made with the same LiDB settings"
             )
 
-    def difference(self, other: "Layout") -> tuple[str, str] | None:
+    def difference(self, other: "ParameterLayout") -> tuple[str, str] | None:
         """The first thing that differs, as each side has it; None if nothing does."""
         pairs = [(self.describe(), other.describe())]
         for (name, shape), (their_name, their_shape) in zip(self._layers(), other._layers(), strict=False):
@@ -165,14 +165,16 @@ class Layout:
         if different := next((pair for pair in pairs if pair[0] != pair[1]), None):
             return different
         try:
-            FAMILIES[self.family].check_facts(other.facts, self._model.adapters.values())
+            FAMILIES[self.family].check_facts(other.metadata, self._model.layers.values())
         except ValueError as error:
             return "bases that it was made with", f"numbers that it {error}"
         return None
 
     def describe(self) -> str:
         """``lidb of 30,000 numbers on 200 layers, basis seed 0``."""
-        seed = "".join(f", {name.replace('_', ' ')} {value}" for name, value in self.facts.items() if name != "probes")
+        seed = "".join(
+            f", {name.replace('_', ' ')} {value}" for name, value in self.metadata.items() if name != "probes"
+        )
         return f"{self.family} of {self.numbers:,} numbers on {len(self.targets)} layers{seed}"
 
     def to_json(self) -> dict[str, Any]:
@@ -182,10 +184,16 @@ class Layout:
             name: kinds.setdefault((target.shape, *self.shapes[name]), len(kinds))
             for name, target in self.targets.items()
         }
-        return {"version": VERSION, "family": self.family, "facts": self.facts, "kinds": list(kinds), "layers": layers}
+        return {
+            "version": VERSION,
+            "family": self.family,
+            "facts": self.metadata,
+            "kinds": list(kinds),
+            "layers": layers,
+        }
 
     @classmethod
-    def from_json(cls, said: Any) -> "Layout":
+    def from_json(cls, said: Any) -> "ParameterLayout":
         """The layout that :meth:`to_json` described; :meth:`check` says whether it means the same here.
 
         Raises:
@@ -207,7 +215,7 @@ class Layout:
         _ = self._model
 
     @cached_property
-    def _model(self) -> Link:
+    def _model(self) -> Adapter:
         """A link of this layout, without numbers of its own: shapes of strangers take no memory."""
         kind, adapters = _family(self.family), {}
         with _whole():
@@ -215,18 +223,18 @@ class Layout:
                 shapes = zip(kind.tensor_names, self.shapes[name], strict=True)
                 nothing = {key: torch.zeros(()).expand(shape) for key, shape in shapes}
                 try:
-                    adapters[name] = kind.from_file(nothing, target.shape, self.facts)
+                    adapters[name] = kind.from_file(nothing, target.shape, self.metadata)
                 except ValueError as error:
                     raise ValueError(f"is of no use: the adapter of {name} {error}") from error
-            kind.check_facts(self.facts, adapters.values())
-        return Link(self.family, adapters, self.targets)
+            kind.check_facts(self.metadata, adapters.values())
+        return Adapter(self.family, adapters, self.targets)
 
     def _layers(self) -> list[tuple[str, tuple[Any, ...]]]:
         return [(name, (target.shape, *self.shapes[name])) for name, target in self.targets.items()]
 
-    def _check_kind(self, link: Link) -> None:
+    def _check_kind(self, link: Adapter) -> None:
         """Families keep a link's settings in its tensors' shapes and its facts, whatever the number of subjects."""
-        settings = {name: adapter.settings() for name, adapter in self._model.adapters.items()}
+        settings = {name: adapter.settings() for name, adapter in self._model.layers.items()}
         if (link.family, link.targets, link.settings()) != (self.family, self.targets, settings):
             raise ValueError(f"the adapter is {link.describe()}; expected {self._model.describe()}, of the same layers")
 
@@ -240,7 +248,7 @@ def _whole() -> Iterator[None]:
         raise ValueError(f"has a damaged layout ({error!r:.80}); save it again") from error
 
 
-def _family(name: Any) -> type[Adapter]:
+def _family(name: Any) -> type[AdapterLayer]:
     known = {family: kind for family, kind in FAMILIES.items() if kind.packed}
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"holds {name!r:.40} in packed form; this pack knows {', '.join(known)}")

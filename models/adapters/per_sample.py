@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
-from .parameter_layout import Layout
-from .stack import Link
+from ..adapters import AdapterLayer
+from .parameter_layout import ParameterLayout
+from .stack import Adapter
 
 
-def side_by_side(layout: Layout, theta: Tensor, shared_input: bool, learnt_input: bool = False) -> Link:
-    """New adapters that hold ``theta [subjects, N]``, see :meth:`.Layout.link`.
+def batched_adapter(layout: ParameterLayout, theta: Tensor, shared_input: bool, learnt_input: bool = False) -> Adapter:
+    """New adapters that hold ``theta [subjects, N]``, see :meth:`.ParameterLayout.link`.
 
     Args:
         shared_input: the subjects differ in each layer's first tensor, its output side, alone. The first subject's
@@ -21,20 +21,20 @@ def side_by_side(layout: Layout, theta: Tensor, shared_input: bool, learnt_input
     link = layout.link(theta)
     if not shared_input:
         return link
-    adapters = {name: _sharing(adapter, learnt_input) for name, adapter in link.adapters.items()}
-    return Link(link.family, adapters, link.targets)
+    adapters = {name: _sharing(adapter, learnt_input) for name, adapter in link.layers.items()}
+    return Adapter(link.family, adapters, link.targets)
 
 
-def _sharing(adapter: Adapter, learnt: bool) -> Adapter:
+def _sharing(adapter: AdapterLayer, learned: bool) -> AdapterLayer:
     own, tensors = adapter.tensor_names[0], adapter.to_tensors()
     with torch.inference_mode(False):
         shared = adapter.with_tensors({name: value if name == own else value[0] for name, value in tensors.items()})
     for name, parameter in shared.named_parameters():
-        parameter.requires_grad_(learnt or name == own)
+        parameter.requires_grad_(learned or name == own)
     return shared
 
 
-def stacked(links: Sequence[Link]) -> Link:
+def stacked(links: Sequence[Adapter]) -> Adapter:
     """Links of one kind as one whose numbers have a leading dimension of subjects.
 
     Raises:
@@ -46,22 +46,22 @@ def stacked(links: Sequence[Link]) -> Link:
     for other in others:
         if (other.family, other.targets, other.settings()) != (first.family, first.targets, first.settings()):
             raise ValueError(f"adapters side by side must be alike: {first.describe()}, and {other.describe()}")
-    adapters = {name: _stacked([link.adapters[name] for link in links]) for name in first.adapters}
-    return Link(first.family, adapters, first.targets)
+    adapters = {name: _stacked([link.layers[name] for link in links]) for name in first.layers}
+    return Adapter(first.family, adapters, first.targets)
 
 
-def unstacked(link: Link) -> list[Link]:
+def unstacked(link: Adapter) -> list[Adapter]:
     """What :func:`stacked` put together, one link for each subject."""
-    counts = {len(next(adapter.parameters())) for adapter in link.adapters.values()}
+    counts = {len(next(adapter.parameters())) for adapter in link.layers.values()}
     if len(counts) != 1:
         raise ValueError(f"the link's layers hold {sorted(counts)} subjects; all hold the same number")
     return [
-        Link(link.family, {name: _one(adapter, i) for name, adapter in link.adapters.items()}, link.targets)
+        Adapter(link.family, {name: _one(adapter, i) for name, adapter in link.layers.items()}, link.targets)
         for i in range(counts.pop())
     ]
 
 
-def _stacked(adapters: Sequence[Adapter]) -> Adapter:
+def _stacked(adapters: Sequence[AdapterLayer]) -> AdapterLayer:
     tensors = [adapter.to_tensors() for adapter in adapters]
     return adapters[0].with_tensors({name: _joined([t[name] for t in tensors]) for name in adapters[0].tensor_names})
 
@@ -71,6 +71,6 @@ def _joined(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values)) if values[0].ndim else values[0]
 
 
-def _one(adapter: Adapter, subject: int) -> Adapter:
+def _one(adapter: AdapterLayer, subject: int) -> AdapterLayer:
     tensors = adapter.to_tensors()
     return adapter.with_tensors({k: value[subject].clone() if value.ndim else value for k, value in tensors.items()})

@@ -9,38 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import FAMILIES, Adapter
-from ..backbone.frozen_layers import Borrow, own_weights
-from ..textual_inversion.embeddings import Word
+from ..adapters import FAMILIES, AdapterLayer
+from ..backbone.frozen_layers import WeightAccess, own_weights
+from ..textual_inversion.embeddings import LearnedEmbedding
 from ..units import describe_size
 from .base import shown
-from .fused import passes
-from .inject import Without, attached
+from .fused import fused_groups
+from .inject import Without, injected
 from .targets import Target
-from .weight_update import Step, depends_on_weight, total_factors
+from .weight_update import WeightUpdate, depends_on_weight, total_factors
 
 WeightOf = Callable[[str], Tensor]
 
 
-class Link:
+class Adapter:
     """One family on its layers: the unit of the chain.
 
     Args:
         family: name in :data:`FAMILIES`.
-        adapters: layer name -> its adapter.
+        layers: layer name -> what changes it.
         targets: layer name -> where the adapter sits, with the weight's shape.
     """
 
-    def __init__(self, family: str, adapters: Mapping[str, Adapter], targets: Mapping[str, Target]):
-        if adapters.keys() != targets.keys():
-            raise ValueError(f"adapters and targets differ: {sorted(adapters.keys() ^ targets.keys())[:4]}")
-        self.family, self.adapters, self.targets = family, dict(adapters), dict(targets)
+    def __init__(self, family: str, layers: Mapping[str, AdapterLayer], targets: Mapping[str, Target]):
+        if layers.keys() != targets.keys():
+            raise ValueError(f"layers and targets differ: {sorted(layers.keys() ^ targets.keys())[:4]}")
+        self.family, self.layers, self.targets = family, dict(layers), dict(targets)
 
     @classmethod
     def create(
         cls, family: str, targets: Sequence[Target], config: Any, generator: torch.Generator,
         weight_of: WeightOf | None = None,
-    ) -> "Link":  # fmt: skip
+    ) -> "Adapter":  # fmt: skip
         """A new adapter on every target, drawn in the targets' order from ``generator``.
 
         Args:
@@ -58,21 +58,21 @@ class Link:
         return cls(family, adapters, {target.name: target for target in targets})
 
     def parameters(self) -> list[nn.Parameter]:
-        return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
+        return [parameter for adapter in self.layers.values() for parameter in adapter.parameters()]
 
     def settings(self) -> dict[str, dict[str, float]]:
         """Layer name -> its adapter's settings."""
-        return {name: adapter.settings() for name, adapter in self.adapters.items()}
+        return {name: adapter.settings() for name, adapter in self.layers.items()}
 
     def describe(self) -> str:
         """``lora (rank 8, alpha 8) on 128 layers``; where layers differ, ``rank 4 to 16``."""
-        alike = {adapter.describe() for adapter in self.adapters.values()}
+        alike = {adapter.describe() for adapter in self.layers.values()}
         settings = alike.pop() if len(alike) == 1 else self._ranges()
-        return f"{self.family} ({settings}) on {len(self.adapters)} layers"
+        return f"{self.family} ({settings}) on {len(self.layers)} layers"
 
     def _ranges(self) -> str:
         values: dict[str, set[float]] = {}
-        for adapter in self.adapters.values():
+        for adapter in self.layers.values():
             for name, value in adapter.settings().items():
                 values.setdefault(name, set()).add(value)
         return ", ".join(
@@ -83,22 +83,22 @@ class Link:
     def describe_size(self) -> str:
         """``797,184 numbers, 3.04 MiB in float32``; where it is another number, also what a LoRA would have."""
         numbers = sum(parameter.numel() for parameter in self.parameters())
-        lora = sum(a.settings().get("rank", 0) * sum(a.matrix) for a in self.adapters.values())
+        lora = sum(a.settings().get("rank", 0) * sum(a.matrix) for a in self.layers.values())
         other = f"; a LoRA of this rank would have {lora:,}" if lora not in (0, numbers) else ""
         return f"{describe_size(self.parameters())}{other}"
 
-    def copy_to(self, device: torch.device | str) -> "Link":
+    def copy_to(self, device: torch.device | str) -> "Adapter":
         """The same values in new parameters on ``device``."""
         with torch.inference_mode(False):
             copies = {
                 name: adapter.with_tensors({k: v.to(device, copy=True) for k, v in adapter.to_tensors().items()})
-                for name, adapter in self.adapters.items()
+                for name, adapter in self.layers.items()
             }
-        return Link(self.family, copies, self.targets)
+        return Adapter(self.family, copies, self.targets)
 
 
 @dataclass(frozen=True)
-class AdapterSet:
+class AdapterStack:
     """An ordered chain of links; a later link changes what the earlier ones made of the weights.
 
     Args:
@@ -110,13 +110,13 @@ class AdapterSet:
         ValueError: links disagree on the shape of a layer's weight.
     """
 
-    chain: tuple[Link, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    words: tuple[Word, ...] = ()
+    adapters: tuple[Adapter, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    embeddings: tuple[LearnedEmbedding, ...] = ()
 
     def __post_init__(self) -> None:
         shapes: dict[str, tuple[int, ...]] = {}
-        for target in (target for link in self.chain for target in link.targets.values()):
+        for target in (target for link in self.adapters for target in link.targets.values()):
             if shapes.setdefault(target.name, target.shape) != target.shape:
                 raise ValueError(
                     f"its links are for different models: {target.name} is {shapes[target.name]} in one, "
@@ -124,37 +124,40 @@ class AdapterSet:
                 )
 
     def parameters(self) -> list[nn.Parameter]:
-        return [parameter for part in (*self.chain, *self.words) for parameter in part.parameters()]
+        return [parameter for part in (*self.adapters, *self.embeddings) for parameter in part.parameters()]
 
     def targets(self) -> dict[str, Target]:
         """Every layer that the chain changes, once."""
-        return {name: target for link in self.chain for name, target in link.targets.items()}
+        return {name: target for link in self.adapters for name, target in link.targets.items()}
 
-    def restricted(self, prefix: str) -> "AdapterSet":
+    def restricted(self, prefix: str) -> "AdapterStack":
         """The part of the chain on layers whose name starts with ``prefix``."""
         return self.only({name for name in self.targets() if name.startswith(prefix)})
 
-    def only(self, layers: Collection[str]) -> "AdapterSet":
+    def only(self, layers: Collection[str]) -> "AdapterStack":
         """The part of the chain on ``layers``."""
         links = []
-        for link in self.chain:
-            kept = {name: adapter for name, adapter in link.adapters.items() if name in layers}
+        for link in self.adapters:
+            kept = {name: adapter for name, adapter in link.layers.items() if name in layers}
             if kept:
-                links.append(Link(link.family, kept, {name: link.targets[name] for name in kept}))
-        return AdapterSet(tuple(links), self.facts)
+                links.append(Adapter(link.family, kept, {name: link.targets[name] for name in kept}))
+        return AdapterStack(tuple(links), self.metadata)
 
-    def steps(self) -> dict[str, list[Step]]:
+    def steps(self) -> dict[str, list[WeightUpdate]]:
         """Layer name -> what is done to its weight, in order."""
         return {name: self.steps_of(name) for name in self.targets()}
 
     @torch.no_grad()
-    def steps_of(self, name: str) -> list[Step]:
+    def steps_of(self, name: str) -> list[WeightUpdate]:
         """What is done to the weight of one layer: a packed adapter of few numbers may be large when unfolded."""
-        return [link.adapters[name].step() for link in self.chain if name in link.adapters]
+        return [link.layers[name].step() for link in self.adapters if name in link.layers]
 
     @contextmanager
-    def attached(
-        self, modules: Mapping[str, nn.Module], borrow: Borrow = own_weights, written_over: Collection[str] = ()
+    def injected(
+        self,
+        modules: Mapping[str, nn.Module],
+        access_weight: WeightAccess = own_weights,
+        modified_in_place: Collection[str] = (),
     ) -> Iterator[Without]:
         """Inside the block the modules' outputs carry the chain's change; always taken off again.
 
@@ -167,8 +170,8 @@ class AdapterSet:
         with ExitStack() as stack:
             off: list[Without] = []
             changed: set[str] = set()
-            for adapters in passes([link.adapters for link in self.chain]):
-                off.append(stack.enter_context(attached(adapters, modules, borrow, changed, written_over)))
+            for adapters in fused_groups([link.layers for link in self.adapters]):
+                off.append(stack.enter_context(injected(adapters, modules, access_weight, changed, modified_in_place)))
                 changed |= adapters.keys()
             yield partial(_without, off)
 
@@ -185,7 +188,7 @@ class AdapterSet:
         return {name: total_factors(steps, base_of(name, steps, weight_of)) for name, steps in self.steps().items()}
 
 
-def base_of(name: str, steps: Sequence[Step], weight_of: WeightOf | None) -> Tensor | None:
+def base_of(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) -> Tensor | None:
     """The layer's weight ``[out, in]`` in float32, if the steps ask for it and it can be had."""
     return weight_of(name).float().flatten(1) if weight_of and depends_on_weight(steps) else None
 

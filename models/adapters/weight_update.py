@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 
-class Sum(NamedTuple):
+class AddLowRank(NamedTuple):
     """``W + s up @ down``, with ``up [..., out, r]`` and ``down [..., r, in]``."""
 
     up: Tensor
@@ -33,7 +33,7 @@ class Sum(NamedTuple):
         return self.up @ self.down
 
 
-class Projection(NamedTuple):
+class ProjectOut(NamedTuple):
     """``W - s q q^T W``, with ``q [..., out, r]`` of orthonormal columns."""
 
     q: Tensor
@@ -56,7 +56,7 @@ class Projection(NamedTuple):
         return up @ down
 
 
-class Difference(NamedTuple):
+class AddDense(NamedTuple):
     """``W + s D``, with ``D [out, in]``."""
 
     diff: Tensor
@@ -76,27 +76,27 @@ class Difference(NamedTuple):
         return self.diff
 
 
-Step = Sum | Projection | Difference
+WeightUpdate = AddLowRank | ProjectOut | AddDense
 
 
-def changed(weight: Tensor, steps: Iterable[Step], strength: float = 1.0) -> Tensor:
+def apply_updates(weight: Tensor, steps: Iterable[WeightUpdate], strength: float = 1.0) -> Tensor:
     """``weight [out, in]`` after ``steps``, each at ``strength``, in their order: methods.md 8."""
     for step in steps:
         weight = weight + strength * step.delta(weight)
     return weight
 
 
-def depends_on_weight(steps: Iterable[Step]) -> bool:
+def depends_on_weight(steps: Iterable[WeightUpdate]) -> bool:
     """Whether the same steps change another weight by something else."""
-    return any(isinstance(step, Projection) for step in steps)
+    return any(isinstance(step, ProjectOut) for step in steps)
 
 
-def is_dense(steps: Iterable[Step]) -> bool:
+def is_dense(steps: Iterable[WeightUpdate]) -> bool:
     """Whether the change has no low rank."""
-    return any(isinstance(step, Difference) for step in steps)
+    return any(isinstance(step, AddDense) for step in steps)
 
 
-def total_change(steps: Iterable[Step], weight: Tensor | None, strength: float = 1.0) -> Tensor:
+def total_change(steps: Iterable[WeightUpdate], weight: Tensor | None, strength: float = 1.0) -> Tensor:
     """``W_n - W_0`` after the steps, each at ``strength``, ``[out, in]``; ``weight`` is W_0, needed if they depend on
     it."""
     change: Tensor | None = None
@@ -109,7 +109,7 @@ def total_change(steps: Iterable[Step], weight: Tensor | None, strength: float =
     return change
 
 
-def total_factors(steps: Iterable[Step], weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def total_factors(steps: Iterable[WeightUpdate], weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """``(up [out, r], down [r, in])`` of ``W_n - W_0 = sum_i up_i down_i``: the factors stand side by side, and the
     rank is their sum."""
     ups, downs = [], []

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..backbone import im2col
 from .forward_patch import Forward, replaced_forward
 
-Borrow = Callable[[nn.Module, Tensor], AbstractContextManager[tuple[Tensor, Tensor | None]]]
+WeightAccess = Callable[[nn.Module, Tensor], AbstractContextManager[tuple[Tensor, Tensor | None]]]
 
 SMALL = 1 << 20
 """Elements up to which a bare parameter or buffer is copied for the session (scales, tokens, tables)."""
@@ -36,8 +36,8 @@ def own_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor
 class Bias:
     """A layer's bias in the dtype and on the device of its output; asked for once, and copied."""
 
-    def __init__(self, layer: nn.Module, borrow: Borrow):
-        self._layer, self._borrow = layer, borrow
+    def __init__(self, layer: nn.Module, access_weight: WeightAccess):
+        self._layer, self._borrow = layer, access_weight
         self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, y: Tensor) -> Tensor | None:
@@ -54,14 +54,14 @@ class FrozenLinear(torch.autograd.Function):
     """``y = x W^T + b``; backward to ``x`` only: ``dL/dx = dL/dy W``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Linear, borrow: Borrow) -> Tensor:
-        ctx.layer, ctx.borrow = layer, borrow
-        with borrow(layer, x) as (weight, bias):
+    def forward(ctx: Any, x: Tensor, layer: nn.Linear, access_weight: WeightAccess) -> Tensor:
+        ctx.layer, ctx.access_weight = layer, access_weight
+        with access_weight(layer, x) as (weight, bias):
             return no_view(F.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        with ctx.borrow(ctx.layer, gradient) as (weight, _):
+        with ctx.access_weight(ctx.layer, gradient) as (weight, _):
             return gradient @ weight, None, None
 
 
@@ -69,10 +69,10 @@ class FrozenConvolution(torch.autograd.Function):
     """``y = W * x + b`` in one, two or three dimensions; backward to ``x`` only, by the transposed convolution."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, borrow: Borrow) -> Tensor:
-        ctx.layer, ctx.borrow, ctx.shape = layer, borrow, x.shape
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, access_weight: WeightAccess) -> Tensor:
+        ctx.layer, ctx.access_weight, ctx.shape = layer, access_weight, x.shape
         ctx.few = im2col.pays(layer, x)
-        with borrow(layer, x) as (weight, bias):
+        with access_weight(layer, x) as (weight, bias):
             y = im2col.convolve(layer, x, weight, bias) if ctx.few else layer._conv_forward(x, weight, bias)
             return no_view(y)
 
@@ -80,7 +80,7 @@ class FrozenConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         layer = ctx.layer
         unused_input = gradient.new_empty(1).expand(ctx.shape)
-        with ctx.borrow(layer, gradient) as (weight, _):
+        with ctx.access_weight(layer, gradient) as (weight, _):
             if ctx.few:
                 return im2col.to_input(layer, gradient, weight, ctx.shape), None, None
             to_input, _, _ = torch.ops.aten.convolution_backward(
@@ -91,7 +91,9 @@ class FrozenConvolution(torch.autograd.Function):
 
 
 @contextmanager
-def frozen(network: nn.Module, borrow: Borrow = own_weights, adds_in_place: bool = False) -> Iterator[None]:
+def frozen(
+    network: nn.Module, access_weight: WeightAccess = own_weights, adds_in_place: bool = False
+) -> Iterator[None]:
     """Inside the block, gradients flow through ``network`` to its inputs, and none of its weights is kept.
 
     Linear layers and convolutions ask ``borrow`` for their weights; norms and other small tensors, which
@@ -104,7 +106,7 @@ def frozen(network: nn.Module, borrow: Borrow = own_weights, adds_in_place: bool
     """
     with ExitStack() as stack:
         for module in network.modules():
-            _freeze(module, borrow, adds_in_place, stack)
+            _freeze(module, access_weight, adds_in_place, stack)
         yield
 
 
@@ -119,21 +121,21 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, kinds) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
-def _freeze(module: nn.Module, borrow: Borrow, adds_in_place: bool, stack: ExitStack) -> None:
+def _freeze(module: nn.Module, access_weight: WeightAccess, adds_in_place: bool, stack: ExitStack) -> None:
     if is_linear(module):
-        stack.enter_context(replaced_forward(module, _through(FrozenLinear, module, borrow)))
+        stack.enter_context(replaced_forward(module, _through(FrozenLinear, module, access_weight)))
     elif is_convolution(module):
-        stack.enter_context(replaced_forward(module, _through(FrozenConvolution, module, borrow)))
+        stack.enter_context(replaced_forward(module, _through(FrozenConvolution, module, access_weight)))
     elif isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
-        stack.enter_context(replaced_forward(module, _norm(module, borrow, adds_in_place)))
+        stack.enter_context(replaced_forward(module, _norm(module, access_weight, adds_in_place)))
     elif not isinstance(module, nn.Embedding):
         stack.enter_context(_copied_tensors(module))
         if adds_in_place and _is_leaf_with_weights(module):
             stack.enter_context(replaced_forward(module, _on_a_copy(module.forward)))
 
 
-def _through(function: type[torch.autograd.Function], layer: nn.Module, borrow: Borrow) -> Forward:
-    return lambda x: function.apply(x, layer, borrow)
+def _through(function: type[torch.autograd.Function], layer: nn.Module, access_weight: WeightAccess) -> Forward:
+    return lambda x: function.apply(x, layer, access_weight)
 
 
 def no_view(y: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def _on_a_copy(forward: Forward) -> Forward:
     return lambda x, *args, **kwargs: forward(x.clone(), *args, **kwargs)
 
 
-def _norm(layer: nn.Module, borrow: Borrow, copy_input: bool) -> Forward:
+def _norm(layer: nn.Module, access_weight: WeightAccess, copy_input: bool) -> Forward:
     """The norm with copies of its few weights, made at the first call in each dtype."""
     copies: dict[tuple[torch.dtype, torch.device], tuple[Tensor | None, ...]] = {}
 
@@ -158,7 +160,7 @@ def _norm(layer: nn.Module, borrow: Borrow, copy_input: bool) -> Forward:
             return None, None
         key = (x.dtype, x.device)
         if key not in copies:
-            with borrow(layer, x) as borrowed:
+            with access_weight(layer, x) as borrowed:
                 copies[key] = tuple(None if tensor is None else tensor.clone() for tensor in borrowed)
         return copies[key]
 

@@ -12,7 +12,7 @@ from .forward_patch import Forward, replaced_forward
 
 
 @contextmanager
-def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+def gradient_checkpointing(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Inside the block, each of ``blocks`` keeps its input instead of what happened in it.
 
     Costs one more forward of the blocks per step. The random state is not saved: nothing in a network in

@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import validation
-from ..adapters import FAMILIES, Adapter
-from ..adapters.stack import AdapterSet, Link
+from ..adapters import FAMILIES, AdapterLayer
+from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import targets_from_header
-from ..metadata.prompt_limits import facts_in_file
-from ..textual_inversion.embedding_files import header_entries, named_tensors, take_word
-from .lora_import import Names, check_is_lora, read_lora
-from .lora_key_formats import link_tensors
+from ..metadata.prompt_limits import limit_metadata
+from ..textual_inversion.embedding_files import header_entries, named_tensors, read_embedding
+from .lora_import import KeyNames, check_is_lora, read_lora
+from .lora_key_formats import adapter_tensors_plain
 from .packing import LAYOUT, PACKED, packed, unpacked
 from .safetensors_io import write_tensors
 
@@ -37,7 +37,7 @@ HEADER = "hyperbooth"
 
 
 def save_adapter(
-    adapter: AdapterSet, path: Path, dtype: torch.dtype = torch.float32, metadata: Mapping[str, str] | None = None
+    adapter: AdapterStack, path: Path, dtype: torch.dtype = torch.float32, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write ``adapter`` to ``path``.
 
@@ -49,7 +49,7 @@ def save_adapter(
     write_tensors(tensors, path, {**(metadata or {}), HEADER: header_of(adapter)})
 
 
-def load_adapter(path: Path, names: Names | None = None) -> AdapterSet:
+def load_adapter(path: Path, names: KeyNames | None = None) -> AdapterStack:
     """Read a file that :func:`save_adapter` wrote, or a plain LoRA of another program; float32 on the CPU.
 
     Args:
@@ -66,7 +66,7 @@ def load_adapter(path: Path, names: Names | None = None) -> AdapterSet:
         )
     metadata, tensors = _read(path)
     if HEADER not in metadata:
-        return read_lora(path.name, tensors, metadata, names or Names())
+        return read_lora(path.name, tensors, metadata, names or KeyNames())
     try:
         return _from_file(path.name, _header(path.name, metadata[HEADER]), tensors)
     except (KeyError, TypeError, AttributeError) as error:
@@ -87,39 +87,39 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"{path.name} is damaged or no safetensors file ({why}); save it again") from error
 
 
-def adapter_tensors(adapter: AdapterSet) -> dict[str, Tensor]:
+def adapter_tensors(adapter: AdapterStack) -> dict[str, Tensor]:
     """The tensors of every link and word, as our own format names them."""
-    return named_tensors(adapter.words) | {
+    return named_tensors(adapter.embeddings) | {
         _prefix(adapter, i) + name: tensor
-        for i, link in enumerate(adapter.chain)
-        for name, tensor in (packed(link) if FAMILIES[link.family].packed else link_tensors(link)).items()
+        for i, link in enumerate(adapter.adapters)
+        for name, tensor in (packed(link) if FAMILIES[link.family].packed else adapter_tensors_plain(link)).items()
     }
 
 
-def header_of(adapter: AdapterSet) -> str:
+def header_of(adapter: AdapterStack) -> str:
     """The entry under :data:`HEADER` that makes a file ours; prompts in it are shortened, see :mod:`.prompts`.
 
     Raises:
         ValueError: :func:`load_adapter` would not take it.
     """
-    chain = [_entry(link) for link in adapter.chain]
-    words = {"words": header_entries(adapter.words)} if adapter.words else {}
-    header = {"version": VERSION, "chain": chain, **words, "facts": facts_in_file(adapter)}
+    chain = [_entry(link) for link in adapter.adapters]
+    words = {"words": header_entries(adapter.embeddings)} if adapter.embeddings else {}
+    header = {"version": VERSION, "chain": chain, **words, "facts": limit_metadata(adapter)}
     text = json.dumps(header, ensure_ascii=False)
     try:
-        validation.facts(validation.parsed(text)["facts"])
+        validation.checked_metadata(validation.parse_header(text)["facts"])
     except ValueError as error:
         raise ValueError(f"what is known of the adapter {error}, so that no file could be read again") from error
     return text
 
 
-def _entry(link: Link) -> dict[str, Any]:
+def _entry(link: Adapter) -> dict[str, Any]:
     """What the header says of a link; of a packed one its layout says the rest."""
     if FAMILIES[link.family].packed:
         return {"family": link.family}
     return {
         "family": link.family,
-        "facts": FAMILIES[link.family].link_facts(link.adapters.values()),
+        "facts": FAMILIES[link.family].link_facts(link.layers.values()),
         "targets": {name: list(target.shape) for name, target in link.targets.items()},
     }
 
@@ -138,8 +138,8 @@ def in_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
     return found
 
 
-def _prefix(adapter: AdapterSet, place: int) -> str:
-    return f"{place + 1}/" if len(adapter.chain) > 1 else ""
+def _prefix(adapter: AdapterStack, place: int) -> str:
+    return f"{place + 1}/" if len(adapter.adapters) > 1 else ""
 
 
 def _damaged(file: str, error: Exception) -> str:
@@ -149,17 +149,17 @@ def _damaged(file: str, error: Exception) -> str:
 def _header(file: str, text: str) -> Mapping[str, Any]:
     """The header, whose version is ours and whose facts can be relied on."""
     try:
-        header = validation.parsed(text)
+        header = validation.parse_header(text)
         if header["version"] == VERSION:
-            return {**header, "facts": validation.facts(header["facts"])}
+            return {**header, "facts": validation.checked_metadata(header["facts"])}
     except ValueError as error:
         raise ValueError(_damaged(file, error)) from error
     raise ValueError(f"{file} has format version {header['version']!r:.40}, this pack reads {VERSION}; update the pack")
 
 
-def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterSet:
+def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterStack:
     try:
-        words = tuple(take_word(entry, tensors) for entry in header.get("words", ()))
+        words = tuple(read_embedding(entry, tensors) for entry in header.get("words", ()))
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error
     if not header["chain"] and not words:
@@ -171,12 +171,12 @@ def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor])
     if tensors:
         raise ValueError(f"{file} holds tensors its header does not name: {', '.join(sorted(tensors)[:4])}")
     try:
-        return AdapterSet(tuple(links), header["facts"], words)
+        return AdapterStack(tuple(links), header["facts"], words)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Link:
+def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Adapter:
     """The link that ``entry`` describes; its tensors are taken out of ``tensors``."""
     if entry["family"] not in FAMILIES:
         raise ValueError(f"{file} holds the family {entry['family']!r:.40}, this pack knows {', '.join(FAMILIES)}")
@@ -188,7 +188,7 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
     return link
 
 
-def _packed_link(kind: type[Adapter], tensors: dict[str, Tensor], prefix: str) -> Link:
+def _packed_link(kind: type[AdapterLayer], tensors: dict[str, Tensor], prefix: str) -> Adapter:
     link = unpacked(tensors, prefix)
     if link.family != kind.family:
         raise ValueError(f"holds {link.family} where its header says {kind.family}; save it again")
@@ -196,7 +196,7 @@ def _packed_link(kind: type[Adapter], tensors: dict[str, Tensor], prefix: str) -
     return link
 
 
-def _named_link(kind: type[Adapter], entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Link:
+def _named_link(kind: type[AdapterLayer], entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Adapter:
     targets, facts = targets_from_header(entry["targets"]), entry.get("facts", {})
     adapters = {}
     for name, target in targets.items():
@@ -204,16 +204,18 @@ def _named_link(kind: type[Adapter], entry: Mapping[str, Any], tensors: dict[str
         if missing := [key for key in expected if key not in tensors]:
             raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
         taken = zip(kind.tensor_names, expected, strict=True)
-        values = {key: validation.numbers(tensors.pop(full), full) for key, full in taken}
+        values = {key: validation.checked_tensor(tensors.pop(full), full) for key, full in taken}
         try:
             adapters[name] = _adapter(kind, values, target.shape, facts)
         except ValueError as error:
             raise ValueError(f"is of no use: the adapter of {name} {error}") from error
     kind.check_facts(facts, adapters.values())
-    return Link(kind.family, adapters, targets)
+    return Adapter(kind.family, adapters, targets)
 
 
-def _adapter(kind: type[Adapter], values: Mapping[str, Tensor], shape: tuple[int, ...], facts: Any) -> Adapter:
+def _adapter(
+    kind: type[AdapterLayer], values: Mapping[str, Tensor], shape: tuple[int, ...], facts: Any
+) -> AdapterLayer:
     """The adapter of ``values``, which have the very form that it would be saved in."""
     adapter = kind.from_file(values, shape, facts)
     given = {key: tuple(value.shape) for key, value in values.items()}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import validation
-from ..adapters import Adapter, Full, LoRA, PaRa
-from ..adapters.weight_update import Step
+from ..adapters import AdapterLayer, Full, LoRA, PaRa
+from ..adapters.weight_update import WeightUpdate
 from .packing import LAYOUT, PACKED, unpacked
 
 _NAME = re.compile(r"(?:(?P<place>[1-9]\d*)/)?(?P<layer>.+?)\.(?P<tensor>basis|lora_up\.weight|diff)")
@@ -35,7 +35,7 @@ class Part:
 
     prefix: str
     family: type = PaRa
-    adapter: Adapter | None = None
+    adapter: AdapterLayer | None = None
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:
@@ -73,15 +73,15 @@ def _packed_at(name: str, tensors: Mapping[str, Tensor]) -> str | None:
     return prefix if all(map(_OURS.fullmatch, tensors)) else None
 
 
-def _unpacked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Adapter]:
+def _unpacked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, AdapterLayer]:
     try:
-        return unpacked(tensors, prefix).adapters
+        return unpacked(tensors, prefix).layers
     except ValueError as error:
         raise ValueError(f"the adapter file {error}") from error
 
 
 @torch.no_grad()
-def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[list[Step], set[str]]:
+def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[list[WeightUpdate], set[str]]:
     """The steps of ``part`` on ``layer``, in float32, and the names of the tensors they came from.
 
     Raises:
@@ -93,7 +93,7 @@ def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[li
     if missing := [name for name in names if name not in tensors]:
         raise ValueError(f"the adapter file lacks {', '.join(missing)}; it is not whole")
     try:
-        own = [validation.numbers(tensors[name], name) for name in names]
+        own = [validation.checked_tensor(tensors[name], name) for name in names]
         values = dict(zip(part.family.tensor_names, own, strict=True))
         adapter = part.family.from_file(values, _shape(part.family, values), {})
     except ValueError as error:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .. import validation
 from ..adapters import Full, LoRA
-from ..adapters.stack import AdapterSet, Link
+from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
 from ..metadata.lora_metadata import facts_of
-from .lora_key_formats import DIFFERENCE, KOHYA, SPELLINGS, Place, swap_halves
+from .lora_key_formats import DIFFERENCE, KEY_FORMATS, KOHYA, KeyTarget, swap_halves
 
 _TEXT_STEMS = ("lora_te", "lora_prior_te", "text_encoder", "text_encoders")
 _EMBEDDING = {"emb_params", "clip_l", "clip_g", "t5xxl"}
@@ -31,7 +31,7 @@ _OTHERS = {
 
 
 @dataclass(frozen=True)
-class Names:
+class KeyNames:
     """How to read names that are not ComfyUI's own.
 
     Args:
@@ -41,7 +41,7 @@ class Names:
         clip: whether its text encoder is connected too.
     """
 
-    places: Mapping[str, Place] = field(default_factory=dict)
+    places: Mapping[str, KeyTarget] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model: str = ""
     clip: bool = False
@@ -90,7 +90,7 @@ def check_is_lora(file: str, names: Iterable[str]) -> None:
         )
 
 
-def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: Names) -> AdapterSet:
+def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: KeyNames) -> AdapterStack:
     """The LoRA that the tensors of ``file`` spell, under our names; then the whole differences, as a link of their own.
 
     Several names that lead to parts of one layer (to_q, to_k, to_v of a fused projection) become one LoRA of that
@@ -104,14 +104,14 @@ def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
         factors = {name: tensor for name, tensor in tensors.items() if name not in differences}
         chain = [_lora_link(factors, names)] if factors else []
         chain += [_full_link(differences, names)] if differences else []
-        facts = {**({"base": names.model} if names.model else {}), **validation.facts(facts_of(metadata))}
-        return AdapterSet(tuple(chain), facts)
+        facts = {**({"base": names.model} if names.model else {}), **validation.checked_metadata(facts_of(metadata))}
+        return AdapterStack(tuple(chain), facts)
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error
 
 
-def _lora_link(tensors: Mapping[str, Tensor], names: Names) -> Link:
-    grouped: dict[str, list[tuple[Place, Part]]] = {}
+def _lora_link(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
+    grouped: dict[str, list[tuple[KeyTarget, Part]]] = {}
     parts = factors_of(tensors)
     for part, place in zip(parts, _places([part.stem for part in parts], names), strict=True):
         grouped.setdefault(place.layer, []).append((place, part))
@@ -121,26 +121,26 @@ def _lora_link(tensors: Mapping[str, Tensor], names: Names) -> Link:
         shape = (len(first.up), *first.down.shape[1:])
         targets[layer] = Target(layer, _shape(layer, first.stem, shape, names))
         adapters[layer] = _adapter(targets[layer], parts)
-    return Link(LoRA.family, adapters, targets)
+    return Adapter(LoRA.family, adapters, targets)
 
 
-def _full_link(tensors: Mapping[str, Tensor], names: Names) -> Link:
+def _full_link(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
     stems = [name.removesuffix(DIFFERENCE) for name in tensors]
     adapters, targets = {}, {}
     for stem, place, (name, tensor) in zip(stems, _places(stems, names), tensors.items(), strict=True):
-        if place != Place(place.layer) or place.layer in targets:
+        if place != KeyTarget(place.layer) or place.layer in targets:
             raise ValueError(f"holds {name} for a part of {place.layer} or a second time; the stock Load LoRA opens it")
         target = Target(place.layer, _shape(place.layer, stem, tuple(tensor.shape), names))
-        difference = validation.numbers(tensor, name)
+        difference = validation.checked_tensor(tensor, name)
         try:
             adapters[target.name] = Full.from_file({"diff": difference}, target.shape, {})
         except ValueError as error:
             raise ValueError(f"is of no use: {name} {error}") from error
         targets[target.name] = target
-    return Link(Full.family, adapters, targets)
+    return Adapter(Full.family, adapters, targets)
 
 
-def _places(stems: Sequence[str], names: Names) -> list[Place]:
+def _places(stems: Sequence[str], names: KeyNames) -> list[KeyTarget]:
     """Where each of the file's names leads.
 
     Raises:
@@ -152,16 +152,16 @@ def _places(stems: Sequence[str], names: Names) -> list[Place]:
     return [place for place in found if place is not None]
 
 
-def _place(stem: str, names: Names) -> Place | None:
+def _place(stem: str, names: KeyNames) -> KeyTarget | None:
     ours = (not names.model and stem.startswith(DIFFUSION_PREFIX)) or (not names.clip and stem.startswith(TEXT_PREFIX))
-    return names.places.get(stem) or (Place(stem) if ours else None)
+    return names.places.get(stem) or (KeyTarget(stem) if ours else None)
 
 
 def _split(name: str) -> tuple[str, str] | None:
     """``(layer's name, role)`` of a LoRA tensor's name, the role being up, down or alpha."""
     if name.endswith(KOHYA.alpha):
         return name.removesuffix(KOHYA.alpha), "alpha"
-    for spelling in SPELLINGS:
+    for spelling in KEY_FORMATS:
         for role in ("up", "down"):
             if name.endswith(ending := getattr(spelling, role)):
                 return name.removesuffix(ending), role
@@ -181,7 +181,7 @@ def factors_of(tensors: Mapping[str, Tensor]) -> list[Part]:
         if role in roles:
             raise ValueError(f"holds the {role} of {stem} twice, in two spellings; save it anew")
         whole = role == "alpha" and tensor.dtype in (torch.int32, torch.int64)
-        roles[role] = validation.numbers(tensor.float() if whole else tensor, name)
+        roles[role] = validation.checked_tensor(tensor.float() if whole else tensor, name)
     return [_part(stem, roles) for stem, roles in found.items()]
 
 
@@ -199,7 +199,7 @@ def _part(stem: str, roles: Mapping[str, Tensor]) -> Part:
     return Part(stem, up, down, alpha.item())
 
 
-def _why_unknown(unknown: list[str], names: Names) -> str:
+def _why_unknown(unknown: list[str], names: KeyNames) -> str:
     if not names.model:
         return f"names its layers in its own way ({unknown[0]}); connect model and clip, to translate them"
     text = [stem for stem in unknown if stem.startswith(_TEXT_STEMS)]
@@ -211,7 +211,7 @@ def _why_unknown(unknown: list[str], names: Names) -> str:
     )
 
 
-def _shape(layer: str, stem: str, said: tuple[int, ...], names: Names) -> tuple[int, ...]:
+def _shape(layer: str, stem: str, said: tuple[int, ...], names: KeyNames) -> tuple[int, ...]:
     """The weight's shape: as the model says, or without one as the file says."""
     known = names.model if layer.startswith(DIFFUSION_PREFIX) else names.clip
     if not known:
@@ -221,9 +221,9 @@ def _shape(layer: str, stem: str, said: tuple[int, ...], names: Names) -> tuple[
     return names.shapes[layer]
 
 
-def _adapter(target: Target, parts: list[tuple[Place, Part]]) -> LoRA:
+def _adapter(target: Target, parts: list[tuple[KeyTarget, Part]]) -> LoRA:
     try:
-        whole = [part for place, part in parts if place == Place(target.name)]
+        whole = [part for place, part in parts if place == KeyTarget(target.name)]
         if len(whole) > 1:
             raise ValueError(f"is there under several names, {', '.join(part.stem for part in whole)}")
         if len(parts) == 1 and whole:
@@ -234,7 +234,7 @@ def _adapter(target: Target, parts: list[tuple[Place, Part]]) -> LoRA:
         raise ValueError(f"is of no use: the LoRA of {target.name} {error}") from error
 
 
-def _fused(matrix: tuple[int, int], parts: list[tuple[Place, Part]]) -> LoRA:
+def _fused(matrix: tuple[int, int], parts: list[tuple[KeyTarget, Part]]) -> LoRA:
     """One LoRA of scale 1 from LoRAs of a layer's parts."""
     ups: list[Tensor] = []
     downs: list[Tensor] = []

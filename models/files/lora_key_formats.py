@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..adapters import LoRA
-from ..adapters.stack import AdapterSet, Link, WeightOf, base_of
+from ..adapters.stack import Adapter, AdapterStack, WeightOf, base_of
 from ..adapters.weight_update import is_dense, total_change
 
 
 @dataclass(frozen=True)
-class Spelling:
+class KeyFormat:
     """What follows a layer's name in a file; ``alpha`` is empty where the dialect has none (scale 1)."""
 
     up: str
@@ -25,22 +25,22 @@ class Spelling:
     alpha: str = ""
 
 
-KOHYA = Spelling(".lora_up.weight", ".lora_down.weight", ".alpha")
-PEFT = Spelling(".lora_B.weight", ".lora_A.weight")
-DIFFUSERS = Spelling(".lora.up.weight", ".lora.down.weight")
-PROCESSOR = Spelling("_lora.up.weight", "_lora.down.weight")
+KOHYA = KeyFormat(".lora_up.weight", ".lora_down.weight", ".alpha")
+PEFT = KeyFormat(".lora_B.weight", ".lora_A.weight")
+DIFFUSERS = KeyFormat(".lora.up.weight", ".lora.down.weight")
+PROCESSOR = KeyFormat("_lora.up.weight", "_lora.down.weight")
 """diffusers' attention processors, ``attn1.processor.to_q_lora.up.weight``."""
-TEXT_LAYER = Spelling(".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight")
-NAMED_PEFT = Spelling(".lora_B.default.weight", ".lora_A.default.weight")
-BARE = Spelling(".lora_B", ".lora_A")
-SPELLINGS = (KOHYA, PEFT, DIFFUSERS, PROCESSOR, TEXT_LAYER, NAMED_PEFT, BARE)
+TEXT_LAYER = KeyFormat(".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight")
+NAMED_PEFT = KeyFormat(".lora_B.default.weight", ".lora_A.default.weight")
+BARE = KeyFormat(".lora_B", ".lora_A")
+KEY_FORMATS = (KOHYA, PEFT, DIFFUSERS, PROCESSOR, TEXT_LAYER, NAMED_PEFT, BARE)
 """Every spelling that ComfyUI's stock loader reads."""
 DIFFERENCE = ".diff"
 """The end of the name of a whole difference of a weight, in every dialect."""
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyTarget:
     """Where a dialect's name leads.
 
     Args:
@@ -59,11 +59,11 @@ class Name:
     """A name in a file: how it is written and where it leads."""
 
     stem: str
-    place: Place
-    spelling: Spelling = KOHYA
+    place: KeyTarget
+    spelling: KeyFormat = KOHYA
 
 
-def plain_link(adapter: AdapterSet, weight_of: WeightOf | None = None) -> Link:
+def as_plain_lora(adapter: AdapterStack, weight_of: WeightOf | None = None) -> Adapter:
     """The chain as one LoRA: itself if it is one, so that its alpha stays, or the sum of its links at scale 1.
 
     Args:
@@ -72,34 +72,34 @@ def plain_link(adapter: AdapterSet, weight_of: WeightOf | None = None) -> Link:
     Raises:
         ValueError: a family of the chain has no low-rank form, or needs the base.
     """
-    if [link.family for link in adapter.chain] == [LoRA.family]:
-        return adapter.chain[0]
+    if [link.family for link in adapter.adapters] == [LoRA.family]:
+        return adapter.adapters[0]
     plain = {name: LoRA(up, down, alpha=up.shape[-1]) for name, (up, down) in adapter.as_lora(weight_of).items()}
-    return Link(LoRA.family, plain, adapter.targets())
+    return Adapter(LoRA.family, plain, adapter.targets())
 
 
-def stock_tensors(adapter: AdapterSet, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
+def stock_tensors(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
     """The chain in ComfyUI's own names: a plain LoRA, and a whole difference where a layer has no low rank."""
     targets, all_steps = adapter.targets(), adapter.steps()
     dense = {name: steps for name, steps in all_steps.items() if is_dense(steps)}
     low_rank = adapter.only(targets.keys() - dense.keys())
-    tensors = link_tensors(plain_link(low_rank, weight_of)) if low_rank.chain else {}
+    tensors = adapter_tensors_plain(as_plain_lora(low_rank, weight_of)) if low_rank.adapters else {}
     for name, steps in dense.items():
         change = total_change(steps, base_of(name, steps, weight_of))
         tensors[name + DIFFERENCE] = change.reshape(targets[name].shape)
     return tensors
 
 
-def link_tensors(link: Link) -> dict[str, Tensor]:
+def adapter_tensors_plain(link: Adapter) -> dict[str, Tensor]:
     """``<layer>.<tensor>`` -> tensor, in the form that the family keeps in files."""
     return {
         f"{name}.{key}": tensor
-        for name, adapter in link.adapters.items()
+        for name, adapter in link.layers.items()
         for key, tensor in adapter.to_file(link.targets[name].shape).items()
     }
 
 
-def spelt(link: Link, names: Mapping[str, Sequence[Name]], dialect: str) -> dict[str, Tensor]:
+def format_keys(link: Adapter, names: Mapping[str, Sequence[Name]], dialect: str) -> dict[str, Tensor]:
     """The tensors of a plain LoRA under the dialect's ``names``: layer -> its name, or names of its parts.
 
     A layer that the dialect cannot name is left out if the LoRA does not change it.
@@ -107,15 +107,15 @@ def spelt(link: Link, names: Mapping[str, Sequence[Name]], dialect: str) -> dict
     Raises:
         ValueError: the dialect has no name for a layer that changes; all such layers are listed.
     """
-    nameless = [layer for layer, adapter in link.adapters.items() if layer not in names and adapter.up.any()]
+    nameless = [layer for layer, adapter in link.layers.items() if layer not in names and adapter.up.any()]
     if nameless:
         raise ValueError(
-            f"format {dialect!r} has no name for {len(nameless)} of the adapter's {len(link.adapters)} layers: "
+            f"format {dialect!r} has no name for {len(nameless)} of the adapter's {len(link.layers)} layers: "
             f"{', '.join(nameless)}; save it in format 'comfyui' or 'hyperbooth', which name every layer"
         )
     return {
         key: tensor
-        for layer, adapter in link.adapters.items()
+        for layer, adapter in link.layers.items()
         for name in names.get(layer, ())
         for key, tensor in _part(adapter, name, link.targets[layer].shape).items()
     }

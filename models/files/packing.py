@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from .. import validation
-from ..adapters.parameter_layout import Layout
-from ..adapters.stack import Link
+from ..adapters.parameter_layout import ParameterLayout
+from ..adapters.stack import Adapter
 
 PACKED, LAYOUT = "packed", "layout"
 LARGEST_LAYOUT = 1 << 20
 """Bytes of a layout when inflated, which one of a thousandth could fill; 200 layers take 16 KB."""
 
 
-def packed(link: Link) -> dict[str, Tensor]:
+def packed(link: Adapter) -> dict[str, Tensor]:
     """``link`` as its two tensors; numbers of adapters stay in the type they have.
 
     Raises:
         ValueError: there are so many layers that no reader would take the layout.
     """
-    layout = Layout.of(link)
+    layout = ParameterLayout.of(link)
     text = json.dumps(layout.to_json(), separators=(",", ":")).encode()
     if len(text) > LARGEST_LAYOUT:
         raise ValueError(
@@ -42,7 +42,7 @@ def packed(link: Link) -> dict[str, Tensor]:
     }
 
 
-def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Link:
+def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Adapter:
     """The link whose tensors are ``<prefix>packed`` and ``<prefix>layout``; its numbers are float32 of their own.
 
     Raises:
@@ -54,10 +54,10 @@ def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Link:
     if theta.ndim != 1:
         raise ValueError(f"holds packed numbers of shape {tuple(theta.shape)}, its layout is for {layout.numbers}")
     layout.parts(theta)
-    return layout.link(validation.numbers(theta, PACKED))
+    return layout.link(validation.checked_tensor(theta, PACKED))
 
 
-def layout_of(tensor: Tensor) -> Layout:
+def layout_of(tensor: Tensor) -> ParameterLayout:
     """The layout, inflated to at most :data:`LARGEST_LAYOUT` bytes.
 
     Raises:
@@ -70,7 +70,7 @@ def layout_of(tensor: Tensor) -> Layout:
         text = inflate.decompress(tensor.cpu().numpy().tobytes(), LARGEST_LAYOUT)
         if not inflate.eof or inflate.unused_data:
             raise ValueError(f"it does not end where it should, or holds more than {LARGEST_LAYOUT} bytes")
-        said: Any = validation.parsed(text.decode())
+        said: Any = validation.parse_header(text.decode())
     except (zlib.error, ValueError) as error:
         raise ValueError(f"has a damaged layout ({error!s:.80}); save it again") from error
-    return Layout.from_json(said)
+    return ParameterLayout.from_json(said)

@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
-from ..adapters.stack import AdapterSet
-from ..adapters.weight_update import Difference, Projection, Step, Sum
+from ..adapters import AdapterLayer
+from ..adapters.stack import AdapterStack
+from ..adapters.weight_update import AddDense, AddLowRank, ProjectOut, WeightUpdate
 from .adapter_file import in_file
 from .lora_import import factors_of
 from .lora_key_formats import DIFFERENCE
 
 
 @torch.no_grad()
-def half_precision_cost(adapter: AdapterSet, dtype: torch.dtype) -> float:
+def half_precision_cost(adapter: AdapterStack, dtype: torch.dtype) -> float:
     """``||dW' - dW||_F / ||dW||_F`` over all layers and links, with dW' the change of the numbers rounded to ``dtype``.
 
     Of a projection it is the projector's, ``Q Q^T``, whatever weight it is put on. 0 if nothing is changed at all.
     """
-    adapters = [one for link in adapter.chain for one in link.adapters.values()]
+    adapters = [one for link in adapter.adapters for one in link.layers.values()]
     return _relative((one.step(), _rounded(one, dtype).step()) for one in adapters)
 
 
@@ -30,13 +30,13 @@ def plain_cost(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
     return _relative(zip(_plain_steps(tensors), _plain_steps(in_file(tensors, dtype)), strict=True))
 
 
-def _plain_steps(tensors: Mapping[str, Tensor]) -> list[Step]:
-    dense = [Difference(tensor.float()) for name, tensor in tensors.items() if name.endswith(DIFFERENCE)]
+def _plain_steps(tensors: Mapping[str, Tensor]) -> list[WeightUpdate]:
+    dense = [AddDense(tensor.float()) for name, tensor in tensors.items() if name.endswith(DIFFERENCE)]
     low_rank = {name: tensor for name, tensor in tensors.items() if not name.endswith(DIFFERENCE)}
-    return [*dense, *(Sum(*part.matrices) for part in factors_of(low_rank))]
+    return [*dense, *(AddLowRank(*part.matrices) for part in factors_of(low_rank))]
 
 
-def _relative(steps: Iterable[tuple[Step, Step]]) -> float:
+def _relative(steps: Iterable[tuple[WeightUpdate, WeightUpdate]]) -> float:
     error = norm = 0.0
     for exact, rounded in steps:
         error += _squared_distance(exact, rounded)
@@ -44,17 +44,17 @@ def _relative(steps: Iterable[tuple[Step, Step]]) -> float:
     return math.sqrt(error / norm) if norm else 0.0
 
 
-def _rounded(adapter: Adapter, dtype: torch.dtype) -> Adapter:
+def _rounded(adapter: AdapterLayer, dtype: torch.dtype) -> AdapterLayer:
     return adapter.with_tensors({name: t.float() for name, t in in_file(adapter.to_tensors(), dtype).items()})
 
 
-def _squared_distance(step: Step, other: Step | None) -> float:
+def _squared_distance(step: WeightUpdate, other: WeightUpdate | None) -> float:
     """``||dW - dW'||_F^2``, of ``other`` None ``||dW||_F^2``.
 
     From factors, without a matrix of the weight's size: ``||U D||_F^2 = <U^T U, D D^T>``, where the difference of two
     products is the product of ``[U, -U']`` and ``[D; D']``. In float64, because most of it cancels.
     """
-    if isinstance(step, Difference):
+    if isinstance(step, AddDense):
         diff = step.diff if other is None else step.diff - other.diff
         return diff.double().square().sum().item()
     up, down = _factors(step)
@@ -64,6 +64,6 @@ def _squared_distance(step: Step, other: Step | None) -> float:
     return max(((up.mT @ up) * (down @ down.mT)).sum().item(), 0.0)
 
 
-def _factors(step: Step) -> tuple[Tensor, Tensor]:
-    up, down = (step.q, step.q.mT) if isinstance(step, Projection) else step.factors()
+def _factors(step: WeightUpdate) -> tuple[Tensor, Tensor]:
+    up, down = (step.q, step.q.mT) if isinstance(step, ProjectOut) else step.factors()
     return up.double(), down.double()

@@ -23,7 +23,7 @@ DTYPES = {
 _ORDER = list(DTYPES)
 
 
-def chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def serialized_chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The file, in parts: length of the header, header, and the tensors' bytes in order."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     place = 0
@@ -39,10 +39,10 @@ def chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterat
     header += b" " * (-len(header) % 8)
     yield len(header).to_bytes(8, "little")
     yield header
-    yield from contents(tensors)
+    yield from tensor_bytes(tensors)
 
 
-def contents(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """The tensors' bytes alone, in the file's order."""
     for _, tensor in in_order(tensors):
         flat = tensor.detach().cpu().contiguous().view(-1)
@@ -66,7 +66,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
             raise ValueError(f"{name} holds NaN or infinite values; nothing was written to {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(chunks(tensors, metadata or {}), path)
+        write_atomically(serialized_chunks(tensors, metadata or {}), path)
     except OSError as error:
         raise OSError(
             error.errno, f"{path.name} could not be written to {path.parent} ({error.strerror}); nothing was changed "
@@ -74,7 +74,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         ) from error  # fmt: skip
 
 
-def write_whole(parts: Iterable[bytes | memoryview], path: Path) -> None:
+def write_atomically(parts: Iterable[bytes | memoryview], path: Path) -> None:
     """Write a file atomically: a temporary file beside it, then a rename."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -94,6 +94,6 @@ def with_hash(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dic
     kohya's definition: of the file that holds only the ss_ entries, without its header.
     """
     digest = hashlib.sha256()
-    for part in contents(tensors):
+    for part in tensor_bytes(tensors):
         digest.update(part)
     return {**metadata, "sshs_model_hash": digest.hexdigest()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files.safetensors_io import write_tensors
 from ..units import in_mib
-from .network import Hollow, Record
+from .network import Activation, HollowedNetwork
 
 
 class Source(Protocol):
@@ -24,7 +24,7 @@ class Source(Protocol):
     def names(self, batch: int) -> list[str]:
         """Of the draws of a batch."""
 
-    def recorded(self, batch: int, hollow: Hollow) -> Iterator[tuple[str, list[Record]]]:
+    def recorded(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
         """Each of them, with what the whole network's blocks gave."""
 
 
@@ -33,10 +33,10 @@ class Store(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def write(self, name: str, records: list[Record]) -> None:
+    def write(self, name: str, records: list[Activation]) -> None:
         """Keep what each span gave."""
 
-    def read(self, name: str) -> list[Record]:
+    def read(self, name: str) -> list[Activation]:
         """What each span gave."""
 
     @property
@@ -54,7 +54,7 @@ class Store(Protocol):
 
 
 @dataclass
-class InMemory:
+class MemoryStore:
     """Records in main memory.
 
     Args:
@@ -62,15 +62,15 @@ class InMemory:
     """
 
     unused: Callable[[], int]
-    kept: dict[str, list[Record]] = field(default_factory=dict)
+    kept: dict[str, list[Activation]] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.kept
 
-    def write(self, name: str, records: list[Record]) -> None:
+    def write(self, name: str, records: list[Activation]) -> None:
         self.kept[name] = [tuple(tensor.cpu() for tensor in record) for record in records]
 
-    def read(self, name: str) -> list[Record]:
+    def read(self, name: str) -> list[Activation]:
         return self.kept[name]
 
     @property
@@ -88,7 +88,7 @@ class InMemory:
 
 
 @dataclass
-class OnDisk:
+class DiskStore:
     """Records in a folder, a file for each draw, written atomically and mapped into memory when read."""
 
     folder: Path
@@ -96,11 +96,11 @@ class OnDisk:
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
 
-    def write(self, name: str, records: list[Record]) -> None:
+    def write(self, name: str, records: list[Activation]) -> None:
         tensors = {f"{span}.{n}": t.cpu() for span, record in enumerate(records) for n, t in enumerate(record)}
         write_tensors(tensors, self._path(name))
 
-    def read(self, name: str) -> list[Record]:
+    def read(self, name: str) -> list[Activation]:
         with suppress(OSError):
             os.utime(self.folder)  # in use: other runs leave it alone, see States.drop_records
         try:
@@ -132,14 +132,14 @@ class OnDisk:
 
 
 @dataclass(frozen=True)
-class Records:
+class ActivationCache:
     """What the blocks taken out gave for a fixed set of draws, in place of those blocks.
 
     Args:
         batches: how many different batches there are; training goes through them in turn.
     """
 
-    hollow: Hollow
+    hollow: HollowedNetwork
     store: Store
     batches: int
 

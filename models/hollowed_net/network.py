@@ -23,7 +23,7 @@ from ..backbone.forward_patch import Forward, replaced_forward
 
 State = tuple[Tensor, ...]
 """What goes from block to block: one stream, or those of picture and text."""
-Record = tuple[Tensor, ...]
+Activation = tuple[Tensor, ...]
 """Of one span: what came out, and for a stream that goes past it also what went in."""
 
 
@@ -51,7 +51,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Hollow:
+class HollowedNetwork:
     """What is taken out of a network.
 
     Args:
@@ -72,7 +72,7 @@ class Hollow:
         return [parameter for block in self.blocks for parameter in block.parameters()]
 
     @contextmanager
-    def recorded(self, records: Sequence[Record]) -> Iterator[None]:
+    def recorded(self, records: Sequence[Activation]) -> Iterator[None]:
         """Inside the block, the network runs without the blocks, on what :meth:`recording` gave for this input."""
         with ExitStack() as stack:
             for span, record in zip(self.spans, records, strict=True):
@@ -90,10 +90,10 @@ class Hollow:
             yield
 
     @contextmanager
-    def recording(self) -> Iterator[list[Record]]:
+    def recording(self) -> Iterator[list[Activation]]:
         """Inside the block, the network runs as it is; afterwards the list holds a record of each span's last run."""
         seen: list[dict[str, State]] = [{} for _ in self.spans]
-        records: list[Record] = []
+        records: list[Activation] = []
         with ExitStack() as stack:
             for span, notes in zip(self.spans, seen, strict=True):
                 first, last = span.blocks[0], span.blocks[-1]
@@ -136,7 +136,7 @@ def _passing(span: Span) -> Forward:
     return passing
 
 
-def _giving(span: Span, record: Record) -> Forward:
+def _giving(span: Span, record: Activation) -> Forward:
     """The last block: gives what is on record, and what differs from it in the stream that goes past."""
     out, into = record[: len(span.streams)], record[len(span.streams) :]
 

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import validation
-from ..adapters.parameter_layout import Layout
+from ..adapters.parameter_layout import ParameterLayout
 from ..files.adapter_file import in_file
 from ..files.safetensors_io import write_tensors
 from .network import HyperNetwork, HyperNetworkConfig
-from .predictor import Made, Predictor
+from .predictor import BaseModelRef, Predictor
 
 HEADER = "hyperbooth_hypernetwork"
 VERSION, LEARNT_INPUT = 2, 3
@@ -72,16 +72,16 @@ def load_predictor(path: Path) -> Predictor:
 
 def _header(predictor: Predictor) -> dict[str, Any]:
     config = asdict(predictor.network.config)
-    learnt = config["learnt_input"] or config.pop("learnt_input")
+    learned = config["learnt_input"] or config.pop("learnt_input")
     return {
-        "version": LEARNT_INPUT if learnt else VERSION,
+        "version": LEARNT_INPUT if learned else VERSION,
         "config": config,
         "encoder_width": predictor.network.encoder_width,
         "layout": predictor.network.layout.to_json(),
         "encoder": asdict(predictor.encoder),
         "base": asdict(predictor.base),
         "prompt": predictor.prompt,
-        "facts": dict(predictor.facts),
+        "facts": dict(predictor.metadata),
     }
 
 
@@ -90,13 +90,13 @@ def _network(
 ) -> tuple[dict[str, Any], HyperNetwork]:  # fmt: skip
     """What the header says, checked, and the network of that kind without numbers yet."""
     try:
-        said = validation.parsed(text)
+        said = validation.parse_header(text)
         if said["version"] not in (VERSION, LEARNT_INPUT):
             raise ValueError(
                 f"has format version {said['version']!r:.40}, this pack reads {VERSION} and {LEARNT_INPUT}; update the "
                 "pack, or train the hypernetwork again if its version is the lower one"
             )
-        layout = Layout.from_json(said["layout"])
+        layout = ParameterLayout.from_json(said["layout"])
         if shapes.get("mean") != (layout.numbers,):
             raise ValueError(f"holds a mean of shape {shapes.get('mean')}, its layout is for {layout.numbers} numbers")
         layout.check()
@@ -105,7 +105,7 @@ def _network(
             raise ValueError(f"is for tokens of width {width!r:.40}; expected a whole number up to {WIDEST}")
         network = HyperNetwork.empty(config, layout, width)
         _check_shapes({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, shapes)
-        facts = validation.facts(said["facts"])
+        facts = validation.checked_metadata(said["facts"])
         made = {name: _made(said[name]) for name in ("encoder", "base")}
         if not isinstance(said["prompt"], str) or len(said["prompt"]) > validation.LONGEST_FACT:
             raise ValueError(f"gives {said['prompt']!r:.60} for its prompt; expected a text")
@@ -118,7 +118,7 @@ def _network(
 
 def _numbers(file: str, tensor: Tensor, name: str) -> Tensor:
     try:
-        return validation.numbers(tensor, name)
+        return validation.checked_tensor(tensor, name)
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error
 
@@ -132,9 +132,9 @@ def _config(said: Mapping[str, Any]) -> HyperNetworkConfig:
     return config
 
 
-def _made(said: Mapping[str, Any]) -> Made:
-    validation.facts({"base": said["kind"], "made_for": [said["record"]]})
-    return Made(said["kind"], said["record"])
+def _made(said: Mapping[str, Any]) -> BaseModelRef:
+    validation.checked_metadata({"base": said["kind"], "made_for": [said["record"]]})
+    return BaseModelRef(said["kind"], said["record"])
 
 
 def _check_shapes(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,7 @@ of a x b are never built: ``||U V||_F^2 = <U^T U, V V^T>``, two matrices of r x 
 import torch
 from torch import Tensor
 
-from ..adapters.parameter_layout import Layout
+from ..adapters.parameter_layout import ParameterLayout
 
 MOST = 256
 """People that a variance is taken over: pairs of them are compared."""
@@ -21,14 +21,14 @@ Factors = list[tuple[Tensor, Tensor]]
 """(A ``[..., L, a, r]``, B ``[..., L, r, b]``) of the L layers of each shape."""
 
 
-class Splitter:
+class LayerDeltas:
     """Theta's factors, layers of one shape side by side: a few large products in place of hundreds of small ones.
 
     Args:
         layout: of a family with two factors (LiDB).
     """
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: ParameterLayout):
         places = layout.parts(torch.arange(layout.numbers))
         kinds: dict[tuple[tuple[int, ...], ...], list[list[Tensor]]] = {}
         for layer, shapes in layout.shapes.items():
@@ -40,7 +40,7 @@ class Splitter:
         return [(theta[..., a.to(theta.device)], theta[..., b.to(theta.device)]) for a, b in self._places]
 
 
-def product_distance(first: Factors, second: Factors) -> Tensor:
+def delta_distance(first: Factors, second: Factors) -> Tensor:
     """``sum over layers ||A1 B1 - A2 B2||_F^2``, ``[...]``.
 
     ``A1 B1 - A2 B2 = [A1 - A2, A2] [B1; B1 - B2]``: near each other, nothing cancels.
@@ -51,7 +51,7 @@ def product_distance(first: Factors, second: Factors) -> Tensor:
     return total
 
 
-def product_variance(people: Factors) -> Tensor:
+def delta_variance(people: Factors) -> Tensor:
     """``E ||A B - E[A B]||_F^2``, summed over layers: what predicting the mean product costs. Scalar.
 
     Over people i, j: ``E ||A B||^2 - ||E[A B]||^2``, with ``||E[A B]||^2 = mean of <A_i B_i, A_j B_j>``.

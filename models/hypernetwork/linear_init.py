@@ -21,7 +21,7 @@ from .ridge import FOLDS, fit_ridge
 
 
 @dataclass(frozen=True)
-class LinearGuess:
+class LinearRegression:
     """A fitted guess.
 
     Args:
@@ -35,12 +35,12 @@ class LinearGuess:
     bias: Tensor
     directions: Tensor
     spanned: float
-    foretold: float
+    explained_variance: float
 
 
-def fit_guess(
+def fit_linear(
     x: Tensor, z: Tensor, person: Sequence[int], rank: int, alive: Callable[[], None] = lambda: None
-) -> LinearGuess:  # fmt: skip
+) -> LinearRegression:  # fmt: skip
     """The guess of ``rank`` directions.
 
     Args:
@@ -62,10 +62,10 @@ def fit_guess(
     coordinates, directions = principal(z, rank)
     found, alpha_here = fit_ridge(x, coordinates[place], person), alpha[: directions.shape[1]]
     total = z[place].square().sum().clamp(min=1e-30)
-    foretold = (2 * alpha * both - alpha.square() * squares).sum() / total
+    explained_variance = (2 * alpha * both - alpha.square() * squares).sum() / total
     spanned = coordinates.square().sum() / z.square().sum().clamp(min=1e-30)
     weight, bias = alpha_here[:, None] * found.weight, alpha_here * found.bias
-    return LinearGuess(weight, bias, directions, spanned.item(), foretold.item())
+    return LinearRegression(weight, bias, directions, spanned.item(), explained_variance.item())
 
 
 def _left_out(x: Tensor, z: Tensor, place: Tensor, held: Tensor, rank: int) -> tuple[Tensor, Tensor]:

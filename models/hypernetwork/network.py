@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..adapters.parameter_layout import Layout
+from ..adapters.parameter_layout import ParameterLayout
 
 HEAD_STD = 1e-3
 """Of the output heads at the start: not zero, which would keep all that is before them from learning (methods.md 4)."""
@@ -69,7 +69,7 @@ class HyperNetwork(nn.Module):
         encoder_width: of the encoder's tokens.
     """
 
-    def __init__(self, config: HyperNetworkConfig, layout: Layout, encoder_width: int):
+    def __init__(self, config: HyperNetworkConfig, layout: ParameterLayout, encoder_width: int):
         super().__init__()
         self.config, self.layout, self.encoder_width = config, layout, encoder_width
         self._places, self._slots, slots = _tokens_of(layout, config.shared_input)
@@ -90,7 +90,7 @@ class HyperNetwork(nn.Module):
 
     @classmethod
     def create(
-        cls, config: HyperNetworkConfig, layout: Layout, encoder_width: int, generator: torch.Generator
+        cls, config: HyperNetworkConfig, layout: ParameterLayout, encoder_width: int, generator: torch.Generator
     ) -> "HyperNetwork":  # fmt: skip
         """A new one, that predicts zeros everywhere until :meth:`standardise` and :meth:`begin`."""
         with torch.inference_mode(False), torch.no_grad():
@@ -99,7 +99,7 @@ class HyperNetwork(nn.Module):
         return network
 
     @classmethod
-    def empty(cls, config: HyperNetworkConfig, layout: Layout, encoder_width: int) -> "HyperNetwork":
+    def empty(cls, config: HyperNetworkConfig, layout: ParameterLayout, encoder_width: int) -> "HyperNetwork":
         """The shapes alone, without memory and without a draw of the global generator."""
         with torch.inference_mode(False), torch.device("meta"):
             return cls(config, layout, encoder_width)
@@ -226,7 +226,7 @@ def _others(places: Tensor, numbers: int) -> Tensor:
         return left.nonzero().flatten()
 
 
-def _tokens_of(layout: Layout, shared_input: bool) -> tuple[Tensor, Tensor, int]:
+def _tokens_of(layout: ParameterLayout, shared_input: bool) -> tuple[Tensor, Tensor, int]:
     """Where predicted numbers are in theta, where in the layers' tokens (padded to one length), and that length."""
     with torch.device("cpu"):
         parts = layout.parts(torch.arange(layout.numbers)).values()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.stack import AdapterSet
+from ..adapters.stack import AdapterStack
 from ..metadata.base_fingerprint import ALIKE, FACT, Record, distance
 from .network import HyperNetwork
 
@@ -18,7 +18,7 @@ MOST_LAYERS = 16
 
 
 @dataclass(frozen=True)
-class Made:
+class BaseModelRef:
     """What a thing was made with: a kind, and some numbers of its weights, by which another of the kind is told apart.
 
     Args:
@@ -29,7 +29,7 @@ class Made:
     kind: str
     record: Record
 
-    def check(self, given: "Made", name: str, whose: str) -> None:
+    def check(self, given: "BaseModelRef", name: str, whose: str) -> None:
         """``given`` is the same thing, as far as both know the same weights.
 
         Args:
@@ -65,13 +65,13 @@ class Predictor:
     """
 
     network: HyperNetwork
-    encoder: Made
-    base: Made
+    encoder: BaseModelRef
+    base: BaseModelRef
     prompt: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @torch.no_grad()
-    def predict(self, pictures: Sequence[Tensor]) -> AdapterSet:
+    def predict(self, pictures: Sequence[Tensor]) -> AdapterStack:
         """The adapter of the person in ``pictures``, each one's tokens ``[tokens, width_of_encoder]``.
 
         Of several pictures, the mean of what each one gives: the network has only ever seen one at a time.
@@ -92,7 +92,7 @@ class Predictor:
         theta = torch.stack(thetas).mean(0)
         if not theta.isfinite().all():
             raise ValueError("hypernetwork predicts numbers that are none; train it again, with a lower learning rate")
-        return AdapterSet((self.network.layout.link(theta),), self._facts(len(pictures)))
+        return AdapterStack((self.network.layout.link(theta),), self._facts(len(pictures)))
 
     def _facts(self, images: int) -> dict[str, Any]:
         known = [name for name in self.base.record if name in self.network.layout.targets]
@@ -101,7 +101,7 @@ class Predictor:
             "base": self.base.kind,
             "prompts": [self.prompt],
             "images": images,
-            PREDICTED: f"{self.facts.get('steps', 0)} steps on {self.facts.get('people', 0)} people",
+            PREDICTED: f"{self.metadata.get('steps', 0)} steps on {self.metadata.get('people', 0)} people",
             FACT: [some],
         }
 

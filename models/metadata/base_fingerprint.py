@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.stack import AdapterSet, WeightOf
+from ..adapters.stack import AdapterStack, WeightOf
 from ..adapters.weight_update import depends_on_weight
 
 FACT = "made_for"
@@ -22,12 +22,14 @@ ALIKE = 0.005
 is another base."""
 
 
-def with_base(adapter: AdapterSet, weight_of: WeightOf) -> AdapterSet:
+def with_base(adapter: AdapterStack, weight_of: WeightOf) -> AdapterStack:
     """``adapter`` with a sample of its base among the facts, if what it changes depends on the base."""
     dependent = sorted(name for name, steps in adapter.steps().items() if depends_on_weight(steps))
     if not dependent:
         return adapter
-    return replace(adapter, facts={**adapter.facts, FACT: [*records(adapter.facts), sample_of(dependent, weight_of)]})
+    return replace(
+        adapter, metadata={**adapter.metadata, FACT: [*records(adapter.metadata), sample_of(dependent, weight_of)]}
+    )
 
 
 def sample_of(layers: Sequence[str], weight_of: WeightOf, most: int = LAYERS) -> Record:
@@ -40,7 +42,7 @@ def records(facts: Mapping[str, Any]) -> list[Record]:
     return [*facts.get(FACT, ()), *(record for part in facts.get("parts", ()) for record in records(part))]
 
 
-def other_base(facts: Mapping[str, Any], weight_of: WeightOf, layers: Collection[str]) -> float | None:
+def different_base(facts: Mapping[str, Any], weight_of: WeightOf, layers: Collection[str]) -> float | None:
     """How far the weights are from one recorded (relative), if that is too far; None if they are the same, or nothing
     is known.
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..adapters.stack import AdapterSet
+from ..adapters.stack import AdapterStack
 from ..textual_inversion.embeddings import joined
 from .lora_metadata import trigger_words
 from .prompt_limits import LEFT_OUT
 
 
-def combined(first: AdapterSet, second: AdapterSet) -> AdapterSet:
+def combine_adapters(first: AdapterStack, second: AdapterStack) -> AdapterStack:
     """The chain of ``first``, then that of ``second``, and the words of both.
 
     ComfyUI's names of variants begin alike (Flux, FluxSchnell), and count as one architecture.
@@ -24,14 +24,14 @@ def combined(first: AdapterSet, second: AdapterSet) -> AdapterSet:
                 f"first and second are for different architectures: {name} is {ours[name].shape} in first, "
                 f"{theirs[name].shape} in second"
             )
-    bases = [adapter.facts.get("base") for adapter in (first, second)]
+    bases = [adapter.metadata.get("base") for adapter in (first, second)]
     if None not in bases and not (bases[0].startswith(bases[1]) or bases[1].startswith(bases[0])):
         raise ValueError(
             f"first was trained on {bases[0]}, second on {bases[1]}; a chain is for one architecture, "
             "combine adapters of the same one"
         )
-    words = joined(first.words, second.words)
-    return AdapterSet(first.chain + second.chain, _combined_facts(first.facts, second.facts), words)
+    words = joined(first.embeddings, second.embeddings)
+    return AdapterStack(first.adapters + second.adapters, _combined_facts(first.metadata, second.metadata), words)
 
 
 def _combined_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

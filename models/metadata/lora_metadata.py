@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..adapters import LoRA
-from ..adapters.stack import AdapterSet
-from ..validation import LONGEST_FACT, parsed
+from ..adapters.stack import AdapterStack
+from ..validation import LONGEST_FACT, parse_header
 from .base_fingerprint import FACT, records
-from .prompt_limits import facts_in_file, shortened
+from .prompt_limits import limit_metadata, limit_prompts
 
 STABILITY, DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
 COMFYUI, FLUX = "https://github.com/comfyanonymous/ComfyUI", "https://github.com/black-forest-labs/flux"
@@ -50,13 +50,13 @@ _COPIED = {
 """kohya's entry -> the fact it repeats."""
 
 
-def lora_metadata(adapter: AdapterSet, title: str, native: bool = False) -> dict[str, str]:
+def lora_metadata(adapter: AdapterStack, title: str, native: bool = False) -> dict[str, str]:
     """The entries for a file called ``title`` that holds ``adapter``, from what is known of its making.
 
     Args:
         native: the file is in our own format; else it is a plain LoRA, whatever the chain is.
     """
-    facts = facts_in_file(adapter) if native else shortened(adapter.facts)
+    facts = limit_metadata(adapter) if native else limit_prompts(adapter.metadata)
     entries = {name: facts[fact] for name, fact in _COPIED.items() if facts.get(fact) is not None}
     kind = _kind(adapter, native)
     entries |= _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
@@ -80,7 +80,7 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     if 0 < len(trigger) <= LONGEST_FACT:
         facts["trigger"] = trigger
     if (recorded := metadata.get(f"hyperbooth_{FACT}")) is not None:
-        facts[FACT] = parsed(recorded)
+        facts[FACT] = parse_header(recorded)
     return facts
 
 
@@ -88,29 +88,29 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
-def _kind(adapter: AdapterSet, native: bool) -> str:
+def _kind(adapter: AdapterStack, native: bool) -> str:
     """ModelSpec's name of what the file is; our own format is a LoRA only if it holds one, under stock names."""
-    families = [link.family for link in adapter.chain]
+    families = [link.family for link in adapter.adapters]
     if native and families != [LoRA.family]:
         return "-".join(["hyperbooth", *dict.fromkeys(families or [_INVERSION])])
     return LoRA.family if families else _INVERSION
 
 
-def _network(adapter: AdapterSet) -> dict[str, Any]:
+def _network(adapter: AdapterStack) -> dict[str, Any]:
     """The network as kohya's ``networks.lora`` would be set; ``Dynamic`` where layers differ, as its resizer says.
 
     Empty if a family of the chain has no rank.
     """
-    if not adapter.chain:
+    if not adapter.adapters:
         return {}
-    targets, first = adapter.targets(), adapter.chain[0]
-    ranks = {name: sum(link.adapters[name].settings().get("rank", 0) for link in adapter.chain if name in link.adapters)
+    targets, first = adapter.targets(), adapter.adapters[0]
+    ranks = {name: sum(link.layers[name].settings().get("rank", 0) for link in adapter.adapters if name in link.layers)
              for name in targets}  # fmt: skip
     if not all(ranks.values()):
         return {}
     alphas = ranks
-    if len(adapter.chain) == 1:
-        alphas = {name: first.adapters[name].settings().get("alpha", rank) for name, rank in ranks.items()}
+    if len(adapter.adapters) == 1:
+        alphas = {name: first.layers[name].settings().get("alpha", rank) for name, rank in ranks.items()}
     rank, alpha = _common(ranks), _common(alphas)
     kernels = any(len(target.shape) == 4 and target.shape[2:] != (1, 1) for target in targets.values())
     arguments = {"conv_dim": str(rank), "conv_alpha": str(alpha)} if kernels else {}
@@ -214,7 +214,7 @@ def _iso(seconds: float) -> str:
 def _class_tokens(datasets: str) -> str:
     """The trigger words in kohya's description of the data set."""
     try:
-        tokens = parsed(datasets)[0]["subsets"][0]["class_tokens"]
+        tokens = parse_header(datasets)[0]["subsets"][0]["class_tokens"]
     except (ValueError, LookupError, TypeError):
         return ""
     return tokens if isinstance(tokens, str) else ""

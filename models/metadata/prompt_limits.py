@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..adapters import FAMILIES
-from ..adapters.stack import AdapterSet
+from ..adapters.stack import AdapterStack
 
 MOST, LONGEST = 20, 200
 """Distinct prompts, and characters of one."""
@@ -20,12 +20,12 @@ LEFT_OUT = "prompts_left_out"
 """The fact that counts the others."""
 
 
-def facts_in_file(adapter: AdapterSet) -> dict[str, Any]:
+def limit_metadata(adapter: AdapterStack) -> dict[str, Any]:
     """The adapter's facts as its own file keeps them."""
-    return shortened(adapter.facts, *_limits(adapter))
+    return limit_prompts(adapter.metadata, *_limits(adapter))
 
 
-def shortened(facts: Mapping[str, Any], most: int = MOST, longest: int = LONGEST) -> dict[str, Any]:
+def limit_prompts(facts: Mapping[str, Any], most: int = MOST, longest: int = LONGEST) -> dict[str, Any]:
     """``facts`` with at most ``most`` prompts of at most ``longest`` characters; their parts with none."""
     found = dict(facts)
     if isinstance(class_prompt := facts.get("class_prompt"), str):
@@ -38,12 +38,12 @@ def shortened(facts: Mapping[str, Any], most: int = MOST, longest: int = LONGEST
             found[LEFT_OUT] = left_out
     if "parts" in facts:
         parts = [{name: part[name] for name in part if name not in ("prompts", LEFT_OUT)} for part in facts["parts"]]
-        found["parts"] = [shortened(part, most, longest) for part in parts]
+        found["parts"] = [limit_prompts(part, most, longest) for part in parts]
     return found
 
 
-def _limits(adapter: AdapterSet) -> tuple[int, int]:
-    packed = [FAMILIES[link.family].packed for link in adapter.chain]
+def _limits(adapter: AdapterStack) -> tuple[int, int]:
+    packed = [FAMILIES[link.family].packed for link in adapter.adapters]
     return (MOST_PACKED, LONGEST_PACKED) if packed and all(packed) else (MOST, LONGEST)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..adapters import PaRa
-from ..adapters.stack import AdapterSet, WeightOf, base_of
-from ..adapters.weight_update import Step, is_dense, total_change, total_factors
+from ..adapters.stack import AdapterStack, WeightOf, base_of
+from ..adapters.weight_update import WeightUpdate, is_dense, total_change, total_factors
 from .base_fingerprint import FACT
 
 _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(middle_block|\w+?_?blocks?\.\d+|layers\.\d+)")
@@ -18,13 +18,13 @@ FORTIETH = 40
 """A layer of d outputs should lose at most d / 40 directions in all (PaRa, arXiv 2406.05641)."""
 
 
-def summary(adapter: AdapterSet) -> str:
+def summary(adapter: AdapterStack) -> str:
     """Families, settings, size, what to beware of, and history, a line each."""
-    lines = [f"{place}. {link.describe()}: {link.describe_size()}" for place, link in enumerate(adapter.chain, 1)]
-    lines += [f"{word.describe()}: {word.describe_size()}" for word in adapter.words]
+    lines = [f"{place}. {link.describe()}: {link.describe_size()}" for place, link in enumerate(adapter.adapters, 1)]
+    lines += [f"{word.describe()}: {word.describe_size()}" for word in adapter.embeddings]
     warning = removal_warning(adapter)
     lines += [f"warning: {warning}"] if warning else []
-    lines += _facts(adapter.facts)
+    lines += _facts(adapter.metadata)
     return "\n".join(lines)
 
 
@@ -44,7 +44,7 @@ def _time(seconds: float) -> str:
 
 
 @torch.no_grad()
-def change_per_block(adapter: AdapterSet, weight_of: WeightOf | None = None) -> dict[str, float]:
+def change_per_block(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, float]:
     """Mean over a block's layers of ``||dW||_F``, relative to ``||W||_F`` if the weights are given.
 
     ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built for low-rank families.
@@ -59,7 +59,7 @@ def change_per_block(adapter: AdapterSet, weight_of: WeightOf | None = None) -> 
     return {block: sum(changes) / len(changes) for block, changes in blocks.items()}
 
 
-def _norm(name: str, steps: Sequence[Step], weight_of: WeightOf | None) -> float:
+def _norm(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) -> float:
     """``||dW||_F`` of a layer."""
     weight = base_of(name, steps, weight_of)
     if is_dense(steps):
@@ -74,17 +74,17 @@ def block_of(name: str) -> str:
     return match.group(1) if match else name.removeprefix(f"{name.split('.')[0]}.").split(".")[0]
 
 
-def removed_rank(adapter: AdapterSet) -> dict[str, int]:
+def removed_rank(adapter: AdapterStack) -> dict[str, int]:
     """Layer name -> the most directions of its output that the chain's PaRa links remove together."""
     removed: dict[str, int] = {}
-    for link in adapter.chain:
-        for name, part in link.adapters.items():
+    for link in adapter.adapters:
+        for name, part in link.layers.items():
             if isinstance(part, PaRa):
                 removed[name] = removed.get(name, 0) + part.rank
     return removed
 
 
-def removal_warning(adapter: AdapterSet) -> str | None:
+def removal_warning(adapter: AdapterStack) -> str | None:
     """A sentence that names the worst layer, if any loses more than its share; else None."""
     outputs = {name: target.matrix[0] for name, target in adapter.targets().items()}
     removed = removed_rank(adapter)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import validation
-from ..adapters.parameter_layout import Layout
-from ..adapters.stack import AdapterSet
+from ..adapters.parameter_layout import ParameterLayout
+from ..adapters.stack import AdapterStack
 from .shards import Entry, Manifest, read_shard, shards_in, unusable
 
 FACTS = ("steps", "seed")
@@ -58,7 +58,7 @@ class Bank:
         return self.folder.name
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParameterLayout:
         return self.manifest.layout
 
     @property
@@ -110,11 +110,11 @@ class Bank:
         """``[n, H, W, 3]`` in [0, 1] of these (subject, picture) places."""
         return self._read("images", [(self.entries[i], self.entries[i].pictures[0] + p) for i, p in chosen]) / 255
 
-    def adapter(self, subject: int) -> AdapterSet:
+    def adapter(self, subject: int) -> AdapterStack:
         """The subject's own adapter."""
-        return AdapterSet((self.layout.link(self.theta([subject])[0]),), self.facts(subject))
+        return AdapterStack((self.layout.link(self.theta([subject])[0]),), self.metadata(subject))
 
-    def facts(self, subject: int) -> dict[str, Any]:
+    def metadata(self, subject: int) -> dict[str, Any]:
         """What is known of how it was made, as files of adapters keep it."""
         settings = self.manifest.settings
         return {
@@ -157,6 +157,10 @@ def _shard(path: Path, tensor: str) -> Iterator[Callable[[int], Tensor]]:
 
         def row_of(row: int) -> Tensor:
             value = whole[row : row + 1][0]
-            return validation.numbers(value, f"{tensor} of {path.name}") if value.is_floating_point() else value.float()
+            return (
+                validation.checked_tensor(value, f"{tensor} of {path.name}")
+                if value.is_floating_point()
+                else value.float()
+            )
 
         yield row_of

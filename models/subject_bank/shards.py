@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import validation
-from ..adapters.parameter_layout import Layout
-from ..files.safetensors_io import write_tensors, write_whole
+from ..adapters.parameter_layout import ParameterLayout
+from ..files.safetensors_io import write_atomically, write_tensors
 from ..metadata.base_fingerprint import ALIKE, distance
 
 MANIFEST = "manifest.json"
@@ -31,7 +31,7 @@ _DTYPES = {"theta": "F32", "images": "U8", "latents": "F32"}
 
 
 @dataclass(frozen=True)
-class Fit:
+class SubjectFit:
     """How well a subject's numbers do: the denoising loss on its first picture, on noise that is the same for all.
 
     Args:
@@ -51,7 +51,7 @@ class Entry:
 
     Args:
         name: of its sub-folder.
-        fit: see :class:`Fit`.
+        fit: see :class:`SubjectFit`.
         shard: the file.
         row: of theta.
         pictures: first and end of its rows of images and latents.
@@ -59,7 +59,7 @@ class Entry:
     """
 
     name: str
-    fit: Fit
+    fit: SubjectFit
     shard: Path
     row: int
     pictures: tuple[int, int]
@@ -78,7 +78,7 @@ class Manifest:
         versions: of the programs that built it.
     """
 
-    layout: Layout
+    layout: ParameterLayout
     settings: Mapping[str, Any]
     base: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -87,7 +87,7 @@ class Manifest:
     def digest(self) -> str:
         """Names layout and settings; not the probes of the bases, whose last digit is a machine's own."""
         layout = self.layout.to_json()
-        facts = {name: value for name, value in self.layout.facts.items() if name != "probes"}
+        facts = {name: value for name, value in self.layout.metadata.items() if name != "probes"}
         said = json.dumps([{**layout, "facts": facts}, dict(self.settings)], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
@@ -98,7 +98,7 @@ class Manifest:
             "base": dict(self.base), "versions": dict(self.versions),
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole([json.dumps(said, ensure_ascii=False, indent=1).encode()], folder / MANIFEST)
+        write_atomically([json.dumps(said, ensure_ascii=False, indent=1).encode()], folder / MANIFEST)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -109,10 +109,10 @@ class Manifest:
         """
         path, whose = folder / MANIFEST, f"bank {folder.name!r}: {MANIFEST}"
         try:
-            said = validation.parsed(path.read_text("utf-8"))
+            said = validation.parse_header(path.read_text("utf-8"))
             if said["version"] != VERSION:
                 raise ValueError(f"has version {said['version']!r:.40}, this pack reads {VERSION}; update the pack")
-            layout = Layout.from_json(said["layout"])
+            layout = ParameterLayout.from_json(said["layout"])
             layout.check()
             _check_texts(said["settings"], said["base"])
             return cls(layout, said["settings"], said["base"], said["versions"])
@@ -144,9 +144,15 @@ def _setting(settings: Mapping[str, Any], name: str) -> str:
 
 
 def write_shard(
-    folder: Path, manifest: Manifest, fits: Mapping[str, Fit], pictures: Sequence[int], theta: Tensor, images: Tensor,
-    latents: Tensor, prompts: Sequence[Sequence[str]] = (),
-) -> Path:  # fmt: skip
+    folder: Path,
+    manifest: Manifest,
+    fits: Mapping[str, SubjectFit],
+    pictures: Sequence[int],
+    theta: Tensor,
+    images: Tensor,
+    latents: Tensor,
+    prompts: Sequence[Sequence[str]] = (),
+) -> Path:
     """A new shard of ``fits`` (name -> its fit) in ``folder``, named after the manifest and its subjects.
 
     Args:
@@ -197,7 +203,7 @@ def read_shard(path: Path, manifest: Manifest) -> list[Entry]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            said = validation.parsed((file.metadata() or {})[HEADER])
+            said = validation.parse_header((file.metadata() or {})[HEADER])
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in _DTYPES}
             dtypes = {name: file.get_slice(name).get_dtype() for name in _DTYPES}
         if said["version"] != VERSION or said["bank"] != manifest.digest:
@@ -218,14 +224,16 @@ def unusable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _entries(path: Path, said: Any, shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> list[Entry]:
+def _entries(path: Path, said: Any, shapes: Mapping[str, tuple[int, ...]], layout: ParameterLayout) -> list[Entry]:
     entries, place = [], 0
     for row, one in enumerate(said):
         if type(one["pictures"]) is not int or one["pictures"] < 1 or not isinstance(one["name"], str):
             raise ValueError(f"its header says {one!r:.60} of a subject")
-        losses = {key: None if one[key] is None and key == "other" else float(one[key]) for key in vars(Fit(0, 0))}
+        losses = {
+            key: None if one[key] is None and key == "other" else float(one[key]) for key in vars(SubjectFit(0, 0))
+        }
         pictures = place, place + one["pictures"]
-        entries.append(Entry(one["name"], Fit(**losses), path, row, pictures, _prompts(one)))
+        entries.append(Entry(one["name"], SubjectFit(**losses), path, row, pictures, _prompts(one)))
         place += one["pictures"]
     wanted = {"theta": (len(entries), layout.numbers), "images": (place,), "latents": (place,)}
     for name, shape in shapes.items():
@@ -250,5 +258,5 @@ def _check_texts(settings: Any, base: Any) -> None:
         raise ValueError(f"gives the prompt {settings['prompt']!r:.40} and steps {settings['steps']!r:.40}")
     if not isinstance(base["base"], str):
         raise ValueError(f"gives the base {base['base']!r:.40}")
-    validation.facts(base)
-    validation.facts({"made_for": [base["weights"]]})
+    validation.checked_metadata(base)
+    validation.checked_metadata({"made_for": [base["weights"]]})

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from .. import validation
-from .embeddings import Word, check_token
+from .embeddings import LearnedEmbedding, check_token
 
 
-def embedding_tensors(words: Sequence[Word]) -> dict[str, Tensor]:
+def embedding_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
     """A word as an embedding file of ComfyUI (and AUTOMATIC1111 and diffusers) holds it: a tensor for each encoder.
 
     With a single encoder it is called ``emb_params``, the name that every program reads.
@@ -43,7 +43,7 @@ def _is_encoder(key: Any) -> bool:
     return isinstance(key, str) and re.fullmatch(r"\w{1,100}", key) is not None
 
 
-def named_tensors(words: Sequence[Word]) -> dict[str, Tensor]:
+def named_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
     """The tensors of the words in our own files."""
     return {
         place: word.vectors[key].detach()
@@ -52,12 +52,12 @@ def named_tensors(words: Sequence[Word]) -> dict[str, Tensor]:
     }
 
 
-def header_entries(words: Sequence[Word]) -> list[dict[str, Any]]:
+def header_entries(words: Sequence[LearnedEmbedding]) -> list[dict[str, Any]]:
     """What our own files' headers say of them."""
     return [{"token": word.token, "encoders": list(word.vectors)} for word in words]
 
 
-def take_word(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Word:
+def read_embedding(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> LearnedEmbedding:
     """The word that a header's ``entry`` describes; its tensors are taken out of ``tensors``.
 
     Raises:
@@ -67,4 +67,6 @@ def take_word(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Word:
     places = tensor_places(entry["token"], entry["encoders"])
     if missing := [name for name in places.values() if name not in tensors]:
         raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
-    return Word(entry["token"], {key: validation.numbers(tensors.pop(full), full) for key, full in places.items()})
+    return LearnedEmbedding(
+        entry["token"], {key: validation.checked_tensor(tensors.pop(full), full) for key, full in places.items()}
+    )

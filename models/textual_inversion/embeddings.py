@@ -62,7 +62,7 @@ class TextualInversionConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Word:
+class LearnedEmbedding:
     """A word that training made.
 
     Args:
@@ -105,12 +105,14 @@ class Word:
     def describe_size(self) -> str:
         return describe_size(self.parameters())
 
-    def copy_to(self, device: torch.device | str) -> "Word":
+    def copy_to(self, device: torch.device | str) -> "LearnedEmbedding":
         """The same values in new parameters on ``device``."""
         with torch.inference_mode(False):
-            return Word(self.token, {key: v.detach().to(device, copy=True) for key, v in self.vectors.items()})
+            return LearnedEmbedding(
+                self.token, {key: v.detach().to(device, copy=True) for key, v in self.vectors.items()}
+            )
 
-    def equals(self, other: "Word") -> bool:
+    def equals(self, other: "LearnedEmbedding") -> bool:
         """Whether it is the same word with the same numbers."""
         same = self.token == other.token and self.vectors.keys() == other.vectors.keys()
         return same and all(torch.equal(v, other.vectors[key]) for key, v in self.vectors.items())
@@ -128,7 +130,7 @@ def start_at(rows: Tensor, count: int) -> Tensor:
     return torch.stack([run.mean(0) for run in rows.tensor_split(count)])
 
 
-def joined(first: Sequence[Word], second: Sequence[Word]) -> tuple[Word, ...]:
+def joined(first: Sequence[LearnedEmbedding], second: Sequence[LearnedEmbedding]) -> tuple[LearnedEmbedding, ...]:
     """The words of both.
 
     Raises:

@@ -5,12 +5,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...models.adapters.stack import AdapterSet
+from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import DIFFUSION_PREFIX
 from ...models.adapters.weight_update import depends_on_weight
-from ...models.files.lora_key_formats import link_tensors, plain_link
+from ...models.files.lora_key_formats import adapter_tensors_plain, as_plain_lora
 from ...models.metadata.base_fingerprint import disagree
-from ...models.metadata.combine import combined
+from ...models.metadata.combine import combine_adapters
 from ...models.metadata.summary import change_per_block, removal_warning, summary
 from ...trainers.engine.checks import check_number
 from ...trainers.reporting.charts import block_chart
@@ -54,11 +54,11 @@ class Apply(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, adapter: AdapterSet, strength_model: float, clip: Any = None, strength_clip: float = 1.0
+        cls, model: Any, adapter: AdapterStack, strength_model: float, clip: Any = None, strength_clip: float = 1.0
     ) -> io.NodeOutput:
         for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
             check_number(name, strength, -100, 100)
-        if clip is None and (adapter.words or has_text_layers(adapter)):
+        if clip is None and (adapter.embeddings or has_text_layers(adapter)):
             what = "text-encoder layers" if has_text_layers(adapter) else "words"
             logging.warning("HyperBooth Apply Adapter: the adapter also holds %s; connect clip to use them", what)
         if strength_model or strength_clip:
@@ -84,11 +84,11 @@ class Combine(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, first: AdapterSet, second: AdapterSet) -> io.NodeOutput:
-        adapter = combined(first, second)
+    def execute(cls, first: AdapterStack, second: AdapterStack) -> io.NodeOutput:
+        adapter = combine_adapters(first, second)
         if warning := removal_warning(adapter):
             logging.warning("HyperBooth Combine Adapters: %s", warning)
-        if disagree(adapter.facts):
+        if disagree(adapter.metadata):
             logging.warning(
                 "HyperBooth Combine Adapters: first and second are PaRas written down as LoRAs for different bases; no "
                 "model fits both. Use the files in format 'hyperbooth', which fit every base"
@@ -119,14 +119,14 @@ class ToLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: AdapterSet, model: Any, clip: Any = None) -> io.NodeOutput:
+    def execute(cls, adapter: AdapterStack, model: Any, clip: Any = None) -> io.NodeOutput:
         check_base(model, clip, adapter)
-        if not adapter.chain:
+        if not adapter.adapters:
             raise ValueError("the adapter holds words only, which no LoRA can hold; use Apply Adapter, or Save Adapter "
                              "in format 'comfyui' for an embedding file")  # fmt: skip
-        if adapter.words:
+        if adapter.embeddings:
             logging.warning("HyperBooth Adapter to LoRA: the adapter also holds words, which a LoRA leaves out")
-        return io.NodeOutput(link_tensors(plain_link(adapter, base_weights(model, clip))))
+        return io.NodeOutput(adapter_tensors_plain(as_plain_lora(adapter, base_weights(model, clip))))
 
 
 class Info(io.ComfyNode):
@@ -150,7 +150,7 @@ class Info(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: AdapterSet, model: Any = None) -> io.NodeOutput:
+    def execute(cls, adapter: AdapterStack, model: Any = None) -> io.NodeOutput:
         report = summary(adapter)
         if model is None:
             layers = adapter.targets()

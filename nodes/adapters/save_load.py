@@ -8,16 +8,16 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...models.adapters.stack import AdapterSet
+from ...models.adapters.stack import AdapterStack
 from ...models.files.adapter_file import HEADER, adapter_tensors, header_of, in_file, load_adapter
-from ...models.files.lora_key_formats import plain_link, spelt, stock_tensors
+from ...models.files.lora_key_formats import as_plain_lora, format_keys, stock_tensors
 from ...models.files.precision_loss import half_precision_cost, plain_cost
 from ...models.files.safetensors_io import with_hash, write_tensors
 from ...models.metadata.base_fingerprint import with_base
 from ...models.metadata.lora_metadata import lora_metadata
 from ...models.textual_inversion.embedding_files import embedding_tensors
 from ...models.validation import is_text
-from ..bridge.adapters.lora_keys import file_names, read_names
+from ..bridge.adapters.lora_keys import export_names, import_names
 from ..bridge.adapters.patching import base_weights, check_base
 from ..bridge.folders import adapter_files, adapter_path, check_callable, how_to_call, output_file, output_name, typed
 from ..common import sockets
@@ -88,15 +88,15 @@ class Save(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, adapter: AdapterSet, filename_prefix: str, format: str, precision: str, model: Any = None,
+        cls, adapter: AdapterStack, filename_prefix: str, format: str, precision: str, model: Any = None,
         trigger: str = "", metadata: bool = True, clip: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         path = output_file(filename_prefix, ".safetensors")
         if not is_text(trigger):
             raise ValueError(f"trigger {trigger!r:.60} holds half a character (a lone surrogate); give plain text")
         if trigger.strip():
-            adapter = replace(adapter, facts={**adapter.facts, "trigger": trigger.strip()})
-        embedding = bool(adapter.words) and format != "hyperbooth"
+            adapter = replace(adapter, metadata={**adapter.metadata, "trigger": trigger.strip()})
+        embedding = bool(adapter.embeddings) and format != "hyperbooth"
         if embedding:
             check_callable(path)
         exact = contents(adapter, format, model, clip)
@@ -114,22 +114,22 @@ class Save(io.ComfyNode):
         return io.NodeOutput(name, ui={"text": (f"saved {name}{cost(adapter, exact, format, precision)}", *notes)})
 
 
-def cost(adapter: AdapterSet, tensors: Mapping[str, Tensor], format: str, precision: str) -> str:
+def cost(adapter: AdapterStack, tensors: Mapping[str, Tensor], format: str, precision: str) -> str:
     """What half precision does to the change, for the report."""
     dtype = PRECISIONS[precision]
-    if dtype == torch.float32 or not adapter.chain:
+    if dtype == torch.float32 or not adapter.adapters:
         return ""
     error = half_precision_cost(adapter, dtype) if format == "hyperbooth" else plain_cost(tensors, dtype)
     return f", {precision} costs {error:.1e} of the change"
 
 
-def contents(adapter: AdapterSet, format: str, model: Any, clip: Any = None) -> dict[str, Tensor]:
+def contents(adapter: AdapterStack, format: str, model: Any, clip: Any = None) -> dict[str, Tensor]:
     """The tensors of the file, by the names of ``format``."""
     if format == "hyperbooth":
         return adapter_tensors(adapter)
-    if adapter.words:
+    if adapter.embeddings:
         check_only_words(adapter, format)
-        return embedding_tensors(adapter.words)
+        return embedding_tensors(adapter.embeddings)
     if model is not None:
         check_base(model, clip, adapter)
     weight_of = None if model is None else base_weights(model, clip)
@@ -140,17 +140,17 @@ def contents(adapter: AdapterSet, format: str, model: Any, clip: Any = None) -> 
             f"model is not connected, but the names in a {format} file depend on the architecture; connect the model "
             "the adapter was trained on, or save in format 'comfyui' or 'hyperbooth'"
         )
-    return spelt(plain_link(adapter, weight_of), file_names(model, format, adapter.targets()), format)
+    return format_keys(as_plain_lora(adapter, weight_of), export_names(model, format, adapter.targets()), format)
 
 
-def check_only_words(adapter: AdapterSet, format: str) -> None:
+def check_only_words(adapter: AdapterStack, format: str) -> None:
     """An embedding file can hold the adapter; nothing of it would be lost.
 
     Raises:
         ValueError: it holds layers too, or the format knows no words.
     """
-    words = ", ".join(word.token for word in adapter.words)
-    if adapter.chain:
+    words = ", ".join(word.token for word in adapter.embeddings)
+    if adapter.adapters:
         raise ValueError(
             f"the adapter holds layers and words ({words}), format {format!r} one of both; save it in format "
             "'hyperbooth', or save the adapters that were combined each by itself, the word's in format 'comfyui'"
@@ -191,7 +191,7 @@ class Load(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter_name: str, model: Any = None, clip: Any = None) -> io.NodeOutput:
-        names = read_names(model, clip) if model is not None else None
+        names = import_names(model, clip) if model is not None else None
         return io.NodeOutput(load_adapter(adapter_path(adapter_name), names))
 
     @classmethod

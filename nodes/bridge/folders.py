@@ -66,7 +66,7 @@ def _listed(kind: str, given: str, name: str) -> Path:
     return Path(path)
 
 
-def register_saved_words() -> None:
+def register_embedding_folder() -> None:
     """Prompts find words by name in ``output/embeddings`` too, as ComfyUI itself lists ``output/loras``.
 
     A CLIP takes the list of folders when it is loaded, and looks into them at every prompt: so this comes before any

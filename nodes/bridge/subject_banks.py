@@ -11,15 +11,15 @@ import torch
 from ...models.metadata.base_fingerprint import sample_of
 from ...models.subject_bank.shards import MANIFEST, state_of
 from ...trainers.config import TrainingOptions
-from ...trainers.data.build_dataset import Tools
-from ...trainers.subject_bank.build import Workshop
+from ...trainers.data.build_dataset import Encoders
+from ...trainers.subject_bank.build import BankBuilder
 from .adapters.patching import base_weights
 from .folders import LONGEST_NAME
 from .images.vae import encode_pixels, latent_cell
 from .model.denoiser import prediction_of
 from .model.layers import architecture, layer_shapes, trainable_layers
 from .text.conditioning import encode_prompt
-from .training_session import workbench
+from .training_session import training_session
 
 KIND = "hyperbooth_banks"
 """Folder in ComfyUI's models and output."""
@@ -82,7 +82,7 @@ def name_after(source: Path) -> str:
 _seen: dict[Path, tuple[list[Any], int]] = {}
 
 
-def times_changed(folder: Path) -> int:
+def folder_version(folder: Path) -> int:
     """How often this process has found the bank in ``folder`` other than it left it: a shard gone, or new ones."""
     now = state_of(folder)
     before, count = _seen.get(folder, (now, 0))
@@ -90,22 +90,22 @@ def times_changed(folder: Path) -> int:
     return _seen[folder][1]
 
 
-def left_as_it_is(folder: Path) -> None:
+def folder_unchanged(folder: Path) -> None:
     """What this process has done to the bank in ``folder`` is no change."""
     _seen[folder] = state_of(folder), _seen.get(folder, ([], 0))[1]
 
 
-def workshop(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> Workshop:
+def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> BankBuilder:
     """What a bank needs of the loaded model; ``text_encoder``: it trains as well."""
     trained = clip if text_encoder else None
-    return Workshop(
-        tools=Tools(
+    return BankBuilder(
+        tools=Encoders(
             encode=lambda pixels: encode_pixels(vae, pixels),
             embed=lru_cache(maxsize=MOST_PROMPTS)(lambda prompt: encode_prompt(clip, prompt)),
             cell=latent_cell(vae),
             progress=lambda *_: None,
         ),
-        session=lambda pictures, together: workbench(model, options, pictures, together, trained),
+        session=lambda pictures, together: training_session(model, options, pictures, together, trained),
         shapes=layer_shapes(trainable_layers(model, trained)),
         base=base_of(model, clip, vae),
         versions={"comfyui": comfyui_version.__version__, "torch": str(torch.__version__)},

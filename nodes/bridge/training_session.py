@@ -12,19 +12,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...models.adapters.targets import TEXT_PREFIX
-from ...models.backbone.frozen_layers import Borrow, frozen
-from ...models.hollowed_net.network import Hollow
-from ...models.textual_inversion.embeddings import Word
+from ...models.backbone.frozen_layers import WeightAccess, frozen
+from ...models.hollowed_net.network import HollowedNetwork
+from ...models.textual_inversion.embeddings import LearnedEmbedding
 from ...trainers.config import TrainingOptions
 from ...trainers.data.dataset import Example, Subject
 from .images.latent_preview import latent_picture
 from .model.denoiser import ComfyDenoiser
 from .model.layers import adds_in_place, architecture, blocks_of, layer_shapes, trainable_layers
-from .model.model_hash import identity_of
-from .model.offload import moves, stowed
-from .model.weight_access import borrow
-from .text.conditioning import Conditions
-from .text.learned_embeddings import first_vectors
+from .model.model_hash import model_hash
+from .model.offload import moves, offloaded
+from .model.weight_access import access_weight
+from .text.conditioning import PromptEncoder
+from .text.learned_embeddings import initial_vectors
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,41 +35,43 @@ ACTIVATIONS = 3
 
 
 @dataclass(frozen=True)
-class ComfyWorkbench:
+class ComfyTrainingSession:
     """The trainers' Workbench on ComfyUI's objects."""
 
     patchers: Sequence[Any]
     clip: Any
     denoiser: ComfyDenoiser
-    conditions: Conditions
+    conditions: PromptEncoder
     device: torch.device
     half: bool
     precision: str
     shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, nn.Module]
     blocks: Sequence[nn.Module]
-    written_over: Collection[str]
-    facts: Mapping[str, Any]
-    identity: str
-    borrow: Borrow
-    hollow: Hollow | None
+    modified_in_place: Collection[str]
+    metadata: Mapping[str, Any]
+    model_hash: str
+    access_weight: WeightAccess
+    hollow: HollowedNetwork | None
 
     def condition(self, examples: Sequence[Example]) -> Any:
         return self.conditions(examples)
 
-    def condition_each(self, examples: Sequence[Example]) -> Any:
+    def condition_per_subject(self, examples: Sequence[Example]) -> Any:
         return self.conditions.each(examples)
 
-    def first_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
-        return first_vectors(self.clip, word, count)
+    def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
+        return initial_vectors(self.clip, word, count)
 
-    def knowing(self, words: Sequence[Word], prompts: Sequence[str] = ()) -> AbstractContextManager[None]:
-        return self.conditions.knowing(words, prompts)
+    def with_embeddings(
+        self, words: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()
+    ) -> AbstractContextManager[None]:
+        return self.conditions.with_embeddings(words, prompts)
 
-    def blank(self, subject: Subject) -> Any:
-        if subject.blank is None:
+    def unconditional(self, subject: Subject) -> Any:
+        if subject.unconditional is None:
             return None
-        return self.conditions.arguments(subject.blank, subject.examples[0].size)
+        return self.conditions.arguments(subject.unconditional, subject.examples[0].size)
 
     def to_model(self, latents: Tensor) -> Tensor:
         return self.denoiser.model.process_latent_in(latents.to(self.device, torch.float32, copy=True))
@@ -77,7 +79,7 @@ class ComfyWorkbench:
     def picture(self, latents: Tensor) -> Image.Image | None:
         return latent_picture(self.denoiser.model.latent_format, latents)
 
-    def passing(self, size: tuple[int, ...]) -> int:
+    def inference_bytes(self, size: tuple[int, ...]) -> int:
         return int(self.denoiser.model.memory_required([1, *size]))
 
     def free_memory(self) -> int:
@@ -93,8 +95,8 @@ class ComfyWorkbench:
             with torch.inference_mode():
                 comfy.model_management.load_models_gpu(list(self.patchers), memory_required=needed)
 
-    def stowed(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.hollow is None else stowed(self.patchers[0], self.hollow)
+    def offloaded(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.hollow is None else offloaded(self.patchers[0], self.hollow)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         short = isinstance(error, MemoryError) or comfy.model_management.is_oom(error)
@@ -105,10 +107,10 @@ class ComfyWorkbench:
 
 
 @contextmanager
-def workbench(
+def training_session(
     model: Any, options: TrainingOptions, subject: Subject, batch_size: int, clip: Any = None,
-    hollow: Hollow | None = None,
-) -> Iterator[ComfyWorkbench]:  # fmt: skip
+    hollow: HollowedNetwork | None = None,
+) -> Iterator[ComfyTrainingSession]:  # fmt: skip
     """Inside the block the model (and ``clip``, if its text encoder or a word trains) is ready for gradients.
 
     Everything else leaves the device first. Autograd is on, ComfyUI's inference mode is off, and frozen
@@ -128,12 +130,12 @@ def workbench(
     _load_alone(patchers, subject, batch_size)
     with torch.inference_mode(False), torch.enable_grad(), _training_flag(), ExitStack() as stack:
         in_place = adds_in_place(patcher.model.diffusion_model)
-        stack.enter_context(frozen(patcher.model, borrow, in_place))
+        stack.enter_context(frozen(patcher.model, access_weight, in_place))
         if clip is not None:
-            stack.enter_context(frozen(clip.cond_stage_model, borrow, adds_in_place=True))
+            stack.enter_context(frozen(clip.cond_stage_model, access_weight, adds_in_place=True))
         if hollow is not None:
             stack.enter_context(hollow.without_gradients())
-        yield _bench(patcher, clip, hollow)
+        yield _session(patcher, clip, hollow)
 
 
 def _check_trainable(model: Any) -> None:
@@ -195,16 +197,16 @@ def _training_flag() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
-def _bench(patcher: Any, clip: Any, hollow: Hollow | None) -> ComfyWorkbench:
+def _session(patcher: Any, clip: Any, hollow: HollowedNetwork | None) -> ComfyTrainingSession:
     layers, denoiser = trainable_layers(patcher, clip), ComfyDenoiser(patcher)
     out = {id(module) for block in hollow.blocks for module in block.modules()} if hollow else set()
     left = {name: layer for name, layer in layers.items() if id(layer) not in out}
     in_place = adds_in_place(patcher.model.diffusion_model)
-    return ComfyWorkbench(
+    return ComfyTrainingSession(
         patchers=[patcher] + ([clip.patcher] if clip is not None else []),
         clip=clip,
         denoiser=denoiser,
-        conditions=Conditions(patcher.model, patcher.load_device, clip),
+        conditions=PromptEncoder(patcher.model, patcher.load_device, clip),
         device=patcher.load_device,
         half=patcher.model.get_dtype_inference() == torch.float16,
         precision=str(patcher.model.get_dtype_inference()).removeprefix("torch."),
@@ -212,10 +214,10 @@ def _bench(patcher: Any, clip: Any, hollow: Hollow | None) -> ComfyWorkbench:
         layers=layers,
         blocks=[block for block in blocks_of(patcher.model.diffusion_model) if id(block) not in out],
         hollow=hollow,
-        written_over={name for name in layers if name.startswith(TEXT_PREFIX) or in_place},
-        identity=identity_of(patcher, clip),
-        borrow=borrow,
-        facts={
+        modified_in_place={name for name in layers if name.startswith(TEXT_PREFIX) or in_place},
+        model_hash=model_hash(patcher, clip),
+        access_weight=access_weight,
+        metadata={
             "base": architecture(patcher),
             "prediction": denoiser.prediction.value,
             "precision": str(patcher.model.get_dtype_inference()).removeprefix("torch."),

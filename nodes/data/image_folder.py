@@ -5,12 +5,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...trainers.data.image_folder import read_folder, state_of
-from ...trainers.data.image_reader import ON_BROKEN, Reading
-from ...trainers.engine.run_hash import fingerprint
+from ...trainers.data.image_reader import ON_BROKEN, ReadOptions
+from ...trainers.engine.run_hash import run_hash
 from ..bridge.folders import input_folder, typed
 from ..common import sockets
 
-READING = Reading()
+READING = ReadOptions()
 
 
 class ImagesFromFolder(io.ComfyNode):
@@ -75,14 +75,14 @@ class ImagesFromFolder(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> Any:
         """A digest of names, sizes and times of the files: changed ones are read again. ComfyUI writes it into the
         pictures that it saves."""
-        return fingerprint(state_of(input_folder(typed("folder", folder))))
+        return run_hash(state_of(input_folder(typed("folder", folder))))
 
     @classmethod
     def execute(
         cls, folder: str, captions: bool = READING.captions, masks: bool = READING.masks,
         on_broken: str = READING.on_broken, longest_side: int = READING.longest_side,
     ) -> io.NodeOutput:  # fmt: skip
-        found, lines = read_folder(input_folder(folder), Reading(captions, masks, on_broken, longest_side))
+        found, lines = read_folder(input_folder(folder), ReadOptions(captions, masks, on_broken, longest_side))
         return io.NodeOutput(
             [photograph.image[None] for photograph in found],
             [photograph.caption for photograph in found],

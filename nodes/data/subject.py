@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...trainers.data.augmentation import MOST, MOST_VARIANTS, Augmentation
-from ...trainers.data.build_dataset import Framing, Pictures, Tools, gather, prompts_for
+from ...trainers.data.build_dataset import Encoders, Framing, SourceImages, build_dataset, prompts_for
 from ..bridge.images.vae import encode_pixels, latent_cell
 from ..bridge.progress import Progress
 from ..bridge.text.conditioning import encode_prompt
@@ -97,17 +97,17 @@ class Subject(io.ComfyNode):
         class_images: list[Tensor] | None = None, variants: list[int] | None = None,
         crop: list[float] | None = None, colour: list[float] | None = None, augment_seed: list[int] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        augmentation = _augmentation(variants=variants, crop=crop, colour=colour, seed=augment_seed)
+        augmentation = _augmentation(variants=variants, crop=crop, color=colour, seed=augment_seed)
         pictures = one_by_one(images)
         text = only("prompt", prompt, "one text per image goes into captions")
         texts = prompts_for(len(pictures), text, _lines(captions, len(pictures)))
-        subject = Pictures(pictures, texts, one_by_one(masks) if masks else None)
+        subject = SourceImages(pictures, texts, one_by_one(masks) if masks else None)
         class_text = only("class_prompt", class_prompt or [""]).strip()
         others = _class_pictures(one_by_one(class_images or []), class_text)
         framing = Framing(only("resolution", resolution), only("bucket", bucket), only("flip", flip))
         total = len(pictures) + (len(others.images) if others else 0)
         tools = _tools(only("vae", vae), only("clip", clip), total)
-        return io.NodeOutput(gather(subject, others, framing, tools, class_text, augmentation))
+        return io.NodeOutput(build_dataset(subject, others, framing, tools, class_text, augmentation))
 
 
 def _augmentation_inputs() -> list[io.Input]:
@@ -134,7 +134,7 @@ def _augmentation_inputs() -> list[io.Input]:
         io.Float.Input(
             "colour",
             optional=True,
-            default=defaults.colour,
+            default=defaults.color,
             min=0.0,
             max=MOST,
             step=0.01,
@@ -165,18 +165,18 @@ def _lines(captions: list[str] | None, images: int) -> list[str] | None:
     return captions
 
 
-def _class_pictures(images: list[Tensor], class_prompt: str) -> Pictures | None:
+def _class_pictures(images: list[Tensor], class_prompt: str) -> SourceImages | None:
     if not images:
         return None
     if not class_prompt.strip():
         raise ValueError(
             "class_prompt is empty although class_images are connected; give one such as 'a photo of a dog'"
         )
-    return Pictures(images, [class_prompt] * len(images))
+    return SourceImages(images, [class_prompt] * len(images))
 
 
-def _tools(vae: Any, clip: Any, total: int) -> Tools:
-    return Tools(
+def _tools(vae: Any, clip: Any, total: int) -> Encoders:
+    return Encoders(
         encode=lambda pixels: encode_pixels(vae, pixels),
         embed=lambda prompt: encode_prompt(clip, prompt),
         cell=latent_cell(vae),

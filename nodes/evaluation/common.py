@@ -74,11 +74,11 @@ class Score:
     def __str__(self) -> str:
         if math.isnan(self.value):
             return f"{self.name}: not measured"
-        better = f"{'lower' if self.low else 'higher'} is better{beside(self.ceiling)}"
+        better = f"{'lower' if self.low else 'higher'} is better{compare_to_ceiling(self.ceiling)}"
         return f"{self.name} {self.value:.4f} ({better}), by {self.encoder}"
 
 
-def beside(ceiling: float | None) -> str:
+def compare_to_ceiling(ceiling: float | None) -> str:
     """What stands beside a score that has a ceiling."""
     if ceiling is None:
         return ""

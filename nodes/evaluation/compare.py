@@ -12,9 +12,9 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ...models.files.safetensors_io import write_whole
+from ...models.files.safetensors_io import write_atomically
 from ...models.metrics import scores
-from ...trainers.reporting.image_grid import grid, told_apart
+from ...trainers.reporting.image_grid import image_grid, told_apart
 from ..bridge.folders import check_prefix, output_file, output_name
 from ..bridge.images.metric_encoders import Embedder, embedder
 from ..bridge.images.vae import to_image
@@ -25,8 +25,8 @@ from .common import (  # fmt: skip
     Embeddings,
     Score,
     Scoring,
-    beside,
     clip_input,
+    compare_to_ceiling,
     dino_input,
     dino_vision_input,
     none_chosen,
@@ -107,7 +107,7 @@ class CompareSheet(Scoring):
         table = [scored(samples, prompts, real, embed, by_dino, by_clip) for samples in adapters]
         note = cut_off(by_clip, prompts) if by_clip else ""
         path = output_file(prefix, ".csv")
-        write_whole([as_csv(names, table).encode()], path)
+        write_atomically([as_csv(names, table).encode()], path)
         report = f"{in_words(names, table)}{note}\nwritten to {output_name(path)}"
         sheet = to_image(drawn(adapters, names, table))
         return io.NodeOutput(sheet, report, output_name(path), ui={"text": (report,)})
@@ -190,7 +190,7 @@ def in_words(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
         values = [f"{name} {score.value:.4f}" for name, score in ranked]
         values += [f"{name} not measured" for name in names if name not in dict(measured)]
         first = ranked[0][1]
-        by = f"by {first.encoder}{beside(first.ceiling)}"
+        by = f"by {first.encoder}{compare_to_ceiling(first.ceiling)}"
         lines.append(f"{first.name}: {_verdict(ranked)}{', '.join(values)} ({by})")
     return "\n".join(lines)
 
@@ -238,7 +238,7 @@ def drawn(
         for row in range(each)
     ]
     below = ["\n".join(f"{s.name} {s.value:.3f}" for s in row if not math.isnan(s.value)) for row in table]
-    return grid(cells, told_apart(names, 15), below=below, side=256, text=15)
+    return image_grid(cells, told_apart(names, 15), below=below, side=256, text=15)
 
 
 def _picture(picture: Tensor) -> Image.Image:

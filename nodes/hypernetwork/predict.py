@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...models.hypernetwork.checkpoint import load_predictor, save_predictor
-from ...models.hypernetwork.predictor import Made, Predictor
+from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.metadata.base_fingerprint import sample_of
 from ..adapters.save_load import PRECISIONS
 from ..bridge.adapters.patching import base_weights
@@ -131,5 +131,5 @@ def check_base(model: Any, predictor: Predictor) -> None:
     """
     there = adaptable_layers(model)
     known = [name for name in predictor.base.record if name in there]
-    given = Made(architecture(model), sample_of(known, base_weights(model)) if known else {})
+    given = BaseModelRef(architecture(model), sample_of(known, base_weights(model)) if known else {})
     predictor.base.check(given, "model", "hypernetwork")

@@ -5,26 +5,26 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...models.adapters.stack import AdapterSet
+from ...models.adapters.stack import AdapterStack
 from ...models.subject_bank.bank import Bank
 from ...models.subject_bank.shards import state_of as state_of_bank
 from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.image_folder import state_of
 from ...trainers.engine.checks import check_number
-from ...trainers.engine.distributed import ALONE, Ranks
-from ...trainers.engine.run_hash import fingerprint
+from ...trainers.engine.distributed import SINGLE, ProcessGroup
+from ...trainers.engine.run_hash import run_hash
 from ...trainers.subject_bank.build import build_bank, subject_names
-from ...trainers.subject_bank.config import Recipe
+from ...trainers.subject_bank.config import BankConfig
 from ..bridge.folders import input_folder, typed
 from ..bridge.progress import Progress
 from ..bridge.subject_banks import (
+    bank_builder,
     bank_names,
     bank_path,
-    left_as_it_is,
+    folder_unchanged,
+    folder_version,
     name_after,
     new_bank_path,
-    times_changed,
-    workshop,
 )
 from ..common import sockets
 
@@ -93,18 +93,18 @@ class BuildBank(io.ComfyNode):
         built again if it is no more what was built. ComfyUI writes it into the pictures that it saves."""
         source = input_folder(typed("folder", folder))
         pictures = [(name, state_of(source / name)) for name in subject_names(source)]
-        return fingerprint(pictures), times_changed(place_of(typed("bank_name", bank_name), source))
+        return run_hash(pictures), folder_version(place_of(typed("bank_name", bank_name), source))
 
     @classmethod
     def execute(
         cls, model: Any, clip: Any, vae: Any, folder: str, method: Method, prompt: str, steps: int,
         subjects_per_batch: int, seed: int, bank_name: str = "", resolution: int = 512,
-        options: TrainingOptions | None = None, start_from: AdapterSet | None = None, shared_input: bool = False,
+        options: TrainingOptions | None = None, start_from: AdapterStack | None = None, shared_input: bool = False,
         captions: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         check_number("subjects_per_batch", subjects_per_batch, 1)
         options = options or TrainingOptions()
-        recipe = Recipe(method, prompt, steps, seed, resolution, options, start_from, shared_input, captions)
+        recipe = BankConfig(method, prompt, steps, seed, resolution, options, start_from, shared_input, captions)
         bank, text = build(recipe, folder, bank_name, subjects_per_batch, model, clip, vae)
         return io.NodeOutput(bank, text, ui={"text": (text,)})
 
@@ -155,14 +155,21 @@ def _optional_inputs() -> list[io.Input]:
 
 
 def build(
-    recipe: Recipe, folder: str, bank_name: str, together: int, model: Any, clip: Any, vae: Any, ranks: Ranks = ALONE
-) -> tuple[Bank, str]:  # fmt: skip
+    recipe: BankConfig,
+    folder: str,
+    bank_name: str,
+    together: int,
+    model: Any,
+    clip: Any,
+    vae: Any,
+    processes: ProcessGroup = SINGLE,
+) -> tuple[Bank, str]:
     """The bank of that folder on the loaded model, and a report."""
     source, method = input_folder(folder), recipe.method
     place = place_of(bank_name, source)
-    tools = workshop(model, clip, vae, recipe.options, method.text_encoder)
-    made = build_bank(recipe, source, place, together, tools, _show(), ranks)
-    left_as_it_is(place)
+    tools = bank_builder(model, clip, vae, recipe.options, method.text_encoder)
+    made = build_bank(recipe, source, place, together, tools, _show(), processes)
+    folder_unchanged(place)
     return made
 
 
@@ -210,4 +217,4 @@ class LoadBank(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, bank_name: str | None, **_: Any) -> Any:
         """A bank that has changed is opened again."""
-        return fingerprint(state_of_bank(bank_path(typed("bank_name", bank_name))))
+        return run_hash(state_of_bank(bank_path(typed("bank_name", bank_name))))

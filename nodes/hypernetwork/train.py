@@ -7,24 +7,24 @@ from comfy_api.latest import io
 
 from ...models.adapters.targets import TEXT_PREFIX
 from ...models.hypernetwork.network import HyperNetworkConfig
-from ...models.hypernetwork.predictor import Made, Predictor
+from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.subject_bank.bank import Bank
 from ...trainers.config import TrainingOptions
 from ...trainers.data.dataset import Example, Subject
-from ...trainers.engine.checkpoints import States
+from ...trainers.engine.checkpoints import CheckpointStore
 from ...trainers.engine.checks import check_choice
-from ...trainers.engine.distributed import ALONE, Ranks
-from ...trainers.engine.run_hash import fingerprint
-from ...trainers.hypernetwork.config import HyperRun
-from ...trainers.hypernetwork.feature_cache import Features
+from ...trainers.engine.distributed import SINGLE, ProcessGroup
+from ...trainers.engine.run_hash import run_hash
+from ...trainers.hypernetwork.config import HyperNetworkTrainingConfig
+from ...trainers.hypernetwork.feature_cache import FeatureCache
 from ...trainers.hypernetwork.train import Result, train_hypernetwork
-from ...trainers.reporting.live_view import Watch
+from ...trainers.reporting.live_view import LiveView
 from ..bridge.folders import state_folder
 from ..bridge.images.clip_vision import encoder_of, tokens_of
 from ..bridge.progress import Progress
 from ..bridge.subject_banks import base_of
 from ..bridge.text.conditioning import encode_prompt
-from ..bridge.training_session import workbench
+from ..bridge.training_session import training_session
 from ..common import method_inputs, sockets
 from ..training.train_adapter import RESUME
 from .predict import CATEGORY
@@ -148,19 +148,19 @@ def run_of(
     bank: Bank, steps: int, learning_rate: float, batch_size: int, refinements: int, weight_loss: float,
     denoising_loss: float, seed: int, options: TrainingOptions, width: int, start_from: Predictor | None,
     input_pictures: int = 0,
-) -> HyperRun:  # fmt: skip
+) -> HyperNetworkTrainingConfig:  # fmt: skip
     """The run that these inputs ask for."""
     shared = bool(bank.manifest.settings.get("shared_input"))
     width = width if start_from is None else start_from.network.config.width
     config = HyperNetworkConfig(width, refinements=refinements, shared_input=shared, learnt_input=shared)
-    return HyperRun(
+    return HyperNetworkTrainingConfig(
         bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from,
         input_pictures,
     )  # fmt: skip
 
 
 def train(
-    run: HyperRun, model: Any, clip: Any, vision: Any, resume: bool, ranks: Ranks = ALONE
+    run: HyperNetworkTrainingConfig, model: Any, clip: Any, vision: Any, resume: bool, processes: ProcessGroup = SINGLE
 ) -> Result | None:  # fmt: skip
     """The run on the loaded model, with progress and a state on disk; None from processes that do not lead."""
     bank, encoder = run.bank, encoder_of(vision)
@@ -170,17 +170,24 @@ def train(
     conds = _encoded(run.prompts, clip)
     pictures = Subject((Example(bank.latent([(0, 0)]), conds[bank.prompt], bank.prompt),))
     trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
-    name = fingerprint(encoder)
-    features = Features(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)), ranks)
+    name = run_hash(encoder)
+    features = FeatureCache(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)), processes)
     show = Progress(run.steps)
-    with workbench(model, run.options, pictures, run.batch_size, trained) as bench:
-        states = States(state_folder(), run.key(bench.identity, name), writes=ranks.leads)
+    with training_session(model, run.options, pictures, run.batch_size, trained) as session:
+        states = CheckpointStore(state_folder(), run.key(session.model_hash, name), writes=processes.is_main)
         if not resume:
             states.forget()
         return train_hypernetwork(
-            run, bench, conds, encoder, features, lambda sample: Watch(run.steps, show, sample, run.look_every, True),
-            states, lambda step: show(step, run.steps), ranks,
-        )  # fmt: skip
+            run,
+            session,
+            conds,
+            encoder,
+            features,
+            lambda sample: LiveView(run.steps, show, sample, run.look_every, True),
+            states,
+            lambda step: show(step, run.steps),
+            processes,
+        )
 
 
 def _encoded(prompts: Sequence[str], clip: Any) -> dict[str, Any]:
@@ -199,7 +206,7 @@ def check_base(bank: Bank, model: Any, clip: Any) -> None:
         ValueError: it was not; both sides are named.
     """
     base, ours = bank.manifest.base, base_of(model, clip)
-    Made(base["base"], base["weights"]).check(Made(ours["base"], ours["weights"]), "model", "bank")
+    BaseModelRef(base["base"], base["weights"]).check(BaseModelRef(ours["base"], ours["weights"]), "model", "bank")
     if base.get("prediction", ours["prediction"]) != ours["prediction"]:
         raise ValueError(
             f"model predicts {ours['prediction']}, the bank was built on one that predicts {base['prediction']}; "
@@ -207,7 +214,7 @@ def check_base(bank: Bank, model: Any, clip: Any) -> None:
         )
 
 
-def report(run: HyperRun, result: Result) -> str:
+def report(run: HyperNetworkTrainingConfig, result: Result) -> str:
     """What a user wants to know afterwards, in plain words."""
     training, held = run.people
     tail = result.history.losses[-max(1, len(result.history.losses) // 10) :]

@@ -5,10 +5,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...models.adapters import LoRAConfig
-from ...models.adapters.stack import AdapterSet
+from ...models.adapters.stack import AdapterStack
 from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.dataset import Subject
-from ...trainers.dreambooth.config import Run
+from ...trainers.dreambooth.config import DreamBoothConfig
 from ..bridge.adapters.patching import check_fits, has_text_layers, warn_of_another_base
 from ..common import method_inputs, sockets
 from .train_adapter import changes_prompts, report, train
@@ -60,29 +60,40 @@ class FastFinetune(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, subject: Subject, adapter: AdapterSet, rank: int, steps: int, learning_rate: float, seed: int,
-        clip: Any = None, options: TrainingOptions | None = None, batch_size: int = 1,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: Any,
+        subject: Subject,
+        adapter: AdapterStack,
+        rank: int,
+        steps: int,
+        learning_rate: float,
+        seed: int,
+        clip: Any = None,
+        options: TrainingOptions | None = None,
+        batch_size: int = 1,
+    ) -> io.NodeOutput:
         check_base(model, clip, adapter)
         text = has_text_layers(adapter)
         method = Method(
             "lora", LoRAConfig(rank, float(rank)), learning_rate=learning_rate, text_encoder=text,
             text_encoder_lr=learning_rate / 2,
         )  # fmt: skip
-        run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, on_top_of=adapter)
+        run = DreamBoothConfig(
+            subject, method, options or TrainingOptions(), steps, batch_size, seed, on_top_of=adapter
+        )
         result = train(run, model, clip if changes_prompts(adapter) else None, resume=True)
-        below = ", ".join(part.describe() for part in (*adapter.chain, *adapter.words))
+        below = ", ".join(part.describe() for part in (*adapter.adapters, *adapter.embeddings))
         lines = f"{report(run, result)}\non top of {below}"
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, lines)
 
 
-def check_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
+def check_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """The adapter is for this MODEL (and CLIP), and there is something to train on.
 
     Raises:
         ValueError: it has no layers, does not fit, or needs a clip.
     """
-    if not adapter.chain:
+    if not adapter.adapters:
         raise ValueError(
             "adapter holds words only, no layers to train on; use Apply Adapter on model and clip, Train Adapter on "
             "those, and join both with Combine Adapters"

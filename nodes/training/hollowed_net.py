@@ -6,18 +6,18 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...models.hollowed_net.network import Hollow
+from ...models.hollowed_net.network import HollowedNetwork
 from ...models.units import in_mib
-from ...trainers.config import STORAGES, Hollowing, TrainingOptions
+from ...trainers.config import STORAGES, HollowedNetConfig, TrainingOptions
 from ...trainers.data.dataset import Subject
-from ...trainers.dreambooth.memory_estimate import Sizes, sizes_of
-from ..bridge.model.block_spans import Cut, nearest_cut
+from ...trainers.dreambooth.memory_estimate import MemoryEstimate, estimate_memory
+from ..bridge.model.block_spans import BlockCut, nearest_cut
 from ..bridge.model.offload import leaves_device
 from ..bridge.progress import Progress
-from ..bridge.training_session import ComfyWorkbench, workbench
+from ..bridge.training_session import ComfyTrainingSession, training_session
 from ..common import sockets
 
-DEFAULT = Hollowing()
+DEFAULT = HollowedNetConfig()
 MOST = 0.85
 """Share without which little is learnt: of drawn people, a network without 78 % of its numbers still learns almost what
 plain LoRA does, and one without 91 % a fraction of it (the rows ``hollow_*`` of ``benchmarks/quality.py``)."""
@@ -75,23 +75,25 @@ class HollowedNet(io.ComfyNode):
     def execute(
         cls, model: Any, fraction: float, samples: int, storage: str, subject: Subject | None = None
     ) -> io.NodeOutput:
-        hollowing = Hollowing(fraction, samples, storage)
+        hollowing = HollowedNetConfig(fraction, samples, storage)
         cut = nearest_cut(model.model.diffusion_model, fraction)
         stows = storage != "none" and leaves_device(model)
         sizes = _measured(model, cut, subject, stows) if subject else None
         return io.NodeOutput(hollowing, report(model, hollowing, cut, sizes))
 
 
-def _measured(model: Any, cut: Cut, subject: Subject, stows: bool) -> Sizes:
+def _measured(model: Any, cut: BlockCut, subject: Subject, stows: bool) -> MemoryEstimate:
     """Return the memory that a step takes on the model as it is loaded."""
 
-    def open_session(options: TrainingOptions, hollow: Hollow | None) -> AbstractContextManager[ComfyWorkbench]:
-        return workbench(model, options, subject, 1, None, hollow)
+    def open_session(
+        options: TrainingOptions, hollow: HollowedNetwork | None
+    ) -> AbstractContextManager[ComfyTrainingSession]:
+        return training_session(model, options, subject, 1, None, hollow)
 
-    return sizes_of(open_session, subject, cut.hollow, int(model.model_size()), stows, Progress(2))
+    return estimate_memory(open_session, subject, cut.hollow, int(model.model_size()), stows, Progress(2))
 
 
-def report(model: Any, hollowing: Hollowing, cut: Cut, sizes: Sizes | None) -> str:
+def report(model: Any, hollowing: HollowedNetConfig, cut: BlockCut, sizes: MemoryEstimate | None) -> str:
     """What a user wants to know before training."""
     parameters = cut.hollow.parameters()
     saved = sum(parameter.nbytes for parameter in parameters)
@@ -118,7 +120,7 @@ def report(model: Any, hollowing: Hollowing, cut: Cut, sizes: Sizes | None) -> s
     return "\n".join(lines)
 
 
-def warnings(cut: Cut) -> list[str]:
+def warnings(cut: BlockCut) -> list[str]:
     """A line where so much is taken out that what is left learns little."""
     if cut.share <= MOST:
         return []
@@ -127,7 +129,7 @@ def warnings(cut: Cut) -> list[str]:
     return [f"warning: {warning}"]
 
 
-def advice(hollowing: Hollowing, recorded: int, saved: int, stows: bool, device: Any) -> str:
+def advice(hollowing: HollowedNetConfig, recorded: int, saved: int, stows: bool, device: Any) -> str:
     """Whether to record; ``stows``: recording lets the weights taken out leave the training ``device``."""
     if recorded > 4 * saved:
         better = f"recording takes {recorded / saved:.0f} times what it frees: storage none is the better choice here"

@@ -4,23 +4,23 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...models.adapters.stack import AdapterSet
+from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import TEXT_PREFIX
 from ...models.files.adapter_file import save_adapter
-from ...trainers.config import Hollowing, Method, TrainingOptions
+from ...trainers.config import HollowedNetConfig, Method, TrainingOptions
 from ...trainers.data.dataset import Subject
-from ...trainers.dreambooth.config import Run
+from ...trainers.dreambooth.config import DreamBoothConfig
 from ...trainers.dreambooth.initial_adapter import trained_part
-from ...trainers.dreambooth.trainer import Result, personalize
-from ...trainers.engine.checkpoints import States
+from ...trainers.dreambooth.trainer import Result, train_dreambooth
+from ...trainers.engine.checkpoints import CheckpointStore
 from ...trainers.engine.checks import check_choice
 from ...trainers.engine.state import History
-from ...trainers.reporting.live_view import Watch
+from ...trainers.reporting.live_view import LiveView
 from ..bridge.adapters.patching import warn_of_another_base
 from ..bridge.folders import output_file, output_name, state_folder
 from ..bridge.model.block_spans import nearest_cut
 from ..bridge.progress import Progress
-from ..bridge.training_session import workbench
+from ..bridge.training_session import training_session
 from ..common import sockets
 
 RESUME = ("continue", "start over")
@@ -87,8 +87,8 @@ class Train(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, subject: Subject, method: Method, steps: int, batch_size: int, seed: int, clip: Any = None,
-        options: TrainingOptions | None = None, start_from: AdapterSet | None = None, resume: str = RESUME[0],
-        hollow: Hollowing | None = None,
+        options: TrainingOptions | None = None, start_from: AdapterStack | None = None, resume: str = RESUME[0],
+        hollow: HollowedNetConfig | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("resume", resume, RESUME)
         encodes = method.encodes_prompts or changes_prompts(start_from)
@@ -96,15 +96,18 @@ class Train(io.ComfyNode):
             raise ValueError(why_clip(method))
         if start_from is not None:
             warn_of_another_base(model, clip, start_from)
-        run = Run(subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from, hollow)
+        run = DreamBoothConfig(
+            subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from, hollow
+        )
         result = train(run, model, clip if encodes else None, resume == RESUME[0])
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))
 
 
-def changes_prompts(adapter: AdapterSet | None) -> bool:
+def changes_prompts(adapter: AdapterStack | None) -> bool:
     """Whether prompts have to be encoded anew under it: it changes the text encoder, or holds words."""
     return adapter is not None and (
-        bool(adapter.words) or any(name.startswith(TEXT_PREFIX) for link in adapter.chain for name in link.targets)
+        bool(adapter.embeddings)
+        or any(name.startswith(TEXT_PREFIX) for link in adapter.adapters for name in link.targets)
     )
 
 
@@ -117,28 +120,28 @@ def why_clip(method: Method) -> str:
     return f"clip is not connected, but the method trains {what}; connect it{instead}"
 
 
-def train(run: Run, model: Any, clip: Any, resume: bool) -> Result:
+def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
     """The run on the loaded model, with progress and a state on disk."""
     options, show = run.options, Progress(run.steps)
     hollow = nearest_cut(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
-    with workbench(model, options, run.subject, run.batch_size, clip, hollow) as bench:
-        states = States(state_folder(), run.key(bench.identity))
+    with training_session(model, options, run.subject, run.batch_size, clip, hollow) as session:
+        states = CheckpointStore(state_folder(), run.key(session.model_hash))
         if not resume:
             states.forget()
-        return personalize(
-            run, bench, lambda sample: Watch(run.steps, show, sample, options.preview_every), states, save_rescued,
+        return train_dreambooth(
+            run, session, lambda sample: LiveView(run.steps, show, sample, options.preview_every), states, save_rescued,
             on_record=show,
         )  # fmt: skip
 
 
-def save_rescued(adapter: AdapterSet) -> str:
+def save_rescued(adapter: AdapterStack) -> str:
     """An adapter of a run that failed, where Load Adapter finds it."""
     path = output_file("loras/hyperbooth_rescued", ".safetensors")
     save_adapter(adapter, path)
     return output_name(path)
 
 
-def report(run: Run, result: Result) -> str:
+def report(run: DreamBoothConfig, result: Result) -> str:
     """What a user wants to know afterwards, in plain words."""
     part, history = trained_part(result.adapter, run.method), result.history
     tail = history.losses[-max(1, len(history.losses) // 10) :]
@@ -157,7 +160,7 @@ def report(run: Run, result: Result) -> str:
     return "\n".join(lines)
 
 
-def _validation_lines(run: Run, history: History) -> list[str]:
+def _validation_lines(run: DreamBoothConfig, history: History) -> list[str]:
     if history.best is None:
         return []
     on = "the picture held out" if len(run.training.examples) < len(run.subject.examples) else "the training pictures"

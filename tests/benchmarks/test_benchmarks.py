@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.safetensors_io import write_tensors
-from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
+from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, write_shard
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -166,11 +166,11 @@ def test_the_benchmark_of_one_picture_runs(tmp_path: Path) -> None:
 def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
     """The formula beside files; and no hours before anything is measured."""
     people = opened("people")
-    layout = Layout.of(Link.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator()))
+    layout = ParameterLayout.of(Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator()))
     manifest = Manifest(layout, {"prompt": "a sks face", "steps": 7}, {"base": "SD15", "weights": {}}, {})
     person = people.Person(numbers=4, pictures=2, side=16, tokens=5, width=6)
     pictures = torch.zeros(6, 16, 16, 3, dtype=torch.uint8), torch.zeros(6, 4, 2, 2)
-    fits = {name: Fit(0.2, 0.1) for name in "abc"}
+    fits = {name: SubjectFit(0.2, 0.1) for name in "abc"}
     path = write_shard(tmp_path, manifest, fits, [2] * 3, torch.zeros(3, 4), *pictures)
     features = tmp_path / "features.safetensors"
     write_tensors({"tokens": torch.zeros(6, 5, 6, dtype=torch.half)}, features)

@@ -12,7 +12,7 @@ from hyperbooth.nodes.hypernetwork.train import TrainHyperNetwork
 from hyperbooth.nodes.methods import MethodLiDB
 from hyperbooth.nodes.training.training_options import Options
 from hyperbooth.trainers.config import TrainingOptions
-from hyperbooth.trainers.engine.distributed import ALONE
+from hyperbooth.trainers.engine.distributed import SINGLE
 
 
 def parsed(inputs: Inputs, *arguments: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_a_name_that_no_file_can_have_is_refused_before_anything_is_loaded(outpu
     needed = ["--checkpoint", "none", "--bank-name", "none", "--clip-vision", "none"]
     parsed = vars(make_parser("train").parse_args([*needed, "--filename-prefix", "../faces"]))
     with pytest.raises(ValueError, match=r"filename_prefix '../faces' leads out of the output folder"):
-        work(parsed, ALONE)
+        work(parsed, SINGLE)
 
 
 def test_a_number_out_of_range_is_refused() -> None:

@@ -17,8 +17,8 @@ from hyperbooth.models.hypernetwork.network import HyperNetwork
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bridge.images.clip_vision import encoder_of
 from hyperbooth.trainers.config import TrainingOptions
-from hyperbooth.trainers.engine.run_hash import fingerprint
-from hyperbooth.trainers.hypernetwork.feature_cache import Features
+from hyperbooth.trainers.engine.run_hash import run_hash
+from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
 from torch import Tensor
 
 STEPS = 12
@@ -44,9 +44,9 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def many(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> Many:
     """With a bank of 20 people, and features of its pictures beside it."""
     bank = write_bank(output_folder / "hyperbooth_banks" / "people", loaded, range(20))
-    name = fingerprint(encoder_of(comfy.clip_vision.load(str(vision))))
+    name = run_hash(encoder_of(comfy.clip_vision.load(str(vision))))
     draw = torch.Generator().manual_seed(0)
-    Features(bank, name, lambda images: torch.randn(len(images), 5, 1024, generator=draw), lambda done, total: None)
+    FeatureCache(bank, name, lambda images: torch.randn(len(images), 5, 1024, generator=draw), lambda done, total: None)
     return Many(checkpoint, output_folder, output_folder)
 
 
@@ -91,5 +91,5 @@ def test_two_processes_train_the_network_of_the_node_though_one_is_killed(
     alone = by_the_node(node, loaded, vision, Bank.open(many.outputs / "hyperbooth_banks" / "people"))
     saved = load_predictor(many.outputs / "hyperbooth" / "faces_00001_.safetensors")
     ours, theirs = numbers_of(saved.network), numbers_of(alone)
-    assert saved.facts["taken_at_step"] > 0, "the start says nothing of the steps"
+    assert saved.metadata["taken_at_step"] > 0, "the start says nothing of the steps"
     assert [name for name in theirs if theirs[name].any() and relative(ours[name], theirs[name]) > 1e-4] == []

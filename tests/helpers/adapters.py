@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import select_targets
 from hyperbooth.nodes.bridge.model.layers import layer_shapes, trainable_layers
 from torch import Tensor
@@ -15,30 +15,30 @@ CONFIGS = {"lora": LoRAConfig(3, 1.5), "lidb": LiDBConfig(1, 40, 30, 3), "para":
 RULES = {"lora": "attention", "lidb": "attention and feed-forward", "para": "all linear and convolution"}
 
 
-def link(family: str, loaded: Any, seed: int, text: bool = False) -> Link:
+def link(family: str, loaded: Any, seed: int, text: bool = False) -> Adapter:
     """A trained link: random, and large enough to be seen."""
     shapes = layer_shapes(trainable_layers(loaded[0], loaded[1] if text else None))
     targets = select_targets(shapes, RULES.get(family, "attention"))
     if family == "para":
         targets = [target for target in targets if target.matrix[0] > 8]
-    made = Link.create(family, targets, CONFIGS[family], torch.Generator().manual_seed(seed))
+    made = Adapter.create(family, targets, CONFIGS[family], torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
     return made
 
 
-def chain(families: tuple[str, ...], loaded: Any, text: bool = False) -> AdapterSet:
-    return AdapterSet(tuple(link(family, loaded, i, text) for i, family in enumerate(families)), {"base": "SD15"})
+def adapters(families: tuple[str, ...], loaded: Any, text: bool = False) -> AdapterStack:
+    return AdapterStack(tuple(link(family, loaded, i, text) for i, family in enumerate(families)), {"base": "SD15"})
 
 
-def literal(adapter: AdapterSet, name: str, weight: Tensor, strength: float) -> Tensor:
+def literal(adapter: AdapterStack, name: str, weight: Tensor, strength: float) -> Tensor:
     """The chain on one weight, each link by its paper's formula in float64: ``W + s (W' - W)``."""
     weight = weight.double().flatten(1)
-    for one in adapter.chain:
-        if name not in one.adapters:
+    for one in adapter.adapters:
+        if name not in one.layers:
             continue
-        a = one.adapters[name]
+        a = one.layers[name]
         formula = {
             "lora": lambda a=a, w=weight: reference.lora(w, a.up, a.down, a.alpha),
             "lidb": lambda a=a, w=weight: reference.lidb(w, a.a_aux, a.a_train, a.b_train, a.b_aux.T),

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import select_targets
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
+from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, write_shard
 from hyperbooth.nodes.bridge.model.layers import layer_shapes, trainable_layers
 from hyperbooth.nodes.bridge.subject_banks import base_of
 from hyperbooth.trainers.engine.rng import generator_for
@@ -39,9 +39,9 @@ def theta_of(person: int, numbers: int, own: float = 0.1) -> Tensor:
     return 0.1 * (mean + spread @ (code_of(person) - 0.5) + rest)
 
 
-def layout_of(loaded: Any, text: bool = False) -> Layout:
+def layout_of(loaded: Any, text: bool = False) -> ParameterLayout:
     shapes = layer_shapes(trainable_layers(loaded[0], loaded[1] if text else None))
-    return Layout.of(Link.create("lidb", select_targets(shapes, "attention"), CONFIG, torch.Generator()))
+    return ParameterLayout.of(Adapter.create("lidb", select_targets(shapes, "attention"), CONFIG, torch.Generator()))
 
 
 def shared_by_all(like: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def write_bank(
             tensors["b_train"].copy_(shared_by_all(tensors["b_train"][0]))
         images = torch.cat([pictures_of(person, pictures) for person in some])
         latents = torch.randn(len(images), 4, 8, 8, generator=generator_for(start, 5))
-        fits = {f"person {person:04}": Fit(1.0, 0.9, 0.95) for person in some}
+        fits = {f"person {person:04}": SubjectFit(1.0, 0.9, 0.95) for person in some}
         told = [[PROMPT, *(f"{PROMPT} in place {place}" for place in range(1, pictures))]] * len(some)
         prompts = told if captions else ()
         write_shard(folder, manifest, fits, [pictures] * len(some), thetas, images, latents, prompts)

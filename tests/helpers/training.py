@@ -12,7 +12,7 @@ import folder_paths
 import pytest
 import torch
 from hyperbooth.models.adapters import LoRAConfig
-from hyperbooth.nodes.bridge.folders import register_saved_words
+from hyperbooth.nodes.bridge.folders import register_embedding_folder
 from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
 from hyperbooth.trainers.config import Method, TrainingOptions
 from torch import Tensor
@@ -104,7 +104,7 @@ def small_vision(seed: int = 0) -> Any:
 def words_in_the_output_folder_alone(patch: pytest.MonkeyPatch) -> list[str]:
     """Prompts look for words in the test's own output folder, as on a server that has loaded the pack; the folders."""
     patch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([], folder_paths.supported_pt_extensions))
-    register_saved_words()
+    register_embedding_folder()
     return folder_paths.get_folder_paths("embeddings")
 
 

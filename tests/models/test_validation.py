@@ -7,7 +7,15 @@ import pytest
 import torch
 from hyperbooth.models import validation
 from hyperbooth.models.adapters.targets import LARGEST, Target, targets_from_header
-from hyperbooth.models.validation import LARGEST_WEIGHT, LONGEST, LONGEST_TEXT, MOST_GROUPS, facts, numbers, parsed
+from hyperbooth.models.validation import (
+    LARGEST_WEIGHT,
+    LONGEST,
+    LONGEST_TEXT,
+    MOST_GROUPS,
+    checked_metadata,
+    checked_tensor,
+    parse_header,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +29,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_plain_json_is_read_as_it_is(value: Any) -> None:
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
-        assert parsed(text) == value
+        assert parse_header(text) == value
 
 
 @pytest.mark.parametrize(
@@ -44,13 +52,13 @@ def test_plain_json_is_read_as_it_is(value: Any) -> None:
 )  # fmt: skip
 def test_what_no_writer_writes_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parsed(text)
+        parse_header(text)
 
 
 def test_numbers_are_float32_of_their_own() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64, torch.float32):
         given = torch.ones(3, dtype=dtype)
-        own = numbers(given, "x")
+        own = checked_tensor(given, "x")
         assert own.dtype == torch.float32 and own.tolist() == [1, 1, 1] and own.data_ptr() != given.data_ptr()
 
 
@@ -69,7 +77,7 @@ def test_numbers_are_float32_of_their_own() -> None:
 )
 def test_what_is_no_weight_is_refused(tensor: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        numbers(tensor, "x")
+        checked_tensor(tensor, "x")
 
 
 @pytest.mark.parametrize(
@@ -94,14 +102,14 @@ def test_what_is_no_weight_is_refused(tensor: torch.Tensor, message: str) -> Non
 def test_facts_that_code_reads_have_their_type(name: str, value: Any, expected: str) -> None:
     for said in ({name: value}, {"parts": [{name: value}]}):
         with pytest.raises(ValueError, match=rf"gives .* for '{name}'; expected {expected}"):
-            facts(said)
-    assert facts({"anything else": value}) == {"anything else": value}
+            checked_metadata(said)
+    assert checked_metadata({"anything else": value}) == {"anything else": value}
 
 
 @pytest.mark.parametrize("said", [None, [], "x", {"parts": ["x"]}])
 def test_facts_are_names_with_values(said: Any) -> None:
     with pytest.raises(ValueError, match="for facts; expected names with values"):
-        facts(said)
+        checked_metadata(said)
 
 
 @pytest.mark.parametrize(

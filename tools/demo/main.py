@@ -193,7 +193,7 @@ def collect(base: Path, outcome: Outcome, graph: Graph, output: Path) -> None:
 def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> None:
     """Draw the sheet; in the small world, also measure."""
     load_pack()
-    from hyperbooth.trainers.reporting.image_grid import grid
+    from hyperbooth.trainers.reporting.image_grid import image_grid
 
     photographs = [ImageOps.exif_transpose(Image.open(base / "input" / name)) for name in job.photographs]
     cells, titles, captions = [], [], [scene.format(job.class_prompt) for scene in job.scenes]
@@ -208,7 +208,7 @@ def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> N
     for number, row in enumerate(cells):
         row.insert(0, photographs[number] if number < len(photographs) else None)
     columns = ["photographs", *(scene.format("...") for scene in job.scenes)]
-    page = grid(cells, columns, titles, side=128 if judge else 256)
+    page = image_grid(cells, columns, titles, side=128 if judge else 256)
     page.save(output / "sheet.png", optimize=True)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..engine.checks import check_number
 from ..engine.rng import generator_for
 from .dataset import Frame
-from .resize import Box, centre_box, fit_picture, frame_of, random_box
+from .resize import Box, center_box, crop_and_resize, frame_of, random_box
 
 MOST_VARIANTS = 64
 MOST = 0.5
@@ -44,22 +44,22 @@ class Augmentation:
 
     variants: int = 1
     crop: float = 0.0
-    colour: float = 0.0
+    color: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_number("variants", self.variants, 1, MOST_VARIANTS)
         check_number("crop", self.crop, 0, MOST)
-        check_number("colour", self.colour, 0, MOST)
+        check_number("colour", self.color, 0, MOST)
         if self.variants == 1 and self.varies:
             raise ValueError(
-                f"variants is 1, but crop is {self.crop} and colour {self.colour}: one version of each picture "
+                f"variants is 1, but crop is {self.crop} and colour {self.color}: one version of each picture "
                 "would be all that is seen; raise variants to 8, say, or set crop and colour to 0"
             )
 
     @property
     def varies(self) -> bool:
-        return self.crop > 0 or self.colour > 0
+        return self.crop > 0 or self.color > 0
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,16 @@ class View:
 
     box: Box
     mirrored: bool = False
-    colour: tuple[float, float, float, float] | None = None
+    color: tuple[float, float, float, float] | None = None
 
     def picture(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """This version of ``[1, 3, H, W]`` at ``size``."""
         shown = self.mask(pixels, size)
-        return shown if self.colour is None else _recolour(shown, *self.colour)
+        return shown if self.color is None else _recolour(shown, *self.color)
 
     def mask(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
         """The mask ``[1, 1, H, W]`` that goes with it."""
-        shown = fit_picture(mask, size, self.box)
+        shown = crop_and_resize(mask, size, self.box)
         return shown.flip(-1) if self.mirrored else shown
 
     def frame(self, height: int, width: int, size: tuple[int, int]) -> Frame:
@@ -101,13 +101,13 @@ def views(
     Args:
         mask: ``[H, W]``; random crops then keep at least half of it.
     """
-    whole = View(centre_box(*shape, size))
+    whole = View(center_box(*shape, size))
     if not augmentation.varies:
         return [whole, View(whole.box, mirrored=True)] if flip else [whole]
     drawn = [whole]
     for variant in range(1, augmentation.variants):
         generator = generator_for(augmentation.seed, index, variant)
-        colour = _draw_colour(augmentation.colour, generator)
+        colour = _draw_colour(augmentation.color, generator)
         box = _draw_box(shape, size, augmentation.crop, generator, mask)
         drawn.append(View(box, flip and variant % 2 == 1, colour))
     return drawn
@@ -116,7 +116,7 @@ def views(
 def _draw_box(
     shape: tuple[int, int], size: tuple[int, int], crop: float, generator: torch.Generator, mask: Tensor | None
 ) -> Box:
-    whole = centre_box(*shape, size)
+    whole = center_box(*shape, size)
     if crop == 0:
         return whole
     wanted = 0.0 if mask is None else _inside(mask, whole) / 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine.checks import check_number
 from .augmentation import Augmentation, views
 from .dataset import Example, Subject
-from .preprocessing_report import Job, class_notes, picture_notes
+from .preprocessing_report import ImagePlan, class_notes, image_notes
 from .resize import bucket_size
 
 CHANNELS = (1, 3, 4)
@@ -20,7 +20,7 @@ NO_MASK = (64, 64)
 
 
 @dataclass(frozen=True)
-class Tools:
+class Encoders:
     """The model parts that gathering needs.
 
     Args:
@@ -37,7 +37,7 @@ class Tools:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class SourceImages:
     """Pictures as given: each ``[H, W, C]`` in [0, 1], with one text each and perhaps a mask ``[H, W]``."""
 
     images: Sequence[Tensor]
@@ -57,10 +57,14 @@ class Framing:
 PLAIN = Augmentation()
 
 
-def gather(
-    subject: Pictures, class_pictures: Pictures | None, framing: Framing, tools: Tools, class_prompt: str = "",
+def build_dataset(
+    subject: SourceImages,
+    class_pictures: SourceImages | None,
+    framing: Framing,
+    tools: Encoders,
+    class_prompt: str = "",
     augmentation: Augmentation = PLAIN,
-) -> Subject:  # fmt: skip
+) -> Subject:
     """Encode everything once. Class pictures are not augmented: they stand for what the model makes by itself.
 
     Raises:
@@ -76,12 +80,12 @@ def gather(
     prompts = ("", *_prompts(jobs), *_prompts(class_jobs), *([class_prompt] if class_prompt else []))
     embedded = {prompt: tools.embed(prompt) for prompt in dict.fromkeys(prompts)}
     made = [[_example(job, tools, embedded[job.prompt], count) for job in part] for part in (jobs, class_jobs)]
-    notes = (*picture_notes(jobs, framing.flip, augmentation), *class_notes(class_jobs))
+    notes = (*image_notes(jobs, framing.flip, augmentation), *class_notes(class_jobs))
     class_cond = embedded[class_prompt] if class_prompt else None
     return Subject(tuple(made[0]), tuple(made[1]), embedded[""], class_cond, class_prompt or None, notes)
 
 
-def _plan(pictures: Pictures, framing: Framing, cell: int, augmentation: Augmentation) -> list[Job]:
+def _plan(pictures: SourceImages, framing: Framing, cell: int, augmentation: Augmentation) -> list[ImagePlan]:
     """What is to be made of each picture."""
     jobs = []
     for index, (image, prompt) in enumerate(zip(pictures.images, pictures.prompts, strict=True)):
@@ -89,11 +93,11 @@ def _plan(pictures: Pictures, framing: Framing, cell: int, augmentation: Augment
         size = bucket_size(*shape, framing.resolution, cell, framing.bucket)
         mask = None if pictures.masks is None else _counting(pictures.masks[index], image)
         drawn = views(shape, size, framing.flip, augmentation, index, mask)
-        jobs.append(Job(index, image, prompt, mask, size, drawn))
+        jobs.append(ImagePlan(index, image, prompt, mask, size, drawn))
     return jobs
 
 
-def _prompts(jobs: Sequence[Job]) -> list[str]:
+def _prompts(jobs: Sequence[ImagePlan]) -> list[str]:
     return [job.prompt for job in jobs]
 
 
@@ -108,7 +112,7 @@ class _Count:
         self._progress(self._done, self._total)
 
 
-def _example(job: Job, tools: Tools, cond: Any, count: _Count) -> Example:
+def _example(job: ImagePlan, tools: Encoders, cond: Any, count: _Count) -> Example:
     pixels, latents = _rgb(job.image), []
     for view in job.views:
         latents.append(tools.encode(view.picture(pixels, job.size)))
@@ -118,7 +122,7 @@ def _example(job: Job, tools: Tools, cond: Any, count: _Count) -> Example:
     return Example(encoded, cond, job.prompt, _masks(job, encoded), frames)
 
 
-def _masks(job: Job, latents: Tensor) -> Tensor | None:
+def _masks(job: ImagePlan, latents: Tensor) -> Tensor | None:
     """The picture's mask in every version, at the latents' size."""
     if job.mask is None:
         return None
@@ -152,7 +156,7 @@ def prompts_for(count: int, prompt: str, captions: Sequence[str] | None) -> list
     return texts
 
 
-def _check(name: str, pictures: Pictures, cell: int) -> None:
+def _check(name: str, pictures: SourceImages, cell: int) -> None:
     if not pictures.images:
         raise ValueError(f"{name} holds no image; connect at least one")
     for index, image in enumerate(pictures.images):
@@ -170,7 +174,7 @@ def _check(name: str, pictures: Pictures, cell: int) -> None:
         _check_masks(pictures)
 
 
-def _check_masks(pictures: Pictures) -> None:
+def _check_masks(pictures: SourceImages) -> None:
     masks = pictures.masks or ()
     if len(masks) != len(pictures.images):
         raise ValueError(f"masks holds {len(masks)} for {len(pictures.images)} images; give one per image, or none")

@@ -81,7 +81,7 @@ class Subject:
 
     examples: tuple[Example, ...]
     class_examples: tuple[Example, ...] = ()
-    blank: Any = None
+    unconditional: Any = None
     class_cond: Any = None
     class_prompt: str | None = None
     notes: tuple[str, ...] = ()

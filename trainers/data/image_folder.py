@@ -5,25 +5,25 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .image_reader import BROKEN, MASK_SUFFIX, TEXT_SUFFIX, Photograph, Reading, read_photograph, reason
+from .image_reader import BROKEN, MASK_SUFFIX, TEXT_SUFFIX, ImageRecord, ReadOptions, read_image, reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 SMALLEST = 64
 """Pixels of the shorter side: below, it is a thumbnail or an icon, not a photograph."""
 
 
-def read_folder(folder: Path, reading: Reading) -> tuple[list[Photograph], list[str]]:
+def read_folder(folder: Path, reading: ReadOptions) -> tuple[list[ImageRecord], list[str]]:
     """The usable photographs directly in ``folder``, in natural order, and what to say of all files.
 
     Raises:
         ValueError: none can be used, or one is broken and ``on_broken`` is ``stop``.
     """
-    used: list[Photograph] = []
+    used: list[ImageRecord] = []
     left_out: list[str] = []
     seen: dict[bytes, str] = {}
     for path in _candidates(folder):
         try:
-            photograph = read_photograph(path, reading)
+            photograph = read_image(path, reading)
         except BROKEN as error:
             if reading.on_broken == "stop":
                 hint = "repair it, take it away, or set on_broken to skip"
@@ -45,7 +45,7 @@ def state_of(folder: Path) -> list[tuple[str, int, int]]:
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """Sort key: dog 2 comes before dog 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", name)]
 
@@ -53,7 +53,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 def files_in(folder: Path) -> list[Path]:
     """The visible files of a folder, in natural order."""
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(files, key=lambda path: natural(path.name))
+    return sorted(files, key=lambda path: natural_order(path.name))
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def _is_picture_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.lower().endswith(MASK_SUFFIX)
 
 
-def _unwanted(photograph: Photograph, seen: dict[bytes, str]) -> str | None:
+def _unwanted(photograph: ImageRecord, seen: dict[bytes, str]) -> str | None:
     """Why a readable picture is not used, or None; remembers its content in ``seen``."""
     height, width = photograph.image.shape[:2]
     if min(height, width) < SMALLEST:
@@ -76,7 +76,7 @@ def _unwanted(photograph: Photograph, seen: dict[bytes, str]) -> str | None:
     return None if earlier == photograph.name else f"the same picture as {earlier}"
 
 
-def _report(folder: Path, used: Sequence[Photograph], left_out: Sequence[str], reading: Reading) -> list[str]:
+def _report(folder: Path, used: Sequence[ImageRecord], left_out: Sequence[str], reading: ReadOptions) -> list[str]:
     lines = [f"{len(used)} photographs from {folder.name}", *(_line(photograph) for photograph in used)]
     if missing := [photograph.name for photograph in used if reading.captions and not photograph.caption]:
         which = "any of them" if len(missing) == len(used) else ", ".join(missing)
@@ -86,7 +86,7 @@ def _report(folder: Path, used: Sequence[Photograph], left_out: Sequence[str], r
     return lines + ([f"not looked at: {others}"] if others else [])
 
 
-def _line(photograph: Photograph) -> str:
+def _line(photograph: ImageRecord) -> str:
     height, width = photograph.image.shape[:2]
     return f"{photograph.name}: {', '.join([f'{width} x {height}', *photograph.notes])}"
 

@@ -28,7 +28,7 @@ ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a folder is read.
 
     Args:
@@ -49,7 +49,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Photograph:
+class ImageRecord:
     """One picture ``[H, W, 3]`` in [0, 1], its text ("" without one), its mask ``[H, W]`` (None without one)."""
 
     name: str
@@ -64,7 +64,7 @@ class Photograph:
         return torch.ones(self.image.shape[:2]) if self.mask is None else self.mask
 
 
-def read_photograph(path: Path, reading: Reading) -> Photograph:
+def read_image(path: Path, reading: ReadOptions) -> ImageRecord:
     """The picture, with its text and mask where ``reading`` asks for them.
 
     Raises:
@@ -81,7 +81,7 @@ def read_photograph(path: Path, reading: Reading) -> Photograph:
         mask = mask.resize(size, Image.Resampling.LANCZOS) if mask else None
     caption = _caption(path) if reading.captions else ""
     notes += ["its mask"] if mask else []
-    return Photograph(path.name, _tensor(flat), caption, _tensor(mask) if mask else None, tuple(notes))
+    return ImageRecord(path.name, _tensor(flat), caption, _tensor(mask) if mask else None, tuple(notes))
 
 
 def _open(path: Path) -> tuple[Image.Image, list[str]]:

@@ -14,7 +14,7 @@ MUCH_CUT = 0.2
 
 
 @dataclass(frozen=True)
-class Job:
+class ImagePlan:
     """What is to be made of one picture.
 
     Args:
@@ -38,7 +38,7 @@ class Job:
         return self.image.shape[0], self.image.shape[1]
 
 
-def picture_notes(jobs: Sequence[Job], flip: bool, augmentation: Augmentation) -> list[str]:
+def image_notes(jobs: Sequence[ImagePlan], flip: bool, augmentation: Augmentation) -> list[str]:
     """Sizes, masks and versions of all, then a line for each picture, then what is there twice."""
     notes = [f"sizes: {_buckets(jobs)}"] if len(jobs) > 1 else []
     masked = sum(job.mask is not None for job in jobs)
@@ -48,12 +48,12 @@ def picture_notes(jobs: Sequence[Job], flip: bool, augmentation: Augmentation) -
     return notes + _duplicates(jobs)
 
 
-def class_notes(jobs: Sequence[Job]) -> list[str]:
+def class_notes(jobs: Sequence[ImagePlan]) -> list[str]:
     """A line for each kind of class image."""
     return [f"{count} class images: {note}" for note, count in Counter(map(_framing, jobs)).items()]
 
 
-def _buckets(jobs: Sequence[Job]) -> str:
+def _buckets(jobs: Sequence[ImagePlan]) -> str:
     counted = Counter(job.size for job in jobs).most_common()
     return ", ".join(f"{count} of {width} x {height}" for (height, width), count in counted)
 
@@ -64,12 +64,12 @@ def _versions(count: int, flip: bool, augmentation: Augmentation) -> list[str]:
         idle = "variants has no effect: crop and colour are 0" if alone else ""
         return [*([idle] if idle else []), *(["each image and its mirror image"] if flip else [])]
     how = [f"cropped by up to {augmentation.crop:.0%}"] if augmentation.crop else []
-    how += [f"colours changed by up to {augmentation.colour:.0%}"] if augmentation.colour else []
+    how += [f"colours changed by up to {augmentation.color:.0%}"] if augmentation.color else []
     how += ["every second one mirrored"] if flip else []
     return [f"{count} versions of each image: {', '.join(how)}"]
 
 
-def _framing(job: Job) -> str:
+def _framing(job: ImagePlan) -> str:
     """Sizes before and after, and what was lost on the way, in the picture as it is."""
     (height, width), (rows, columns), box = job.shape, job.size, job.views[0].box
     note = f"{width} x {height} -> {columns} x {rows}"
@@ -81,7 +81,7 @@ def _framing(job: Job) -> str:
     return note
 
 
-def _duplicates(jobs: Sequence[Job]) -> list[str]:
+def _duplicates(jobs: Sequence[ImagePlan]) -> list[str]:
     """Pictures that are there more than once count for more, which is rarely meant."""
     first: dict[tuple[tuple[int, int], bytes], int] = {}
     notes = []

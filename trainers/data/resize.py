@@ -55,7 +55,7 @@ def _kept(aspect: float, bucket: float) -> float:
     return round(min(aspect / bucket, bucket / aspect), 6)
 
 
-def centre_box(height: int, width: int, size: tuple[int, int]) -> Box:
+def center_box(height: int, width: int, size: tuple[int, int]) -> Box:
     """The largest box of the aspect of ``size`` in the middle of a picture."""
     scale = max(size[0] / height, size[1] / width)
     rows, columns = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
@@ -65,17 +65,17 @@ def centre_box(height: int, width: int, size: tuple[int, int]) -> Box:
 def random_box(height: int, width: int, size: tuple[int, int], crop: float, generator: torch.Generator) -> Box:
     """A box of the same aspect anywhere in the picture, up to ``crop`` smaller on each side than the largest."""
     zoom, down, right = torch.rand(3, generator=generator).tolist()
-    whole = centre_box(height, width, size)
+    whole = center_box(height, width, size)
     rows, columns = (max(1, round(side * (1 - crop * zoom))) for side in (whole.height, whole.width))
     return Box(round(down * (height - rows)), round(right * (width - columns)), rows, columns)
 
 
-def fit_picture(pixels: Tensor, size: tuple[int, int], box: Box | None = None) -> Tensor:
+def crop_and_resize(pixels: Tensor, size: tuple[int, int], box: Box | None = None) -> Tensor:
     """``[B, C, H, W]`` cut to ``box`` (the centre box without one), then scaled to ``size`` (bicubic, antialiased).
 
     One function for pictures and masks, so that they are framed alike. (kornia's crops do not antialias.)
     """
-    box = box or centre_box(*pixels.shape[-2:], size)
+    box = box or center_box(*pixels.shape[-2:], size)
     cut = pixels[..., box.top : box.top + box.height, box.left : box.left + box.width]
     if tuple(cut.shape[-2:]) == size:
         return cut

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...models.adapters.stack import AdapterSet
+from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
 from ...models.metadata.base_fingerprint import FACT
 from ...models.textual_inversion.embeddings import names
-from ..config import Hollowing, Method, TrainingOptions
+from ..config import HollowedNetConfig, Method, TrainingOptions
 from ..data.dataset import Example, Subject
 from ..engine.checks import check_number
-from ..engine.run_hash import fingerprint
+from ..engine.run_hash import run_hash
 from ..engine.state import History
 from ..hollowed_net.recording import RecordingConfig
 
@@ -28,7 +28,7 @@ OPTION_FACTS = (
 
 
 @dataclass(frozen=True)
-class Run:
+class DreamBoothConfig:
     """One training run.
 
     Args:
@@ -46,9 +46,9 @@ class Run:
     steps: int
     batch_size: int = 1
     seed: int = 0
-    start_from: AdapterSet | None = None
-    hollow: Hollowing | None = None
-    on_top_of: AdapterSet | None = None
+    start_from: AdapterStack | None = None
+    hollow: HollowedNetConfig | None = None
+    on_top_of: AdapterStack | None = None
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1)
@@ -66,7 +66,7 @@ class Run:
                 f"token {token!r} is in none of the subject's prompts ({shown}), so that nothing could teach it; "
                 f"write it where they name the subject: 'a photo of {token}'"
             )
-        if self.options.caption_dropout and self.subject.blank is None:
+        if self.options.caption_dropout and self.subject.unconditional is None:
             raise ValueError(
                 "caption_dropout needs the empty prompt, which this subject does not hold; use the Subject node, "
                 "or set caption_dropout to 0"
@@ -117,7 +117,7 @@ class Run:
     @property
     def recording(self) -> RecordingConfig:
         """What a run on a hollow network records; nothing without one."""
-        hollow = self.hollow or Hollowing(storage="none")
+        hollow = self.hollow or HollowedNetConfig(storage="none")
         return RecordingConfig(
             storage=hollow.storage, samples=hollow.samples, batch_size=self.batch_size, steps=self.steps,
             gradient_accumulation=self.options.gradient_accumulation, images=len(self.subject.examples),
@@ -150,19 +150,19 @@ class Run:
         subject = self.subject
         start = None
         if self.start_from is not None:
-            start = [[a.to_tensors() for a in link.adapters.values()] for link in self.start_from.chain]
-            start += self.start_from.words
+            start = [[a.to_tensors() for a in link.layers.values()] for link in self.start_from.adapters]
+            start += self.start_from.embeddings
         below = () if self.on_top_of is None else _essence(self.on_top_of)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
-        hollow = () if self.hollow is None else (self.hollow.essence,)
-        return fingerprint(
-            model, subject.examples, subject.class_examples, subject.blank, subject.class_cond, self.method,
+        hollow = () if self.hollow is None else (self.hollow.cache_key,)
+        return run_hash(
+            model, subject.examples, subject.class_examples, subject.unconditional, subject.class_cond, self.method,
             replace(self.options, **COSMETIC), self.batch_size, self.seed, start, steps, *hollow, *below,
         )  # fmt: skip
 
-    def facts(self, history: History) -> dict[str, Any]:
+    def metadata(self, history: History) -> dict[str, Any]:
         """What a file should say of the run."""
-        before = dict(self.start_from.facts) if self.start_from else {}
+        before = dict(self.start_from.metadata) if self.start_from else {}
         return {
             **{name: before[name] for name in ("trigger", "parts", FACT) if name in before},
             "steps": before.get("steps", 0) + history.step,
@@ -191,13 +191,13 @@ class Run:
         return {"targets": self.method.targets if self.on_top_of is None else "those of the adapter below"}
 
 
-def _essence(adapter: AdapterSet) -> list[Any]:
+def _essence(adapter: AdapterStack) -> list[Any]:
     """What a run on top of ``adapter`` depends on: bases, scales and orders of its links are in no tensor."""
     links = [
-        (link.family, {name: (a.settings(), a.to_tensors()) for name, a in link.adapters.items()})
-        for link in adapter.chain
+        (link.family, {name: (a.settings(), a.to_tensors()) for name, a in link.layers.items()})
+        for link in adapter.adapters
     ]
-    return [links, [(word.token, dict(word.vectors)) for word in adapter.words]]
+    return [links, [(word.token, dict(word.vectors)) for word in adapter.embeddings]]
 
 
 def targets_of(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:

@@ -7,31 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.adapters.stack import AdapterSet, Link, WeightOf
+from ...models.adapters.stack import Adapter, AdapterStack, WeightOf
 from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
-from ...models.metadata.combine import combined
-from ...models.textual_inversion.embeddings import TextualInversionConfig, Word
+from ...models.metadata.combine import combine_adapters
+from ...models.textual_inversion.embeddings import LearnedEmbedding, TextualInversionConfig
 from ..config import Method
 from ..engine.rng import generator_for
 from ..engine.state import Group
-from ..session import Workbench
-from .config import Run
+from ..session import TrainingSession
+from .config import DreamBoothConfig
 
 _START = 100
 
 
-def starting_point(run: Run, bench: Workbench, weight_of: WeightOf | None) -> AdapterSet:
+def initial_adapter(run: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None) -> AdapterStack:
     """What to train, on the training device, as ordinary float32 parameters of which those that train want gradients.
 
     Args:
-        weight_of: see :func:`starting_chain`.
+        weight_of: see :func:`initial_stack`.
 
     Raises:
         ValueError: the method does not fit the model, or ``start_from`` the method.
     """
     word = run.method.word
-    adapter = starting_word(run, word, bench) if word else starting_chain(run, bench, weight_of)
-    for part in (*adapter.chain, *adapter.words):
+    adapter = initial_embedding(run, word, session) if word else initial_stack(run, session, weight_of)
+    for part in (*adapter.adapters, *adapter.embeddings):
         trains = part is trained_part(adapter, run.method)
         for parameter in part.parameters():
             parameter.requires_grad_(trains)
@@ -39,12 +39,12 @@ def starting_point(run: Run, bench: Workbench, weight_of: WeightOf | None) -> Ad
 
 
 @contextmanager
-def at_its_start(adapter: AdapterSet, run: Run, bench: Workbench) -> Iterator[None]:
+def at_its_start(adapter: AdapterStack, run: DreamBoothConfig, session: TrainingSession) -> Iterator[None]:
     """Inside the block ``adapter`` holds what the run started from, wherever the run stands; for adapters and words,
     whose start needs no weights of the model."""
     parameters = adapter.parameters()
     now = [parameter.detach().clone() for parameter in parameters]
-    _give(parameters, starting_point(run, bench, None).parameters())
+    _give(parameters, initial_adapter(run, session, None).parameters())
     try:
         yield
     finally:
@@ -57,26 +57,30 @@ def _give(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
         parameter.copy_(value)
 
 
-def trained_part(adapter: AdapterSet, method: Method) -> Link | Word:
+def trained_part(adapter: AdapterStack, method: Method) -> Adapter | LearnedEmbedding:
     """What of ``adapter`` the method trains: its word, or the last link."""
     if method.word:
-        return next(word for word in adapter.words if word.token == method.word.token)
-    return adapter.chain[-1]
+        return next(word for word in adapter.embeddings if word.token == method.word.token)
+    return adapter.adapters[-1]
 
 
-def starting_word(run: Run, config: TextualInversionConfig, bench: Workbench) -> AdapterSet:
+def initial_embedding(run: DreamBoothConfig, config: TextualInversionConfig, session: TrainingSession) -> AdapterStack:
     """A new word, or that of ``start_from`` among what else that holds.
 
     Raises:
         ValueError: ``start_from`` has no such word, or it has another number of vectors.
     """
-    new = Word(config.token, bench.first_vectors(config.initializer_word, config.vectors))
+    new = LearnedEmbedding(config.token, session.initial_vectors(config.initializer_word, config.vectors))
     if run.start_from is None:
-        return AdapterSet((), words=(new.copy_to(bench.device),))
-    before = _copied(run.start_from, bench.device)
-    given = next((word for word in before.words if word.token == config.token), None)
+        return AdapterStack((), embeddings=(new.copy_to(session.device),))
+    before = _copied(run.start_from, session.device)
+    given = next((word for word in before.embeddings if word.token == config.token), None)
     if given is None or _sizes(given) != _sizes(new):
-        held = [part.describe() for part in (*before.chain, *before.words)] if given is None else [given.describe()]
+        held = (
+            [part.describe() for part in (*before.adapters, *before.embeddings)]
+            if given is None
+            else [given.describe()]
+        )
         raise ValueError(
             f"start_from is {', '.join(held)}; the method makes {new.describe()}. Give token and vectors as they were, "
             "or train without start_from: Apply Adapter puts an adapter on the model and clip to train on top of it"
@@ -84,16 +88,16 @@ def starting_word(run: Run, config: TextualInversionConfig, bench: Workbench) ->
     return before
 
 
-def _sizes(word: Word) -> dict[str, tuple[int, ...]]:
+def _sizes(word: LearnedEmbedding) -> dict[str, tuple[int, ...]]:
     return {key: tuple(vectors.shape) for key, vectors in word.vectors.items()}
 
 
-def _copied(adapter: AdapterSet, device: torch.device) -> AdapterSet:
-    chain, words = ((part.copy_to(device) for part in parts) for parts in (adapter.chain, adapter.words))
-    return AdapterSet(tuple(chain), adapter.facts, tuple(words))
+def _copied(adapter: AdapterStack, device: torch.device) -> AdapterStack:
+    chain, words = ((part.copy_to(device) for part in parts) for parts in (adapter.adapters, adapter.embeddings))
+    return AdapterStack(tuple(chain), adapter.metadata, tuple(words))
 
 
-def starting_chain(run: Run, bench: Workbench, weight_of: WeightOf | None) -> AdapterSet:
+def initial_stack(run: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None) -> AdapterStack:
     """The chain to train, on the training device; its last link is the one trained.
 
     Args:
@@ -102,52 +106,52 @@ def starting_chain(run: Run, bench: Workbench, weight_of: WeightOf | None) -> Ad
     Raises:
         ValueError: the rank does not fit, or ``start_from`` is of another kind than the method makes.
     """
-    method, targets = run.method, run.targets(bench.shapes)
+    method, targets = run.method, run.targets(session.shapes)
     if run.start_from is None:
         link = new_link(method, targets, run.seed, weight_of)
-        new = AdapterSet((link.copy_to(bench.device),), bench.facts)
-        return new if run.on_top_of is None else combined(_copied(run.on_top_of, bench.device), new)
-    before = _copied(run.start_from, bench.device)
-    if not before.chain:
+        new = AdapterStack((link.copy_to(session.device),), session.metadata)
+        return new if run.on_top_of is None else combine_adapters(_copied(run.on_top_of, session.device), new)
+    before = _copied(run.start_from, session.device)
+    if not before.adapters:
         raise ValueError(
             "start_from holds words only, the method trains layers; use Apply Adapter on model and clip instead, train "
             "on those without start_from, and join both with Combine Adapters"
         )
-    wanted = Link.create(method.family, targets, method.config, generator_for(0))
-    _check_same_kind(before.chain[-1], wanted, run.hollow is not None)
+    wanted = Adapter.create(method.family, targets, method.config, generator_for(0))
+    _check_same_kind(before.adapters[-1], wanted, run.hollow is not None)
     return before
 
 
-def new_link(method: Method, targets: Sequence[Target], seed: int, weight_of: WeightOf | None = None) -> Link:
+def new_link(method: Method, targets: Sequence[Target], seed: int, weight_of: WeightOf | None = None) -> Adapter:
     """The method's adapters as a run with this seed starts them."""
-    return Link.create(method.family, targets, method.config, generator_for(seed, _START), weight_of)
+    return Adapter.create(method.family, targets, method.config, generator_for(seed, _START), weight_of)
 
 
-def weights_of(bench: Workbench, alive: Callable[[], None]) -> WeightOf:
+def weights_of(session: TrainingSession, alive: Callable[[], None]) -> WeightOf:
     """Layer name -> its weight ``[out, in]`` in float32, on the bench's device; ``alive`` is called with each."""
-    like = torch.empty(0, device=bench.device)
+    like = torch.empty(0, device=session.device)
 
     def weight_of(name: str) -> Tensor:
         alive()
-        with bench.borrow(bench.layers[name], like) as (weight, _):
+        with session.access_weight(session.layers[name], like) as (weight, _):
             return weight.to(torch.float32, copy=True).flatten(1)
 
     return weight_of
 
 
-def groups_of(part: Link | Word, method: Method) -> list[Group]:
+def parameter_groups(part: Adapter | LearnedEmbedding, method: Method) -> list[Group]:
     """Parameters by learning rate."""
-    if isinstance(part, Word):
+    if isinstance(part, LearnedEmbedding):
         return [Group(part.parameters(), method.learning_rate)]
     groups = []
     for prefix, rate in ((DIFFUSION_PREFIX, method.learning_rate), (TEXT_PREFIX, method.text_encoder_lr)):
-        adapters = [adapter for name, adapter in part.adapters.items() if name.startswith(prefix)]
+        adapters = [adapter for name, adapter in part.layers.items() if name.startswith(prefix)]
         if adapters:
             groups.append(Group([p for adapter in adapters for p in adapter.parameters()], rate))
     return groups
 
 
-def _check_same_kind(given: Link, wanted: Link, hollow: bool) -> None:
+def _check_same_kind(given: Adapter, wanted: Adapter, hollow: bool) -> None:
     """``start_from`` can go on under the method only if both have the same family, layers and sizes."""
     if _kind(given) != _kind(wanted):
         raise ValueError(
@@ -158,6 +162,6 @@ def _check_same_kind(given: Link, wanted: Link, hollow: bool) -> None:
         )
 
 
-def _kind(link: Link) -> Any:
-    sizes = {name: [tuple(p.shape) for p in adapter.parameters()] for name, adapter in link.adapters.items()}
+def _kind(link: Adapter) -> Any:
+    sizes = {name: [tuple(p.shape) for p in adapter.parameters()] for name, adapter in link.layers.items()}
     return link.family, link.settings(), sizes

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...models.backbone.denoiser import Denoiser
-from ...models.hollowed_net.activation_cache import Records
-from ...models.hollowed_net.network import Hollow, Record
+from ...models.hollowed_net.activation_cache import ActivationCache
+from ...models.hollowed_net.network import Activation, HollowedNetwork
 from ..config import TrainingOptions
 from ..data.dataset import Batches, Example, Subject
 from ..diffusion.losses import Teacher, weighting
@@ -43,7 +43,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class DreamBooth:
+class DreamBoothLoss:
     """The loss terms of each batch: the subject's, then the prior's.
 
     Args:
@@ -69,7 +69,7 @@ class DreamBooth:
     seed: int
     without_adapter: Callable[[], AbstractContextManager[None]] = nullcontext
     pieces: int = 1
-    records: Records | None = None
+    records: ActivationCache | None = None
     teacher_apart: bool = False
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
@@ -82,7 +82,7 @@ class DreamBooth:
         return [name for term in self._terms_of(batch) for name in self._names(term)]
 
     @torch.no_grad()
-    def recorded(self, batch: int, hollow: Hollow) -> Iterator[tuple[str, list[Record]]]:
+    def recorded(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
         """The whole network, run on each draw of a batch; what its deep blocks gave."""
         for term in self._terms_of(batch):
             name, *of_teacher = self._names(term)
@@ -92,7 +92,7 @@ class DreamBooth:
                     records = self._recorded(term.draw, hollow)
                 yield name, records
 
-    def _recorded(self, draw: Draw, hollow: Hollow) -> list[Record]:
+    def _recorded(self, draw: Draw, hollow: HollowedNetwork) -> list[Activation]:
         at_once, parts = replace(self, pieces=1), []
         for part in self._pieces(draw, of_records=True):
             with hollow.recording() as records:
@@ -156,7 +156,7 @@ class DreamBooth:
         if caption_dropout:
             dropped = (torch.rand(len(variants), generator=generator) < caption_dropout).tolist()
             variants = [
-                replace(example, cond=self.subject.blank, prompt="") if drop else example
+                replace(example, cond=self.subject.unconditional, prompt="") if drop else example
                 for example, drop in zip(variants, dropped, strict=True)
             ]
         sigma = self.options.levels.sample(self.denoiser.sigmas, len(variants), generator)
@@ -195,7 +195,7 @@ class DreamBooth:
         return estimate
 
 
-def _joined(records: Sequence[Record]) -> Record:
+def _joined(records: Sequence[Activation]) -> Activation:
     """Records of the parts of a batch as one."""
     return tuple(_filled_up(tensors) for tensors in zip(*records, strict=True))
 

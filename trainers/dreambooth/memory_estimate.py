@@ -5,19 +5,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from ...models.adapters import LoRAConfig
-from ...models.adapters.stack import AdapterSet, Link
-from ...models.hollowed_net.network import Hollow
+from ...models.adapters.stack import Adapter, AdapterStack
+from ...models.hollowed_net.network import HollowedNetwork
 from ..config import Method, TrainingOptions
 from ..data.dataset import Subject
 from ..engine import memory_plan
-from ..engine.memory_plan import Needs, Plan
+from ..engine.memory_plan import MemoryNeeds, MemoryPlan
 from ..engine.rng import generator_for
 from ..engine.state import bytes_per_number
-from ..session import Workbench
+from ..session import TrainingSession
 from .config import targets_of
-from .loss import DreamBooth
+from .loss import DreamBoothLoss
 
-OpenSession = Callable[[TrainingOptions, Hollow | None], AbstractContextManager[Workbench]]
+OpenSession = Callable[[TrainingOptions, HollowedNetwork | None], AbstractContextManager[TrainingSession]]
 """Opens the model for training on the subject, with the given options and without the given blocks."""
 OnProgress = Callable[[int, int], None]
 """Receives (steps done, of)."""
@@ -29,7 +29,7 @@ WITHOUT_ATTENTION = replace(METHOD, targets="all linear")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class MemoryEstimate:
     """Bytes on the training device, of one sample of the subject's largest size.
 
     Args:
@@ -43,14 +43,14 @@ class Sizes:
     sample: int
     weights: int
     taken: int
-    plain: Needs
-    hollow: Needs
+    plain: MemoryNeeds
+    hollow: MemoryNeeds
     attention: bool
 
     @property
     def sampling(self) -> int:
         """Of sampling with the whole model, as ComfyUI reckons it."""
-        return self.weights + self.plain.passing
+        return self.weights + self.plain.inference_bytes
 
     def rows(self) -> Iterator[tuple[str, int]]:
         """Name and bytes of each way to train; a hollow one begins with a run of the whole network, as sampling is."""
@@ -59,13 +59,18 @@ class Sizes:
             ("LoRA", self.plain, self.weights, 0),
             ("hollow LoRA", self.hollow, self.weights - self.taken, self.sampling),
         ):
-            yield name, max(least, weights + needs.of(Plan(), 1))
-            yield f"{name}, checkpointing", max(least, weights + needs.of(Plan(checkpointing=True), 1))
+            yield name, max(least, weights + needs.of(MemoryPlan(), 1))
+            yield f"{name}, checkpointing", max(least, weights + needs.of(MemoryPlan(checkpointing=True), 1))
 
 
-def sizes_of(
-    open_session: OpenSession, subject: Subject, hollow: Hollow, weights: int, stows: bool, on_progress: OnProgress
-) -> Sizes:
+def estimate_memory(
+    open_session: OpenSession,
+    subject: Subject,
+    hollow: HollowedNetwork,
+    weights: int,
+    stows: bool,
+    on_progress: OnProgress,
+) -> MemoryEstimate:
     """Three forwards of one sample, with progress.
 
     Args:
@@ -78,26 +83,28 @@ def sizes_of(
     hollowed, sample, attention = _measured(open_session, subject, hollow)
     on_progress(2, 2)
     taken = sum(parameter.nbytes for parameter in hollow.parameters()) if stows else 0
-    return Sizes(sample, weights, taken, plain, hollowed, attention)
+    return MemoryEstimate(sample, weights, taken, plain, hollowed, attention)
 
 
-def _measured(open_session: OpenSession, subject: Subject, hollow: Hollow | None) -> tuple[Needs, int, bool]:
+def _measured(
+    open_session: OpenSession, subject: Subject, hollow: HollowedNetwork | None
+) -> tuple[MemoryNeeds, int, bool]:
     options = TrainingOptions(prior_mode="none")
-    with open_session(options, hollow) as bench:
-        method = METHOD if _has_attention(bench.shapes) else WITHOUT_ATTENTION
-        link = Link.create(method.family, targets_of(method, bench.shapes), method.config, generator_for(0))
-        link = link.copy_to(bench.device)
-        loss = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, options, 1, 0)
+    with open_session(options, hollow) as session:
+        method = METHOD if _has_attention(session.shapes) else WITHOUT_ATTENTION
+        link = Adapter.create(method.family, targets_of(method, session.shapes), method.config, generator_for(0))
+        link = link.copy_to(session.device)
+        loss = DreamBoothLoss(session.denoiser, session.condition, session.to_model, subject, options, 1, 0)
         loss = replace(loss, subject=replace(subject, examples=(loss.largest,)))
         sample = 0
         if hollow is not None:
             ((_, records),) = loss.recorded(0, hollow)
             sample = sum(tensor.nbytes for record in records for tensor in record)
-        with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
-            passing = bench.passing(loss.largest.size)
+        with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
+            passing = session.inference_bytes(loss.largest.size)
             parameters = link.parameters()
-            needs = memory_plan.measure(
-                loss.of_one_sample, bench.blocks, parameters, passing, bytes_per_number(options.optimizer)
+            needs = memory_plan.measure_needs(
+                loss.of_one_sample, session.blocks, parameters, passing, bytes_per_number(options.optimizer)
             )
     return needs, sample, method is METHOD
 

@@ -9,25 +9,25 @@ from functools import partial
 import torch
 from PIL import Image
 
-from ...models.adapters.stack import AdapterSet, WeightOf
-from ...models.backbone.gradient_checkpointing import checkpointed
-from ...models.metadata.combine import combined
+from ...models.adapters.stack import AdapterStack, WeightOf
+from ...models.backbone.gradient_checkpointing import gradient_checkpointing
+from ...models.metadata.combine import combine_adapters
 from ...models.metadata.summary import removal_warning
 from ..diffusion.preview_sampler import preview
 from ..engine import memory_plan
-from ..engine.checkpoints import States
+from ..engine.checkpoints import CheckpointStore
 from ..engine.divergence import Diverged
 from ..engine.loop import FitConfig, OnStep, fit
 from ..engine.rng import generator_for
 from ..engine.state import History, TrainState
 from ..hollowed_net.recording import OnRecord, Recorder, recorder_of, silent
-from ..reporting.live_view import MakeWatcher, Watcher
-from ..session import Workbench
-from .config import Run
-from .initial_adapter import at_its_start, groups_of, starting_point, trained_part, weights_of
-from .loss import DreamBooth
+from ..reporting.live_view import MakeLiveView, OnHistory
+from ..session import TrainingSession
+from .config import DreamBoothConfig
+from .initial_adapter import at_its_start, initial_adapter, parameter_groups, trained_part, weights_of
+from .loss import DreamBoothLoss
 
-Rescue = Callable[[AdapterSet], str]
+Rescue = Callable[[AdapterStack], str]
 """Puts an adapter in a safe place and names it."""
 
 _PREVIEW = 101
@@ -44,15 +44,20 @@ class Result:
         notes: what was chosen, and what went wrong without harm; for the report.
     """
 
-    adapter: AdapterSet
+    adapter: AdapterStack
     history: History
     resumed: int
     notes: tuple[str, ...]
 
 
-def personalize(
-    run: Run, bench: Workbench, watch: MakeWatcher, states: States, rescue: Rescue, on_record: OnRecord = silent
-) -> Result:  # fmt: skip
+def train_dreambooth(
+    run: DreamBoothConfig,
+    session: TrainingSession,
+    watch: MakeLiveView,
+    states: CheckpointStore,
+    rescue: Rescue,
+    on_record: OnRecord = silent,
+) -> Result:
     """Train a new adapter (or ``run.start_from`` further, or one after ``run.on_top_of``) on ``bench``.
 
     Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
@@ -66,10 +71,10 @@ def personalize(
         torch.OutOfMemoryError: whatever the plan; the message says what to turn down.
     """
     seen = watch(lambda: job.sample())
-    weight_of = weights_of(bench, lambda: seen(History()))
-    job = _taken_up(run, bench, states) or _Job.begin(run, bench, weight_of)
+    weight_of = weights_of(session, lambda: seen(History()))
+    job = _taken_up(run, session, states) or DreamBoothTrainer.begin(run, session, weight_of)
     resumed, warnings = job.state.history.step, _warnings(job.adapter)
-    recorder = recorder_of(run.recording, bench, states, on_record)
+    recorder = recorder_of(run.recording, session, states, on_record)
     try:
         with states.keeping(job.state):
             lines = job.fit(_keeping(states, run, seen), recorder)
@@ -82,7 +87,7 @@ def personalize(
     return Result(job.result(), job.state.history, resumed, notes)
 
 
-def _warnings(adapter: AdapterSet) -> list[str]:
+def _warnings(adapter: AdapterStack) -> list[str]:
     """What to beware of in the chain that trains; in the log as well."""
     warning = removal_warning(adapter)
     if warning is None:
@@ -91,7 +96,7 @@ def _warnings(adapter: AdapterSet) -> list[str]:
     return [f"warning: {warning}"]
 
 
-def _carries_over(run: Run, history: History) -> list[str]:
+def _carries_over(run: DreamBoothConfig, history: History) -> list[str]:
     """Whether the whole network gains by what was learnt without its middle: the loss on fixed noise is the whole's."""
     if run.hollow is None or len(history.probes) < 2:
         return []
@@ -104,18 +109,18 @@ def _carries_over(run: Run, history: History) -> list[str]:
     return [f"warning: {warning}"]
 
 
-def _taken_up(run: Run, bench: Workbench, states: States) -> "_Job | None":
+def _taken_up(run: DreamBoothConfig, session: TrainingSession, states: CheckpointStore) -> "DreamBoothTrainer | None":
     """The job as an earlier run left it, if that left a state; a start from the weights is not worked out for it."""
     if not states.path.exists():
         return None
-    job = _Job.begin(run, bench)
+    job = DreamBoothTrainer.begin(run, session)
     if not states.load(job.state, run.steps):
         return None
     logging.info("HyperBooth: going on from step %d of an earlier run", job.state.history.step)
     return job
 
 
-def _keeping(states: States, run: Run, watch: Watcher) -> OnStep:
+def _keeping(states: CheckpointStore, run: DreamBoothConfig, watch: OnHistory) -> OnStep:
     """State on disk every so many steps, then what the user sees (where a cancel comes in)."""
     every = run.options.checkpoint_every
 
@@ -130,7 +135,7 @@ def _keeping(states: States, run: Run, watch: Watcher) -> OnStep:
     return on_step
 
 
-def _rescue(job: "_Job", states: States, run: Run, rescue: Rescue) -> str:
+def _rescue(job: "DreamBoothTrainer", states: CheckpointStore, run: DreamBoothConfig, rescue: Rescue) -> str:
     """Put the last good state where the user finds it; a sentence that says so."""
     if not states.good.load(job.state, run.steps):
         return "It went wrong before the first look at it, so nothing was saved."
@@ -142,97 +147,99 @@ def _rescue(job: "_Job", states: States, run: Run, rescue: Rescue) -> str:
     return f"The adapter as of step {step}, the last good state, was saved as {name}."
 
 
-def _in_pieces(loss: DreamBooth, pieces: int) -> DreamBooth:
+def _in_pieces(loss: DreamBoothLoss, pieces: int) -> DreamBoothLoss:
     return replace(loss, pieces=pieces)
 
 
 @dataclass(frozen=True)
-class _Job:
+class DreamBoothTrainer:
     """A run on a bench: the adapter, and the state of the part that trains."""
 
-    run: Run
-    bench: Workbench
-    adapter: AdapterSet
+    run: DreamBoothConfig
+    session: TrainingSession
+    adapter: AdapterStack
     state: TrainState
     started: float
 
     @classmethod
-    def begin(cls, run: Run, bench: Workbench, weight_of: WeightOf | None = None) -> "_Job":
+    def begin(
+        cls, run: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None = None
+    ) -> "DreamBoothTrainer":
         started = time.time()
-        adapter = starting_point(run, bench, weight_of)
-        groups = groups_of(trained_part(adapter, run.method), run.method)
-        state = TrainState(groups, run.options.optimizer, run.options.ema_decay, bench.half)
-        return cls(run, bench, adapter, state, started)
+        adapter = initial_adapter(run, session, weight_of)
+        groups = parameter_groups(trained_part(adapter, run.method), run.method)
+        state = TrainState(groups, run.options.optimizer, run.options.ema_decay, session.half)
+        return cls(run, session, adapter, state, started)
 
     def fit(self, on_step: OnStep, recorder: Recorder) -> list[str]:
         """Train within the memory there is; lines that say how."""
-        run, bench = self.run, self.bench
-        with bench.knowing(self.adapter.words, run.subject.prompts), self.adapter.attached(
-            bench.layers, bench.borrow, bench.written_over
+        run, session = self.run, self.session
+        with session.with_embeddings(self.adapter.embeddings, run.subject.prompts), self.adapter.injected(
+            session.layers, session.access_weight, session.modified_in_place
         ) as without:  # fmt: skip
-            loss = DreamBooth(
-                bench.denoiser, bench.condition, bench.to_model, run.training, run.loss_options, run.batch_size,
+            loss = DreamBoothLoss(
+                session.denoiser, session.condition, session.to_model, run.training, run.loss_options, run.batch_size,
                 run.seed, without, teacher_apart=run.has_a_past,
             )  # fmt: skip
-            off = partial(at_its_start, self.adapter, run, bench) if run.has_a_past or run.method.word else without
+            off = partial(at_its_start, self.adapter, run, session) if run.has_a_past or run.method.word else without
             with recorder.recorded(partial(_in_pieces, loss), off, self.state.history.step) as records:
                 loss = replace(loss, records=records)
                 plan, line = self._plan(loss)
                 while not self._fits(plan, loss, on_step):
                     plan = self._tighter(plan)
-                    line = memory_plan.describe(plan, None, 0, run.batch_size, bench.precision)
+                    line = memory_plan.describe_plan(plan, None, 0, run.batch_size, session.precision)
                     logging.warning("HyperBooth: out of memory at step %d; going on with %s", self._at, line)
         return [*recorder.lines, line]
 
-    def _fits(self, plan: memory_plan.Plan, loss: DreamBooth, on_step: OnStep) -> bool:
+    def _fits(self, plan: memory_plan.MemoryPlan, loss: DreamBoothLoss, on_step: OnStep) -> bool:
         """Train to the end under ``plan``; False if memory ran out on the way."""
         options = self.run.loss_options
         config = FitConfig(
             self.run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
-            options.max_grad_norm, options.validation, options.worse,
+            options.max_grad_norm, options.validation, options.divergence_factor,
         )  # fmt: skip
         self.state.history.pieces, self.state.history.checkpointing = plan.pieces, plan.checkpointing
         loss = replace(loss, pieces=plan.pieces)
         validate = partial(loss.validate, self.run.validation) if options.validation else None
-        with checkpointed(self.bench.blocks if plan.checkpointing else ()):
+        with gradient_checkpointing(self.session.blocks if plan.checkpointing else ()):
             try:
                 fit(loss, self.state, config, on_step, validate, loss.probe)
             except Exception as error:
-                if not self.bench.is_out_of_memory(error):
+                if not self.session.is_out_of_memory(error):
                     raise
                 return False
         return True
 
-    def _plan(self, loss: DreamBooth) -> tuple[memory_plan.Plan, str]:
-        run, bench, options = self.run, self.bench, self.run.options
+    def _plan(self, loss: DreamBoothLoss) -> tuple[memory_plan.MemoryPlan, str]:
+        run, session, options = self.run, self.session, self.run.options
         history = self.state.history
-        start = memory_plan.Plan(history.pieces, options.gradient_checkpointing or history.checkpointing)
+        start = memory_plan.MemoryPlan(history.pieces, options.gradient_checkpointing or history.checkpointing)
         if options.memory == "as set":
-            return start, f"{memory_plan.describe(start, None, 0, run.batch_size, bench.precision)} (as set)"
+            return start, f"{memory_plan.describe_plan(start, None, 0, run.batch_size, session.precision)} (as set)"
         needs = self._measured(loss)
         if needs is None:
-            tightest = memory_plan.Plan(run.batch_size, checkpointing=True)
-            return tightest, memory_plan.describe(tightest, None, 0, run.batch_size, bench.precision)
-        plan = memory_plan.choose(needs, bench.free_memory(), run.batch_size, start)
-        bench.make_room(needs.of(plan, run.batch_size))
-        line = memory_plan.describe(plan, needs, bench.free_memory(), run.batch_size, bench.precision)
+            tightest = memory_plan.MemoryPlan(run.batch_size, checkpointing=True)
+            return tightest, memory_plan.describe_plan(tightest, None, 0, run.batch_size, session.precision)
+        plan = memory_plan.choose_plan(needs, session.free_memory(), run.batch_size, start)
+        session.make_room(needs.of(plan, run.batch_size))
+        line = memory_plan.describe_plan(plan, needs, session.free_memory(), run.batch_size, session.precision)
         logging.info("HyperBooth: %s", line)
         return plan, line
 
-    def _measured(self, loss: DreamBooth) -> memory_plan.Needs | None:
+    def _measured(self, loss: DreamBoothLoss) -> memory_plan.MemoryNeeds | None:
         """What the run needs, or None if not even one forward fits."""
-        bench, state = self.bench, self.state
-        passing = bench.passing(loss.largest.size)
+        session, state = self.session, self.state
+        passing = session.inference_bytes(loss.largest.size)
         try:
-            return memory_plan.measure(
-                loss.of_one_sample, bench.blocks, state.parameters, passing, state.bytes_per_number
+            return memory_plan.measure_needs(
+                loss.of_one_sample, session.blocks, state.parameters, passing, state.bytes_per_number
             )
         except Exception as error:
-            if not bench.is_out_of_memory(error):
+            if not session.is_out_of_memory(error):
                 raise
             return None
 
-    def _tighter(self, plan: memory_plan.Plan) -> memory_plan.Plan:
+    def _tighter(self, plan: memory_plan.MemoryPlan) -> memory_plan.MemoryPlan:
         tighter = plan.tighter(self.run.batch_size) if self.run.options.memory == "auto" else None
         if tighter is None:
             turn_on = "" if plan.checkpointing else "switch gradient_checkpointing on, set memory to 'auto', "
@@ -243,24 +250,24 @@ class _Job:
     def _at(self) -> int:
         return self.state.history.step + 1
 
-    def result(self) -> AdapterSet:
+    def result(self) -> AdapterStack:
         """The chain as the run would give it now, on the CPU."""
         with self.state.result():
             chain, words = (
-                [part.copy_to("cpu") for part in parts] for parts in (self.adapter.chain, self.adapter.words)
+                [part.copy_to("cpu") for part in parts] for parts in (self.adapter.adapters, self.adapter.embeddings)
             )
         times = {"started": self.started, "finished": time.time()}
-        facts = {**self.bench.facts, **self.run.facts(self.state.history), **times}
+        facts = {**self.session.metadata, **self.run.metadata(self.state.history), **times}
         if self.run.on_top_of is not None:
-            facts = combined(self.run.on_top_of, AdapterSet(tuple(chain[-1:]), facts)).facts
-        return AdapterSet(tuple(chain), facts, tuple(words))
+            facts = combine_adapters(self.run.on_top_of, AdapterStack(tuple(chain[-1:]), facts)).metadata
+        return AdapterStack(tuple(chain), facts, tuple(words))
 
     @torch.no_grad()
     def sample(self) -> Image.Image | None:
         """A picture of the first example's prompt, always from the same noise."""
-        run, bench = self.run, self.bench
+        run, session = self.run, self.session
         example = run.subject.examples[0].variant(0).unframed()
         seed = generator_for(run.seed, _PREVIEW).initial_seed()
         with self.state.result():
-            cond, blank = bench.condition([example]), bench.blank(run.subject)
-            return bench.picture(preview(bench.denoiser, cond, blank, example.size, seed))
+            cond, blank = session.condition([example]), session.unconditional(run.subject)
+            return session.picture(preview(session.denoiser, cond, blank, example.size, seed))

@@ -28,7 +28,7 @@ _STATE = re.compile(r"[0-9a-f]{32}(?:\.good)?\.safetensors")
 
 
 @dataclass
-class States:
+class CheckpointStore:
     """The state of one run in a folder of states, one file per run, written atomically.
 
     Args:
@@ -45,7 +45,7 @@ class States:
     _saved: int = field(default=-1, init=False)
     ahead: bool = field(default=False, init=False)
     """A longer run's state is there, and is not to be replaced by a shorter one's."""
-    _good: "States | None" = field(default=None, init=False)
+    _good: "CheckpointStore | None" = field(default=None, init=False)
 
     @property
     def path(self) -> Path:
@@ -57,10 +57,10 @@ class States:
         return self.folder / f"{self.key}.records"
 
     @property
-    def good(self) -> "States":
+    def good(self) -> "CheckpointStore":
         """The run's last state that was looked at and found good, in a file of its own."""
         if self._good is None:
-            self._good = States(self.folder, f"{self.key}.good")
+            self._good = CheckpointStore(self.folder, f"{self.key}.good")
         return self._good
 
     def forget(self) -> None:
@@ -135,7 +135,7 @@ class States:
             room -= _size(path)
             if (place >= KEPT and time.time() - _touched(path) > LEFTOVER) or room < 0:
                 _remove(path)
-        sweep(self.folder)
+        remove_leftovers(self.folder)
         self.drop_records()
 
     def drop_records(self) -> None:
@@ -146,7 +146,7 @@ class States:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the parts of files that killed processes left in ``folder``."""
     for path in folder.glob(".*.part"):
         if time.time() - _touched(path) > LEFTOVER:

@@ -1,9 +1,9 @@
-"""The processes that share a run, on one machine or many: which of them this is, and what they tell each other.
+"""The processes that share a run, on one machine or many.
 
-Trainers ask a :class:`Ranks`. Its plain form is one process by itself: sums are what they are, and whoever asks is the
-one who leads. :class:`Processes` is the same over PyTorch's own engine, so that there is one code for both:
+Trainers ask a :class:`ProcessGroup`, which alone is one process. :class:`TorchProcessGroup` is the same over
+torch.distributed, so that one code serves both:
 
-    shares of a batch  ->  gradients of sample means, each divided by the whole batch  ->  added up  ->  one update
+    shards of a batch -> gradients of sample means, each divided by the whole batch -> summed -> one update
 
 which is the update of one process but for the rounding of float32 (a sum in another order).
 """
@@ -32,81 +32,81 @@ they would call in vain (pytorch issue 135712)."""
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process is number ``rank`` of ``of``, and knows nothing of the others."""
 
     rank: int = 0
-    of: int = 1
+    world_size: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.of:
-            raise ValueError(f"rank is {self.rank} of {self.of}; give one from 0 to {self.of - 1}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank} of {self.world_size}; give one from 0 to {self.world_size - 1}")
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that measures, reports and writes."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """Which of ``count`` rows are this process's: together all of them, in order, of nearly equal length."""
-        return slice(self.rank * count // self.of, (self.rank + 1) * count // self.of)
+        return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
-    def sum(self, *numbers: float) -> Sequence[float]:
+    def all_reduce_scalars(self, *numbers: float) -> Sequence[float]:
         """Each number summed over the processes, in float64."""
         return numbers
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor becomes its sum over the processes, in place."""
 
-    def give(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor becomes what the leader holds, in place."""
 
-    def once(self, make: Callable[[], T]) -> T:
+    def broadcast_object(self, make: Callable[[], T]) -> T:
         """What the leader makes: plain numbers, texts and lists of them, exactly. The others wait for it."""
         return make()
 
-    def heard(self, value: T) -> list[T]:
-        """What every process says here, by rank; plain values as of :meth:`once`. All wait for all."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """What every process says here, by rank; plain values as of :meth:`broadcast_object`. All wait for all."""
         return [value]
 
 
-ALONE = Ranks()
+SINGLE = ProcessGroup()
 
 
 @dataclass(frozen=True)
-class Processes(Ranks):
+class TorchProcessGroup(ProcessGroup):
     """One of the processes of a group of torch.distributed."""
 
     group: Any = None
 
-    def sum(self, *numbers: float) -> Sequence[float]:
+    def all_reduce_scalars(self, *numbers: float) -> Sequence[float]:
         told = torch.tensor(numbers, dtype=torch.float64)
         engine.all_reduce(told, group=self.group)
         return told.tolist()
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])  # one message instead of hundreds
         engine.all_reduce(flat, group=self.group)
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
-    def give(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             engine.broadcast(tensor, 0, group=self.group)
 
-    def once(self, make: Callable[[], T]) -> T:
-        said = _letters(make()) if self.leads else torch.empty(0, dtype=torch.uint8)
+    def broadcast_object(self, make: Callable[[], T]) -> T:
+        said = _letters(make()) if self.is_main else torch.empty(0, dtype=torch.uint8)
         length = torch.tensor([len(said)])
-        self.give([length])
-        said = said if self.leads else torch.empty(int(length), dtype=torch.uint8)
-        self.give([said])
+        self.broadcast_([length])
+        said = said if self.is_main else torch.empty(int(length), dtype=torch.uint8)
+        self.broadcast_([said])
         return _value(said)
 
-    def heard(self, value: T) -> list[T]:
-        said, lengths = _letters(value), [torch.zeros(1, dtype=torch.int64) for _ in range(self.of)]
+    def all_gather_object(self, value: T) -> list[T]:
+        said, lengths = _letters(value), [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         engine.all_gather(lengths, torch.tensor([len(said)]), group=self.group)
         longest = int(max(lengths))
-        rows = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.of)]
+        rows = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
         engine.all_gather(rows, torch.nn.functional.pad(said, (0, longest - len(said))), group=self.group)
         return [_value(row[: int(length)]) for row, length in zip(rows, lengths, strict=True)]
 
@@ -121,7 +121,7 @@ def _value(letters: Tensor) -> Any:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def process_group() -> Iterator[ProcessGroup]:
     """The processes that torchrun started, met and connected: gloo on the CPU, nccl between GPUs. Without torchrun,
     this process alone.
 
@@ -129,13 +129,13 @@ def joined() -> Iterator[Ranks]:
         ValueError: torchrun is to restart processes, and could not.
     """
     if "RANK" not in os.environ:
-        yield ALONE
+        yield SINGLE
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
         raise ValueError(f"--max-restarts needs the environment variable {STORE_APART}=1 where torchrun is started")
     between_gpus = torch.cuda.is_available() and engine.is_nccl_available()
     engine.init_process_group("cpu:gloo,cuda:nccl" if between_gpus else "gloo", timeout=MEETING)
     try:
-        yield Processes(engine.get_rank(), engine.get_world_size(), engine.new_group(timeout=PATIENCE))
+        yield TorchProcessGroup(engine.get_rank(), engine.get_world_size(), engine.new_group(timeout=PATIENCE))
     finally:
         engine.destroy_process_group()

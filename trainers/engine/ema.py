@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """``m_k = d_k m_(k-1) + (1 - d_k) p_k`` with ``d_k = min(decay, (1 + k) / (10 + k))``.
 
     The rising decay (the usual one, from TensorFlow's ExponentialMovingAverage) keeps the start, which is no result,

@@ -10,17 +10,17 @@ TINY = 1e-6
 """Added to a norm that is divided by, as in PyTorch's own function."""
 
 
-def clip(parameters: Sequence[nn.Parameter], longest: float, apart: bool = False) -> float:
+def clip_gradients(parameters: Sequence[nn.Parameter], longest: float, per_subject: bool = False) -> float:
     """Shorten the gradient to ``longest``; 0 leaves it.
 
     Args:
-        apart: the parameters' leading dimension is one of subjects, and each one's gradient is shortened by itself:
+        per_subject: the parameters' leading dimension is one of subjects, each clipped by itself:
             what a subject learns has nothing to do with who is beside it.
 
     Returns:
         the norm before, of several subjects the largest.
     """
-    if not apart:
+    if not per_subject:
         return nn.utils.clip_grad_norm_(parameters, longest or math.inf).item()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = _norms(gradients)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .distributed import ALONE, Ranks
+from .distributed import SINGLE, ProcessGroup
 from .divergence import WORSE, check_course, check_finite, check_measured, is_due
-from .grad_clip import clip
+from .grad_clip import clip_gradients
 from .lr_schedule import lr_factor
 from .state import TrainState
 
@@ -31,7 +31,7 @@ class FitConfig:
         steps: optimiser updates.
         validation: steps between validations, 0 for none.
         worse: how many times the first losses the last ones may be, see :mod:`.guard`.
-        apart: several subjects train side by side, see :func:`.clipping.clip`.
+        apart: several subjects train side by side, see :func:`.clipping.clip_gradients`.
     """
 
     steps: int
@@ -40,8 +40,8 @@ class FitConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     validation: int = 0
-    worse: float = WORSE
-    apart: bool = False
+    divergence_factor: float = WORSE
+    per_subject: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -52,7 +52,7 @@ class FitConfig:
 
 def fit(
     losses: Losses, state: TrainState, config: FitConfig, on_step: OnStep | None = None,
-    validate: Measure | None = None, probe: Measure | None = None, ranks: Ranks = ALONE,
+    validate: Measure | None = None, probe: Measure | None = None, processes: ProcessGroup = SINGLE,
 ) -> None:  # fmt: skip
     """Take ``state`` on to ``config.steps``, minimising the sum of ``losses(batch)``.
 
@@ -64,7 +64,7 @@ def fit(
         validate: a loss that differs only as the parameters do; measured before the first step, every
             ``config.validation`` steps, and at the end.
         probe: a cheaper one, measured when :func:`.guard.is_due` says so.
-        ranks: processes that take the same steps at the same time, each with its part of every batch's loss; the
+        processes: processes that take the same steps at the same time, each with its part of every batch's loss; the
             parts add up to the loss of one process alone.
 
     Raises:
@@ -74,20 +74,20 @@ def fit(
     """
     _look(state, config, validate, probe)
     while state.history.step < config.steps:
-        _step(losses, state, config, ranks)
+        _step(losses, state, config, processes)
         _look(state, config, validate, probe)
-        check_course(state.history.losses, config.worse)
+        check_course(state.history.losses, config.divergence_factor)
         if on_step is not None:
             on_step(state)
 
 
-def _step(losses: Losses, state: TrainState, config: FitConfig, ranks: Ranks) -> None:
+def _step(losses: Losses, state: TrainState, config: FitConfig, processes: ProcessGroup) -> None:
     history = state.history
     state.optimizer.zero_grad(set_to_none=True)
-    loss = _added_up(_accumulate(losses, state, config), state, ranks)
+    loss = _added_up(_accumulate(losses, state, config), state, processes)
     check_finite("loss", loss, history.step + 1)
     state.scaler.unscale_(state.optimizer)
-    norm = clip(state.parameters, config.max_grad_norm, config.apart)
+    norm = clip_gradients(state.parameters, config.max_grad_norm, config.per_subject)
     _count_skipped(state, norm)
     state.set_rate(lr_factor(history.step, config.steps, config.warmup_steps, config.lr_scheduler))
     state.scaler.step(state.optimizer)
@@ -117,14 +117,14 @@ def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
     return total
 
 
-def _added_up(loss: float, state: TrainState, ranks: Ranks) -> float:
+def _added_up(loss: float, state: TrainState, processes: ProcessGroup) -> float:
     """The loss of all processes, whose gradients are added up; before any of them decides anything by its own."""
     step = state.history.step
-    loss, steps = ranks.sum(loss, step)
-    if steps != ranks.of * step:
-        where = f"the {ranks.of} of them at {steps / ranks.of:g} on average"
-        raise RuntimeError(f"process {ranks.rank} is at step {step}, {where}")
-    ranks.add([parameter.grad for parameter in state.parameters if parameter.grad is not None])
+    loss, steps = processes.all_reduce_scalars(loss, step)
+    if steps != processes.world_size * step:
+        where = f"the {processes.world_size} of them at {steps / processes.world_size:g} on average"
+        raise RuntimeError(f"process {processes.rank} is at step {step}, {where}")
+    processes.all_reduce_([parameter.grad for parameter in state.parameters if parameter.grad is not None])
     return loss
 
 

@@ -19,7 +19,7 @@ HEADROOM = 0.9
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What was chosen.
 
     Args:
@@ -30,7 +30,7 @@ class Plan:
     pieces: int = 1
     checkpointing: bool = False
 
-    def tighter(self, batch_size: int) -> "Plan | None":
+    def tighter(self, batch_size: int) -> "MemoryPlan | None":
         """The next plan that needs less, or None: batches in parts first, since they cost least."""
         if self.pieces < batch_size:
             return replace(self, pieces=min(batch_size, 2 * self.pieces))
@@ -38,7 +38,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryNeeds:
     """What a run takes, in bytes.
 
     Args:
@@ -49,17 +49,19 @@ class Needs:
     """
 
     fixed: int
-    passing: int
+    inference_bytes: int
     kept: int
     kept_checkpointed: int
 
-    def of(self, plan: Plan, batch_size: int) -> int:
+    def of(self, plan: MemoryPlan, batch_size: int) -> int:
         """Bytes beside the model's own under ``plan``."""
         samples = -(-batch_size // plan.pieces)
-        return self.fixed + samples * (self.passing + (self.kept_checkpointed if plan.checkpointing else self.kept))
+        return self.fixed + samples * (
+            self.inference_bytes + (self.kept_checkpointed if plan.checkpointing else self.kept)
+        )
 
 
-def choose(needs: Needs, free: int, batch_size: int, start: Plan) -> Plan:
+def choose_plan(needs: MemoryNeeds, free: int, batch_size: int, start: MemoryPlan) -> MemoryPlan:
     """The first plan from ``start`` on that fits into ``free`` bytes, or the tightest."""
     plan = start
     while needs.of(plan, batch_size) > HEADROOM * free and (tighter := plan.tighter(batch_size)):
@@ -67,7 +69,7 @@ def choose(needs: Needs, free: int, batch_size: int, start: Plan) -> Plan:
     return plan
 
 
-def describe(plan: Plan, needs: Needs | None, free: int, batch_size: int, precision: str) -> str:
+def describe_plan(plan: MemoryPlan, needs: MemoryNeeds | None, free: int, batch_size: int, precision: str) -> str:
     """One line for the log and the report; without ``needs`` nothing was measured."""
     size = -(-batch_size // plan.pieces)
     batch = f"batch {batch_size}" if plan.pieces == 1 else f"batch {batch_size} in parts of {size}"
@@ -102,17 +104,17 @@ class _Count:
             self.bytes += storage.nbytes()
 
 
-def measure(
+def measure_needs(
     sample: Callable[[], Tensor], blocks: Sequence[nn.Module], parameters: Sequence[nn.Parameter], passing: int,
     per_number: int,
-) -> Needs:  # fmt: skip
+) -> MemoryNeeds:  # fmt: skip
     """What a run needs.
 
     Args:
         sample: the loss of one sample; it is not taken backward.
         blocks: what checkpointing would run again, see :mod:`models.checkpointing`.
         parameters: what is trained.
-        passing: see :class:`Needs`.
+        passing: see :class:`MemoryNeeds`.
         per_number: bytes of gradient, optimizer and average for each trained number.
     """
     count = _Count()
@@ -123,7 +125,7 @@ def measure(
     outside = count.bytes - sum(count.within)
     checkpointed = outside + count.inputs + max(count.within, default=0)
     fixed = per_number * sum(parameter.numel() for parameter in parameters)
-    return Needs(fixed, passing, count.bytes, min(count.bytes, checkpointed))
+    return MemoryNeeds(fixed, passing, count.bytes, min(count.bytes, checkpointed))
 
 
 def _nothing_kept(_: None) -> Tensor:

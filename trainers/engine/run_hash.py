@@ -13,7 +13,7 @@ WINDOWS, WIDTH = 4, 64
 file that may still lie on a disk."""
 
 
-def fingerprint(*values: Any) -> str:
+def run_hash(*values: Any) -> str:
     """A hexadecimal digest of plain values, dataclasses, containers and tensors (every bit of them).
 
     Objects of other kinds count by their class only.
@@ -24,7 +24,7 @@ def fingerprint(*values: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def sampled(tensor: Tensor) -> Tensor:
+def sample_values(tensor: Tensor) -> Tensor:
     """:data:`WINDOWS` runs of :data:`WIDTH` numbers spread over ``tensor``, its ends among them."""
     flat = tensor.detach().reshape(-1)
     if flat.numel() <= WINDOWS * WIDTH:

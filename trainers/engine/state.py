@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .ema import Average
+from .ema import EMA
 from .optimizers import OPTIMIZERS, STATE_PER_NUMBER
 
 SCALE = 2.0**12
@@ -86,7 +86,7 @@ class TrainState:
         self._optimizer = optimizer
         self.optimizer = OPTIMIZERS[optimizer](settings)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=half, init_scale=SCALE)
-        self.average = Average(self.parameters, ema_decay) if ema_decay else None
+        self.average = EMA(self.parameters, ema_decay) if ema_decay else None
         self.history = History()
 
     @property

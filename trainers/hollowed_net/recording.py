@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ...models.hollowed_net.activation_cache import InMemory, OnDisk, Records, Source, Store
+from ...models.hollowed_net.activation_cache import ActivationCache, DiskStore, MemoryStore, Source, Store
 from ...models.units import in_mib
-from ..engine.checkpoints import States
+from ..engine.checkpoints import CheckpointStore
 from ..engine.memory_plan import HEADROOM
-from ..session import Workbench
+from ..session import TrainingSession
 
 OnRecord = Callable[[int, int], None]
 """Receives (batches recorded, of)."""
@@ -59,16 +59,16 @@ class Recorder:
     """
 
     config: RecordingConfig
-    bench: Workbench
+    session: TrainingSession
     store: Store | None
     on_record: OnRecord
-    files: OnDisk
+    files: DiskStore
     lines: list[str] = field(default_factory=list)
 
     @contextmanager
     def recorded(
         self, sources: Sources, off: Callable[[], AbstractContextManager[None]], step: int
-    ) -> Iterator[Records | None]:  # fmt: skip
+    ) -> Iterator[ActivationCache | None]:  # fmt: skip
         """What is on record, if anything is; inside the block, the weights taken out are off the training device.
 
         Args:
@@ -76,13 +76,13 @@ class Recorder:
             off: inside it the network is without the adapter that is to be trained.
             step: at which the run stands; one that is at its end records nothing.
         """
-        if self.bench.hollow is not None:
-            self.lines.append(f"hollow: trained without {self.bench.hollow.name}")
+        if self.session.hollow is not None:
+            self.lines.append(f"hollow: trained without {self.session.hollow.name}")
         config = self.config
         if self.store is None or step >= config.steps:
             yield None
             return
-        records = Records(self.bench.hollow, self.store, -(-config.samples // config.batch_size))
+        records = ActivationCache(self.session.hollow, self.store, -(-config.samples // config.batch_size))
         each = config.gradient_accumulation
         needed = records.of(range(step * each, config.steps * each))
         with off(), self._of_no_use_if_it_fails():
@@ -90,7 +90,7 @@ class Recorder:
         self.lines.append(f"{len(needed)} batches of {config.batch_size} {records.describe()}")
         logging.info("HyperBooth: %s", self.lines[-1])
         self.lines += _unseen(config, records.batches, config.steps * each)
-        with self.bench.stowed():
+        with self.session.offloaded():
             yield records
 
     @contextmanager
@@ -107,18 +107,18 @@ class Recorder:
                 f"recording failed: {error} In Hollowed Net give fewer samples, or choose storage 'ram' or 'none'"
             ) from error
 
-    def _fill(self, records: Records, batches: list[int], sources: Sources, pieces: int = 1) -> None:
+    def _fill(self, records: ActivationCache, batches: list[int], sources: Sources, pieces: int = 1) -> None:
         """Record batch by batch; sample by sample where memory asks for it."""
         if not self._fits(records, batches, sources, pieces):
             logging.warning("HyperBooth: out of memory while recording; going on with one sample at a time")
             self._fill(records, batches, sources, self.config.batch_size)
 
-    def _fits(self, records: Records, batches: list[int], sources: Sources, pieces: int) -> bool:
+    def _fits(self, records: ActivationCache, batches: list[int], sources: Sources, pieces: int) -> bool:
         """Record; False if memory ran out: what the error's frames held is free again after it."""
         try:
             records.fill(sources(pieces), batches, self.on_record, self._check_room)
         except Exception as error:
-            if not self.bench.is_out_of_memory(error):
+            if not self.session.is_out_of_memory(error):
                 raise
             if pieces == self.config.batch_size:
                 raise torch.OutOfMemoryError(
@@ -161,11 +161,13 @@ def _unseen(config: RecordingConfig, batches: int, drawn: int) -> list[str]:
     return [f"warning: {warning}"]
 
 
-def recorder_of(config: RecordingConfig, bench: Workbench, states: States, on_record: OnRecord) -> Recorder:
+def recorder_of(
+    config: RecordingConfig, session: TrainingSession, states: CheckpointStore, on_record: OnRecord
+) -> Recorder:
     """The recorder that the run asks for."""
-    files = OnDisk(states.records)
+    files = DiskStore(states.records)
     storage = config.storage
     if storage == "disk":
         states.drop_records()
-    store = {"ram": InMemory(bench.free_main_memory), "disk": files, "none": None}[storage]
-    return Recorder(config, bench, store, on_record, files)
+    store = {"ram": MemoryStore(session.free_main_memory), "disk": files, "none": None}[storage]
+    return Recorder(config, session, store, on_record, files)

@@ -9,13 +9,13 @@ import torch
 
 from ...models.hypernetwork.checkpoint import VERSION
 from ...models.hypernetwork.network import HyperNetworkConfig
-from ...models.hypernetwork.predictor import Made, Predictor
+from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.subject_bank.bank import Bank
 from ..config import TrainingOptions
 from ..dreambooth.config import COSMETIC
 from ..engine.checks import check_number
 from ..engine.rng import generator_for
-from ..engine.run_hash import fingerprint
+from ..engine.run_hash import run_hash
 from ..engine.state import History
 from .feature_cache import Picture
 
@@ -28,7 +28,7 @@ _PEOPLE = 102
 
 
 @dataclass(frozen=True)
-class HyperRun:
+class HyperNetworkTrainingConfig:
     """One training of a hypernetwork.
 
     Args:
@@ -80,7 +80,7 @@ class HyperRun:
     def _check_start(self, start: Predictor) -> None:
         start.network.layout.check_same(self.bank.layout, "start_from", "the bank")
         base = self.bank.manifest.base
-        start.base.check(Made(base["base"], base["weights"]), "bank", "hypernetwork in start_from")
+        start.base.check(BaseModelRef(base["base"], base["weights"]), "bank", "hypernetwork in start_from")
         shared = self.config.shared_input
         if start.network.config.shared_input != shared:
             words = {True: "shared the input side's factor", False: "had an input side of their own"}
@@ -101,7 +101,7 @@ class HyperRun:
     @cached_property
     def _held_before(self) -> list[int]:
         """Places of those whom ``start_from`` held out, if there are enough of them here."""
-        names = set(self.start_from.facts.get("held_out", ())) if self.start_from is not None else ()
+        names = set(self.start_from.metadata.get("held_out", ())) if self.start_from is not None else ()
         places = [place for place, name in enumerate(self.bank.names) if name in names]
         return places if len(places) >= LEAST_HELD_OUT else []
 
@@ -148,15 +148,15 @@ class HyperRun:
         options = replace(self.options, **COSMETIC, validation=0)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
         people = [(entry.name, entry.fit, entry.pictures, entry.prompts) for entry in self.bank.entries]
-        return fingerprint(
+        return run_hash(
             "hypernetwork", VERSION, model, encoder, self.bank.manifest.digest, people, self.config, self.learning_rate,
             self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start, steps,
             self.input_pictures,
         )  # fmt: skip
 
-    def facts(self, history: History) -> dict[str, Any]:
+    def metadata(self, history: History) -> dict[str, Any]:
         """What a file should say of the run."""
-        before = 0 if self.start_from is None else self.start_from.facts.get("steps", 0)
+        before = 0 if self.start_from is None else self.start_from.metadata.get("steps", 0)
         training, held = self.people
         return {
             "steps": before + history.step, "people": len(training), "people_held_out": len(held),

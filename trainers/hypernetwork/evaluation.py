@@ -18,16 +18,16 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ...models.adapters.per_sample import side_by_side
-from ...models.adapters.stack import AdapterSet, Link
-from ...models.hypernetwork.delta_distance import Splitter, product_distance
+from ...models.adapters.per_sample import batched_adapter
+from ...models.adapters.stack import Adapter, AdapterStack
+from ...models.hypernetwork.delta_distance import LayerDeltas, delta_distance
 from ...models.hypernetwork.network import HyperNetwork
 from ..config import TrainingOptions
 from ..data.dataset import Example
 from ..diffusion.noise_levels import standard_noise
 from ..diffusion.objective import Draw, Objective
 from ..engine.rng import generator_for
-from ..session import Workbench
+from ..session import TrainingSession
 
 LEVELS = 5
 """Noise levels of a look: quantiles of the distribution trained on, as for a bank's own."""
@@ -35,7 +35,7 @@ _MEASURE = 6
 
 
 @dataclass(frozen=True)
-class Look:
+class EvalResult:
     """Denoising losses of one look, and of the weights the share of people's differences that is foretold (1: the
     fitted weights; 0: the mean; below: worse than the mean)."""
 
@@ -48,7 +48,7 @@ class Look:
     explained_wrong: float
 
     @property
-    def facts(self) -> dict[str, float]:
+    def metadata(self) -> dict[str, float]:
         """As a file keeps it."""
         said = {f"loss_{name}": getattr(self, name) for name in LOSSES}
         return {**said, "explained": self.explained, "explained_wrong": self.explained_wrong}
@@ -63,11 +63,11 @@ class Look:
         return f"loss on people held out: {losses}{weights if of_weights else ''}"
 
 
-LOSSES = tuple(field.name for field in fields(Look))[:5]
+LOSSES = tuple(field.name for field in fields(EvalResult))[:5]
 
 
 @dataclass
-class Controls:
+class Evaluator:
     """Measures a network on people held out.
 
     Args:
@@ -84,7 +84,7 @@ class Controls:
     """
 
     network: HyperNetwork
-    bench: Workbench
+    session: TrainingSession
     objective: Objective
     options: TrainingOptions
     seed: int
@@ -96,14 +96,14 @@ class Controls:
     _fixed: Mapping[str, float] | None = None
 
     @torch.no_grad()
-    def look(self) -> Look:
+    def look(self) -> EvalResult:
         """The network now, beside what never changes."""
         own = self.network(self.features)
         wrong = own.roll(1, 0)
         losses = {**self.fixed, "own": self.loss(own), "wrong": self.loss(wrong)}
         if self.network.input_side is not None:  # what is learnt for everybody shows nobody
             losses["mean"] = self.loss(self.network.nobody().expand_as(own))
-        return Look(**losses, explained=self._explained(own), explained_wrong=self._explained(wrong))
+        return EvalResult(**losses, explained=self._explained(own), explained_wrong=self._explained(wrong))
 
     @property
     def fixed(self) -> Mapping[str, float]:
@@ -124,8 +124,10 @@ class Controls:
         total, layout, shared = 0.0, self.network.layout, self.network.config.shared_input
         for start in range(0, len(self.examples), self.at_once):
             part = slice(start, start + self.at_once)
-            adapters = () if theta is None else (_still(side_by_side(layout, theta[part], shared)),)
-            with AdapterSet(adapters).attached(self.bench.layers, self.bench.borrow, self.bench.written_over):
+            adapters = () if theta is None else (_still(batched_adapter(layout, theta[part], shared)),)
+            with AdapterStack(adapters).injected(
+                self.session.layers, self.session.access_weight, self.session.modified_in_place
+            ):
                 total += self._loss(self.examples[part])
         return total / len(self.examples)
 
@@ -144,14 +146,14 @@ class Controls:
 
     def _explained(self, theta: Tensor) -> float:
         """``1 - ||A^B^ - AB||^2 / ||A0 B0 - AB||^2``, A0 B0 being the mean's."""
-        split = Splitter(self.network.layout)
+        split = LayerDeltas(self.network.layout)
         fitted = split(self.fitted)
         mean = split(self.network.mean.expand(len(theta), -1))
-        far = product_distance(mean, fitted).sum().clamp(min=1e-30)
-        return 1 - (product_distance(split(theta), fitted).sum() / far).item()
+        far = delta_distance(mean, fitted).sum().clamp(min=1e-30)
+        return 1 - (delta_distance(split(theta), fitted).sum() / far).item()
 
 
-def _still(link: Link) -> Link:
+def _still(link: Adapter) -> Adapter:
     """The link, of which nothing trains."""
     for parameter in link.parameters():
         parameter.requires_grad_(False)

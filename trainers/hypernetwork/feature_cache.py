@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...models.files.safetensors_io import write_tensors
 from ...models.subject_bank.bank import Bank
-from ..engine.distributed import ALONE, Ranks
-from ..engine.run_hash import fingerprint
+from ..engine.distributed import SINGLE, ProcessGroup
+from ..engine.run_hash import run_hash
 
 TOKENS, SUBJECTS = "tokens", "subjects"
 BATCH = 16
@@ -28,27 +28,32 @@ Encode = Callable[[Tensor], Tensor]
 """Pictures ``[n, H, W, 3]`` in [0, 1] -> their tokens ``[n, tokens, width]`` in float32, on the CPU."""
 
 
-class Features:
+class FeatureCache:
     """Tokens of a bank's pictures.
 
     Args:
         bank: whose.
-        encoder: a name for the encoder's weights, see :func:`.fingerprint.fingerprint`.
+        encoder: a name for the encoder's weights, see :func:`.run_hash.fingerprint`.
         encode: what makes them.
         on_done: called with the pictures done, and of how many, while some are encoded.
-        ranks: processes that share the work: each encodes every n-th shard, and then what it does not find.
+        processes: processes that share the work: each encodes every n-th shard, and then what it does not find.
     """
 
     def __init__(
-        self, bank: Bank, encoder: str, encode: Encode, on_done: Callable[[int, int], None], ranks: Ranks = ALONE
-    ):  # fmt: skip
+        self,
+        bank: Bank,
+        encoder: str,
+        encode: Encode,
+        on_done: Callable[[int, int], None],
+        processes: ProcessGroup = SINGLE,
+    ):
         self._bank, self._encode, self._folder = bank, encode, bank.folder / "features" / encoder
         self._memory: dict[Path, Tensor] = {}
         of: dict[Path, list[int]] = {}
         for subject, entry in enumerate(bank.entries):
             of.setdefault(entry.shard, []).append(subject)
-        self._ensure_all(dict([*of.items()][ranks.rank :: ranks.of]), on_done)
-        ranks.heard(None)
+        self._ensure_all(dict([*of.items()][processes.rank :: processes.world_size]), on_done)
+        processes.all_gather_object(None)
         self._ensure_all(of, on_done)
 
     def _ensure_all(self, of: Mapping[Path, Sequence[int]], on_done: Callable[[int, int], None]) -> None:
@@ -79,7 +84,7 @@ class Features:
         """The shard's tokens are on the disk, or in memory where the bank's folder takes no file."""
         entries = [self._bank.entries[subject] for subject in subjects]
         count = max(entry.pictures[1] for entry in entries)
-        key = fingerprint([(entry.name, entry.fit, entry.pictures) for entry in entries])
+        key = run_hash([(entry.name, entry.fit, entry.pictures) for entry in entries])
         if shard in self._memory or self._is_there(shard, count, key):
             return
         tokens, done = None, 0

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...models.hypernetwork.linear_init import fit_guess
+from ...models.hypernetwork.linear_init import fit_linear
 from ...models.hypernetwork.network import HyperNetwork, pooled
 from ...models.subject_bank.bank import Bank
-from ..engine.distributed import ALONE, Ranks
+from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.rng import generator_for
-from .config import HyperRun
+from .config import HyperNetworkTrainingConfig
 from .feature_cache import Picture
 
 _START = 100
@@ -24,10 +24,13 @@ MOST_PEOPLE = 2048
 """That the start is worked out from: their numbers in float64 take 500 MB for SD1.5."""
 
 
-def starting_network(
-    run: HyperRun, features: Callable[[Sequence[Picture]], Tensor], training: Sequence[int], alive: Callable[[], None],
-    ranks: Ranks = ALONE,
-) -> tuple[HyperNetwork, str]:  # fmt: skip
+def initial_network(
+    run: HyperNetworkTrainingConfig,
+    features: Callable[[Sequence[Picture]], Tensor],
+    training: Sequence[int],
+    alive: Callable[[], None],
+    processes: ProcessGroup = SINGLE,
+) -> tuple[HyperNetwork, str]:
     """What a run trains, and a line on how it starts.
 
     Only the leader works it out: another machine's eigenvectors may have another sign.
@@ -35,11 +38,11 @@ def starting_network(
     if run.start_from is None:
         bank, width = run.bank, features(run.inputs[:1]).shape[-1]
         network = HyperNetwork.create(run.config, bank.layout, width, generator_for(run.seed, _START))
-        line = begin(network, bank, training, run.inputs_of, features, alive) if ranks.leads else ""
-        ranks.give([*network.state_dict().values()])
+        line = begin(network, bank, training, run.inputs_of, features, alive) if processes.is_main else ""
+        processes.broadcast_([*network.state_dict().values()])
         return network, line
     network = run.start_from.network.copied(run.config.refinements, run.config.learnt_input)
-    return network, f"start: a hypernetwork of {run.start_from.facts.get('steps', 0)} steps"
+    return network, f"start: a hypernetwork of {run.start_from.metadata.get('steps', 0)} steps"
 
 
 def begin(
@@ -59,9 +62,9 @@ def begin(
     counts = inputs_of(people)
     pictures = [(person, (people[person], p)) for person, count in enumerate(counts) for p in range(count)]
     x = torch.cat([pooled(features([picture]).float()) for _, picture in pictures])
-    found = fit_guess(x, z, [person for person, _ in pictures], network.config.directions, alive)
+    found = fit_linear(x, z, [person for person, _ in pictures], network.config.directions, alive)
     network.begin(found.weight, found.bias, found.directions)
     return (
         f"start: {found.directions.shape[1]} directions hold {found.spanned:.0%} of how {len(people)} people differ; a "
-        f"linear guess from their pictures foretells {found.foretold:.1%}, of people left out"
+        f"linear guess from their pictures foretells {found.explained_variance:.1%}, of people left out"
     )

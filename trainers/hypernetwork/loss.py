@@ -13,17 +13,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...models.adapters.per_sample import side_by_side
-from ...models.adapters.stack import AdapterSet
-from ...models.hypernetwork.delta_distance import Splitter, product_distance
+from ...models.adapters.per_sample import batched_adapter
+from ...models.adapters.stack import AdapterStack
+from ...models.hypernetwork.delta_distance import LayerDeltas, delta_distance
 from ...models.hypernetwork.network import HyperNetwork
 from ..config import TrainingOptions
 from ..data.dataset import Example
 from ..diffusion.noise_levels import standard_noise
 from ..diffusion.objective import Draw, Objective
-from ..engine.distributed import ALONE, Ranks
+from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.rng import generator_for
-from ..session import Workbench
+from ..session import TrainingSession
 from .feature_cache import Picture
 
 _ORDER, _DRAWS = range(2)
@@ -32,7 +32,7 @@ SCALE = 2.0**10
 
 
 @dataclass(frozen=True)
-class People:
+class SubjectBatches:
     """Those trained on.
 
     Args:
@@ -91,12 +91,12 @@ class PredictionLoss:
         weight_loss, denoising_loss: beta and alpha; 0 leaves that one out.
         variance, gap: their units.
         pieces: a batch goes through the model in so many parts.
-        ranks: processes that share each batch.
+        processes: processes that share each batch.
     """
 
     network: HyperNetwork
-    people: People
-    bench: Workbench
+    people: SubjectBatches
+    session: TrainingSession
     objective: Objective
     options: TrainingOptions
     batch_size: int
@@ -106,13 +106,13 @@ class PredictionLoss:
     variance: float
     gap: float
     pieces: int = 1
-    ranks: Ranks = ALONE
+    processes: ProcessGroup = SINGLE
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
         """The mean over batch number ``batch``; of it this process's part, which adds up to it over all."""
-        generator, device = generator_for(self.seed, _DRAWS, batch), self.bench.device
+        generator, device = generator_for(self.seed, _DRAWS, batch), self.session.device
         seen, target = self.people.batch(batch, self.batch_size, self.seed, generator)
-        seen = seen[self.ranks.share(self.batch_size)]
+        seen = seen[self.processes.shard(self.batch_size)]
         theta = self.network(self.people.features(seen).to(device, torch.float32))
         loss = theta.new_zeros(())
         if self.weight_loss:
@@ -123,15 +123,15 @@ class PredictionLoss:
         yield loss
 
     def _of_weights(self, theta: Tensor, people: Sequence[int]) -> Tensor:
-        split = Splitter(self.network.layout)
-        return product_distance(split(theta), split(self.people.theta(people).to(theta))).mean() / self.variance
+        split = LayerDeltas(self.network.layout)
+        return delta_distance(split(theta), split(self.people.theta(people).to(theta))).mean() / self.variance
 
     def _of_pictures(self, theta: Tensor, pictures: Sequence[Picture], generator: torch.Generator) -> Tensor:
         """The denoising loss, whose gradient to theta is worked out at once, in parts; theta's own graph is kept.
 
         Drawn for the whole batch ``pictures``, so that each has the same noise whichever process has it.
         """
-        whole, mine = len(pictures), self.ranks.share(len(pictures))
+        whole, mine = len(pictures), self.processes.shard(len(pictures))
         examples = self.people.examples(pictures[mine])
         sigma = self.options.levels.sample(self.objective.denoiser.sigmas, whole, generator)
         noise = standard_noise((whole, *examples[0].size), generator, self.options.noise_offset)
@@ -146,10 +146,10 @@ class PredictionLoss:
 
     def _through_the_model(self, theta: Tensor, draw: Draw) -> tuple[float, Tensor]:
         """Sum of the losses of the draw's samples, each with its own numbers on the model, and its gradient."""
-        layout, bench, config = self.network.layout, self.bench, self.network.config
-        link = side_by_side(layout, theta, config.shared_input, config.learnt_input)
-        scale = SCALE if bench.half else 1.0
-        with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
+        layout, session, config = self.network.layout, self.session, self.network.config
+        link = batched_adapter(layout, theta, config.shared_input, config.learnt_input)
+        scale = SCALE if session.half else 1.0
+        with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
             loss = self.objective(draw).sum()
             (scale * loss).backward()
         return loss.item(), layout.gradient(link) / scale

@@ -11,7 +11,7 @@ MOST_BYTES = 2 * 2**30
 """What is kept in memory of one kind: the features of 2,000 pictures by a ViT-H take 1.2 GiB."""
 
 
-class Rows(Generic[Key]):
+class RowCache(Generic[Key]):
     """``rows(keys) -> [n, ...]``.
 
     Args:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...models.hypernetwork.predictor import Made, Predictor
-from ..engine.checkpoints import States
-from ..engine.distributed import ALONE, Ranks
+from ...models.hypernetwork.predictor import BaseModelRef, Predictor
+from ..engine.checkpoints import CheckpointStore
+from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.state import History
-from ..reporting.live_view import MakeWatcher
-from ..session import Workbench
-from .config import HyperRun
-from .feature_cache import Features
-from .trainer import Conds, Job
+from ..reporting.live_view import MakeLiveView
+from ..session import TrainingSession
+from .config import HyperNetworkTrainingConfig
+from .feature_cache import FeatureCache
+from .trainer import Conds, HyperNetworkTrainer
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,16 @@ class Result:
 
 
 def train_hypernetwork(
-    run: HyperRun, bench: Workbench, conds: Conds, encoder: Made, features: Features, watch: MakeWatcher,
-    states: States, alive: Callable[[int], None], ranks: Ranks = ALONE,
-) -> Result | None:  # fmt: skip
+    run: HyperNetworkTrainingConfig,
+    session: TrainingSession,
+    conds: Conds,
+    encoder: BaseModelRef,
+    features: FeatureCache,
+    watch: MakeLiveView,
+    states: CheckpointStore,
+    alive: Callable[[int], None],
+    processes: ProcessGroup = SINGLE,
+) -> Result | None:
     """Train a hypernetwork on ``run.bank``.
 
     Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
@@ -45,23 +52,25 @@ def train_hypernetwork(
         encoder: of pictures.
         features: what it gives for those of the bank.
         alive: called with the steps done, while the start is worked out and the controls are measured.
-        ranks: processes that share every batch. The leader alone measures, shows and writes; the others give None.
+        processes: processes that share every batch. The leader alone measures, shows and writes; the others give None.
 
     Raises:
         ValueError: the batch is smaller than the processes are many, or they found different states.
         Diverged: the run no longer learns.
         torch.OutOfMemoryError: not even one person fits.
     """
-    if run.batch_size < ranks.of:
-        raise ValueError(f"batch_size is {run.batch_size} for {ranks.of} processes; give at least {ranks.of}")
-    job = Job.begin(run, bench, conds, features, alive, ranks)
-    seen = watch(lambda: job.picture()) if ranks.leads else _nothing
+    if run.batch_size < processes.world_size:
+        raise ValueError(
+            f"batch_size is {run.batch_size} for {processes.world_size} processes; give at least {processes.world_size}"
+        )
+    job = HyperNetworkTrainer.begin(run, session, conds, features, alive, processes)
+    seen = watch(lambda: job.picture()) if processes.is_main else _nothing
     seen(History())
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0
-    _check_same_start(ranks.heard([states.key, resumed]))
+    _check_same_start(processes.all_gather_object([states.key, resumed]))
     with states.keeping(job.state):
         job.fit(states, seen)
-    if not ranks.leads:
+    if not processes.is_main:
         return None
     history = job.state.history
     job.settle(states)

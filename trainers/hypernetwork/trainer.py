@@ -11,56 +11,56 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...models.backbone.gradient_checkpointing import checkpointed
-from ...models.hypernetwork.delta_distance import MOST, Splitter, product_variance
+from ...models.backbone.gradient_checkpointing import gradient_checkpointing
+from ...models.hypernetwork.delta_distance import MOST, LayerDeltas, delta_variance
 from ...models.hypernetwork.network import HyperNetwork
-from ...models.hypernetwork.predictor import Made, Predictor
+from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.subject_bank.bank import Bank
 from ..data.dataset import Example
 from ..diffusion.losses import weighting
 from ..diffusion.objective import Objective
-from ..engine.checkpoints import States
-from ..engine.distributed import ALONE, Ranks
+from ..engine.checkpoints import CheckpointStore
+from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.loop import FitConfig, fit
 from ..engine.state import Group, History, TrainState
 from ..reporting.charts import comparison_chart
-from ..reporting.live_view import Watcher
-from ..session import Workbench
-from .config import HyperRun
-from .evaluation import Controls, Look
-from .feature_cache import Features, Picture
-from .initialization import starting_network
-from .loss import People, PredictionLoss
-from .row_cache import Rows
+from ..reporting.live_view import OnHistory
+from ..session import TrainingSession
+from .config import HyperNetworkTrainingConfig
+from .evaluation import EvalResult, Evaluator
+from .feature_cache import FeatureCache, Picture
+from .initialization import initial_network
+from .loss import PredictionLoss, SubjectBatches
+from .row_cache import RowCache
 
 Conds = Mapping[str, Any]
 """Prompt -> its conditioning."""
 
 
 @dataclass
-class Job:
+class HyperNetworkTrainer:
     """A run on a bench.
 
     Args:
         first: the parameters at the start.
         lines: how it starts, for the report.
-        ranks: processes that share every batch; the leader alone looks.
+        processes: processes that share every batch; the leader alone looks.
         looks: step -> what the controls said.
         kept: step of the best look so far, and what the network was then, on the CPU.
         at: step that the result is of.
         lost: the best step, if that is another, whose state is gone.
     """
 
-    run: HyperRun
-    bench: Workbench
+    run: HyperNetworkTrainingConfig
+    session: TrainingSession
     network: HyperNetwork
     state: TrainState
-    controls: Controls
-    people: People
+    controls: Evaluator
+    people: SubjectBatches
     first: list[Tensor]
     lines: list[str]
-    ranks: Ranks = ALONE
-    looks: dict[int, Look] = field(default_factory=dict)
+    processes: ProcessGroup = SINGLE
+    looks: dict[int, EvalResult] = field(default_factory=dict)
     kept: tuple[int, list[Tensor]] = (-1, [])
     at: int = 0
     lost: int | None = None
@@ -69,36 +69,41 @@ class Job:
 
     @classmethod
     def begin(
-        cls, run: HyperRun, bench: Workbench, conds: Conds, features: Features, alive: Callable[[int], None],
-        ranks: Ranks,
-    ) -> "Job":  # fmt: skip
+        cls,
+        run: HyperNetworkTrainingConfig,
+        session: TrainingSession,
+        conds: Conds,
+        features: FeatureCache,
+        alive: Callable[[int], None],
+        processes: ProcessGroup,
+    ) -> "HyperNetworkTrainer":
         bank = run.bank
         training, held = run.people
-        rows = Rows(features, run.inputs)
-        network, line = starting_network(run, rows, training, lambda: alive(0), ranks)
-        network.to(bench.device)
+        rows = RowCache(features, run.inputs)
+        network, line = initial_network(run, rows, training, lambda: alive(0), processes)
+        network.to(session.device)
         options = run.options
         state = TrainState(
-            [Group(list(network.parameters()), run.learning_rate)], options.optimizer, options.ema_decay, bench.half
+            [Group(list(network.parameters()), run.learning_rate)], options.optimizer, options.ema_decay, session.half
         )
         examples = partial(_examples, bank, conds)
         objective = Objective(
-            bench.denoiser, bench.condition_each, bench.to_model, weighting(options.loss_weighting,
+            session.denoiser, session.condition_per_subject, session.to_model, weighting(options.loss_weighting,
             options.min_snr_gamma),
         )  # fmt: skip
         seen, shown = zip(*map(run.looked_at, held), strict=True)
-        controls = Controls(
-            network, bench, objective, options, run.seed, examples(shown),
-            rows(seen).to(bench.device, torch.float32), bank.theta(held).to(bench.device), run.batch_size,
+        controls = Evaluator(
+            network, session, objective, options, run.seed, examples(shown),
+            rows(seen).to(session.device, torch.float32), bank.theta(held).to(session.device), run.batch_size,
             lambda: alive(state.history.step),
         )  # fmt: skip
-        thetas = Rows(bank.theta, training)
+        thetas = RowCache(bank.theta, training)
         counts = [bank.counts[person] for person in training]
-        people = People(training, counts, run.inputs_of(training), thetas, rows, examples)
+        people = SubjectBatches(training, counts, run.inputs_of(training), thetas, rows, examples)
         first = [parameter.detach().clone() for parameter in network.parameters()]
-        return cls(run, bench, network, state, controls, people, first, [line, *run.warnings], ranks)
+        return cls(run, session, network, state, controls, people, first, [line, *run.warnings], processes)
 
-    def fit(self, states: States, watch: Watcher) -> None:
+    def fit(self, states: CheckpointStore, watch: OnHistory) -> None:
         """Train to the end, in as many pieces as memory asks for."""
         while not self._fits(states, watch):
             if self.pieces >= self.run.batch_size:
@@ -110,11 +115,11 @@ class Job:
             self.controls.at_once = -(-self.run.batch_size // self.pieces)
             logging.warning("HyperBooth: out of memory; going on in %d pieces", self.pieces)
 
-    def _fits(self, states: States, watch: Watcher) -> bool:
+    def _fits(self, states: CheckpointStore, watch: OnHistory) -> bool:
         run, options = self.run, self.run.options
         config = FitConfig(
             run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
-            options.max_grad_norm, worse=options.worse,
+            options.max_grad_norm, divergence_factor=options.divergence_factor,
         )  # fmt: skip
 
         def on_step(state: TrainState) -> None:
@@ -124,13 +129,13 @@ class Job:
                 states.save(state)
             watch(state.history)
 
-        with checkpointed(self.bench.blocks if options.gradient_checkpointing else ()):
+        with gradient_checkpointing(self.session.blocks if options.gradient_checkpointing else ()):
             try:
                 self._judge(states)
                 watch(self.state.history)
-                fit(self._loss(), self.state, config, on_step, ranks=self.ranks)
+                fit(self._loss(), self.state, config, on_step, processes=self.processes)
             except Exception as error:
-                if not self.bench.is_out_of_memory(error):
+                if not self.session.is_out_of_memory(error):
                     raise
                 return False
         return True
@@ -138,30 +143,30 @@ class Job:
     def _loss(self) -> PredictionLoss:
         run = self.run
         return PredictionLoss(
-            self.network, self.people, self.bench, self.controls.objective, run.options, run.batch_size, run.seed,
-            run.weight_loss, run.denoising_loss, self._variance, self._gap, self.pieces, self.ranks,
+            self.network, self.people, self.session, self.controls.objective, run.options, run.batch_size, run.seed,
+            run.weight_loss, run.denoising_loss, self._variance, self._gap, self.pieces, self.processes,
         )  # fmt: skip
 
     @cached_property
     def _gap(self) -> float:
-        return self.ranks.once(lambda: self.controls.gap)
+        return self.processes.broadcast_object(lambda: self.controls.gap)
 
     @cached_property
     def _variance(self) -> float:
-        return self.ranks.once(self._variance_of_people)
+        return self.processes.broadcast_object(self._variance_of_people)
 
     def _variance_of_people(self) -> float:
         some = self.people.theta(self.people.places[:MOST])
-        return max(product_variance(Splitter(self.network.layout)(some)).item(), 1e-30)
+        return max(delta_variance(LayerDeltas(self.network.layout)(some)).item(), 1e-30)
 
     def _is_due(self, step: int) -> bool:
         return step % self.run.look_every == 0 or step == self.run.steps
 
-    def _judge(self, states: States) -> None:
+    def _judge(self, states: CheckpointStore) -> None:
         """Look at the network as the run would give it now; the loss on people held out, in the units of training,
         goes into the history. The best network is kept, and its state in a file of its own, for a run that goes on.
         Where a stopped run is taken up between two looks, it only looks: the whole run went by no such one."""
-        if not self.ranks.leads:
+        if not self.processes.is_main:
             return
         run, history = self.run, self.state.history
         look = self._look(history.step)
@@ -177,7 +182,7 @@ class Job:
             if not states.ahead:
                 states.good.save(self.state)
 
-    def _look(self, step: int) -> Look:
+    def _look(self, step: int) -> EvalResult:
         if step not in self.looks:
             with self.state.result():
                 self.looks[step] = self.controls.look()
@@ -187,7 +192,7 @@ class Job:
     def _said(self, step: int) -> str:
         return self.looks[step].said(of_weights=self.run.weight_loss > 0)
 
-    def settle(self, states: States) -> None:
+    def settle(self, states: CheckpointStore) -> None:
         """Take the parameters of the step that was best on people held out; in a bank of few that comes early."""
         last, (best, _) = self.state.history.step, self.state.history.best
         self.at = best
@@ -215,15 +220,15 @@ class Job:
         return comparison_chart(curves, self.controls.fixed, self.run.steps, "people held out")
 
     @torch.no_grad()
-    def result(self, encoder: Made, history: History) -> Predictor:
+    def result(self, encoder: BaseModelRef, history: History) -> Predictor:
         """The hypernetwork, on the CPU."""
         with self.state.result():
             network = self.network.copied()
         base, times = self.run.bank.manifest.base, {"started": self.started, "finished": time.time()}
-        facts = {**self.run.facts(history), "taken_at_step": self.at, **self.looks[self.at].facts, **times}
-        return Predictor(network, encoder, Made(base["base"], base["weights"]), self.run.bank.prompt, facts)
+        facts = {**self.run.metadata(history), "taken_at_step": self.at, **self.looks[self.at].metadata, **times}
+        return Predictor(network, encoder, BaseModelRef(base["base"], base["weights"]), self.run.bank.prompt, facts)
 
-    def notes(self, states: States) -> tuple[str, ...]:
+    def notes(self, states: CheckpointStore) -> tuple[str, ...]:
         """The start, the first look, the best and the last, and what went wrong without harm."""
         told = sorted({min(self.looks), self.at, max(self.looks)})
         lines = [*self.lines, *(f"at step {step}: {self._said(step)}" for step in told)]

@@ -93,7 +93,7 @@ def _rendered(figure: Figure) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def beside(chart: Image.Image, sample: Image.Image | None) -> Image.Image:
+def chart_with_sample(chart: Image.Image, sample: Image.Image | None) -> Image.Image:
     """The chart, and to its right the sample at the same height."""
     if sample is None:
         return chart

@@ -13,7 +13,7 @@ SMALL = 96
 """Pixels up to which a picture is shown by its pixels, not smoothed."""
 
 
-def grid(
+def image_grid(
     cells: Sequence[Sequence[Image.Image | None]], above: Sequence[str], left: Sequence[str] = (),
     below: Sequence[str] = (), side: int = 192, text: int = 13,
 ) -> Image.Image:  # fmt: skip

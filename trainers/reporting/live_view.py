@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from ..engine.state import History
-from .charts import beside, loss_chart
+from .charts import chart_with_sample, loss_chart
 
 CHART_SHARE = 0.02
 """The chart is drawn again when this share of the time since the last one pays for it."""
 
 Show = Callable[[int, int, Image.Image | None], None]
 """Receives (steps done, of, picture or None)."""
-Watcher = Callable[[History], None]
+OnHistory = Callable[[History], None]
 """Is called at the start of a run and after every step."""
-MakeWatcher = Callable[[Callable[[], Image.Image | None]], Watcher]
+MakeLiveView = Callable[[Callable[[], Image.Image | None]], OnHistory]
 """Receives what makes a sample of the model as it stands, or None where it cannot."""
 
 
 @dataclass
-class Watch:
+class LiveView:
     """Called after every step; shows progress, with a new picture now and then. Before the first step, a sign of life.
 
     Args:
@@ -55,7 +55,7 @@ class Watch:
 
     def _draw(self, history: History) -> Image.Image:
         start = time.monotonic()
-        picture = beside(loss_chart(history, self.total), self._sample)
+        picture = chart_with_sample(loss_chart(history, self.total), self._sample)
         self._drawn = time.monotonic()
         self._cost = self._drawn - start
         return picture

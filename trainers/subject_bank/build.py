@@ -16,40 +16,40 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.subject_bank.bank import Bank
-from ...models.subject_bank.shards import MANIFEST, Fit, Manifest, read_shard, shards_in, write_shard
+from ...models.subject_bank.shards import MANIFEST, Manifest, SubjectFit, read_shard, shards_in, write_shard
 from ...models.validation import is_text
-from ..data.build_dataset import Framing, Pictures, Tools, gather
+from ..data.build_dataset import Encoders, Framing, SourceImages, build_dataset
 from ..data.dataset import Subject
-from ..data.image_folder import natural, read_folder
-from ..data.image_reader import Reading
-from ..data.resize import fit_picture
-from ..engine.checkpoints import sweep
-from ..engine.distributed import ALONE, Ranks
+from ..data.image_folder import natural_order, read_folder
+from ..data.image_reader import ReadOptions
+from ..data.resize import crop_and_resize
+from ..engine.checkpoints import remove_leftovers
+from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.divergence import Diverged
-from ..reporting.live_view import Watch, Watcher
-from ..session import Workbench
+from ..reporting.live_view import LiveView, OnHistory
+from ..session import TrainingSession
 from .captions import check_fit, prompts_of
-from .config import Recipe
-from .report import Tally, report
-from .trainer import BankTrainer, Fitted
+from .config import BankConfig
+from .report import BuildProgress, report
+from .trainer import BankTrainer, TrainedSubject
 
 Show = Callable[[int, int, Image.Image | None], None]
 """Receives (steps done, of, picture or None)."""
 
 
 @dataclass(frozen=True)
-class Workshop:
+class BankBuilder:
     """The model that a bank is for, and what is needed of it.
 
     Args:
-        tools: see :class:`.gather.Tools`.
+        tools: see :class:`.build_dataset.Encoders`.
         session: opens the model for training on a batch's pictures, in so many at once.
         shapes: of the layers that can be trained, by name.
         base, versions: see :class:`..models.bank_files.Manifest`.
     """
 
-    tools: Tools
-    session: Callable[[Subject, int], AbstractContextManager[Workbench]]
+    tools: Encoders
+    session: Callable[[Subject, int], AbstractContextManager[TrainingSession]]
     shapes: Mapping[str, tuple[int, ...]]
     base: Mapping[str, object]
     versions: Mapping[str, str]
@@ -65,14 +65,20 @@ class Prepared:
 
 
 def build_bank(
-    recipe: Recipe, source: Path, folder: Path, together: int, workshop: Workshop, show: Show, ranks: Ranks = ALONE
-) -> tuple[Bank, str]:  # fmt: skip
+    recipe: BankConfig,
+    source: Path,
+    folder: Path,
+    together: int,
+    workshop: BankBuilder,
+    show: Show,
+    processes: ProcessGroup = SINGLE,
+) -> tuple[Bank, str]:
     """Train the subjects of ``source`` that the bank in ``folder`` lacks; the bank, and a report.
 
     Args:
         together: subjects in one batch, and in one shard.
         show: is told of the progress; where it raises, what is finished stays.
-        ranks: of the missing batches this process takes number ``rank`` of every ``of``; the report is of all.
+        processes: of the missing batches this process takes number ``rank`` of every ``of``; the report is of all.
 
     Raises:
         ValueError: there is no subject, none can be used, or the bank there was built otherwise.
@@ -84,14 +90,14 @@ def build_bank(
     _check_same_build(folder, manifest)
     names = subject_names(source)
     # The leader's word: a process that looks a moment later finds shards that another has just written.
-    missing = ranks.once(lambda: _missing(names, folder, manifest))
-    batches = _batches(missing, together)[ranks.rank :: ranks.of]
-    tally = Tally(sum(map(len, batches)), left_out=_unnamed(source) if ranks.leads else [])
+    missing = processes.broadcast_object(lambda: _missing(names, folder, manifest))
+    batches = _batches(missing, together)[processes.rank :: processes.world_size]
+    tally = BuildProgress(sum(map(len, batches)), left_out=_unnamed(source) if processes.is_main else [])
     job = _Build(recipe, source, folder, manifest, workshop, trainer, show, tally)
-    sweep(folder)
+    remove_leftovers(folder)
     for batch in batches:
         job.shard(batch)
-    tally = Tally.together([Tally(**said) for said in ranks.heard(vars(tally))])
+    tally = BuildProgress.together([BuildProgress(**said) for said in processes.all_gather_object(vars(tally))])
     if not (folder / MANIFEST).exists():
         if tally.total:
             raise ValueError("\n".join([f"no subject in {source.name} can be used", *tally.reasons]))
@@ -106,7 +112,7 @@ def subject_names(source: Path) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    names = sorted(filter(_is_a_name, _folders(source)), key=natural)
+    names = sorted(filter(_is_a_name, _folders(source)), key=natural_order)
     if not names:
         raise ValueError(
             f"folder {source.name!r} holds no sub-folder; make one for each subject, with its pictures inside"
@@ -147,14 +153,14 @@ def _batches(names: Sequence[str], size: int) -> list[list[str]]:
 
 @dataclass
 class _Build:
-    recipe: Recipe
+    recipe: BankConfig
     source: Path
     folder: Path
     manifest: Manifest
-    workshop: Workshop
+    workshop: BankBuilder
     trainer: BankTrainer
     show: Show
-    tally: Tally
+    tally: BuildProgress
     started: float = field(default_factory=time.monotonic)
 
     def shard(self, names: Sequence[str]) -> None:
@@ -163,8 +169,8 @@ class _Build:
         if prepared:
             pictures = tuple(example for one in prepared for example in one.subject.examples)
             check_fit([example.prompt for example in pictures])
-            with self.workshop.session(Subject(pictures), len(prepared)) as bench:
-                fitted = self.trainer(bench, [one.subject for one in prepared], self._watch)
+            with self.workshop.session(Subject(pictures), len(prepared)) as session:
+                fitted = self.trainer(session, [one.subject for one in prepared], self._watch)
             _check_any(fitted)
             self._write([pair for pair in zip(prepared, fitted, strict=True) if self._is_learnt(*pair)])
         self.tally.batch_done(len(names), time.monotonic() - self.started)
@@ -172,12 +178,12 @@ class _Build:
     def _prepared(self, name: str) -> Prepared | None:
         """The subject's pictures at the bank's size; None if none can be used, which the report says."""
         recipe, tools = self.recipe, replace(self.workshop.tools, progress=lambda *_: self._alive())
-        reading = Reading(recipe.captions, masks=False, longest_side=4 * recipe.resolution)
+        reading = ReadOptions(recipe.captions, masks=False, longest_side=4 * recipe.resolution)
         try:
             photographs, lines = read_folder(self.source / name, reading)
             images = [photograph.image for photograph in photographs]
             framing = Framing(recipe.resolution, bucket=False)
-            subject = gather(Pictures(images, prompts_of(photographs, recipe.prompt)), None, framing, tools)
+            subject = build_dataset(SourceImages(images, prompts_of(photographs, recipe.prompt)), None, framing, tools)
         except (ValueError, OSError) as error:
             self.tally.left_out.append(f"{name}: {error}".replace("\n", "; "))
             return None
@@ -187,38 +193,38 @@ class _Build:
     def _alive(self) -> None:
         self.show(self.tally.done * self.recipe.steps, self.tally.total * self.recipe.steps, None)
 
-    def _watch(self, together: int) -> Watcher:
+    def _watch(self, together: int) -> OnHistory:
         """Progress in steps of single subjects, and the curve of those who train now."""
         steps, done, total = self.recipe.steps, self.tally.done, self.tally.total
 
         def show(step: int, _steps: int, picture: Image.Image | None) -> None:
             self.show(done * steps + step * together, total * steps, picture)
 
-        return Watch(steps, show, lambda: None, 0)
+        return LiveView(steps, show, lambda: None, 0)
 
-    def _is_learnt(self, one: Prepared, fitted: Fitted | str) -> bool:
+    def _is_learnt(self, one: Prepared, fitted: TrainedSubject | str) -> bool:
         if isinstance(fitted, str):
             self.tally.left_out.append(f"{one.name}: {fitted}")
-        return isinstance(fitted, Fitted)
+        return isinstance(fitted, TrainedSubject)
 
-    def _write(self, learnt: Sequence[tuple[Prepared, Fitted]]) -> None:
-        if not learnt:
+    def _write(self, learned: Sequence[tuple[Prepared, TrainedSubject]]) -> None:
+        if not learned:
             return
         _check_same_build(self.folder, self.manifest)  # another process may have begun one meanwhile
         if not (self.folder / MANIFEST).exists():
             self.manifest.save(self.folder)
-        fits: dict[str, Fit] = {one.name: fitted.fit for one, fitted in learnt}
-        latents = [example.latents for one, _ in learnt for example in one.subject.examples]
-        prompts = [[example.prompt for example in one.subject.examples] for one, _ in learnt]
+        fits: dict[str, SubjectFit] = {one.name: fitted.fit for one, fitted in learned}
+        latents = [example.latents for one, _ in learned for example in one.subject.examples]
+        prompts = [[example.prompt for example in one.subject.examples] for one, _ in learned]
         write_shard(
-            self.folder, self.manifest, fits, [len(one.images) for one, _ in learnt],
-            torch.stack([fitted.theta for _, fitted in learnt]), torch.cat([one.images for one, _ in learnt]),
+            self.folder, self.manifest, fits, [len(one.images) for one, _ in learned],
+            torch.stack([fitted.theta for _, fitted in learned]), torch.cat([one.images for one, _ in learned]),
             torch.cat(latents).float(), prompts if self.recipe.captions else (),
         )  # fmt: skip
-        self.tally.learnt += len(learnt)
+        self.tally.learned += len(learned)
 
 
-def _check_any(fitted: Sequence[Fitted | str]) -> None:
+def _check_any(fitted: Sequence[TrainedSubject | str]) -> None:
     """Not every subject of a batch has gone astray: then it is the settings.
 
     Raises:
@@ -232,5 +238,5 @@ def _check_any(fitted: Sequence[Fitted | str]) -> None:
 def _as_bytes(images: Sequence[Tensor], subject: Subject, cell: int) -> Tensor:
     """Pictures ``[H, W, 3]`` as they were encoded."""
     rows, columns = (side * cell for side in subject.examples[0].size[-2:])
-    framed = [fit_picture(image.movedim(-1, 0)[None], (rows, columns)) for image in images]
+    framed = [crop_and_resize(image.movedim(-1, 0)[None], (rows, columns)) for image in images]
     return (torch.cat(framed).movedim(1, -1) * 255).round().to(torch.uint8)

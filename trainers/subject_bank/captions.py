@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from ...models.validation import LONGEST_FACT, LONGEST_TEXT
 from ..data.build_dataset import prompts_for
-from ..data.image_reader import Photograph
+from ..data.image_reader import ImageRecord
 
 MOST = LONGEST_TEXT // 2
 """Characters of a file's captions; the other half of its header names the subjects."""
 
 
-def prompts_of(photographs: Sequence[Photograph], prompt: str) -> list[str]:
+def prompts_of(photographs: Sequence[ImageRecord], prompt: str) -> list[str]:
     """Each one's caption, or ``prompt``.
 
     Raises:

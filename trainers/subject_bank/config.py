@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...models.adapters import FAMILIES
-from ...models.adapters.parameter_layout import Layout
-from ...models.adapters.stack import AdapterSet, Link
+from ...models.adapters.parameter_layout import ParameterLayout
+from ...models.adapters.stack import Adapter, AdapterStack
 from ...models.validation import LONGEST_FACT, is_text
 from ..config import Method, TrainingOptions
 from ..dreambooth.config import COSMETIC, targets_of
 from ..dreambooth.initial_adapter import new_link
 from ..engine.checks import check_number
-from ..engine.run_hash import fingerprint
+from ..engine.run_hash import run_hash
 
 NEUTRAL = {**COSMETIC, "gradient_checkpointing": False, "precision": "auto", "validation": 0}
 """Options that leave a subject's numbers what they are, up to rounding."""
@@ -21,7 +21,7 @@ TOGETHER = {"optimizer": ("adafactor",), "prior_mode": ("prediction",)}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BankConfig:
     """How every subject of a bank is trained.
 
     Noise and levels follow from seed and step alone, so that all subjects meet the same ones, and all start from the
@@ -47,7 +47,7 @@ class Recipe:
     seed: int = 0
     resolution: int = 512
     options: TrainingOptions = field(default_factory=TrainingOptions)
-    start_from: AdapterSet | None = None
+    start_from: AdapterStack | None = None
     shared_input: bool = False
     captions: bool = False
 
@@ -79,7 +79,7 @@ class Recipe:
                 "switch text_encoder off in the method, or captions off"
             )
 
-    def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Link:
+    def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
         """What every subject starts from.
 
         Args:
@@ -91,22 +91,22 @@ class Recipe:
         fresh = new_link(self.method, targets_of(self.method, shapes), self.seed)
         if self.start_from is None:
             return fresh
-        chain = self.start_from.chain
-        if len(chain) != 1 or self.start_from.words:
-            held = ", ".join(part.describe() for part in (*chain, *self.start_from.words))
+        chain = self.start_from.adapters
+        if len(chain) != 1 or self.start_from.embeddings:
+            held = ", ".join(part.describe() for part in (*chain, *self.start_from.embeddings))
             raise ValueError(f"start_from is {held}; a bank's subjects start from one LiDB")
         try:
-            Layout.of(fresh).pack(chain[0])
+            ParameterLayout.of(fresh).pack(chain[0])
         except ValueError as error:
             raise ValueError(f"start_from: {error}. Train it with the method of this bank") from error
         return chain[0]
 
-    def settings(self, start: Link) -> dict[str, Any]:
+    def settings(self, start: Adapter) -> dict[str, Any]:
         """Everything that a subject's numbers depend on, but the base and its pictures, by dotted names."""
-        numbers = [adapter.to_tensors() for adapter in start.adapters.values()]
+        numbers = [adapter.to_tensors() for adapter in start.layers.values()]
         return {
             "prompt": self.prompt, "steps": self.steps, "seed": self.seed, "resolution": self.resolution,
-            "shared_input": self.shared_input, "start": fingerprint(numbers)[:12],
+            "shared_input": self.shared_input, "start": run_hash(numbers)[:12],
             **({"captions": True} if self.captions else {}),
             **_dotted("method", asdict(self.method)), **_dotted("options", asdict(replace(self.options, **NEUTRAL))),
         }  # fmt: skip

@@ -25,7 +25,7 @@ these apart."""
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class BankLoss:
     """``w(sigma) mean((x0_hat - x0)^2)`` of each of the subjects on one of its pictures, ``[subjects]``.
 
     Args:

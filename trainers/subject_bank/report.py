@@ -12,7 +12,7 @@ MOST_NAMED = 10
 
 
 @dataclass
-class Tally:
+class BuildProgress:
     """How far a build is.
 
     Args:
@@ -25,7 +25,7 @@ class Tally:
 
     total: int
     done: int = 0
-    learnt: int = 0
+    learned: int = 0
     seconds: float = 0.0
     left_out: list[str] = field(default_factory=list)
 
@@ -35,17 +35,17 @@ class Tally:
         self.seconds = seconds
 
     @classmethod
-    def together(cls, tallies: Sequence["Tally"]) -> "Tally":
+    def together(cls, tallies: Sequence["BuildProgress"]) -> "BuildProgress":
         """Of processes that worked at the same time."""
-        total, done, learnt = (sum(getattr(one, name) for one in tallies) for name in ("total", "done", "learnt"))
+        total, done, learned = (sum(getattr(one, name) for one in tallies) for name in ("total", "done", "learnt"))
         left_out = [why for one in tallies for why in one.left_out]
-        return cls(total, done, learnt, max(one.seconds for one in tallies), left_out)
+        return cls(total, done, learned, max(one.seconds for one in tallies), left_out)
 
     @property
     def pace(self) -> list[str]:
         """A line of how fast it went, if anything was done."""
-        per_hour = self.learnt * 3600 / self.seconds if self.seconds else 0.0
-        return [f"{per_hour:,.0f} subjects per hour, reading and encoding included"] if self.learnt else []
+        per_hour = self.learned * 3600 / self.seconds if self.seconds else 0.0
+        return [f"{per_hour:,.0f} subjects per hour, reading and encoding included"] if self.learned else []
 
     @property
     def reasons(self) -> list[str]:
@@ -55,7 +55,7 @@ class Tally:
         return lines + ([f"left out: {more} more"] if more > 0 else [])
 
 
-def report(bank: Bank, tally: Tally, lines: Sequence[str], gone: Collection[str]) -> str:
+def report(bank: Bank, tally: BuildProgress, lines: Sequence[str], gone: Collection[str]) -> str:
     """Of a build.
 
     Args:
@@ -64,7 +64,7 @@ def report(bank: Bank, tally: Tally, lines: Sequence[str], gone: Collection[str]
     """
     shards = {entry.shard for entry in bank.entries}
     size = in_mib(sum(path.stat().st_size for path in shards))
-    new = f"{tally.learnt} of them new" if tally.learnt else "none of them new"
+    new = f"{tally.learned} of them new" if tally.learned else "none of them new"
     return "\n".join(
         [
             f"{len(bank)} subjects with {sum(bank.counts)} pictures in {len(shards)} shards ({size}), {new}",

@@ -7,34 +7,34 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...models.adapters.parameter_layout import Layout
-from ...models.adapters.per_sample import side_by_side
-from ...models.adapters.stack import AdapterSet, Link
-from ...models.backbone.gradient_checkpointing import checkpointed
-from ...models.subject_bank.shards import Fit
+from ...models.adapters.parameter_layout import ParameterLayout
+from ...models.adapters.per_sample import batched_adapter
+from ...models.adapters.stack import Adapter, AdapterStack
+from ...models.backbone.gradient_checkpointing import gradient_checkpointing
+from ...models.subject_bank.shards import SubjectFit
 from ..data.dataset import Subject
 from ..diffusion.losses import weighting
 from ..diffusion.objective import Objective
-from ..dreambooth.initial_adapter import groups_of
+from ..dreambooth.initial_adapter import parameter_groups
 from ..engine import memory_plan
 from ..engine.divergence import Diverged
 from ..engine.loop import FitConfig, fit
 from ..engine.state import TrainState, bytes_per_number
-from ..reporting.live_view import Watcher
-from ..session import Workbench
-from .config import Recipe
-from .loss import SideBySide
+from ..reporting.live_view import OnHistory
+from ..session import TrainingSession
+from .config import BankConfig
+from .loss import BankLoss
 
-PerPass = Callable[[int], Watcher]
+PerPass = Callable[[int], OnHistory]
 """Given how many subjects train side by side, what to call after every step."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainedSubject:
     """A subject's numbers ``theta [N]``, on the CPU, and how well they do."""
 
     theta: Tensor
-    fit: Fit
+    fit: SubjectFit
 
 
 @dataclass
@@ -49,38 +49,42 @@ class BankTrainer:
         lines: what was chosen, for the report.
     """
 
-    recipe: Recipe
-    start: Link
+    recipe: BankConfig
+    start: Adapter
     together: int
-    plan: memory_plan.Plan | None = None
+    plan: memory_plan.MemoryPlan | None = None
     lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.layout = Layout.of(self.start)
+        self.layout = ParameterLayout.of(self.start)
         self._theta = self.layout.pack(self.start).cpu()
 
-    def __call__(self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass) -> list[Fitted | str]:
+    def __call__(
+        self, session: TrainingSession, subjects: Sequence[Subject], watch: PerPass
+    ) -> list[TrainedSubject | str]:
         """The subjects' numbers, in their order; of one that cannot be learnt, why.
 
         Raises:
             torch.OutOfMemoryError: one subject alone, with checkpointing, does not fit.
         """
         if self.plan is None:
-            self.plan = self._planned(bench, subjects[0])
+            self.plan = self._planned(session, subjects[0])
         while True:
             size = -(-self.together // self.plan.pieces)
             try:
                 parts = [subjects[start : start + size] for start in range(0, len(subjects), size)]
-                return [one for part in parts for one in self._apart_if_need_be(bench, part, watch)]
+                return [one for part in parts for one in self._apart_if_need_be(session, part, watch)]
             except Exception as error:
-                if not bench.is_out_of_memory(error):
+                if not session.is_out_of_memory(error):
                     raise
             self._tighten()
 
-    def _apart_if_need_be(self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass) -> list[Fitted | str]:
+    def _apart_if_need_be(
+        self, session: TrainingSession, subjects: Sequence[Subject], watch: PerPass
+    ) -> list[TrainedSubject | str]:
         """All side by side; in halves, and these again, if one of them spoils the batch."""
         try:
-            return self._side_by_side(bench, subjects, watch)
+            return self._side_by_side(session, subjects, watch)
         except Diverged as error:
             if len(subjects) == 1:
                 return [str(error)]
@@ -88,20 +92,24 @@ class BankTrainer:
         return [
             one
             for part in (subjects[:half], subjects[half:])
-            for one in self._apart_if_need_be(bench, part, watch)
+            for one in self._apart_if_need_be(session, part, watch)
         ]  # fmt: skip
 
-    def _side_by_side(self, bench: Workbench, subjects: Sequence[Subject], watch: PerPass) -> list[Fitted | str]:
-        link, options, seen = self._link(len(subjects), bench), self.recipe.options, watch(len(subjects))
-        state = TrainState(groups_of(link, self.recipe.method), options.optimizer, options.ema_decay, bench.half)
+    def _side_by_side(
+        self, session: TrainingSession, subjects: Sequence[Subject], watch: PerPass
+    ) -> list[TrainedSubject | str]:
+        link, options, seen = self._link(len(subjects), session), self.recipe.options, watch(len(subjects))
+        state = TrainState(
+            parameter_groups(link, self.recipe.method), options.optimizer, options.ema_decay, session.half
+        )
         config = FitConfig(
             self.recipe.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
-            options.max_grad_norm, worse=options.worse, apart=True,
+            options.max_grad_norm, divergence_factor=options.divergence_factor, per_subject=True,
         )  # fmt: skip
-        loss = self._loss(bench, subjects)
+        loss = self._loss(session, subjects)
         with (
-            AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over) as without,
-            checkpointed(bench.blocks if self.plan.checkpointing else ()),
+            AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place) as without,
+            gradient_checkpointing(session.blocks if self.plan.checkpointing else ()),
         ):
             with without():
                 base = loss.measured()
@@ -110,7 +118,7 @@ class BankTrainer:
             with state.result():
                 return self._fitted(loss, link, base, looks[-1])
 
-    def _fitted(self, loss: SideBySide, link: Link, base: Tensor, own: Tensor) -> list[Fitted | str]:
+    def _fitted(self, loss: BankLoss, link: Adapter, base: Tensor, own: Tensor) -> list[TrainedSubject | str]:
         """What the link holds now, beside its loss and the base's, and measured with the numbers of the neighbour."""
         theta, other = self.layout.pack(link), None
         if len(theta) > 1:
@@ -118,53 +126,55 @@ class BankTrainer:
             other = loss.measured()
             self.layout.put(theta, link)
         return [
-            Fitted(one, Fit(base[i].item(), own[i].item(), None if other is None else other[i].item()))
+            TrainedSubject(one, SubjectFit(base[i].item(), own[i].item(), None if other is None else other[i].item()))
             for i, one in enumerate(theta.cpu())
         ]
 
-    def _link(self, subjects: int, bench: Workbench) -> Link:
+    def _link(self, subjects: int, session: TrainingSession) -> Adapter:
         """The start for each subject, as parameters of which those that train want gradients."""
-        theta = self._theta.to(bench.device).expand(subjects, -1)
-        return side_by_side(self.layout, theta, self.recipe.shared_input)
+        theta = self._theta.to(session.device).expand(subjects, -1)
+        return batched_adapter(self.layout, theta, self.recipe.shared_input)
 
-    def _loss(self, bench: Workbench, subjects: Sequence[Subject]) -> SideBySide:
+    def _loss(self, session: TrainingSession, subjects: Sequence[Subject]) -> BankLoss:
         options = self.recipe.options
         choose = weighting(options.loss_weighting, options.min_snr_gamma)
-        objective = Objective(bench.denoiser, bench.condition_each, bench.to_model, choose)
-        return SideBySide(objective, subjects, options, self.recipe.seed)
+        objective = Objective(session.denoiser, session.condition_per_subject, session.to_model, choose)
+        return BankLoss(objective, subjects, options, self.recipe.seed)
 
-    def _planned(self, bench: Workbench, subject: Subject) -> memory_plan.Plan:
+    def _planned(self, session: TrainingSession, subject: Subject) -> memory_plan.MemoryPlan:
         """By what one subject's step keeps, measured; the report gets a line."""
         options, batch = self.recipe.options, self.together
-        start = memory_plan.Plan(checkpointing=options.gradient_checkpointing)
+        start = memory_plan.MemoryPlan(checkpointing=options.gradient_checkpointing)
         if options.memory == "as set":
-            plan, line = start, f"{memory_plan.describe(start, None, 0, batch, bench.precision)} (as set)"
-        elif (needs := self._measured(bench, subject)) is None:
-            plan = memory_plan.Plan(batch, checkpointing=True)
-            line = memory_plan.describe(plan, None, 0, batch, bench.precision)
+            plan, line = start, f"{memory_plan.describe_plan(start, None, 0, batch, session.precision)} (as set)"
+        elif (needs := self._measured(session, subject)) is None:
+            plan = memory_plan.MemoryPlan(batch, checkpointing=True)
+            line = memory_plan.describe_plan(plan, None, 0, batch, session.precision)
         else:
-            plan = memory_plan.choose(needs, bench.free_memory(), batch, start)
-            bench.make_room(needs.of(plan, batch))
-            line = memory_plan.describe(plan, needs, bench.free_memory(), batch, bench.precision)
+            plan = memory_plan.choose_plan(needs, session.free_memory(), batch, start)
+            session.make_room(needs.of(plan, batch))
+            line = memory_plan.describe_plan(plan, needs, session.free_memory(), batch, session.precision)
         self.lines.append(line)
         logging.info("HyperBooth: %s", line)
         return plan
 
-    def _measured(self, bench: Workbench, subject: Subject) -> memory_plan.Needs | None:
+    def _measured(self, session: TrainingSession, subject: Subject) -> memory_plan.MemoryNeeds | None:
         """What a run takes for each subject side by side, gradients and optimizer among it; None if not even one
         forward fits."""
-        link, loss = self._link(1, bench), self._loss(bench, [subject])
+        link, loss = self._link(1, session), self._loss(session, [subject])
         parameters = [parameter for parameter in link.parameters() if parameter.requires_grad]
         per_number = bytes_per_number(self.recipe.options.optimizer, self.recipe.options.ema_decay > 0)
-        passing = bench.passing(subject.examples[0].size)
+        passing = session.inference_bytes(subject.examples[0].size)
         try:
-            with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
-                needs = memory_plan.measure(lambda: next(loss(0)), bench.blocks, parameters, passing, per_number)
+            with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
+                needs = memory_plan.measure_needs(
+                    lambda: next(loss(0)), session.blocks, parameters, passing, per_number
+                )
         except Exception as error:
-            if not bench.is_out_of_memory(error):
+            if not session.is_out_of_memory(error):
                 raise
             return None
-        return memory_plan.Needs(0, needs.passing + needs.fixed, needs.kept, needs.kept_checkpointed)
+        return memory_plan.MemoryNeeds(0, needs.inference_bytes + needs.fixed, needs.kept, needs.kept_checkpointed)
 
     def _tighten(self) -> None:
         tighter = self.plan.tighter(self.together) if self.recipe.options.memory == "auto" else None

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbone.forward_patch import Forward
-from ..base import Adapter, check_matrix
-from ..layer_context import Site
-from ..weight_update import Difference
+from ..base import AdapterLayer, check_matrix
+from ..layer_context import LayerContext
+from ..weight_update import AddDense
 from .autograd import TrainedConvolution, TrainedLinear
 
 
@@ -20,7 +20,7 @@ class FullConfig:
     """Full fine-tuning has no settings of its own."""
 
 
-class Full(Adapter):
+class Full(AdapterLayer):
     """``W' = W + D``: every number of the weight may change (DreamBooth's own parametrisation, 2208.12242).
 
     The model's weight stays as it is, whatever it is kept in; D is float32, so that steps smaller than a half-precision
@@ -47,16 +47,16 @@ class Full(Adapter):
     def matrix(self) -> tuple[int, int]:
         return self.diff.shape[-2], self.diff.shape[-1]
 
-    def step(self) -> Difference:
-        return Difference(self.diff)
+    def step(self) -> AddDense:
+        return AddDense(self.diff)
 
-    def on(self, site: Site) -> Forward:
+    def on(self, site: LayerContext) -> Forward:
         """The layer with ``W + D`` for a weight, put together for each use and not kept; ``D x`` beside a layer that
         an earlier link has changed."""
         if not site.alone:
             return lambda x: site.forward(x) + self._beside(site.layer, x)
         function = TrainedConvolution if isinstance(site.layer, nn.Conv2d) else TrainedLinear
-        return lambda x: function.apply(x, self.diff, site.layer, site.borrow)
+        return lambda x: function.apply(x, self.diff, site.layer, site.access_weight)
 
     def _beside(self, layer: nn.Module, x: Tensor) -> Tensor:
         diff = self.diff.to(x.dtype)

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...backbone.frozen_layers import Borrow, no_view
+from ...backbone.frozen_layers import WeightAccess, no_view
 
 
 class TrainedLinear(torch.autograd.Function):
     """``y = x (W + D)^T + b``; ``dL/dx = dL/dy (W + D)``, ``dL/dD = dL/dy^T x``, with D ``[out, in]``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, diff: Tensor, layer: nn.Linear, borrow: Borrow) -> Tensor:
+    def forward(ctx: Any, x: Tensor, diff: Tensor, layer: nn.Linear, access_weight: WeightAccess) -> Tensor:
         ctx.save_for_backward(x, diff)
-        ctx.layer, ctx.borrow = layer, borrow
-        with borrow(layer, x) as (weight, bias):
+        ctx.layer, ctx.access_weight = layer, access_weight
+        with access_weight(layer, x) as (weight, bias):
             return no_view(F.linear(x, weight + diff.to(x.dtype), bias))
 
     @staticmethod
@@ -28,7 +28,7 @@ class TrainedLinear(torch.autograd.Function):
         x, diff = ctx.saved_tensors
         to_input = to_diff = None
         if ctx.needs_input_grad[0]:
-            with ctx.borrow(ctx.layer, gradient) as (weight, _):
+            with ctx.access_weight(ctx.layer, gradient) as (weight, _):
                 to_input = gradient @ (weight + diff.to(gradient.dtype))
         if ctx.needs_input_grad[1]:
             to_diff = (gradient.flatten(0, -2).t() @ x.flatten(0, -2)).to(diff.dtype)
@@ -39,17 +39,17 @@ class TrainedConvolution(torch.autograd.Function):
     """The same for a convolution, with D ``[out, in kh kw]``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, diff: Tensor, layer: nn.Conv2d, borrow: Borrow) -> Tensor:
+    def forward(ctx: Any, x: Tensor, diff: Tensor, layer: nn.Conv2d, access_weight: WeightAccess) -> Tensor:
         ctx.save_for_backward(x, diff)
-        ctx.layer, ctx.borrow = layer, borrow
-        with borrow(layer, x) as (weight, bias):
+        ctx.layer, ctx.access_weight = layer, access_weight
+        with access_weight(layer, x) as (weight, bias):
             return no_view(layer._conv_forward(x, weight + diff.to(x.dtype).view_as(weight), bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, diff = ctx.saved_tensors
         layer, needs = ctx.layer, ctx.needs_input_grad
-        with ctx.borrow(layer, gradient) as (weight, _):
+        with ctx.access_weight(layer, gradient) as (weight, _):
             to_input, to_weight, _ = torch.ops.aten.convolution_backward(
                 gradient, x, weight + diff.to(gradient.dtype).view_as(weight), None, layer.stride, layer.padding,
                 layer.dilation, False, [0], layer.groups, (needs[0], needs[1], False),

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import Adapter
-from ..weight_update import Sum
-from .random_bases import TOLERANCE, basis, check_sizes, probes
+from ..base import AdapterLayer
+from ..weight_update import AddLowRank
+from .random_bases import TOLERANCE, check_sizes, checksum, random_basis
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LiDBConfig:
             raise ValueError(f"basis_seed is {self.basis_seed}; give a whole number from 0 to 2^64 - 1")
 
 
-class LiDB(Adapter):
+class LiDB(AdapterLayer):
     """``W' = W + A_aux A_train B_train B_aux`` (eq. 3 of the paper): a LoRA within a random space of a x b.
 
     A_aux ``[out, a]`` has orthonormal columns, B_aux ``[b, in]`` orthonormal rows, both frozen and the same for all
@@ -67,8 +67,8 @@ class LiDB(Adapter):
             )
         self.a_train, self.b_train = nn.Parameter(a_train), nn.Parameter(b_train)
         self._matrix, self.basis_seed = (rows, columns), basis_seed
-        self.a_aux = basis("out", basis_seed, rows, a_train.shape[-2], a_train.device)
-        self.b_aux = basis("in", basis_seed, columns, b_train.shape[-1], b_train.device)
+        self.a_aux = random_basis("out", basis_seed, rows, a_train.shape[-2], a_train.device)
+        self.b_aux = random_basis("in", basis_seed, columns, b_train.shape[-1], b_train.device)
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: LiDBConfig, generator: torch.Generator) -> "LiDB":
@@ -82,12 +82,12 @@ class LiDB(Adapter):
     def matrix(self) -> tuple[int, int]:
         return self._matrix
 
-    def step(self) -> Sum:
+    def step(self) -> AddLowRank:
         """``(A_aux A_train, B_train B_aux)``: tiny products, so that a token costs what it does with LoRA. Those of
         several subjects are one product, with the basis they share on the right."""
         several = self.a_train.ndim > 2
         up = (self.a_train.mT.contiguous() @ self.a_aux.mT).mT if several else self.a_aux @ self.a_train
-        return Sum(up, self.b_train @ self.b_aux.mT)
+        return AddLowRank(up, self.b_train @ self.b_aux.mT)
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"a_train": self.a_train.detach(), "b_train": self.b_train.detach()}
@@ -117,7 +117,7 @@ class LiDB(Adapter):
         if len(seeds) != 1:
             raise ValueError(f"a link of LiDB has one basis seed, not {sorted(seeds)}")
         (seed,) = seeds
-        found = {f"{role} {size} {columns}": probes(role, seed, size, columns) for role, size, columns in used}
+        found = {f"{role} {size} {columns}": checksum(role, seed, size, columns) for role, size, columns in used}
         return {"basis_seed": seed, "probes": found}
 
     @classmethod

@@ -24,7 +24,7 @@ MOST = 2**23
 _on_device: WeakValueDictionary[tuple[str, int, int, int, torch.device], Tensor] = WeakValueDictionary()
 
 
-def basis(role: str, seed: int, size: int, columns: int, device: torch.device | str = "cpu") -> Tensor:
+def random_basis(role: str, seed: int, size: int, columns: int, device: torch.device | str = "cpu") -> Tensor:
     """``[size, columns]`` float32 with orthonormal columns, ``columns <= size``.
 
     All layers of one size share it, in memory as well.
@@ -60,10 +60,10 @@ def check_sizes(sizes: Iterable[tuple[int, int]]) -> None:
         raise ValueError(f"needs bases of {total} numbers, at most {MOST} are made; give a smaller a or b")
 
 
-def probes(role: str, seed: int, size: int, columns: int) -> list[float]:
+def checksum(role: str, seed: int, size: int, columns: int) -> list[float]:
     """The first, the middle and the last number of the basis, by which a file tells whether it means the same one: the
     last depends on all columns."""
-    flat = basis(role, seed, size, columns).flatten()
+    flat = random_basis(role, seed, size, columns).flatten()
     return [round(flat[place].item(), 7) for place in sorted({0, len(flat) // 2, len(flat) - 1})]
 
 

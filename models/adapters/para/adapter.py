@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ...backbone.forward_patch import Forward
 from ...backbone.frozen_layers import Bias, is_convolution
-from ..base import Adapter, check_matrix
-from ..layer_context import Site
-from ..weight_update import Projection
+from ..base import AdapterLayer, check_matrix
+from ..layer_context import LayerContext
+from ..weight_update import ProjectOut
 from .autograd import Projected
 from .singular_init import smallest_left
 
@@ -45,7 +45,7 @@ class PaRaConfig:
             raise ValueError(f"init is {self.init!r}; give one of {', '.join(map(repr, INITS))}")
 
 
-class PaRa(Adapter):
+class PaRa(AdapterLayer):
     """``W' = W - Q Q^T W`` with ``B = Q R`` (eq. 3 of the paper): r directions of the output are removed, and which
     ones is learnt.
 
@@ -96,17 +96,17 @@ class PaRa(Adapter):
     def matrix(self) -> tuple[int, int]:
         return self.basis.shape[-2], self.columns
 
-    def step(self) -> Projection:
-        return Projection(torch.linalg.qr(self.basis).Q)
+    def step(self) -> ProjectOut:
+        return ProjectOut(torch.linalg.qr(self.basis).Q)
 
-    def on(self, site: Site) -> Forward:
+    def on(self, site: LayerContext) -> Forward:
         """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
-        places, bias = is_convolution(site.layer), Bias(site.layer, site.borrow)
+        places, bias = is_convolution(site.layer), Bias(site.layer, site.access_weight)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y = site.forward(x, *args, **kwargs)
             q, r = self.together(self.basis)
-            return Projected.apply(y, self.basis, q, r, bias(y), places, site.written_over)
+            return Projected.apply(y, self.basis, q, r, bias(y), places, site.modified_in_place)
 
         return adapted
 

@@ -34,7 +34,7 @@ class Projected(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, y: Tensor, basis: Tensor, q: Tensor, r: Tensor, bias: Tensor | None, places: bool,
-        written_over: bool = False,
+        modified_in_place: bool = False,
     ) -> Tensor:  # fmt: skip
         q = q.to(y.dtype)
         flat = _flat(y, q, places)
@@ -43,8 +43,8 @@ class Projected(torch.autograd.Function):
             offset = q.mT @ bias  # [..., r]
             hidden = hidden - (offset[..., :, None] if places else offset[..., None, :])
         out = no_view(_minus(flat, q, hidden, places).view_as(y))
-        ctx.save_for_backward(y if written_over else out, hidden, q, r, bias)
-        ctx.places, ctx.projected = places, not written_over
+        ctx.save_for_backward(y if modified_in_place else out, hidden, q, r, bias)
+        ctx.places, ctx.projected = places, not modified_in_place
         return out
 
     @staticmethod

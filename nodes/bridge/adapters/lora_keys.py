@@ -9,11 +9,11 @@ import comfy.model_base
 import comfy.utils
 
 from ....models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
-from ....models.files.lora_import import Names
-from ....models.files.lora_key_formats import DIFFUSERS, KOHYA, PEFT, PROCESSOR, Name, Place
+from ....models.files.lora_import import KeyNames
+from ....models.files.lora_key_formats import DIFFUSERS, KOHYA, PEFT, PROCESSOR, KeyTarget, Name
 from ..model.layers import adaptable_layers, architecture, layer_shapes
 
-DIALECTS = ("kohya", "diffusers")
+KEY_FORMATS = ("kohya", "diffusers")
 
 # The families whose layers diffusers' own models name as ComfyUI's map says.
 _TRANSFORMERS = (
@@ -29,20 +29,20 @@ _PROJECTION = re.compile(rf"{TEXT_PREFIX}clip_[lg]\.transformer\.(text_projectio
 _ATTENTION = re.compile(r"(.+)\.(to_[qkv]|to_out)(?:\.0)?")
 
 
-def read_names(model: Any, clip: Any = None) -> Names:
+def import_names(model: Any, clip: Any = None) -> KeyNames:
     """Every name that the stock loader understands for ``model`` and ``clip``, and PEFT's for a U-Net."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
     places = {stem: place for stem, value in keys.items() if (place := _place(value)) is not None}
     for name, layer in _unet_names(model).items():
-        places |= {prefix + name: Place(layer) for prefix in ("", "unet.", "base_model.model.")}
-    return Names(places, layer_shapes(adaptable_layers(model, clip)), architecture(model), clip is not None)
+        places |= {prefix + name: KeyTarget(layer) for prefix in ("", "unet.", "base_model.model.")}
+    return KeyNames(places, layer_shapes(adaptable_layers(model, clip)), architecture(model), clip is not None)
 
 
-def file_names(model: Any, dialect: str, layers: Iterable[str]) -> dict[str, list[Name]]:
+def export_names(model: Any, dialect: str, layers: Iterable[str]) -> dict[str, list[Name]]:
     """Layer -> its name, or the names of its parts, in a file of ``dialect``; without those it cannot name."""
-    known = read_names(model)
+    known = import_names(model)
     write = _kohya_names if dialect == "kohya" else _diffusers_names
     written = write(model, known)
     named = {layer: written[layer] for layer in layers if layer in written}
@@ -50,14 +50,14 @@ def file_names(model: Any, dialect: str, layers: Iterable[str]) -> dict[str, lis
     return named | {layer: [name] for layer, name in text.items() if name is not None}
 
 
-def _place(value: Any) -> Place | None:
+def _place(value: Any) -> KeyTarget | None:
     """ComfyUI's ``key``, ``(key, (dimension, first, count))`` or ``(key, None, function)``; weights only."""
     key, part, function = (*value, None)[:3] if isinstance(value, tuple) else (value, None, None)
     if not key.endswith(".weight") or (function not in (None, comfy.utils.swap_scale_shift)):
         return None
     layer = key.removesuffix(".weight")
     rows = tuple(part[1:]) if part is not None else None
-    return Place(layer if layer.startswith(DIFFUSION_PREFIX) else TEXT_PREFIX + layer, rows, function is not None)
+    return KeyTarget(layer if layer.startswith(DIFFUSION_PREFIX) else TEXT_PREFIX + layer, rows, function is not None)
 
 
 def _unet_names(model: Any) -> dict[str, str]:
@@ -69,17 +69,17 @@ def _unet_names(model: Any) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _kohya_names(model: Any, known: Names) -> dict[str, list[Name]]:
+def _kohya_names(model: Any, known: KeyNames) -> dict[str, list[Name]]:
     """SD1 and SD2 by diffusers' names, SDXL and transformers by the original ones."""
     if _is_first_generation(model):
         stems = {layer: name for name, layer in _unet_names(model).items()}
     else:
         stems = {layer: layer.removeprefix(DIFFUSION_PREFIX) for layer in known.shapes}
-    names = {layer: Name(f"lora_unet_{stem.replace('.', '_')}", Place(layer)) for layer, stem in stems.items()}
+    names = {layer: Name(f"lora_unet_{stem.replace('.', '_')}", KeyTarget(layer)) for layer, stem in stems.items()}
     return {layer: [name] for layer, name in names.items() if known.places.get(name.stem) == name.place}
 
 
-def _diffusers_names(model: Any, known: Names) -> dict[str, list[Name]]:
+def _diffusers_names(model: Any, known: KeyNames) -> dict[str, list[Name]]:
     """A U-Net's names as diffusers wrote them before PEFT: it still reads them, and ComfyUI reads no others there.
 
     ComfyUI's map has ``attn1.processor.to_q`` where PEFT has ``attn1.to_q``; and diffusers converts a file only if
@@ -89,7 +89,7 @@ def _diffusers_names(model: Any, known: Names) -> dict[str, list[Name]]:
         return {layer: [_unet_name(name, layer)] for name, layer in unet.items() if layer in known.shapes}
     if not isinstance(model.model, _TRANSFORMERS):
         return {}
-    found: dict[str, dict[Place, Name]] = {}
+    found: dict[str, dict[KeyTarget, Name]] = {}
     for stem, place in known.places.items():
         if stem.startswith("transformer."):
             # Where a layer has several names, ComfyUI lists Flux.1's before Flux.2's.
@@ -103,11 +103,11 @@ def _diffusers_names(model: Any, known: Names) -> dict[str, list[Name]]:
 def _unet_name(name: str, layer: str) -> Name:
     attention = _ATTENTION.fullmatch(name)
     if attention is None:
-        return Name(f"unet.{name}", Place(layer), DIFFUSERS)
-    return Name(f"unet.{attention[1]}.processor.{attention[2]}", Place(layer), PROCESSOR)
+        return Name(f"unet.{name}", KeyTarget(layer), DIFFUSERS)
+    return Name(f"unet.{attention[1]}.processor.{attention[2]}", KeyTarget(layer), PROCESSOR)
 
 
-def _cover(names: Mapping[Place, Name], rows: int) -> list[Name]:
+def _cover(names: Mapping[KeyTarget, Name], rows: int) -> list[Name]:
     """The names that together stand for all ``rows`` of a layer: parts before a name of the whole; or none."""
     parts = sorted((place.rows, name.stem, name) for place, name in names.items() if place.rows is not None)
     end = 0
@@ -128,9 +128,9 @@ def _text_name(model: Any, dialect: str, layer: str) -> Name | None:
     if dialect == "diffusers":
         place = {1: "text_encoder", 2: "text_encoder_2"}.get(encoder)
         readable = place is not None and not stem.startswith("text_projection")
-        return Name(f"{place}.{stem}", Place(layer), PEFT) if readable else None
+        return Name(f"{place}.{stem}", KeyTarget(layer), PEFT) if readable else None
     alone = _is_first_generation(model) and not stem.startswith("text_projection")
-    return Name(f"lora_te{'' if alone else encoder}_{stem.replace('.', '_')}", Place(layer), KOHYA)
+    return Name(f"lora_te{'' if alone else encoder}_{stem.replace('.', '_')}", KeyTarget(layer), KOHYA)
 
 
 def _text_part(model: Any, layer: str) -> tuple[int, str | None]:

@@ -10,15 +10,15 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ....models.adapters import Full, LoRA
-from ....models.adapters.stack import AdapterSet, WeightOf
+from ....models.adapters.stack import AdapterStack, WeightOf
 from ....models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
-from ....models.adapters.weight_update import Projection
+from ....models.adapters.weight_update import ProjectOut
 from ....models.files.lora_key_formats import stock_tensors
 from ....models.hypernetwork.predictor import is_predicted
-from ....models.metadata.base_fingerprint import other_base, records
+from ....models.metadata.base_fingerprint import different_base, records
 from ..model.layers import adaptable_layers, architecture, layer_shapes
-from ..text.learned_embeddings import with_words
-from .weight_adapter import ChainAdapter
+from ..text.learned_embeddings import with_embeddings
+from .weight_adapter import StackWeightAdapter
 
 WRITTEN_DOWN = (
     "is a PaRa written down as a LoRA",
@@ -28,7 +28,7 @@ PREDICTED = "was predicted by a hypernetwork", "the base that the hypernetwork w
 """What an adapter for one base is, and what to do instead."""
 
 
-def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: float, strength_clip: float) -> tuple:
+def apply_adapter(model: Any, clip: Any, adapter: AdapterStack, strength_model: float, strength_clip: float) -> tuple:
     """New MODEL and CLIP with the adapter's patches on them, as the stock loader would put the saved file.
 
     The CLIP knows the adapter's words, too.
@@ -42,23 +42,23 @@ def apply_adapter(model: Any, clip: Any, adapter: AdapterSet, strength_model: fl
     if strength_model:
         patched.add_patches(_part(patches, DIFFUSION_PREFIX, True), strength_model)
     if clip is not None:
-        clip = with_words(clip.clone(), adapter.words)
+        clip = with_embeddings(clip.clone(), adapter.embeddings)
         if strength_clip:
             clip.add_patches(_part(patches, DIFFUSION_PREFIX, False), strength_clip)
     return patched, clip
 
 
-def _patches(model: Any, clip: Any, adapter: AdapterSet) -> dict[Any, Any]:
+def _patches(model: Any, clip: Any, adapter: AdapterStack) -> dict[Any, Any]:
     """ComfyUI's key -> patch. Single links that bear stock names in files are stock patches here too."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    if [link.family for link in adapter.chain] in ([LoRA.family], [Full.family]):
+    if [link.family for link in adapter.adapters] in ([LoRA.family], [Full.family]):
         return comfy.lora.load_lora(stock_tensors(adapter), keys, log_missing=False)
-    return {keys[name]: ChainAdapter.of(steps) for name, steps in adapter.steps().items() if name in keys}
+    return {keys[name]: StackWeightAdapter.of(steps) for name, steps in adapter.steps().items() if name in keys}
 
 
-def check_fits(model: Any, clip: Any, adapter: AdapterSet) -> None:
+def check_fits(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """Every layer of the adapter is in the model, with the same shape of weight."""
     shapes = layer_shapes(adaptable_layers(model, clip))
     for name, target in adapter.targets().items():
@@ -67,7 +67,7 @@ def check_fits(model: Any, clip: Any, adapter: AdapterSet) -> None:
         if shapes.get(name) != target.shape:
             has = shapes.get(name, "no such layer")
             raise ValueError(
-                f"the adapter was trained on {adapter.facts.get('base', 'another model')} and does not fit this "
+                f"the adapter was trained on {adapter.metadata.get('base', 'another model')} and does not fit this "
                 f"{architecture(model)}: {name} is {target.shape} in the adapter, {has} in the model"
             )
 
@@ -106,7 +106,7 @@ def _weight(patcher: Any, key: str) -> Tensor:
     return weight.clone()
 
 
-def check_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
+def check_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """The adapter can be written down as a plain LoRA for this MODEL (and CLIP).
 
     Raises:
@@ -117,34 +117,34 @@ def check_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
     for name in adapter.targets():
         patcher = clip.patcher if clip is not None and name.startswith(TEXT_PREFIX) else model
         patches = [patch[1] for patch in patcher.patches.get(f"{name.removeprefix(TEXT_PREFIX)}.weight", ())]
-        chains = [patch for patch in patches if isinstance(patch, ChainAdapter)]
+        chains = [patch for patch in patches if isinstance(patch, StackWeightAdapter)]
         if chains and any(chain.removes(step.q) for chain in chains for step in adapter.steps_of(name)
-                          if isinstance(step, Projection)):  # fmt: skip
+                          if isinstance(step, ProjectOut)):  # fmt: skip
             raise ValueError(
                 "the model carries this adapter already (from Apply Adapter or Load LoRA), so that what its PaRa takes "
                 "away is gone from it; connect the model as it was before"
             )
 
 
-def warn_of_another_base(model: Any, clip: Any, adapter: AdapterSet) -> None:
+def warn_of_another_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """Say so in the log if the adapter was written down, or predicted, for other weights than these.
 
     Raises:
         ValueError: it is for another architecture.
     """
-    if not records(adapter.facts):
+    if not records(adapter.metadata):
         return
     check_fits(model, clip, adapter)
     layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
-    if far := other_base(adapter.facts, base_weights(model, clip), layers):
-        what, instead = PREDICTED if is_predicted(adapter.facts) else WRITTEN_DOWN
+    if far := different_base(adapter.metadata, base_weights(model, clip), layers):
+        what, instead = PREDICTED if is_predicted(adapter.metadata) else WRITTEN_DOWN
         logging.warning(
             "HyperBooth: the adapter %s for another base: the weights here differ from those recorded by %.1f %%, so "
             "that it will not do what it did there. Use %s", what, 100 * far, instead,
         )  # fmt: skip
 
 
-def has_text_layers(adapter: AdapterSet) -> bool:
+def has_text_layers(adapter: AdapterStack) -> bool:
     """Whether the adapter changes the text encoder too."""
     return any(name.startswith(TEXT_PREFIX) for name in adapter.targets())
 

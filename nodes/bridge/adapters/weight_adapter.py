@@ -15,13 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....models.adapters.weight_update import Difference, Projection, Step, Sum, depends_on_weight, total_change
+from ....models.adapters.weight_update import (
+    AddDense,
+    AddLowRank,
+    ProjectOut,
+    WeightUpdate,
+    depends_on_weight,
+    total_change,
+)
 from ....models.files.comfyui_keys import Part, parts_of, read_part
 
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in (Sum, Projection, Difference)}
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (AddLowRank, ProjectOut, AddDense)}
 
 
-class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
+class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
     """The steps of a chain on one layer, in order, each at the strength given.
 
     ComfyUI rebuilds adapters as ``type(a)(a.loaded_keys, tensors moved)`` and moves the tensors at the top level of
@@ -34,7 +41,7 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
         self.loaded_keys, self.weights = loaded_keys, weights
 
     @classmethod
-    def of(cls, steps: Iterable[Step], loaded_keys: Iterable[str] = ()) -> "ChainAdapter":
+    def of(cls, steps: Iterable[WeightUpdate], loaded_keys: Iterable[str] = ()) -> "StackWeightAdapter":
         """The adapter of ``steps``."""
         return cls(set(loaded_keys), tuple(part for step in steps for part in _flat(step)))
 
@@ -42,9 +49,9 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
     def load(
         cls, x: str, lora: Mapping[str, Tensor], alpha: float | None, dora_scale: Tensor | None,
         loaded_keys: set[str] | None = None,
-    ) -> "ChainAdapter | None":  # fmt: skip
+    ) -> "StackWeightAdapter | None":  # fmt: skip
         """What the file's tensors say of layer ``x``; None if they are not ours."""
-        steps: list[Step] = []
+        steps: list[WeightUpdate] = []
         names: set[str] = set()
         for part in _parts(lora).get(x, ()):
             more, taken = read_part(lora, x, part)
@@ -52,7 +59,7 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
             names |= taken
         return cls.of(steps, names) if steps else None
 
-    def steps(self, device: torch.device, dtype: torch.dtype) -> Iterator[Step]:
+    def steps(self, device: torch.device, dtype: torch.dtype) -> Iterator[WeightUpdate]:
         """The steps, moved."""
         rest = list(self.weights)
         while rest:
@@ -62,7 +69,7 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
 
     def removes(self, q: Tensor) -> bool:
         """Whether one of its steps takes the directions ``q`` away."""
-        found = (step.q for step in self.steps(q.device, q.dtype) if isinstance(step, Projection))
+        found = (step.q for step in self.steps(q.device, q.dtype) if isinstance(step, ProjectOut))
         return any(other.shape == q.shape and torch.dist(other @ (other.mT @ q), q) < 1e-3 for other in found)
 
     def calculate_weight(
@@ -88,10 +95,10 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
         steps = list(self.steps(x.device, x.dtype))
         bias = self._bias(org_forward, y) if depends_on_weight(steps) else 0.0
         for step in steps:
-            if isinstance(step, Projection):
+            if isinstance(step, ProjectOut):
                 y = y - self.multiplier * self._projection(step.q, y - bias)
             else:
-                factors = (step.diff,) if isinstance(step, Difference) else (step.down, step.up)
+                factors = (step.diff,) if isinstance(step, AddDense) else (step.down, step.up)
                 y = y + self.multiplier * self._product(factors, x)
         return y
 
@@ -130,7 +137,7 @@ class ChainAdapter(comfy.weight_adapter.WeightAdapterBase):
         return (F.conv1d, F.conv2d, F.conv3d)[self.conv_dim - 1](x, kernel, **geometry)
 
 
-def _flat(step: Step) -> tuple[Any, ...]:
+def _flat(step: WeightUpdate) -> tuple[Any, ...]:
     return (type(step).__name__, *(tensor.detach() for tensor in step))
 
 
@@ -153,5 +160,5 @@ def _parts(lora: Mapping[str, Tensor]) -> dict[str, list[Part]]:
 def register() -> None:
     """Make the stock loaders know our files; once, however often the pack is loaded."""
     adapters = comfy.weight_adapter.adapters
-    adapters[:] = [kind for kind in adapters if kind.__name__ != ChainAdapter.__name__]
-    adapters.append(ChainAdapter)
+    adapters[:] = [kind for kind in adapters if kind.__name__ != StackWeightAdapter.__name__]
+    adapters.append(StackWeightAdapter)

@@ -7,7 +7,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....models.hypernetwork.predictor import Made
+from ....models.hypernetwork.predictor import BaseModelRef
 from ....models.metadata.base_fingerprint import sample_of
 from ....models.metrics.scores import all_finite
 
@@ -58,8 +58,8 @@ def encoded(vision: Any, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
     return tokens, embedding
 
 
-def encoder_of(vision: Any) -> Made:
+def encoder_of(vision: Any) -> BaseModelRef:
     """What the encoder is."""
     weights = {name: weight for name, weight in vision.model.state_dict().items() if weight.is_floating_point()}
     kind = f"{vision.model_type}, width {vision.config.get('hidden_size', '?')}"
-    return Made(kind, sample_of(list(weights), lambda name: weights[name].float()))
+    return BaseModelRef(kind, sample_of(list(weights), lambda name: weights[name].float()))

@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
 from torch import nn
 
-from ....models.hollowed_net.network import Hollow, Span
+from ....models.hollowed_net.network import HollowedNetwork, Span
 
 LISTS: dict[type[nn.Module], tuple[tuple[str, tuple[int | str, ...]], ...]] = {
     Flux: (("double_blocks", ("img", "txt")), ("single_blocks", (0,))),
@@ -21,7 +21,7 @@ LISTS: dict[type[nn.Module], tuple[tuple[str, tuple[int | str, ...]], ...]] = {
 
 
 @dataclass(frozen=True)
-class Cut:
+class BlockCut:
     """One way to hollow a network.
 
     Args:
@@ -29,7 +29,7 @@ class Cut:
         share: of the network's parameters that they hold.
     """
 
-    hollow: Hollow
+    hollow: HollowedNetwork
     share: float
 
     @property
@@ -37,7 +37,7 @@ class Cut:
         return self.hollow.name
 
 
-def cuts_of(network: nn.Module) -> list[Cut]:
+def cuts_of(network: nn.Module) -> list[BlockCut]:
     """Every legal cut, the smallest first; at least the outermost blocks stay.
 
     Raises:
@@ -49,12 +49,12 @@ def cuts_of(network: nn.Module) -> list[Cut]:
     return cuts
 
 
-def nearest_cut(network: nn.Module, fraction: float) -> Cut:
+def nearest_cut(network: nn.Module, fraction: float) -> BlockCut:
     """The cut whose share of the parameters comes nearest to ``fraction``; of two, the smaller."""
     return min(cuts_of(network), key=lambda cut: abs(cut.share - fraction))
 
 
-def _cuts(network: nn.Module) -> Iterator[Hollow]:
+def _cuts(network: nn.Module) -> Iterator[HollowedNetwork]:
     if isinstance(network, UNetModel):
         yield from _unet_cuts(network)
         return
@@ -68,7 +68,7 @@ def _cuts(network: nn.Module) -> Iterator[Hollow]:
     yield from _transformer_cuts(network, lists)
 
 
-def _unet_cuts(network: Any) -> Iterator[Hollow]:
+def _unet_cuts(network: Any) -> Iterator[HollowedNetwork]:
     """Symmetric about the middle block: every output block that stays finds the skip of an input block that stays."""
     count = len(network.input_blocks)
     for depth in range(1, count + 1):
@@ -82,12 +82,12 @@ def _unet_cuts(network: Any) -> Iterator[Hollow]:
             around = [
                 _run_of("input block", depth, count), *around, _run_of("output block", 0, count - depth),
             ]  # fmt: skip
-        yield Hollow([Span(layers)], ", ".join(around))
+        yield HollowedNetwork([Span(layers)], ", ".join(around))
 
 
 def _transformer_cuts(
     network: nn.Module, lists: Sequence[tuple[str, tuple[int | str, ...]]]
-) -> Iterator[Hollow]:  # fmt: skip
+) -> Iterator[HollowedNetwork]:  # fmt: skip
     """Central runs of all blocks in order; where a run goes on in another list, it is two spans."""
     places = [(name, number) for name, _ in lists for number in range(len(getattr(network, name)))]
     for size in range(1, len(places) - 1):
@@ -100,13 +100,13 @@ def _transformer_cuts(
                 blocks = list(getattr(network, name))[numbers[0] : numbers[-1] + 1]
                 spans.append(Span(blocks, streams, past=True))
                 words.append(_run_of(name.replace("_", " ").removesuffix("s"), numbers[0], numbers[-1] + 1))
-        yield Hollow(spans, ", ".join(words))
+        yield HollowedNetwork(spans, ", ".join(words))
 
 
 def _run_of(what: str, start: int, stop: int) -> str:
     return f"{what} {start}" if stop - start == 1 else f"{what}s {start} to {stop - 1}"
 
 
-def _measured(network: nn.Module, hollow: Hollow) -> Cut:
+def _measured(network: nn.Module, hollow: HollowedNetwork) -> BlockCut:
     total = sum(parameter.numel() for parameter in network.parameters())
-    return Cut(hollow, sum(parameter.numel() for parameter in hollow.parameters()) / total)
+    return BlockCut(hollow, sum(parameter.numel() for parameter in hollow.parameters()) / total)

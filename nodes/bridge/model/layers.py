@@ -8,7 +8,7 @@ from torch import nn
 
 from ....models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from ....models.backbone.frozen_layers import is_convolution, is_linear
-from .unused_text_layers import unread_layers
+from .unused_text_layers import unused_text_layers
 
 
 def architecture(model: Any) -> str:
@@ -31,7 +31,7 @@ def adaptable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
 
 def trainable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
     """Those of :func:`adaptable_layers` whose change can be seen in a picture."""
-    unread = set() if clip is None else {TEXT_PREFIX + name for name in unread_layers(clip)}
+    unread = set() if clip is None else {TEXT_PREFIX + name for name in unused_text_layers(clip)}
     return {name: layer for name, layer in adaptable_layers(model, clip).items() if name not in unread}
 
 

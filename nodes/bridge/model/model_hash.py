@@ -5,17 +5,17 @@ from typing import Any
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ....trainers.engine.run_hash import fingerprint, sampled
-from .unused_text_layers import unread_layers
+from ....trainers.engine.run_hash import run_hash, sample_values
+from .unused_text_layers import unused_text_layers
 
 
-def identity_of(model: Any, clip: Any = None) -> str:
+def model_hash(model: Any, clip: Any = None) -> str:
     """The same name for the same MODEL (and CLIP), also in another process; another one after any change.
 
     Of each weight a few hundred numbers are read, so that it costs no more than a training step.
     """
     parts: list[Any] = [type(model.model).__name__, model.model.manual_cast_dtype, str(model.load_device)]
-    unread = set() if clip is None else {f"{layer}.weight" for layer in unread_layers(clip)}
+    unread = set() if clip is None else {f"{layer}.weight" for layer in unused_text_layers(clip)}
     for patcher in [model] + ([clip.patcher] if clip is not None else []):
         weights = {
             name: _plain(_unpatched(patcher, name, weight))
@@ -27,7 +27,7 @@ def identity_of(model: Any, clip: Any = None) -> str:
     equations = [kind.__name__ for kind in type(sampling).__mro__]
     numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, (bool, int, float, str))}
     words = None if clip is None else clip.layer_idx
-    return fingerprint(*parts, equations, numbers, dict(sampling.state_dict()), sampling.sigmas, words)
+    return run_hash(*parts, equations, numbers, dict(sampling.state_dict()), sampling.sigmas, words)
 
 
 def _unpatched(patcher: Any, name: str, weight: Any) -> Any:
@@ -38,9 +38,9 @@ def _unpatched(patcher: Any, name: str, weight: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Patches as containers of numbers and sampled tensors; adapters inside by what they hold."""
     if isinstance(value, QuantizedTensor):
-        return sampled(value._qdata)
+        return sample_values(value._qdata)
     if isinstance(value, Tensor):
-        return sampled(value)
+        return sample_values(value)
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ....models.backbone.frozen_layers import is_convolution, is_linear
-from ....models.hollowed_net.network import Hollow
+from ....models.hollowed_net.network import HollowedNetwork
 
 
 @contextmanager
-def stowed(patcher: Any, hollow: Hollow) -> Iterator[None]:
+def offloaded(patcher: Any, hollow: HollowedNetwork) -> Iterator[None]:
     """Inside the block the weights of ``hollow``'s blocks are where ComfyUI keeps what is not in use.
 
     Those of ComfyUI's linear layers, convolutions and norms: they find their weights wherever these are, so that a look
@@ -42,7 +42,7 @@ def leaves_device(patcher: Any) -> bool:
 
 
 def moves(patcher: Any) -> bool:
-    """Whether it is :func:`stowed` that takes it there."""
+    """Whether it is :func:`offloaded` that takes it there."""
     return leaves_device(patcher) and not patcher.is_dynamic()
 
 

@@ -14,7 +14,7 @@ _WITHOUT_POOLED = ("clip_l", "clip_h")
 """Encoders whose pooled state SD1.5, SD2 and SDXL leave out."""
 
 
-def unread_layers(clip: Any) -> set[str]:
+def unused_text_layers(clip: Any) -> set[str]:
     """Their names in ``clip.cond_stage_model``."""
     encoder = clip.cond_stage_model
     leaves_out = isinstance(encoder, (SD1ClipModel, SDXLClipModel))

@@ -13,7 +13,7 @@ from ....models.backbone.frozen_layers import own_weights
 
 
 @contextmanager
-def borrow(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+def access_weight(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The weight and bias in the dtype and on the device of ``like``, through ComfyUI's own casting.
 
     So offloaded, staged (dynamic VRAM), patched and quantised weights all arrive as the sampler would see them,

@@ -11,9 +11,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ....models.textual_inversion.embeddings import Word, spelt_out
+from ....models.textual_inversion.embeddings import LearnedEmbedding, spelt_out
 from ....trainers.data.dataset import Example, Frame
-from .learned_embeddings import check_heard, with_words
+from .learned_embeddings import check_embeddings_found, with_embeddings
 from .per_subject import for_each
 
 Arguments = dict[str, Any]
@@ -66,7 +66,7 @@ class _Kept:
     made: dict[tuple[tuple[int, ...], Frame | None], dict[str, Any]] = field(default_factory=dict)
 
 
-class Conditions:
+class PromptEncoder:
     """Batches of examples -> arguments of ``apply_model``, by the model's own ``extra_conds``.
 
     What a prompt gives is kept per latent size (and per frame, where the model takes one), unless the text encoder
@@ -112,12 +112,12 @@ class Conditions:
         )  # fmt: skip
 
     @contextmanager
-    def knowing(self, words: Sequence[Word], prompts: Sequence[str] = ()) -> Iterator[None]:
-        """Inside the block prompts may name ``words``; see :func:`check_heard` for ``prompts``."""
+    def with_embeddings(self, words: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()) -> Iterator[None]:
+        """Inside the block prompts may name ``words``; see :func:`check_embeddings_found` for ``prompts``."""
         before = self.clip, self._tokens
         if self.clip is not None:
-            knowing = with_words(self.clip, words)
-            check_heard(knowing, words, prompts)
+            knowing = with_embeddings(self.clip, words)
+            check_embeddings_found(knowing, words, prompts)
             self.clip, self._tokens = knowing, tuple(word.token for word in words)
         try:
             yield

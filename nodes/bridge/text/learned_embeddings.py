@@ -14,13 +14,13 @@ import torch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
-from ....models.textual_inversion.embeddings import Word, names, spelt_out, start_at
+from ....models.textual_inversion.embeddings import LearnedEmbedding, names, spelt_out, start_at
 
 _NAME = re.compile(r"\s*([\w-]+)(,*)(?=[\s<\[]|$)")
 """A name as the stock lookup cuts it out: up to a space or bracket, commas at its end aside."""
 
 
-def first_vectors(clip: Any, word: str, count: int) -> dict[str, Tensor]:
+def initial_vectors(clip: Any, word: str, count: int) -> dict[str, Tensor]:
     """``[count, width]`` for each text encoder of ``clip``, from its embeddings of ``word``.
 
     Raises:
@@ -36,7 +36,7 @@ def first_vectors(clip: Any, word: str, count: int) -> dict[str, Tensor]:
     return {key: start_at(_rows(*encoder, word, device), count) for key, encoder in encoders.items()}
 
 
-def with_words(clip: Any, words: Sequence[Word]) -> Any:
+def with_embeddings(clip: Any, words: Sequence[LearnedEmbedding]) -> Any:
     """``clip`` itself, or a copy of it whose tokenizer knows ``words`` too; the encoder is shared, and unchanged.
 
     Raises:
@@ -55,7 +55,7 @@ def with_words(clip: Any, words: Sequence[Word]) -> Any:
     return copied
 
 
-def check_heard(clip: Any, words: Sequence[Word], prompts: Iterable[str]) -> None:
+def check_embeddings_found(clip: Any, words: Sequence[LearnedEmbedding], prompts: Iterable[str]) -> None:
     """Each of ``prompts`` that names one of ``words`` gets its vectors from ``clip``, which knows them.
 
     Raises:
@@ -82,7 +82,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _knowing(tokenizer: SDTokenizer, words: Sequence[Word]) -> SDTokenizer:
+def _knowing(tokenizer: SDTokenizer, words: Sequence[LearnedEmbedding]) -> SDTokenizer:
     """A copy of one encoder's tokenizer that looks among ``words`` first."""
     knowing = copy.copy(tokenizer)
     if knowing.embedding_directory is None:
@@ -127,7 +127,7 @@ def _rows(tokenizer: SDTokenizer, encoder: SDClipModel, word: str, device: torch
         return table(torch.tensor([ids], device=device), out_dtype=torch.float32)[0].clone()
 
 
-def _check_fits(clip: Any, word: Word) -> None:
+def _check_fits(clip: Any, word: LearnedEmbedding) -> None:
     for key, (_, encoder) in _encoders(clip):
         width = encoder.transformer.get_input_embeddings().embedding_dim
         given = word.vectors[key].shape[-1] if key in word.vectors else "none"

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from helpers import reference
 from hyperbooth.models.adapters import (  # fmt: skip
     FAMILIES,
-    Adapter,
+    AdapterLayer,
     FullConfig,
     LiDBConfig,
     LoRA,
     LoRAConfig,
     PaRaConfig,
 )
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.per_sample import side_by_side, stacked, unstacked
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.per_sample import batched_adapter, stacked, unstacked
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.adapters.weight_update import changed
+from hyperbooth.models.adapters.weight_update import apply_updates
 from hyperbooth.models.backbone.frozen_layers import frozen
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.trainers.engine.optimizers import OPTIMIZERS
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 class Family:
     name: str
     config: Any
-    formula: Callable[[Adapter, Tensor], Tensor]
+    formula: Callable[[AdapterLayer, Tensor], Tensor]
     """Adapter and weight -> changed weight, float64, from the paper."""
 
     @property
@@ -41,7 +41,7 @@ class Family:
         return self.name != "full"
 
 
-def _lidb(a: Adapter, w: Tensor) -> Tensor:
+def _lidb(a: AdapterLayer, w: Tensor) -> Tensor:
     return reference.lidb(w, a.a_aux, a.a_train, a.b_train, a.b_aux.T)
 
 
@@ -95,23 +95,23 @@ class Case:
 
     kind: Layer
     module: nn.Module
-    link: Link
+    link: Adapter
     x: Tensor
 
     @property
-    def adapter(self) -> Adapter:
-        return self.link.adapters["l"]
+    def adapter(self) -> AdapterLayer:
+        return self.link.layers["l"]
 
     @property
-    def set(self) -> AdapterSet:
-        return AdapterSet((self.link,))
+    def set(self) -> AdapterStack:
+        return AdapterStack((self.link,))
 
     @property
     def weight(self) -> Tensor:
         return self.module.weight.detach().flatten(1)
 
-    def output(self, adapter: AdapterSet | None = None) -> Tensor:
-        with (adapter or self.set).attached({"l": self.module}):
+    def output(self, adapter: AdapterStack | None = None) -> Tensor:
+        with (adapter or self.set).injected({"l": self.module}):
             return self.module(self.x)
 
 
@@ -121,7 +121,7 @@ def case(family: Family, layer: Layer, dtype: torch.dtype = torch.float32, train
         torch.manual_seed(5)
         module = layer.make().to(dtype).requires_grad_(False)
     weight = module.weight.detach()
-    link = Link.create(
+    link = Adapter.create(
         family.name, [Target("l", tuple(weight.shape))], family.config, generator, lambda _: weight.float().flatten(1)
     )
     if trained:
@@ -158,7 +158,7 @@ def test_merged_equals_attached(family: Family, layer: Layer, dtype: torch.dtype
     made = case(family, layer, dtype)
     with torch.no_grad():
         y = made.output()
-        merged = changed(made.weight.float(), made.set.steps()["l"])
+        merged = apply_updates(made.weight.float(), made.set.steps()["l"])
     assert distance(y, layer.apply(merged.double(), made.module, made.x)) < TOLERANCE[dtype]
 
 
@@ -177,7 +177,7 @@ def test_every_step_of_an_optimizer_is_seen(family: Family, layer: Layer, name: 
     """What is computed once for each value of a parameter is computed anew."""
     made = case(family, layer)
     optimizer = OPTIMIZERS[name]([{"params": made.link.parameters(), "lr": 0.1 if name != "sgd" else 1e-5}])
-    with frozen(made.module), made.set.attached({"l": made.module}):
+    with frozen(made.module), made.set.injected({"l": made.module}):
         for _ in range(2):
             optimizer.zero_grad()
             made.module(made.x).square().sum().backward()
@@ -197,7 +197,7 @@ def test_what_does_not_train_is_worked_out_once(
         parameter.requires_grad_(trains)
     expected, steps, step = made.output(), [], type(made.adapter).step
     monkeypatch.setattr(type(made.adapter), "step", lambda self: (steps.append(1), step(self))[1])
-    with made.set.attached({"l": made.module}):
+    with made.set.injected({"l": made.module}):
         assert all(torch.equal(made.module(made.x), expected) for _ in range(3))
         made.module.bfloat16()
         assert distance(made.module(made.x.bfloat16()), expected) < TOLERANCE[torch.bfloat16]
@@ -214,7 +214,7 @@ def test_what_does_not_train_is_worked_out_once(
 def test_strength_zero_changes_nothing(family: Family, layer: Layer, dtype: torch.dtype) -> None:
     made = case(family, layer, dtype)
     weight = made.weight.float()
-    assert torch.equal(changed(weight, made.set.steps()["l"], 0.0), weight)
+    assert torch.equal(apply_updates(weight, made.set.steps()["l"], 0.0), weight)
 
 
 @by_family
@@ -223,7 +223,7 @@ def test_strength_zero_changes_nothing(family: Family, layer: Layer, dtype: torc
 def test_gradients_are_finite_and_the_adapters_only(family: Family, layer: Layer, dtype: torch.dtype) -> None:
     made = case(family, layer, dtype)
     x = made.x.clone().requires_grad_()
-    with frozen(made.module), made.set.attached({"l": made.module}):
+    with frozen(made.module), made.set.injected({"l": made.module}):
         made.module(x).float().square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in made.link.parameters())
     assert all(p.grad is None for p in made.module.parameters())
@@ -232,17 +232,17 @@ def test_gradients_are_finite_and_the_adapters_only(family: Family, layer: Layer
 
 @by_family
 @by_layer
-@pytest.mark.parametrize("written_over", [(), ("l",)], ids=["left alone", "written over"])
+@pytest.mark.parametrize("modified_in_place", [(), ("l",)], ids=["left alone", "written over"])
 def test_gradients_are_those_through_the_papers_formula(
-    family: Family, layer: Layer, written_over: tuple[str, ...]
+    family: Family, layer: Layer, modified_in_place: tuple[str, ...]
 ) -> None:
     """Of the adapter and of the input, against autograd on the float64 formula."""
     made = case(family, layer)
     x = made.x.clone().requires_grad_()
-    with frozen(made.module), made.set.attached({"l": made.module}, written_over=written_over):
+    with frozen(made.module), made.set.injected({"l": made.module}, modified_in_place=modified_in_place):
         y = made.module(x)
-        loss = (y.clone() if written_over else y).square().sum()
-        if written_over:
+        loss = (y.clone() if modified_in_place else y).square().sum()
+        if modified_in_place:
             y += 1
         loss.backward()
     attached = [parameter.grad.clone() for parameter in made.link.parameters()]
@@ -261,7 +261,7 @@ def test_the_layer_is_as_before(family: Family, layer: Layer, dtype: torch.dtype
     made = case(family, layer, dtype)
     before = {name: tensor.clone() for name, tensor in made.module.state_dict().items()}
     plain = made.module(made.x)
-    with pytest.raises(RuntimeError, match="in the middle"), made.set.attached({"l": made.module}):
+    with pytest.raises(RuntimeError, match="in the middle"), made.set.injected({"l": made.module}):
         made.module(made.x).sum().backward()
         raise RuntimeError("in the middle")
     made.output()
@@ -303,7 +303,7 @@ def test_saved_loaded_and_saved_the_bytes_are_the_same(
     loaded = load_adapter(first)
     save_adapter(loaded, second, dtype)
     assert first.read_bytes() == second.read_bytes()
-    ours, theirs = made.adapter.to_tensors(), loaded.chain[0].adapters["l"].to_tensors()
+    ours, theirs = made.adapter.to_tensors(), loaded.adapters[0].layers["l"].to_tensors()
     assert tuple(ours) == made.adapter.tensor_names
     assert all(torch.equal(ours[name].to(dtype).float(), theirs[name].to(dtype).float()) for name in ours)
 
@@ -326,11 +326,11 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: La
     made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
     module, x = made[0].module, made[0].x
     link = stacked([one.link for one in made])
-    with frozen(module), AdapterSet((link,)).attached({"l": module}):
+    with frozen(module), AdapterStack((link,)).injected({"l": module}):
         together = module(x)
         together.float().square().mul(1e-3).sum().backward()
     for i, one in enumerate(made):
-        with frozen(module), one.set.attached({"l": module}):
+        with frozen(module), one.set.injected({"l": module}):
             alone = module(x[i : i + 1])
             alone.float().square().mul(1e-3).sum().backward()
         assert distance(together[i : i + 1], alone) < TOLERANCE[dtype]
@@ -349,24 +349,24 @@ def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer,
     for one in made[1:]:
         one.adapter.b_train.data.copy_(made[0].adapter.b_train.data)
     module, x, whole = made[0].module, made[0].x, stacked([one.link for one in made])
-    layout = Layout.of(made[0].link)
-    shared, outputs = side_by_side(layout, layout.pack(whole), True, learnt_input=True), []
+    layout = ParameterLayout.of(made[0].link)
+    shared, outputs = batched_adapter(layout, layout.pack(whole), True, learnt_input=True), []
     for link in (shared, whole):
-        with frozen(module), AdapterSet((link,)).attached({"l": module}):
+        with frozen(module), AdapterStack((link,)).injected({"l": module}):
             outputs.append(module(x))
             outputs[-1].float().square().mul(1e-3).sum().backward()
     assert distance(*outputs) < TOLERANCE[dtype]
-    assert distance(shared.adapters["l"].a_train.grad, whole.adapters["l"].a_train.grad) < 10 * TOLERANCE[dtype]
-    everybodys = whole.adapters["l"].b_train.grad.sum(0)
-    assert distance(shared.adapters["l"].b_train.grad, everybodys) < 10 * TOLERANCE[dtype]
-    without = side_by_side(layout, layout.pack(whole), True).adapters["l"]
+    assert distance(shared.layers["l"].a_train.grad, whole.layers["l"].a_train.grad) < 10 * TOLERANCE[dtype]
+    everybodys = whole.layers["l"].b_train.grad.sum(0)
+    assert distance(shared.layers["l"].b_train.grad, everybodys) < 10 * TOLERANCE[dtype]
+    without = batched_adapter(layout, layout.pack(whole), True).layers["l"]
     assert without.a_train.requires_grad and not without.b_train.requires_grad
 
 
 @by_low_rank
 def test_a_batch_of_another_size_than_the_subjects_is_refused(family: Family) -> None:
     made = [case(family, LAYERS[0], seed=seed) for seed in range(2)]
-    adapter = AdapterSet((stacked([one.link for one in made]),))
+    adapter = AdapterStack((stacked([one.link for one in made]),))
     with pytest.raises(ValueError, match="a batch of 3 samples for 2 subjects"):
         made[0].output(adapter)
 
@@ -418,4 +418,4 @@ def test_senseless_settings_are_refused(make: Callable[[], Any], message: str) -
 )
 def test_a_rank_larger_than_the_layer_is_refused(family: str, config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Link.create(family, [Target("l", (3, 20))], config, torch.Generator())
+        Adapter.create(family, [Target("l", (3, 20))], config, torch.Generator())

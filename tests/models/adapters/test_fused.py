@@ -3,9 +3,9 @@
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig, PaRaConfig, fused
-from hyperbooth.models.adapters.fused import Joined, passes
+from hyperbooth.models.adapters.fused import FusedLowRank, fused_groups
 from hyperbooth.models.adapters.per_sample import stacked
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from torch import Tensor, nn
 
@@ -13,21 +13,21 @@ LAYERS = {"linear": nn.Linear(12, 9), "conv": nn.Conv2d(6, 8, 3, stride=2, paddi
 CONFIGS = {"lora": LoRAConfig(3, 6.0), "lidb": LiDBConfig(2, 5, 4), "para": PaRaConfig(2, "random")}
 
 
-def link(family: str, seed: int, names: tuple[str, ...] = ("linear", "conv")) -> Link:
+def link(family: str, seed: int, names: tuple[str, ...] = ("linear", "conv")) -> Adapter:
     """All of whose numbers are some."""
     draw = torch.Generator().manual_seed(seed)
     targets = [Target(name, tuple(LAYERS[name].weight.shape)) for name in names]
-    made = Link.create(family, targets, CONFIGS[family], draw)
+    made = Adapter.create(family, targets, CONFIGS[family], draw)
     for parameter in made.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw) / 4
     return made
 
 
-def one_after_the_other(links: list[Link], name: str, x: Tensor) -> Tensor:
+def one_after_the_other(links: list[Adapter], name: str, x: Tensor) -> Tensor:
     """``W + sum of up_i down_i``, written out."""
     layer = LAYERS[name]
     weight = layer.weight + sum(
-        link.adapters[name].delta().reshape(layer.weight.shape) for link in links if name in link.adapters
+        link.layers[name].delta().reshape(layer.weight.shape) for link in links if name in link.layers
     )  # fmt: skip
     return torch.func.functional_call(layer, {"weight": weight, "bias": layer.bias}, x)
 
@@ -44,11 +44,11 @@ def test_output_and_gradients_are_those_of_the_sum(name: str, families: tuple[st
     links = [link(family, seed) for seed, family in enumerate(families)]
     for parameter in [p for frozen in links[:-1] for p in frozen.parameters()] if still else ():
         parameter.requires_grad_(False)
-    x, trained = inputs(name), [p for link in links for p in link.adapters[name].parameters() if p.requires_grad]
+    x, trained = inputs(name), [p for link in links for p in link.layers[name].parameters() if p.requires_grad]
     wanted = one_after_the_other(links, name, x)
-    with AdapterSet(tuple(links)).attached(LAYERS):
+    with AdapterStack(tuple(links)).injected(LAYERS):
         found = LAYERS[name](x)
-        assert isinstance(next(iter(passes([one.adapters for one in links])))[name], Joined)
+        assert isinstance(next(iter(fused_groups([one.layers for one in links])))[name], FusedLowRank)
         for mine, theirs in zip(*(torch.autograd.grad(y.square().sum(), [x, *trained]) for y in (found, wanted)),
                                 strict=True):  # fmt: skip
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
@@ -59,19 +59,19 @@ def test_without_gradients_each_bit_is_that_of_the_links_in_their_order(monkeypa
     links, layers = [link("lidb", 0), link("lora", 1)], LAYERS
 
     def outputs() -> list[Tensor]:
-        with AdapterSet(tuple(links)).attached(layers), torch.no_grad():
+        with AdapterStack(tuple(links)).injected(layers), torch.no_grad():
             return [layer(inputs(name)) for name, layer in layers.items()]
 
     found = outputs()
-    monkeypatch.setattr("hyperbooth.models.adapters.stack.passes", lambda links: iter(links))
+    monkeypatch.setattr("hyperbooth.models.adapters.stack.fused_groups", lambda links: iter(links))
     assert all(map(torch.equal, found, outputs()))
 
 
 def test_each_layer_has_its_own_links() -> None:
     links = [link("lora", 0), link("lidb", 1, ("conv",))]
-    (joint,) = passes([one.adapters for one in links])
-    assert joint["linear"] is links[0].adapters["linear"]
-    assert [*joint["conv"].adapters] == [one.adapters["conv"] for one in links]
+    (joint,) = fused_groups([one.layers for one in links])
+    assert joint["linear"] is links[0].layers["linear"]
+    assert [*joint["conv"].layers] == [one.layers["conv"] for one in links]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_frozen_factors_join_where_their_gradients_are_few_and_something_trains(
 
 
 def test_what_depends_on_the_weight_or_is_of_several_subjects_stands_alone() -> None:
-    three = [link("lora", 0).adapters, link("para", 1).adapters, link("lidb", 2).adapters]
-    assert [*passes(three)] == three
-    several = stacked([link("lidb", 0), link("lidb", 1)]).adapters
-    assert [*passes([several, three[0]])] == [several, three[0]]
-    assert [*passes([])] == []
+    three = [link("lora", 0).layers, link("para", 1).layers, link("lidb", 2).layers]
+    assert [*fused_groups(three)] == three
+    several = stacked([link("lidb", 0), link("lidb", 1)]).layers
+    assert [*fused_groups([several, three[0]])] == [several, three[0]]
+    assert [*fused_groups([])] == []

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.per_sample import side_by_side, stacked, unstacked
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.per_sample import batched_adapter, stacked, unstacked
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.backbone.frozen_layers import frozen
 from torch import nn
@@ -18,15 +18,15 @@ CONFIG = LiDBConfig(2, 7, 5, basis_seed=3)
 NUMBERS = 2 * (7 + 5) + 2 * (7 + 5)
 
 
-def link(seed: int = 0, config: Any = CONFIG, family: str = "lidb", targets: Any = TARGETS) -> Link:
+def link(seed: int = 0, config: Any = CONFIG, family: str = "lidb", targets: Any = TARGETS) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
-    made = Link.create(family, targets, config, generator)
+    made = Adapter.create(family, targets, config, generator)
     for parameter in made.parameters():
         parameter.data.normal_(generator=generator)
     return made
 
 
-def same(first: Link, second: Link) -> bool:
+def same(first: Adapter, second: Adapter) -> bool:
     return first.targets == second.targets and all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     )
@@ -34,16 +34,16 @@ def same(first: Link, second: Link) -> bool:
 
 def test_a_link_comes_back_from_its_numbers() -> None:
     made = link()
-    layout = Layout.of(made)
+    layout = ParameterLayout.of(made)
     theta = layout.pack(made)
     assert theta.shape == (layout.numbers,) == (NUMBERS,)
-    assert theta[:14].equal(made.adapters[TARGETS[0].name].a_train.detach().flatten())
+    assert theta[:14].equal(made.layers[TARGETS[0].name].a_train.detach().flatten())
     assert same(layout.link(theta), made)
 
 
 def test_subjects_are_rows() -> None:
     made = [link(seed) for seed in range(3)]
-    layout = Layout.of(made[0])
+    layout = ParameterLayout.of(made[0])
     thetas = layout.pack(stacked(made))
     assert thetas.equal(torch.stack([layout.pack(one) for one in made]))
     for one, again in zip(made, unstacked(layout.link(thetas)), strict=True):
@@ -51,7 +51,7 @@ def test_subjects_are_rows() -> None:
 
 
 def test_putting_numbers_in_place_equals_a_new_link() -> None:
-    layout = Layout.of(link())
+    layout = ParameterLayout.of(link())
     thetas = torch.randn(2, NUMBERS, generator=torch.Generator().manual_seed(1))
     kept = layout.link(torch.zeros(2, NUMBERS))
     before = kept.parameters()
@@ -61,35 +61,35 @@ def test_putting_numbers_in_place_equals_a_new_link() -> None:
 
 def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
     """One input side for all, without a gradient; packed, filled and read like any other link."""
-    layout = Layout.of(link())
+    layout = ParameterLayout.of(link())
     thetas = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
     whole = layout.link(thetas)
-    for adapter in whole.adapters.values():
+    for adapter in whole.layers.values():
         adapter.b_train.data.copy_(adapter.b_train.data[:1].clone())
     thetas = layout.pack(whole)
-    made = side_by_side(layout, thetas, True)
-    for adapter in made.adapters.values():
+    made = batched_adapter(layout, thetas, True)
+    for adapter in made.layers.values():
         assert adapter.a_train.ndim == 3 and adapter.a_train.requires_grad
         assert adapter.b_train.ndim == 2 and not adapter.b_train.requires_grad
     assert layout.pack(made).equal(thetas)
     layout.put(thetas.roll(1, 0), made)
     assert layout.pack(made).equal(thetas.roll(1, 0))
-    for adapter in made.adapters.values():
+    for adapter in made.layers.values():
         adapter.a_train.grad = torch.ones_like(adapter.a_train)
     gradient = layout.parts(layout.gradient(made))
     assert all(parts["a_train"].eq(1).all() and parts["b_train"].eq(0).all() for parts in gradient.values())
-    apart = side_by_side(layout, thetas, False)
+    apart = batched_adapter(layout, thetas, False)
     assert same(apart, whole) and all(parameter.requires_grad for parameter in apart.parameters())
 
 
 def test_a_learnt_input_side_has_everybodys_gradient() -> None:
-    layout, name = Layout.of(link()), TARGETS[0].name
+    layout, name = ParameterLayout.of(link()), TARGETS[0].name
     theta = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
     for tensors in layout.parts(theta).values():
         tensors["b_train"].copy_(tensors["b_train"][:1].clone())
     layer, x, found = nn.Linear(9, 12), torch.randn(3, 9, generator=torch.Generator().manual_seed(2)), []
-    for made in (side_by_side(layout, theta, True, learnt_input=True), layout.link(theta)):
-        with frozen(layer), AdapterSet((made,)).only([name]).attached({name: layer}):
+    for made in (batched_adapter(layout, theta, True, learnt_input=True), layout.link(theta)):
+        with frozen(layer), AdapterStack((made,)).only([name]).injected({name: layer}):
             layer(x).square().sum().backward()
         found.append(layout.gradient(made))
     together, apart = found
@@ -100,18 +100,18 @@ def test_a_learnt_input_side_has_everybodys_gradient() -> None:
 
 
 def test_the_links_gradient_is_thetas() -> None:
-    """Through parameters of its own and :meth:`Layout.gradient`, against autograd through :meth:`Layout.parts`."""
-    layout = Layout.of(link())
+    """Through parameters of its own and :meth:`ParameterLayout.gradient`, against autograd through ``parts``."""
+    layout = ParameterLayout.of(link())
     theta = torch.randn(2, NUMBERS, generator=torch.Generator().manual_seed(1), requires_grad=True)
     made, x = layout.link(theta), torch.randn(2, 9, generator=torch.Generator().manual_seed(2))
     layer, name = nn.Linear(9, 12), TARGETS[0].name
-    with frozen(layer), AdapterSet((made,)).only([name]).attached({name: layer}):
+    with frozen(layer), AdapterStack((made,)).only([name]).injected({name: layer}):
         layer(x).square().sum().backward()
     theta.backward(layout.gradient(made))
     reached = theta.grad.clone()
 
     theta.grad = None
-    adapter, parts = made.adapters[name], layout.parts(theta)[name]
+    adapter, parts = made.layers[name], layout.parts(theta)[name]
     up, down = adapter.a_aux @ parts["a_train"], parts["b_train"] @ adapter.b_aux.mT
     (layer(x) + (up @ (down @ x[..., None])).squeeze(-1)).square().sum().backward()
     assert torch.allclose(reached, theta.grad, atol=1e-5) and reached[:, :24].norm() > 0
@@ -119,13 +119,13 @@ def test_the_links_gradient_is_thetas() -> None:
 
 
 def test_parts_joined_are_theta() -> None:
-    layout, theta = Layout.of(link()), torch.arange(2.0 * NUMBERS).view(2, NUMBERS)
+    layout, theta = ParameterLayout.of(link()), torch.arange(2.0 * NUMBERS).view(2, NUMBERS)
     assert layout.joined(layout.parts(theta)).equal(theta)
 
 
 def test_a_layout_survives_json() -> None:
-    layout = Layout.of(link())
-    again = Layout.from_json(json.loads(json.dumps(layout.to_json())))
+    layout = ParameterLayout.of(link())
+    again = ParameterLayout.from_json(json.loads(json.dumps(layout.to_json())))
     again.check()
     assert again == layout and again.difference(layout) is None
     assert layout.describe() == "lidb of 48 numbers on 2 layers, basis seed 3"
@@ -140,52 +140,52 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("other", "message"), OTHERS)
-def test_other_layouts_are_told_apart(other: Link, message: str) -> None:
-    ours = Layout.of(link())
-    ours.check_same(Layout.of(link(7)), "a bank", "a network")
+def test_other_layouts_are_told_apart(other: Adapter, message: str) -> None:
+    ours = ParameterLayout.of(link())
+    ours.check_same(ParameterLayout.of(link(7)), "a bank", "a network")
     with pytest.raises(ValueError, match=message):
-        ours.check_same(Layout.of(other), "a bank", "a network")
+        ours.check_same(ParameterLayout.of(other), "a bank", "a network")
 
 
 @pytest.mark.parametrize("other", [other for other, _ in OTHERS if list(other.targets) != list(link().targets)[::-1]])
-def test_another_layouts_link_is_not_packed(other: Link) -> None:
+def test_another_layouts_link_is_not_packed(other: Adapter) -> None:
     with pytest.raises(ValueError, match="expected lidb"):
-        Layout.of(link()).pack(other)
+        ParameterLayout.of(link()).pack(other)
 
 
 def test_the_order_is_the_layouts_own() -> None:
-    layout = Layout.of(link())
+    layout = ParameterLayout.of(link())
     theta = layout.pack(link())
-    turned = Link("lidb", dict(reversed(link().adapters.items())), dict(reversed(link().targets.items())))
+    turned = Adapter("lidb", dict(reversed(link().layers.items())), dict(reversed(link().targets.items())))
     assert layout.pack(turned).equal(theta)
 
 
 def test_other_bases_under_the_same_seed_are_told_apart() -> None:
-    ours = Layout.of(link())
+    ours = ParameterLayout.of(link())
     said = json.loads(json.dumps(ours.to_json()))
     said["facts"]["probes"]["out 12 7"][0] += 0.1
     with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
-        ours.check_same(Layout.from_json(said), "a bank", "a network")
+        ours.check_same(ParameterLayout.from_json(said), "a bank", "a network")
     with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
-        Layout.from_json(said).check()
+        ParameterLayout.from_json(said).check()
 
 
 def test_what_is_not_packed_has_no_layout() -> None:
     with pytest.raises(ValueError, match="holds 'lora' in packed form; this pack knows lidb"):
-        Layout.of(link(config=LoRAConfig(2, 2.0), family="lora"))
+        ParameterLayout.of(link(config=LoRAConfig(2, 2.0), family="lora"))
 
 
 @pytest.mark.parametrize("shape", [(), (NUMBERS - 1,), (NUMBERS, 2)])
 def test_other_numbers_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="its layout is for 48"):
-        Layout.of(link()).link(torch.zeros(shape))
+        ParameterLayout.of(link()).link(torch.zeros(shape))
 
 
 def test_a_strangers_layout_takes_no_memory() -> None:
     """A terabyte claimed by fifty bytes is refused for what it is, not by the allocator."""
-    said = json.loads(json.dumps(Layout.of(link()).to_json()))
+    said = json.loads(json.dumps(ParameterLayout.of(link()).to_json()))
     said["kinds"][0][1:] = [[7, 2**40], [2**40, 5]]
-    layout = Layout.from_json(said)
+    layout = ParameterLayout.from_json(said)
     layout.check()
     with pytest.raises(ValueError, match="its layout is for"):
         layout.link(torch.zeros(NUMBERS))

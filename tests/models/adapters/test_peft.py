@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from hyperbooth.models.adapters import PaRa
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from torch import Tensor, nn
 
@@ -34,15 +34,15 @@ def test_weights_outputs_and_gradients_agree(shape: tuple[int, int], bias: bool)
         layer = nn.Linear(shape[1], shape[0], bias=bias).requires_grad_(False)
         basis = torch.randn(shape[0], 3, generator=generator)
         peft = theirs(layer, basis)
-    link = Link("para", {"l": PaRa(basis.clone(), shape[1])}, {"l": Target("l", shape)})
-    adapter = link.adapters["l"]
+    link = Adapter("para", {"l": PaRa(basis.clone(), shape[1])}, {"l": Target("l", shape)})
+    adapter = link.layers["l"]
     torch.testing.assert_close(adapter.delta(layer.weight), peft.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
 
     x = torch.randn(2, 5, shape[1], generator=generator)
     seed = torch.randn(2, 5, shape[0], generator=generator)
     expected = peft(x)
     (expected * seed).sum().backward()
-    with AdapterSet((link,)).attached({"l": layer}):
+    with AdapterStack((link,)).injected({"l": layer}):
         y = layer(x)
     (y * seed).sum().backward()
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)

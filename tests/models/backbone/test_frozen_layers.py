@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hyperbooth.models.backbone.frozen_layers import frozen
-from hyperbooth.models.backbone.gradient_checkpointing import checkpointed
+from hyperbooth.models.backbone.gradient_checkpointing import gradient_checkpointing
 from torch import Tensor, nn
 
 
@@ -167,7 +167,7 @@ def test_checkpointed_blocks_may_sum_in_place() -> None:
     gradients = []
     for units in ((), blocks):
         y = x.clone().requires_grad_()
-        with checkpointed(units):
+        with gradient_checkpointing(units):
             blocks(y * 1.0).square().sum().backward()
         gradients.append(y.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -191,7 +191,7 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_less() -> None:
         return total, y.grad
 
     plain_bytes, plain = kept_bytes()
-    with checkpointed(blocks):
+    with gradient_checkpointing(blocks):
         y = x.clone().requires_grad_()
         blocks(y).sum().backward()
     torch.testing.assert_close(y.grad, plain)

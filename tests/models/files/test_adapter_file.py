@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hyperbooth.models.adapters import LoRAConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.files.safetensors_io import write_tensors
@@ -18,16 +18,16 @@ from safetensors.torch import load_file, save_file
 TARGETS = [Target("diffusion_model.a.to_q", (12, 10)), Target("diffusion_model.b.conv", (12, 3, 3, 3))]
 
 
-def adapter(links: int = 1, targets: list[Target] = TARGETS, rank: int = 2) -> AdapterSet:
+def adapter(links: int = 1, targets: list[Target] = TARGETS, rank: int = 2) -> AdapterStack:
     generator = torch.Generator().manual_seed(0)
-    chain = tuple(Link.create("lora", targets, LoRAConfig(rank, 1.5), generator) for _ in range(links))
+    chain = tuple(Adapter.create("lora", targets, LoRAConfig(rank, 1.5), generator) for _ in range(links))
     for link in chain:
         for parameter in link.parameters():
             parameter.data.normal_(generator=generator)
-    return AdapterSet(chain, {"steps": 7, "prompts": ["a photo of sks dog"]})
+    return AdapterStack(chain, {"steps": 7, "prompts": ["a photo of sks dog"]})
 
 
-def same(a: AdapterSet, b: AdapterSet) -> bool:
+def same(a: AdapterStack, b: AdapterStack) -> bool:
     ours, theirs = a.as_lora(), b.as_lora()
     return ours.keys() == theirs.keys() and all(
         torch.equal(x, y) for name in ours for x, y in zip(ours[name], theirs[name], strict=True)
@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path, links: int) -> None:
     save_adapter(adapter(links), path)
     again = load_adapter(path)
     assert same(again, adapter(links))
-    assert again.facts == adapter().facts
+    assert again.metadata == adapter().metadata
     assert again.targets() == adapter().targets()
 
 
@@ -51,9 +51,9 @@ def test_round_trip(tmp_path: Path, links: int) -> None:
 def test_round_trip_of_any_shapes_and_facts(tmp_path_factory, shapes, text) -> None:
     path = tmp_path_factory.mktemp("files") / "a.safetensors"
     made = adapter(1, [Target(f"diffusion_model.{i}", shape) for i, shape in enumerate(shapes)], rank=1)
-    save_adapter(AdapterSet(made.chain, {"prompt": text}), path)
+    save_adapter(AdapterStack(made.adapters, {"prompt": text}), path)
     again = load_adapter(path)
-    assert same(again, made) and again.facts == {"prompt": text}
+    assert same(again, made) and again.metadata == {"prompt": text}
 
 
 def test_a_single_lora_has_the_names_and_shapes_stock_loaders_read(tmp_path: Path) -> None:
@@ -72,13 +72,13 @@ def test_a_single_lora_has_the_names_and_shapes_stock_loaders_read(tmp_path: Pat
 def test_a_chain_is_the_sum_of_its_loras() -> None:
     chain = adapter(2)
     for name, (up, down) in chain.as_lora().items():
-        first, second = (link.adapters[name].delta() for link in chain.chain)
+        first, second = (link.layers[name].delta() for link in chain.adapters)
         torch.testing.assert_close(up @ down, first + second)
 
 
 def test_broken_numbers_never_reach_a_file(tmp_path: Path) -> None:
     broken = adapter()
-    broken.chain[0].parameters()[0].data[0, 0] = float("nan")
+    broken.adapters[0].parameters()[0].data[0, 0] = float("nan")
     path = tmp_path / "a.safetensors"
     save_adapter(adapter(), path)
     before = path.read_bytes()

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import adapter_tensors
 from hyperbooth.models.files.comfyui_keys import parts_of
 from hyperbooth.models.files.packing import LAYOUT, PACKED
-from hyperbooth.models.textual_inversion.embeddings import Word
+from hyperbooth.models.textual_inversion.embeddings import LearnedEmbedding
 from torch import Tensor
 
 LAYER = Target("diffusion_model.a", (12, 10))
@@ -17,9 +17,9 @@ FOREIGN = "lora_unet_a.lora_up.weight"
 
 def tensors_of(*families: str, word: bool = False) -> dict[str, Tensor]:
     configs = {"lidb": LiDBConfig(), "lora": LoRAConfig(2, 2.0)}
-    links = [Link.create(family, [LAYER], configs[family], torch.Generator()) for family in families]
-    words = (Word("sks", {"clip_l": torch.ones(1, 4)}),) if word else ()
-    return adapter_tensors(AdapterSet(tuple(links), {}, words))
+    links = [Adapter.create(family, [LAYER], configs[family], torch.Generator()) for family in families]
+    words = (LearnedEmbedding("sks", {"clip_l": torch.ones(1, 4)}),) if word else ()
+    return adapter_tensors(AdapterStack(tuple(links), {}, words))
 
 
 @pytest.mark.parametrize("lost", [PACKED, LAYOUT])

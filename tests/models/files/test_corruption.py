@@ -19,14 +19,14 @@ import pytest
 import torch
 from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.adapters.lidb.random_bases import LARGEST
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
-from hyperbooth.models.files.lora_import import Names
-from hyperbooth.models.files.lora_key_formats import Place
-from hyperbooth.models.metadata.combine import combined
+from hyperbooth.models.files.lora_import import KeyNames
+from hyperbooth.models.files.lora_key_formats import KeyTarget
+from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.models.metadata.lora_metadata import lora_metadata
-from hyperbooth.models.metadata.prompt_limits import facts_in_file
+from hyperbooth.models.metadata.prompt_limits import limit_metadata
 from hyperbooth.models.metadata.summary import change_per_block, summary
 from safetensors.torch import load, save
 
@@ -37,20 +37,24 @@ FACTS: dict[str, Any] = {
     "latent_cell": 8, "latent_sizes": {"64x64": 3}, "started": 1.7e9, "finished": 1.7e9 + 60, "prediction": "eps",
     "precision": "float16", "loss_weighting": "min_snr", "learning_rate": 1e-4, "parts": [{"steps": 3}],
 }  # fmt: skip
-THEIRS = {"lora_unet_a": Place(LAYERS[0].name), "unet.a": Place(LAYERS[0].name), "lora_te_b": Place(LAYERS[1].name)}
-NAMES = Names(THEIRS, {layer.name: layer.shape for layer in LAYERS}, "SD15", True)
+THEIRS = {
+    "lora_unet_a": KeyTarget(LAYERS[0].name),
+    "unet.a": KeyTarget(LAYERS[0].name),
+    "lora_te_b": KeyTarget(LAYERS[1].name),
+}
+NAMES = KeyNames(THEIRS, {layer.name: layer.shape for layer in LAYERS}, "SD15", True)
 MIB = 2**20
 ALONE = "HYPERBOOTH_TEST_ALONE"
 SLOWEST = 5.0
 """Seconds that a file of a few kilobytes may take, on a machine that does other things too."""
 
 
-def made(*families: str) -> AdapterSet:
+def made(*families: str) -> AdapterStack:
     generator = torch.Generator().manual_seed(0)
-    chain = [Link.create(family, LAYERS, CONFIGS[family], generator) for family in families]
+    chain = [Adapter.create(family, LAYERS, CONFIGS[family], generator) for family in families]
     for parameter in (parameter for link in chain for parameter in link.parameters()):
         parameter.data.normal_(generator=generator)
-    return AdapterSet(tuple(chain), FACTS)
+    return AdapterStack(tuple(chain), FACTS)
 
 
 def ours(folder: Path, *families: str, dtype: torch.dtype = torch.float32) -> bytes:
@@ -270,12 +274,12 @@ DAMAGES = (
 )  # fmt: skip
 
 
-def weight_of(adapter: AdapterSet) -> Callable[[str], torch.Tensor]:
+def weight_of(adapter: AdapterStack) -> Callable[[str], torch.Tensor]:
     shapes = {name: target.matrix for name, target in adapter.targets().items()}
     return lambda name: torch.ones(shapes[name])
 
 
-def outcome(path: Path, names: Names) -> str:
+def outcome(path: Path, names: KeyNames) -> str:
     """``refused`` or ``loaded``; what is loaded is finite and goes through all that is done with adapters."""
     begun = time.monotonic()
     try:
@@ -291,11 +295,11 @@ def outcome(path: Path, names: Names) -> str:
     if small:
         assert all(value < float("inf") for value in change_per_block(adapter, weight_of(adapter)).values())
     again = path.with_name("again.safetensors")
-    save_adapter(combined(adapter, adapter), again, metadata=lora_metadata(adapter, "again", native=True))
-    assert len(load_adapter(again).chain) == 2 * len(adapter.chain)
+    save_adapter(combine_adapters(adapter, adapter), again, metadata=lora_metadata(adapter, "again", native=True))
+    assert len(load_adapter(again).adapters) == 2 * len(adapter.adapters)
     save_adapter(adapter, again, metadata=lora_metadata(adapter, "again", native=True))
     loaded, written = load_adapter(again), again.read_bytes()
-    expected = summary(replace(adapter, facts=facts_in_file(adapter)))
+    expected = summary(replace(adapter, metadata=limit_metadata(adapter)))
     assert loaded.targets() == adapter.targets() and summary(loaded) == expected
     save_adapter(loaded, again, metadata=lora_metadata(loaded, "again", native=True))
     assert again.read_bytes() == written
@@ -312,7 +316,7 @@ def test_corrupted_files_are_refused_or_whole(tmp_path: Path, kind: str) -> None
     assert len(WHOLE) * len(DAMAGES) * 10 > 1000
     whole, path = WHOLE[kind](tmp_path), tmp_path / "broken.safetensors"
     path.write_bytes(whole)
-    names = NAMES if kind in ("kohya", "diffusers") else Names()
+    names = NAMES if kind in ("kohya", "diffusers") else KeyNames()
     assert outcome(path, names) == "loaded"
     outcomes = Counter()
     for damage in DAMAGES:

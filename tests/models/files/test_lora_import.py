@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from hyperbooth.models.files.adapter_file import load_adapter
-from hyperbooth.models.files.lora_import import Names
-from hyperbooth.models.files.lora_key_formats import Place, stock_tensors
+from hyperbooth.models.files.lora_import import KeyNames
+from hyperbooth.models.files.lora_key_formats import KeyTarget, stock_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 UP, DOWN = ".lora_up.weight", ".lora_down.weight"
-KOHYA = Names({"lora_unet_a": Place("diffusion_model.a")}, {"diffusion_model.a": (6, 4)}, "SD15", False)
+KOHYA = KeyNames({"lora_unet_a": KeyTarget("diffusion_model.a")}, {"diffusion_model.a": (6, 4)}, "SD15", False)
 
-PART = Names({"lora_unet_a": Place("diffusion_model.a", (2, 3))}, KOHYA.shapes, "x")
+PART = KeyNames({"lora_unet_a": KeyTarget("diffusion_model.a", (2, 3))}, KOHYA.shapes, "x")
 
 
 def pair(stem: str = "lora_unet_a", rank: int = 2, rows: int = 6, **more: Tensor) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def written(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str] |
 def test_alpha_may_be_missing_and_any_number(tmp_path: Path) -> None:
     for alpha, scale in ((None, 1.0), (torch.tensor(1.0), 0.5), (torch.tensor(4), 2.0), (torch.tensor([1.0]), 0.5)):
         tensors = pair() if alpha is None else pair(alpha=alpha)
-        adapter = load_adapter(written(tmp_path, tensors), KOHYA).chain[0].adapters["diffusion_model.a"]
+        adapter = load_adapter(written(tmp_path, tensors), KOHYA).adapters[0].layers["diffusion_model.a"]
         assert torch.equal(adapter.delta(), torch.full((6, 4), 2 * scale))
 
 
@@ -44,13 +44,13 @@ def test_every_precision_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
     datasets = '[{"subsets": [{"class_tokens": "sks dog"}]}]'
     said = {"ss_base_model_version": "sdxl_base_v1-0", "ss_steps": "120", "ss_datasets": datasets}
-    assert load_adapter(written(tmp_path, pair(), said), KOHYA).facts == {
+    assert load_adapter(written(tmp_path, pair(), said), KOHYA).metadata == {
         "base": "SDXL", "steps": 120, "trigger": "sks dog",
     }  # fmt: skip
     nonsense = {"ss_base_model_version": "?", "ss_steps": "many", "ss_datasets": "[{"}
-    assert load_adapter(written(tmp_path, pair(), nonsense), KOHYA).facts == {"base": "SD15"}
+    assert load_adapter(written(tmp_path, pair(), nonsense), KOHYA).metadata == {"base": "SD15"}
     kohya = {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "ohwx"}
-    assert load_adapter(written(tmp_path, pair(), kohya), KOHYA).facts == {"base": "SD15", "trigger": "ohwx"}
+    assert load_adapter(written(tmp_path, pair(), kohya), KOHYA).metadata == {"base": "SD15", "trigger": "ohwx"}
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,14 @@ def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
         (pair("lora_unet_b"), KOHYA, "changes 1 layers that this SD15 model lacks.*lora_unet_b.*another architecture"),
         (pair("lora_te_b"), KOHYA, r"holds text-encoder layers \(lora_te_b\); connect clip as well"),
         (pair(), None, r"names its layers in its own way \(lora_unet_a\); connect model and clip"),
-        ({**pair(), **pair("unet.a")}, Names({**KOHYA.places, "unet.a": Place("diffusion_model.a")}, KOHYA.shapes, "x"),
-         "several names, lora_unet_a, unet.a"),
+        (
+            {**pair(), **pair("unet.a")},
+            KeyNames({**KOHYA.places, "unet.a": KeyTarget("diffusion_model.a")}, KOHYA.shapes, "x"),
+            "several names, lora_unet_a, unet.a",
+        ),
         (pair(), PART, "part lora_unet_a of 6 x 4"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_refused(tmp_path: Path, tensors, names, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^theirs\.safetensors.*{message}"):
         load_adapter(written(tmp_path, tensors), names)
@@ -119,13 +122,13 @@ def test_whole_differences_are_read_as_the_full_family_beside_a_lora(tmp_path: P
     kernel = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     native = {"diffusion_model.c.diff": kernel, **pair("diffusion_model.a")}
     adapter = load_adapter(written(tmp_path, native))
-    assert [link.family for link in adapter.chain] == ["lora", "full"]
-    assert adapter.chain[1].targets["diffusion_model.c"].shape == (6, 4, 3, 3)
-    assert torch.equal(adapter.chain[1].adapters["diffusion_model.c"].delta(), kernel.flatten(1))
+    assert [link.family for link in adapter.adapters] == ["lora", "full"]
+    assert adapter.adapters[1].targets["diffusion_model.c"].shape == (6, 4, 3, 3)
+    assert torch.equal(adapter.adapters[1].layers["diffusion_model.c"].delta(), kernel.flatten(1))
     again = load_adapter(written(tmp_path, stock_tensors(adapter)))
     assert again.targets() == adapter.targets()
-    (theirs,) = load_adapter(written(tmp_path, {"lora_unet_a.diff": torch.ones(6, 4)}), KOHYA).chain
-    assert theirs.family == "full" and theirs.adapters["diffusion_model.a"].delta().sum() == 24
+    (theirs,) = load_adapter(written(tmp_path, {"lora_unet_a.diff": torch.ones(6, 4)}), KOHYA).adapters
+    assert theirs.family == "full" and theirs.layers["diffusion_model.a"].delta().sum() == 24
 
 
 def test_native_names_need_no_model_and_take_their_shapes_from_the_factors(tmp_path: Path) -> None:

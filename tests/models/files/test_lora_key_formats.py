@@ -3,10 +3,18 @@
 import pytest
 import torch
 from hyperbooth.models.adapters import LoRA, LoRAConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.files.lora_import import Names, read_lora
-from hyperbooth.models.files.lora_key_formats import KOHYA, PEFT, SPELLINGS, Name, Place, plain_link, spelt
+from hyperbooth.models.files.lora_import import KeyNames, read_lora
+from hyperbooth.models.files.lora_key_formats import (
+    KEY_FORMATS,
+    KOHYA,
+    PEFT,
+    KeyTarget,
+    Name,
+    as_plain_lora,
+    format_keys,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,30 +22,30 @@ from torch import Tensor
 LAYER = "diffusion_model.a"
 
 
-def link(shape: tuple[int, ...], rank: int = 2, alpha: float = 3.0, seed: int = 0, layer: str = LAYER) -> Link:
+def link(shape: tuple[int, ...], rank: int = 2, alpha: float = 3.0, seed: int = 0, layer: str = LAYER) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
-    made = Link.create("lora", [Target(layer, shape)], LoRAConfig(rank, alpha), generator)
+    made = Adapter.create("lora", [Target(layer, shape)], LoRAConfig(rank, alpha), generator)
     for parameter in made.parameters():
         parameter.data.normal_(generator=generator)
     return made
 
 
-def read(tensors: dict[str, Tensor], places: dict[str, Place], shape: tuple[int, ...]) -> LoRA:
-    again = read_lora("a.safetensors", tensors, {}, Names(places, {LAYER: shape}, "SD15", True))
-    return again.chain[0].adapters[LAYER]
+def read(tensors: dict[str, Tensor], places: dict[str, KeyTarget], shape: tuple[int, ...]) -> LoRA:
+    again = read_lora("a.safetensors", tensors, {}, KeyNames(places, {LAYER: shape}, "SD15", True))
+    return again.adapters[0].layers[LAYER]
 
 
 @given(
-    st.sampled_from(SPELLINGS), st.integers(1, 9), st.integers(1, 9), st.sampled_from([(), (1, 1), (3, 3)]),
+    st.sampled_from(KEY_FORMATS), st.integers(1, 9), st.integers(1, 9), st.sampled_from([(), (1, 1), (3, 3)]),
     st.integers(1, 4), st.floats(0.01, 64), st.booleans(),
 )  # fmt: skip
 def test_every_spelling_round_trips(spelling, rows, columns, kernel, rank, alpha, swapped) -> None:
     shape = (2 * rows, columns, *kernel)
     rank = min(rank, *Target(LAYER, shape).matrix)
-    made, name = link(shape, rank, alpha), Name("x", Place(LAYER, swapped=swapped), spelling)
-    again = read(spelt(made, {LAYER: [name]}, "test"), {"x": name.place}, shape)
-    torch.testing.assert_close(again.delta(), made.adapters[LAYER].delta())
-    assert again.rank == rank and torch.equal(again.down, made.adapters[LAYER].down)
+    made, name = link(shape, rank, alpha), Name("x", KeyTarget(LAYER, swapped=swapped), spelling)
+    again = read(format_keys(made, {LAYER: [name]}, "test"), {"x": name.place}, shape)
+    torch.testing.assert_close(again.delta(), made.layers[LAYER].delta())
+    assert again.rank == rank and torch.equal(again.down, made.layers[LAYER].down)
     assert again.alpha == pytest.approx(alpha if spelling.alpha and not swapped else rank)
 
 
@@ -47,14 +55,14 @@ def test_a_fused_layer_in_parts_round_trips_at_its_own_rank(counts, spelling, ra
     made = link((rows, 6), min(rank, rows))
     firsts = [sum(counts[:i]) for i in range(len(counts))]
     names = [
-        Name(f"part{i}", Place(LAYER, (first, count)), spelling)
+        Name(f"part{i}", KeyTarget(LAYER, (first, count)), spelling)
         for i, (first, count) in enumerate(zip(firsts, counts, strict=True))
     ]
-    tensors = spelt(made, {LAYER: names}, "test")
+    tensors = format_keys(made, {LAYER: names}, "test")
     for name in names:
         assert len(tensors[name.stem + spelling.up]) == name.place.rows[1]
     again = read(tensors, {name.stem: name.place for name in names}, (rows, 6))
-    torch.testing.assert_close(again.delta(), made.adapters[LAYER].delta())
+    torch.testing.assert_close(again.delta(), made.layers[LAYER].delta())
     assert again.rank == min(rank, rows)
 
 
@@ -62,36 +70,36 @@ def test_a_fused_layer_in_parts_round_trips_at_its_own_rank(counts, spelling, ra
 def test_parts_with_downs_of_their_own_become_blocks(first_rank, second_rank) -> None:
     """q and v changed separately, as other trainers do, k not at all: the rank is the sum."""
     q, v = link((4, 6), first_rank, layer="diffusion_model.q"), link((4, 6), second_rank, 1.0, 1, "diffusion_model.v")
-    tensors = spelt(q, {"diffusion_model.q": [Name("q", Place(LAYER), PEFT)]}, "test")
-    tensors |= spelt(v, {"diffusion_model.v": [Name("v", Place(LAYER), PEFT)]}, "test")
-    again = read(tensors, {"q": Place(LAYER, (0, 4)), "v": Place(LAYER, (8, 4))}, (12, 6))
+    tensors = format_keys(q, {"diffusion_model.q": [Name("q", KeyTarget(LAYER), PEFT)]}, "test")
+    tensors |= format_keys(v, {"diffusion_model.v": [Name("v", KeyTarget(LAYER), PEFT)]}, "test")
+    again = read(tensors, {"q": KeyTarget(LAYER, (0, 4)), "v": KeyTarget(LAYER, (8, 4))}, (12, 6))
     expected = torch.zeros(12, 6)
-    expected[:4], expected[8:] = q.adapters["diffusion_model.q"].delta(), v.adapters["diffusion_model.v"].delta()
+    expected[:4], expected[8:] = q.layers["diffusion_model.q"].delta(), v.layers["diffusion_model.v"].delta()
     torch.testing.assert_close(again.delta(), expected)
     assert again.rank == again.alpha == first_rank + second_rank
 
 
 def test_one_lora_keeps_its_alpha_and_a_chain_is_summed() -> None:
     one, two = link((5, 4)), link((5, 4), 3, 1.0, 1)
-    assert plain_link(AdapterSet((one,))) is one
-    plain = plain_link(AdapterSet((one, two))).adapters[LAYER]
+    assert as_plain_lora(AdapterStack((one,))) is one
+    plain = as_plain_lora(AdapterStack((one, two))).layers[LAYER]
     assert plain.rank == plain.alpha == 5
-    torch.testing.assert_close(plain.delta(), one.adapters[LAYER].delta() + two.adapters[LAYER].delta())
+    torch.testing.assert_close(plain.delta(), one.layers[LAYER].delta() + two.layers[LAYER].delta())
 
 
 def test_a_layer_without_a_name_is_refused_unless_it_does_not_change() -> None:
     made = link((5, 4))
     with pytest.raises(ValueError, match=r"format 'kohya' has no name for 1 of .* layers: diffusion_model\.a; save it"):
-        spelt(made, {}, "kohya")
-    made.adapters[LAYER].up.data.zero_()
-    assert spelt(made, {}, "kohya") == {}
+        format_keys(made, {}, "kohya")
+    made.layers[LAYER].up.data.zero_()
+    assert format_keys(made, {}, "kohya") == {}
 
 
 def test_layers_of_many_ranks_are_described_by_their_range() -> None:
     parts = [link((20, 20), rank, 4.0, layer=f"diffusion_model.{rank}") for rank in (8, 4, 16)]
-    joined = Link(
+    joined = Adapter(
         "lora",
-        {name: adapter for part in parts for name, adapter in part.adapters.items()},
+        {name: adapter for part in parts for name, adapter in part.layers.items()},
         {name: target for part in parts for name, target in part.targets.items()},
     )
     assert joined.describe() == "lora (rank 4 to 16, alpha 4) on 3 layers"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import adapter_tensors, in_file, load_adapter, save_adapter
 from hyperbooth.models.files.packing import LARGEST_LAYOUT, LAYOUT, PACKED, packed, unpacked
@@ -54,19 +54,19 @@ def sd15() -> list[Target]:
 PAPER = LiDBConfig()
 
 
-def lidb(targets: list[Target], config: Any = PAPER, family: str = "lidb") -> Link:
+def lidb(targets: list[Target], config: Any = PAPER, family: str = "lidb") -> Adapter:
     generator = torch.Generator().manual_seed(0)
-    link = Link.create(family, targets, config, generator)
+    link = Adapter.create(family, targets, config, generator)
     for parameter in link.parameters():
         parameter.data.normal_(generator=generator)
     return link
 
 
-def numbers(link: Link) -> dict[tuple[str, str], Tensor]:
-    return {(name, key): t for name, one in link.adapters.items() for key, t in one.to_tensors().items()}
+def numbers(link: Adapter) -> dict[tuple[str, str], Tensor]:
+    return {(name, key): t for name, one in link.layers.items() for key, t in one.to_tensors().items()}
 
 
-def assert_same(ours: Link, theirs: Link) -> None:
+def assert_same(ours: Adapter, theirs: Adapter) -> None:
     assert theirs.targets == ours.targets and list(theirs.targets) == list(ours.targets)
     assert theirs.describe() == ours.describe()
     assert all(torch.equal(t, numbers(theirs)[key]) for key, t in numbers(ours).items())
@@ -80,7 +80,7 @@ def test_a_file_of_sd15_is_as_small_as_the_papers(tmp_path: Path, dtype: torch.d
     link = lidb(sd15())
     assert len(link.targets) == 200 and sum(p.numel() for p in link.parameters()) == 30_000
     captions = {"prompts": [f"{i} sks dog " + letter * 400 for i in range(100)]} if letter else {}
-    adapter, path = AdapterSet((link,), {**FACTS, **captions}), tmp_path / "dog.safetensors"
+    adapter, path = AdapterStack((link,), {**FACTS, **captions}), tmp_path / "dog.safetensors"
     entries = with_hash(lora_metadata(adapter, "hyperbooth", native=True), in_file(adapter_tensors(adapter), dtype))
     save_adapter(adapter, path, dtype, entries)
     assert path.stat().st_size <= most
@@ -93,9 +93,9 @@ def test_a_file_of_sd15_is_as_small_as_the_papers(tmp_path: Path, dtype: torch.d
 def test_save_load_save_gives_the_same_bytes(tmp_path: Path, config: LiDBConfig) -> None:
     link = lidb(SMALL, config)
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
-    save_adapter(AdapterSet((link,), {"steps": 3}), first)
+    save_adapter(AdapterStack((link,), {"steps": 3}), first)
     again = load_adapter(first)
-    assert_same(link, again.chain[0])
+    assert_same(link, again.adapters[0])
     save_adapter(again, second)
     assert first.read_bytes() == second.read_bytes()
 
@@ -103,14 +103,14 @@ def test_save_load_save_gives_the_same_bytes(tmp_path: Path, config: LiDBConfig)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_layers_whose_bases_have_fewer_numbers_than_are_kept_come_back(tmp_path: Path, shape: tuple[int, int]) -> None:
     link = lidb([Target("diffusion_model.a", shape), *SMALL], LiDBConfig(1, 1, 1))
-    save_adapter(AdapterSet((link,)), tmp_path / "a.safetensors")
-    assert_same(link, load_adapter(tmp_path / "a.safetensors").chain[0])
+    save_adapter(AdapterStack((link,)), tmp_path / "a.safetensors")
+    assert_same(link, load_adapter(tmp_path / "a.safetensors").adapters[0])
 
 
 def test_half_precision_comes_back_rounded_once(tmp_path: Path) -> None:
     link, path = lidb(SMALL), tmp_path / "a.safetensors"
-    save_adapter(AdapterSet((link,)), path, torch.float16)
-    found = numbers(load_adapter(path).chain[0])
+    save_adapter(AdapterStack((link,)), path, torch.float16)
+    found = numbers(load_adapter(path).adapters[0])
     assert all(torch.equal(found[key], tensor.half().float()) for key, tensor in numbers(link).items())
     before = path.read_bytes()
     save_adapter(load_adapter(path), path, torch.float16)
@@ -120,16 +120,16 @@ def test_half_precision_comes_back_rounded_once(tmp_path: Path) -> None:
 def test_a_chain_packs_each_link_by_itself(tmp_path: Path) -> None:
     first, second = lidb(SMALL), lidb(SMALL[:1], LiDBConfig(2, basis_seed=1))
     plain = lidb(SMALL, LoRAConfig(2, 2.0), "lora")
-    save_adapter(AdapterSet((first, plain, second)), tmp_path / "a.safetensors")
+    save_adapter(AdapterStack((first, plain, second)), tmp_path / "a.safetensors")
     names = load_file(tmp_path / "a.safetensors").keys()
     assert {"1/packed", "1/layout", "3/packed", "3/layout", "2/diffusion_model.a.to_q.alpha"} <= names
     assert len(names) == 10
-    for ours, theirs in zip((first, plain, second), load_adapter(tmp_path / "a.safetensors").chain, strict=True):
+    for ours, theirs in zip((first, plain, second), load_adapter(tmp_path / "a.safetensors").adapters, strict=True):
         assert_same(ours, theirs)
 
 
 def test_the_header_does_not_repeat_the_layers(tmp_path: Path) -> None:
-    save_adapter(AdapterSet((lidb(SMALL),)), tmp_path / "a.safetensors")
+    save_adapter(AdapterStack((lidb(SMALL),)), tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         header = json.loads(file.metadata()["hyperbooth"])
     assert header["chain"] == [{"family": "lidb"}]
@@ -137,7 +137,7 @@ def test_the_header_does_not_repeat_the_layers(tmp_path: Path) -> None:
 
 def test_layers_of_one_link_may_differ() -> None:
     """Each layer's sizes are its own; a link put together from others need not follow one setting."""
-    link = Link("lidb", {**lidb(SMALL[:1]).adapters, **lidb(SMALL[1:], LiDBConfig(2, 9, 4)).adapters},
+    link = Adapter("lidb", {**lidb(SMALL[:1]).layers, **lidb(SMALL[1:], LiDBConfig(2, 9, 4)).layers},
                 {target.name: target for target in SMALL})  # fmt: skip
     assert_same(link, unpacked(packed(link)))
 
@@ -215,12 +215,12 @@ def test_the_cost_of_half_precision_is_the_change_of_the_change(
     tmp_path: Path, family: str, config: Any, dtype: torch.dtype
 ) -> None:
     """Against a file written, read back, and its changes built in full; on the identity, where a family asks for W."""
-    adapter = AdapterSet((lidb(SMALL, config, family),))
+    adapter = AdapterStack((lidb(SMALL, config, family),))
     save_adapter(adapter, tmp_path / "a.safetensors", dtype)
     ours, theirs = (
         torch.cat([one.delta(torch.eye(target.matrix[0])).detach().double().flatten()
-                   for one, target in zip(link.adapters.values(), SMALL, strict=True)])
-        for link in (adapter.chain[0], load_adapter(tmp_path / "a.safetensors").chain[0])
+                   for one, target in zip(link.layers.values(), SMALL, strict=True)])
+        for link in (adapter.adapters[0], load_adapter(tmp_path / "a.safetensors").adapters[0])
     )  # fmt: skip
     expected = ((ours - theirs).norm() / ours.norm()).item()
     assert half_precision_cost(adapter, dtype) == pytest.approx(expected, rel=1e-2, abs=1e-6)
@@ -231,7 +231,7 @@ def test_the_cost_of_half_precision_is_the_change_of_the_change(
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
 def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> None:
     link = lidb(SMALL, LoRAConfig(3, alpha), "lora")
-    adapter = AdapterSet((link, lidb(SMALL[:1], FullConfig(), "full")))
+    adapter = AdapterStack((link, lidb(SMALL[:1], FullConfig(), "full")))
     tensors = {name.split("/")[1]: tensor for name, tensor in adapter_tensors(adapter).items()}
     expected = half_precision_cost(adapter, torch.float16)
     assert plain_cost(tensors, torch.float16) == pytest.approx(expected, rel=1e-6) != 0
@@ -239,6 +239,6 @@ def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> No
 
 
 def test_the_cost_of_nothing_is_nothing() -> None:
-    untrained = Link.create("lora", SMALL, LoRAConfig(2, 2.0), torch.Generator().manual_seed(0))
-    assert half_precision_cost(AdapterSet((untrained,)), torch.float16) == 0
+    untrained = Adapter.create("lora", SMALL, LoRAConfig(2, 2.0), torch.Generator().manual_seed(0))
+    assert half_precision_cost(AdapterStack((untrained,)), torch.float16) == 0
     assert all(hasattr(family, "packed") for family in FAMILIES.values())

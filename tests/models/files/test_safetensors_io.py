@@ -3,7 +3,7 @@
 import json
 
 import torch
-from hyperbooth.models.files.safetensors_io import DTYPES, chunks
+from hyperbooth.models.files.safetensors_io import DTYPES, serialized_chunks
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -20,7 +20,7 @@ def test_the_bytes_are_the_librarys(kinds: dict, metadata: dict) -> None:
     tensors = {
         name: torch.randint(0, 2, shape, generator=generator).to(dtype) for name, (dtype, shape) in kinds.items()
     }
-    ours, theirs = b"".join(chunks(tensors, metadata)), save(tensors, metadata or None)
+    ours, theirs = b"".join(serialized_chunks(tensors, metadata)), save(tensors, metadata or None)
     assert split(ours) == split(theirs)
     again = load(ours)
     assert all(torch.equal(again[name].view(torch.uint8), t.view(torch.uint8)) for name, t in tensors.items() if t.ndim)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hyperbooth.models.hollowed_net.network import Hollow, Span
+from hyperbooth.models.hollowed_net.network import HollowedNetwork, Span
 from torch import Tensor, nn
 
 
@@ -40,8 +40,8 @@ def inputs() -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(2, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
 
 
-def taken(blocks: list[nn.Module]) -> Hollow:
-    return Hollow([Span(blocks[1:4], ("a", "b"), past=True)])
+def taken(blocks: list[nn.Module]) -> HollowedNetwork:
+    return HollowedNetwork([Span(blocks[1:4], ("a", "b"), past=True)])
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_without_a_stream_past_them_nothing_reaches_what_came_before() -> None:
     """A U-Net's blocks: what comes out is what is on record."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 3, 1, dtype=torch.float64) for _ in range(4)]
-    hollow = Hollow([Span(layers[1:3])])
+    hollow = HollowedNetwork([Span(layers[1:3])])
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     with torch.no_grad(), hollow.recording() as records:
         middle = layers[2](layers[1](layers[0](x)))
@@ -112,7 +112,7 @@ def test_a_block_run_aside_is_given_tensors_as_they_lay() -> None:
     for text in (texts, both, both.mT, texts[0, 0].expand(1, 9, 4), texts[0, 0, 0], part, windows, part[:0]):
         usual = block(h, text)
         strides = block.seen
-        with Hollow([Span([block])]).without_gradients():
+        with HollowedNetwork([Span([block])]).without_gradients():
             assert torch.equal(block(h, text), usual)
         assert block.seen == strides
 

@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.hypernetwork.checkpoint import HEADER, load_predictor, save_predictor
 from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
-from hyperbooth.models.hypernetwork.predictor import Made, Predictor, is_predicted
+from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor, is_predicted
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 TARGETS = [Target("diffusion_model.a.to_q", (12, 9)), Target("diffusion_model.b.conv", (8, 3, 3, 3))]
 WIDTH = 6
-ENCODER = Made("clip_vision_model, width 6", {"a.weight": [0.5, 1.5], "b.weight": [1e-7, -3.25]})
-BASE = Made("SD15", {"diffusion_model.a.to_q": [1.0, 2.0], "vae.x": [3.0]})
+ENCODER = BaseModelRef("clip_vision_model, width 6", {"a.weight": [0.5, 1.5], "b.weight": [1e-7, -3.25]})
+BASE = BaseModelRef("SD15", {"diffusion_model.a.to_q": [1.0, 2.0], "vae.x": [3.0]})
 
 
 def predictor(seed: int = 0, **settings: Any) -> Predictor:
-    layout = Layout.of(Link.create("lidb", TARGETS, LiDBConfig(1, 7, 5), torch.Generator()))
+    layout = ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(1, 7, 5), torch.Generator()))
     config = HyperNetworkConfig(**{"width": 16, "heads": 2, "directions": 3, **settings})
     generator = torch.Generator().manual_seed(seed)
     network = HyperNetwork.create(config, layout, WIDTH, generator)
@@ -46,7 +46,7 @@ def test_what_was_saved_comes_back(tmp_path: Path, settings: dict[str, Any]) -> 
     save_predictor(made, tmp_path / "a.safetensors")
     with torch.inference_mode():
         again = load_predictor(tmp_path / "a.safetensors")
-    assert (again.encoder, again.base, again.prompt, again.facts) == (ENCODER, BASE, "a [V] face", made.facts)
+    assert (again.encoder, again.base, again.prompt, again.metadata) == (ENCODER, BASE, "a [V] face", made.metadata)
     assert again.network.config == made.network.config and again.network.layout == made.network.layout
     assert torch.equal(made.network(tokens()[None]), again.network(tokens()[None]))
     assert all(p.requires_grad and not p.is_inference() for p in again.network.parameters())
@@ -72,19 +72,19 @@ def test_half_precision_is_near_and_half_as_large(tmp_path: Path) -> None:
 def test_a_prediction_is_an_adapter_file_that_says_what_it_is(tmp_path: Path) -> None:
     made = predictor()
     adapter = made.predict([tokens()])
-    theta = made.network.layout.pack(adapter.chain[0])
+    theta = made.network.layout.pack(adapter.adapters[0])
     assert torch.allclose(theta, made.network(tokens()[None])[0])
-    assert adapter.facts["base"] == "SD15" and adapter.facts["prompts"] == ["a [V] face"]
-    assert adapter.facts["made_for"] == [{"diffusion_model.a.to_q": [1.0, 2.0]}] and is_predicted(adapter.facts)
+    assert adapter.metadata["base"] == "SD15" and adapter.metadata["prompts"] == ["a [V] face"]
+    assert adapter.metadata["made_for"] == [{"diffusion_model.a.to_q": [1.0, 2.0]}] and is_predicted(adapter.metadata)
     save_adapter(adapter, tmp_path / "a.safetensors")
     again = load_adapter(tmp_path / "a.safetensors")
-    assert again.facts == adapter.facts and torch.equal(made.network.layout.pack(again.chain[0]), theta)
+    assert again.metadata == adapter.metadata and torch.equal(made.network.layout.pack(again.adapters[0]), theta)
 
 
 def test_of_several_pictures_the_mean() -> None:
     made = predictor()
-    singly = [made.network.layout.pack(made.predict([tokens(seed)]).chain[0]) for seed in (1, 2)]
-    both = made.network.layout.pack(made.predict([tokens(1), tokens(2)]).chain[0])
+    singly = [made.network.layout.pack(made.predict([tokens(seed)]).adapters[0]) for seed in (1, 2)]
+    both = made.network.layout.pack(made.predict([tokens(1), tokens(2)]).adapters[0])
     assert torch.allclose(both, (singly[0] + singly[1]) / 2, atol=1e-6)
 
 
@@ -95,12 +95,14 @@ def test_what_does_not_fit_is_refused_with_both_sides() -> None:
     with pytest.raises(ValueError, match="no picture"):
         made.predict([])
     with pytest.raises(ValueError, match="clip_vision is dinov2, width 6; the hypernetwork was made with clip_vision"):
-        ENCODER.check(Made("dinov2, width 6", ENCODER.record), "clip_vision", "hypernetwork")
+        ENCODER.check(BaseModelRef("dinov2, width 6", ENCODER.record), "clip_vision", "hypernetwork")
     with pytest.raises(ValueError, match=r"clip_vision is another clip_vision_model, width 6 than .* by 40"):
-        ENCODER.check(Made(ENCODER.kind, {**ENCODER.record, "b.weight": [0.0, -4.7]}), "clip_vision", "hypernetwork")
+        ENCODER.check(
+            BaseModelRef(ENCODER.kind, {**ENCODER.record, "b.weight": [0.0, -4.7]}), "clip_vision", "hypernetwork"
+        )
     with pytest.raises(ValueError, match="model has none of the layers of the SD15"):
-        BASE.check(Made("SD15", {"other": [1.0]}), "model", "hypernetwork")
-    ENCODER.check(Made(ENCODER.kind, {"a.weight": [0.5001, 1.5], "b.weight": [0.0, -3.25]}), "clip_vision", "x")
+        BASE.check(BaseModelRef("SD15", {"other": [1.0]}), "model", "hypernetwork")
+    ENCODER.check(BaseModelRef(ENCODER.kind, {"a.weight": [0.5001, 1.5], "b.weight": [0.0, -3.25]}), "clip_vision", "x")
     with torch.no_grad():
         made.network.mean[0] = torch.nan
     with pytest.raises(ValueError, match="predicts numbers that are none"):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.hypernetwork.delta_distance import MOST, Splitter, product_distance, product_variance
+from hyperbooth.models.hypernetwork.delta_distance import MOST, LayerDeltas, delta_distance, delta_variance
 from torch import Tensor
 
 TARGETS = [
@@ -15,8 +15,8 @@ TARGETS = [
 ]  # fmt: skip
 
 
-def layout(rank: int) -> Layout:
-    return Layout.of(Link.create("lidb", TARGETS, LiDBConfig(rank, 7, 5), torch.Generator()))
+def layout(rank: int) -> ParameterLayout:
+    return ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(rank, 7, 5), torch.Generator()))
 
 
 def people(rank: int, count: int = 6, seed: int = 0) -> Tensor:
@@ -31,7 +31,7 @@ def literal(theta: Tensor, rank: int) -> Tensor:
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_factors_are_the_layouts_parts(rank: int) -> None:
-    split, theta = Splitter(layout(rank)), people(rank)
+    split, theta = LayerDeltas(layout(rank)), people(rank)
     factors, parts = split(theta), layout(rank).parts(theta)
     assert [tuple(a.shape[1:]) for a, _ in factors] == [(3, 7, rank), (1, 4, min(rank, 3))]
     assert factors[0][0][:, 2].equal(parts["diffusion_model.c.to_q"]["a_train"])
@@ -40,20 +40,20 @@ def test_factors_are_the_layouts_parts(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_the_distance_is_that_of_the_products(rank: int) -> None:
-    split, first, second = Splitter(layout(rank)), people(rank), people(rank, seed=1)
+    split, first, second = LayerDeltas(layout(rank)), people(rank), people(rank, seed=1)
     expected = (literal(first, rank) - literal(second, rank)).square().sum(-1)
-    found = product_distance(split(first), split(second))
+    found = delta_distance(split(first), split(second))
     assert torch.allclose(found.double(), expected, rtol=1e-5)
     near = first + 1e-4 * second
     expected = (literal(near, rank) - literal(first, rank)).square().sum(-1)
-    assert torch.allclose(product_distance(split(near), split(first)).double(), expected, rtol=1e-3)
-    assert product_distance(split(first), split(first)).equal(torch.zeros(6))
+    assert torch.allclose(delta_distance(split(near), split(first)).double(), expected, rtol=1e-3)
+    assert delta_distance(split(first), split(first)).equal(torch.zeros(6))
 
 
 def test_a_distance_to_one_for_all_and_its_gradient() -> None:
-    split, one = Splitter(layout(2)), people(2, 1, 3)[0]
+    split, one = LayerDeltas(layout(2)), people(2, 1, 3)[0]
     theta = people(2).double().requires_grad_()
-    product_distance(split(theta), split(one.double())).sum().backward()
+    delta_distance(split(theta), split(one.double())).sum().backward()
     again = theta.detach().clone().requires_grad_()
     (literal(again, 2) - literal(one, 2)).square().sum().backward()
     assert torch.allclose(theta.grad, again.grad)
@@ -64,6 +64,6 @@ def test_the_variance_is_that_of_the_products(rank: int) -> None:
     theta = people(rank, 9) + 3
     products = literal(theta, rank)
     expected = (products - products.mean(0)).square().sum(-1).mean()
-    assert torch.allclose(product_variance(Splitter(layout(rank))(theta)), expected)
+    assert torch.allclose(delta_variance(LayerDeltas(layout(rank))(theta)), expected)
     alike = theta[:1].expand(MOST + 1, -1)
-    assert product_variance(Splitter(layout(rank))(alike)) < 1e-9 * products[0].square().sum()
+    assert delta_variance(LayerDeltas(layout(rank))(alike)) < 1e-9 * products[0].square().sum()

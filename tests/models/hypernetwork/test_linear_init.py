@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hyperbooth.models.hypernetwork.linear_init import LinearGuess, fit_guess, principal
+from hyperbooth.models.hypernetwork.linear_init import LinearRegression, fit_linear, principal
 from torch import Tensor
 
 CODE, FEATURES, NUMBERS = 4, 20, 800
@@ -20,7 +20,7 @@ def people(count: int, noise: float, seed: int = 1) -> tuple[Tensor, Tensor, Ten
     return x, shown + noise * draw(count, NUMBERS, seed=seed + 2), shown
 
 
-def left_over(found: LinearGuess, mean: Tensor, noise: float) -> float:
+def left_over(found: LinearRegression, mean: Tensor, noise: float) -> float:
     """Of what pictures show of new people, as a share of what the mean leaves."""
     x, _, shown = people(300, noise, seed=50)
     guessed = mean + (x @ found.weight.mT + found.bias) @ found.directions.mT
@@ -31,24 +31,24 @@ def left_over(found: LinearGuess, mean: Tensor, noise: float) -> float:
 def test_it_foretells_what_pictures_show_and_is_never_worse_than_the_mean(noise: float, most: float) -> None:
     x, z, _ = people(200, noise)
     mean = z.mean(0)
-    found = fit_guess(x, z - mean, range(200), 16)
+    found = fit_linear(x, z - mean, range(200), 16)
     assert left_over(found, mean, noise) < most
     x, z, _ = people(300, noise, seed=50)
     guessed = mean + (x @ found.weight.mT + found.bias) @ found.directions.mT
     true = 1 - ((guessed - z).square().sum() / (z - mean).square().sum()).item()
-    assert found.foretold == pytest.approx(true, abs=0.05)
+    assert found.explained_variance == pytest.approx(true, abs=0.05)
 
 
 def test_without_any_relation_it_is_the_mean() -> None:
     x, _, _ = people(100, 1.0)
     z = draw(100, NUMBERS, seed=7)
-    found = fit_guess(x, z - z.mean(0), range(100), 8)
-    assert abs(found.foretold) < 0.01 and left_over(found, z.mean(0) * 0, 1.0) < 1.02
+    found = fit_linear(x, z - z.mean(0), range(100), 8)
+    assert abs(found.explained_variance) < 0.01 and left_over(found, z.mean(0) * 0, 1.0) < 1.02
 
 
 def test_several_pictures_of_each_and_more_directions_than_people() -> None:
     x, z, _ = people(6, 0.1)
-    found = fit_guess(x.repeat_interleave(3, 0), z - z.mean(0), [i for i in range(6) for _ in range(3)], 32)
+    found = fit_linear(x.repeat_interleave(3, 0), z - z.mean(0), [i for i in range(6) for _ in range(3)], 32)
     assert found.directions.shape[1] == 5 and found.weight.shape == (5, FEATURES) and 0 <= found.spanned <= 1.001
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.hypernetwork.network import HEAD_STD, HyperNetwork, HyperNetworkConfig, pooled
 from torch import Tensor
@@ -15,7 +15,7 @@ TARGETS = [
     Target("diffusion_model.a.to_q", (12, 9)), Target("diffusion_model.b.conv", (8, 3, 3, 3)),
     Target("diffusion_model.c.to_q", (4, 3)),
 ]  # fmt: skip
-LAYOUT = Layout.of(Link.create("lidb", TARGETS, LiDBConfig(1, 7, 5), torch.Generator()))
+LAYOUT = ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(1, 7, 5), torch.Generator()))
 WIDTH = 6
 
 

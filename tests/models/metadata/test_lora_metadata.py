@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRA, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import save_adapter
 from hyperbooth.models.files.safetensors_io import with_hash
 from hyperbooth.models.metadata.lora_metadata import BASES, facts_of, lora_metadata
-from hyperbooth.models.textual_inversion.embeddings import Word
+from hyperbooth.models.textual_inversion.embeddings import LearnedEmbedding
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -33,12 +33,12 @@ FACTS: dict[str, Any] = {
 CONFIGS = {"lora": LoRAConfig(2, 1.5), "lidb": LiDBConfig(), "para": PaRaConfig(2), "full": FullConfig()}
 
 
-def adapter(facts: dict[str, Any] = FACTS, rank: int = 2, kernel: tuple[int, ...] = (3, 3)) -> AdapterSet:
+def adapter(facts: dict[str, Any] = FACTS, rank: int = 2, kernel: tuple[int, ...] = (3, 3)) -> AdapterStack:
     targets = [Target("diffusion_model.a", (12, 10)), Target("diffusion_model.b", (12, 3, *kernel))]
-    return AdapterSet((Link.create("lora", targets, LoRAConfig(rank, 1.5), torch.Generator()),), facts)
+    return AdapterStack((Adapter.create("lora", targets, LoRAConfig(rank, 1.5), torch.Generator()),), facts)
 
 
-def header(folder: Path, made: AdapterSet) -> dict[str, str]:
+def header(folder: Path, made: AdapterStack) -> dict[str, str]:
     """The metadata of a saved file as every program gets it."""
     from hyperbooth.models.files.adapter_file import adapter_tensors
 
@@ -128,16 +128,16 @@ def test_a_family_without_a_rank_names_no_network() -> None:
             return {}
 
     target = Target("diffusion_model.a", (4, 4))
-    link = Link("whole", {target.name: Whole(torch.ones(4, 1), torch.ones(1, 4), 1.0)}, {target.name: target})
-    assert not any("network" in name for name in lora_metadata(AdapterSet((link,), FACTS), "dog"))
+    link = Adapter("whole", {target.name: Whole(torch.ones(4, 1), torch.ones(1, 4), 1.0)}, {target.name: target})
+    assert not any("network" in name for name in lora_metadata(AdapterStack((link,), FACTS), "dog"))
 
 
 def test_a_chain_says_the_rank_of_its_sum() -> None:
-    made = AdapterSet(adapter().chain + adapter(rank=3).chain, FACTS)
+    made = AdapterStack(adapter().adapters + adapter(rank=3).adapters, FACTS)
     said = lora_metadata(made, "dog")
     assert said["ss_network_dim"] == said["ss_network_alpha"] == "5"
-    (some,) = adapter(rank=3).restricted("diffusion_model.a").chain
-    assert lora_metadata(AdapterSet((*adapter().chain, some)), "dog")["ss_network_dim"] == "Dynamic"
+    (some,) = adapter(rank=3).restricted("diffusion_model.a").adapters
+    assert lora_metadata(AdapterStack((*adapter().adapters, some)), "dog")["ss_network_dim"] == "Dynamic"
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_our_own_format_calls_itself_a_lora_only_if_other_programs_can_read_it(
 ) -> None:
     """What is said of base and words stays for all; an export is a LoRA, whatever it was made of."""
     targets = [Target("diffusion_model.a", (12, 10))]
-    links = [Link.create(f, targets, CONFIGS[f], torch.Generator()) for f in families]
-    made = AdapterSet(tuple(links), FACTS)
+    links = [Adapter.create(f, targets, CONFIGS[f], torch.Generator()) for f in families]
+    made = AdapterStack(tuple(links), FACTS)
     said = lora_metadata(made, "dog", native=True)
     assert said["modelspec.architecture"] == f"stable-diffusion-v1/{architecture}"
     assert any("ss_network" in name for name in said) == (architecture == "lora")
@@ -169,7 +169,7 @@ def test_our_own_format_calls_itself_a_lora_only_if_other_programs_can_read_it(
 
 
 def test_words_are_an_embedding_only_in_an_embedding_file() -> None:
-    made = AdapterSet((), FACTS, (Word("sks", {"clip_l": torch.ones(1, 4)}),))
+    made = AdapterStack((), FACTS, (LearnedEmbedding("sks", {"clip_l": torch.ones(1, 4)}),))
     assert lora_metadata(made, "dog")["modelspec.architecture"].endswith("/textual-inversion")
     assert lora_metadata(made, "dog", native=True)["modelspec.architecture"].endswith("/hyperbooth-textual-inversion")
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import header_of, load_adapter, save_adapter
-from hyperbooth.models.metadata.combine import combined
+from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.models.metadata.lora_metadata import lora_metadata
 from hyperbooth.models.metadata.prompt_limits import LEFT_OUT, LONGEST, MOST
 from safetensors import safe_open
@@ -18,13 +18,13 @@ from safetensors import safe_open
 CJK = [f"{i} " + "犬" * 200 for i in range(2000)]
 
 
-def adapter(prompts: list[str], family: str = "lora", **facts: Any) -> AdapterSet:
+def adapter(prompts: list[str], family: str = "lora", **facts: Any) -> AdapterStack:
     config = LoRAConfig(2, 2.0) if family == "lora" else LiDBConfig()
-    link = Link.create(family, [Target("diffusion_model.a", (12, 10))], config, torch.Generator().manual_seed(0))
-    return AdapterSet((link,), {"base": "SD15", "prompts": prompts, **facts})
+    link = Adapter.create(family, [Target("diffusion_model.a", (12, 10))], config, torch.Generator().manual_seed(0))
+    return AdapterStack((link,), {"base": "SD15", "prompts": prompts, **facts})
 
 
-def saved(made: AdapterSet, path: Path) -> AdapterSet:
+def saved(made: AdapterStack, path: Path) -> AdapterStack:
     save_adapter(made, path, metadata=lora_metadata(made, "dog", native=True))
     return load_adapter(path)
 
@@ -46,11 +46,11 @@ def test_long_captions_can_be_saved_and_saved_again(
     made = adapter(prompts, family, class_prompt=prompts[0])
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     loaded = saved(made, first)
-    assert made.facts["prompts"] is prompts
-    assert first.stat().st_size < 60_000 and all(len(prompt) <= LONGEST for prompt in loaded.facts["prompts"])
+    assert made.metadata["prompts"] is prompts
+    assert first.stat().st_size < 60_000 and all(len(prompt) <= LONGEST for prompt in loaded.metadata["prompts"])
     if family == "lora":
-        assert loaded.facts.get(LEFT_OUT, 0) == left_out and len(loaded.facts["prompts"]) <= MOST
-    assert len(loaded.facts["class_prompt"]) <= LONGEST
+        assert loaded.metadata.get(LEFT_OUT, 0) == left_out and len(loaded.metadata["prompts"]) <= MOST
+    assert len(loaded.metadata["class_prompt"]) <= LONGEST
     saved(loaded, second)
     assert first.read_bytes() == second.read_bytes()
 
@@ -58,19 +58,19 @@ def test_long_captions_can_be_saved_and_saved_again(
 def test_short_ones_stay_as_they_are(tmp_path: Path) -> None:
     prompts = ["a photo of sks dog", "eine Aufnahme von sks Hündchen", "x" * LONGEST]
     loaded = saved(adapter(prompts), tmp_path / "a.safetensors")
-    assert loaded.facts == {"base": "SD15", "prompts": prompts}
+    assert loaded.metadata == {"base": "SD15", "prompts": prompts}
 
 
 def test_combined_ones_can_be_saved_and_keep_count(tmp_path: Path) -> None:
     """Before they were saved, and after; the parts do not repeat them."""
     first, second = adapter(CJK), adapter(["a" * 50_000, *(f"b{i}" for i in range(40))], "lidb")
-    both = combined(first, second)
+    both = combine_adapters(first, second)
     loaded = saved(both, tmp_path / "both.safetensors")
-    assert len(loaded.facts["prompts"]) == MOST and loaded.facts[LEFT_OUT] == 2041 - MOST
-    assert loaded.facts["parts"] == [{"base": "SD15"}, {"base": "SD15"}]
+    assert len(loaded.metadata["prompts"]) == MOST and loaded.metadata[LEFT_OUT] == 2041 - MOST
+    assert loaded.metadata["parts"] == [{"base": "SD15"}, {"base": "SD15"}]
     reloaded = [saved(one, tmp_path / f"{i}.safetensors") for i, one in enumerate((first, second))]
-    again = saved(combined(*reloaded), tmp_path / "again.safetensors")
-    assert len(again.facts["prompts"]) == MOST and again.facts[LEFT_OUT] == 2041 - MOST
+    again = saved(combine_adapters(*reloaded), tmp_path / "again.safetensors")
+    assert len(again.metadata["prompts"]) == MOST and again.metadata[LEFT_OUT] == 2041 - MOST
     saved(again, tmp_path / "third.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "third.safetensors").read_bytes()
 

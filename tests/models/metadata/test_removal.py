@@ -2,34 +2,34 @@
 
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.metadata.summary import removal_warning, removed_rank, summary
 
 NARROW, WIDE = Target("diffusion_model.narrow", (120, 40)), Target("diffusion_model.wide", (400, 10, 2, 2))
 
 
-def link(family: str, config: object, *targets: Target) -> Link:
-    return Link.create(family, list(targets), config, torch.Generator())
+def link(family: str, config: object, *targets: Target) -> Adapter:
+    return Adapter.create(family, list(targets), config, torch.Generator())
 
 
 def test_ranks_of_a_chain_add_up_by_layer() -> None:
     first, second = (link("para", PaRaConfig(rank), NARROW, WIDE) for rank in (3, 2))
     lora = link("lora", LoRAConfig(20, 20.0), NARROW)
-    chain = AdapterSet((first, lora, second, link("para", PaRaConfig(1), WIDE)))
+    chain = AdapterStack((first, lora, second, link("para", PaRaConfig(1), WIDE)))
     assert removed_rank(chain) == {NARROW.name: 5, WIDE.name: 6}
 
 
 def test_up_to_a_fortieth_nothing_is_said() -> None:
     """3 of 120 and 10 of 400 are just that; LoRA removes nothing."""
     alone = link("para", PaRaConfig(3), NARROW)
-    chain = AdapterSet((alone, link("para", PaRaConfig(10), WIDE), link("lora", LoRAConfig(30, 30.0), NARROW)))
+    chain = AdapterStack((alone, link("para", PaRaConfig(10), WIDE), link("lora", LoRAConfig(30, 30.0), NARROW)))
     assert removal_warning(chain) is None
     assert "warning" not in summary(chain)
 
 
 def test_beyond_a_fortieth_the_worst_layer_is_named() -> None:
-    chain = AdapterSet((link("para", PaRaConfig(8), NARROW, WIDE), link("para", PaRaConfig(3), WIDE)))
+    chain = AdapterStack((link("para", PaRaConfig(8), NARROW, WIDE), link("para", PaRaConfig(3), WIDE)))
     warning = removal_warning(chain)
     assert "removes 8 of the 120 directions of diffusion_model.narrow, and on 2 layers" in warning
     assert f"warning: {warning}" in summary(chain)

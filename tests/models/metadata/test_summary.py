@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import reference
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.metadata.summary import change_per_block, summary
 
@@ -22,23 +22,23 @@ def weight_of(name: str) -> torch.Tensor:
     return torch.randn(SHAPES[name], generator=generator)
 
 
-def chain(*families: str) -> AdapterSet:
+def chain(*families: str) -> AdapterStack:
     configs = {"lora": LoRAConfig(2, 3.0), "lidb": LiDBConfig(1, 6, 5), "para": PaRaConfig(2), "full": FullConfig()}
     links = []
     for seed, family in enumerate(families):
         generator = torch.Generator().manual_seed(seed)
         targets = [Target(name, shape) for name, shape in SHAPES.items()]
-        links.append(Link.create(family, targets, configs[family], generator))
+        links.append(Adapter.create(family, targets, configs[family], generator))
         for parameter in links[-1].parameters():
             parameter.data.normal_(generator=generator)
-    return AdapterSet(tuple(links))
+    return AdapterStack(tuple(links))
 
 
-def literal(adapter: AdapterSet, name: str) -> torch.Tensor:
+def literal(adapter: AdapterStack, name: str) -> torch.Tensor:
     """The layer's change by the papers' formulas, in float64."""
     before = weight = weight_of(name).double().flatten(1)
-    for link in adapter.chain:
-        a = link.adapters[name]
+    for link in adapter.adapters:
+        a = link.layers[name]
         formulas = {
             "lora": lambda w, a=a: reference.lora(w, a.up, a.down, a.alpha),
             "lidb": lambda w, a=a: reference.lidb(w, a.a_aux, a.a_train, a.b_train, a.b_aux.T),
@@ -67,8 +67,8 @@ def test_a_weight_of_nothing_is_no_reason_to_fail() -> None:
 
 def test_on_square_layers_para_has_half_of_loras_numbers() -> None:
     square = {name: shape for name, shape in SHAPES.items() if len(shape) == 2}
-    link = chain("para").only(square).chain[0]
+    link = chain("para").only(square).adapters[0]
     numbers = sum(parameter.numel() for parameter in link.parameters())
     assert numbers == 3 * 16 * 2
-    assert f"{numbers} numbers" in summary(AdapterSet((link,)))
-    assert f"a LoRA of this rank would have {2 * numbers}" in summary(AdapterSet((link,)))
+    assert f"{numbers} numbers" in summary(AdapterStack((link,)))
+    assert f"a LoRA of this rank would have {2 * numbers}" in summary(AdapterStack((link,)))

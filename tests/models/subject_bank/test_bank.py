@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.models.subject_bank.shards import HEADER, MANIFEST, Fit, Manifest, write_shard
+from hyperbooth.models.subject_bank.shards import HEADER, MANIFEST, Manifest, SubjectFit, write_shard
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,8 +21,8 @@ from torch import Tensor
 TARGETS = [Target("diffusion_model.a.to_q", (12, 9)), Target("text_encoders.b", (8, 8))]
 
 
-def layout(**config: int) -> Layout:
-    return Layout.of(Link.create("lidb", TARGETS, LiDBConfig(**config), torch.Generator().manual_seed(0)))
+def layout(**config: int) -> ParameterLayout:
+    return ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(**config), torch.Generator().manual_seed(0)))
 
 
 def manifest(**settings: Any) -> Manifest:
@@ -42,7 +42,7 @@ def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def write(folder: Path, counts: dict[str, int], seed: int = 0, of: Manifest | None = None) -> Path:
     """A shard of subjects (name -> number of pictures)."""
     of = of or manifest()
-    fits = {name: Fit(0.1, 0.05, 0.2 if len(counts) > 1 else None) for name in counts}
+    fits = {name: SubjectFit(0.1, 0.05, 0.2 if len(counts) > 1 else None) for name in counts}
     theta = numbers(len(counts), of.layout.numbers, seed=seed)
     return write_shard(folder, of, fits, list(counts.values()), theta, *pictures(sum(counts.values()), seed))
 
@@ -68,29 +68,33 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert bank.images(2).equal(images[:1].float() / 255)
     assert bank.latent([(0, 2), (2, 0)]).equal(latents[[3, 0]])
     assert bank.image([(0, 0), (1, 1)]).equal(torch.stack([images[1], pictures(2, seed=2)[0][1]]).float() / 255)
-    assert [entry.fit for entry in bank.entries] == [Fit(0.1, 0.05, 0.2), Fit(0.1, 0.05), Fit(0.1, 0.05, 0.2)]
+    assert [entry.fit for entry in bank.entries] == [
+        SubjectFit(0.1, 0.05, 0.2),
+        SubjectFit(0.1, 0.05),
+        SubjectFit(0.1, 0.05, 0.2),
+    ]
 
 
 def test_pictures_have_captions_of_their_own_or_the_banks_prompt(folder: Path) -> None:
     of, captions = manifest(captions=True), [["a sks face at sea", "a sks face"], ["a sks face at sea"]]
     assert Bank.open(folder).prompts == ("a sks face",) and Bank.open(folder).prompt_of(0, 2) == "a sks face"
     of.save(folder.parent / "told")
-    fits = {"dora": Fit(0.1, 0.05), "emil": Fit(0.1, 0.05)}
+    fits = {"dora": SubjectFit(0.1, 0.05), "emil": SubjectFit(0.1, 0.05)}
     write_shard(folder.parent / "told", of, fits, [2, 1], numbers(2, of.layout.numbers), *pictures(3), captions)
     bank = Bank.open(folder.parent / "told")
     assert [[bank.prompt_of(i, p) for p in range(count)] for i, count in enumerate(bank.counts)] == captions
     assert bank.prompts == ("a sks face", "a sks face at sea") and bank.prompt == "a sks face"
-    assert [bank.facts(i)["prompts"] for i in range(2)] == captions
+    assert [bank.metadata(i)["prompts"] for i in range(2)] == captions
 
 
 def test_a_subjects_adapter_is_an_adapter_like_any(folder: Path, tmp_path: Path) -> None:
     bank = Bank.open(folder)
     adapter = bank.adapter(1)
-    assert bank.layout.pack(adapter.chain[0]).equal(bank.theta([1])[0])
+    assert bank.layout.pack(adapter.adapters[0]).equal(bank.theta([1])[0])
     save_adapter(adapter, tmp_path / "bob.safetensors")
     again = load_adapter(tmp_path / "bob.safetensors")
-    assert bank.layout.pack(again.chain[0]).equal(bank.theta([1])[0])
-    assert again.facts["subject"] == "bob" and again.facts["steps"] == 7 and again.facts["images"] == 2
+    assert bank.layout.pack(again.adapters[0]).equal(bank.theta([1])[0])
+    assert again.metadata["subject"] == "bob" and again.metadata["steps"] == 7 and again.metadata["images"] == 2
 
 
 def test_a_subject_in_two_shards_counts_once(folder: Path) -> None:
@@ -165,7 +169,7 @@ def test_numbers_that_are_none_are_refused(folder: Path) -> None:
 def test_a_shard_that_holds_nan_is_not_written(tmp_path: Path) -> None:
     theta = torch.full((1, layout().numbers), torch.nan)
     with pytest.raises(ValueError, match="theta holds NaN"):
-        write_shard(tmp_path, manifest(), {"a": Fit(1, 1)}, [1], theta, *pictures(1))
+        write_shard(tmp_path, manifest(), {"a": SubjectFit(1, 1)}, [1], theta, *pictures(1))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,25 +6,33 @@ from pathlib import Path
 import pytest
 import torch
 from hyperbooth.models.adapters import LoRAConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import HEADER, adapter_tensors, header_of, load_adapter, save_adapter
 from hyperbooth.models.files.safetensors_io import write_tensors
-from hyperbooth.models.metadata.combine import combined
+from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.models.metadata.summary import summary
 from hyperbooth.models.textual_inversion.embedding_files import embedding_tensors
-from hyperbooth.models.textual_inversion.embeddings import TextualInversionConfig, Word, names, spelt_out, start_at
+from hyperbooth.models.textual_inversion.embeddings import (
+    LearnedEmbedding,
+    TextualInversionConfig,
+    names,
+    spelt_out,
+    start_at,
+)
 
 LAYER = Target("diffusion_model.a.attn1.to_q", (6, 4))
 
 
-def word(token: str = "sks-dog", seed: int = 0, **widths: int) -> Word:
+def word(token: str = "sks-dog", seed: int = 0, **widths: int) -> LearnedEmbedding:
     generator = torch.Generator().manual_seed(seed)
-    return Word(token, {key: torch.randn(2, w, generator=generator) for key, w in (widths or {"clip_l": 8}).items()})
+    return LearnedEmbedding(
+        token, {key: torch.randn(2, w, generator=generator) for key, w in (widths or {"clip_l": 8}).items()}
+    )
 
 
-def lora() -> AdapterSet:
-    return AdapterSet((Link.create("lora", [LAYER], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SD15"})
+def lora() -> AdapterStack:
+    return AdapterStack((Adapter.create("lora", [LAYER], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SD15"})
 
 
 PROMPTS = {
@@ -90,17 +98,17 @@ def test_bad_settings_are_named(case: str) -> None:
                                     {"clip_l": (76, 8)}])  # fmt: skip
 def test_vectors_of_other_shapes_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="it takes \\[n, width\\] for each text encoder"):
-        Word("dog", {key: torch.zeros(shape) for key, shape in shapes.items()})
+        LearnedEmbedding("dog", {key: torch.zeros(shape) for key, shape in shapes.items()})
 
 
 @pytest.mark.parametrize("chain", [False, True])
 def test_a_file_gives_the_words_back_bit_for_bit(tmp_path: Path, chain: bool) -> None:
     words = (word(clip_l=8, clip_g=12), word("other", 1, clip_l=8, clip_g=12))
-    adapter = AdapterSet(lora().chain if chain else (), {"steps": 3}, words)
+    adapter = AdapterStack(lora().adapters if chain else (), {"steps": 3}, words)
     save_adapter(adapter, tmp_path / "a.safetensors")
     again = load_adapter(tmp_path / "a.safetensors")
-    assert [w.token for w in again.words] == ["sks-dog", "other"] and len(again.chain) == chain
-    assert all(w.equals(a) for w, a in zip(words, again.words, strict=True))
+    assert [w.token for w in again.embeddings] == ["sks-dog", "other"] and len(again.adapters) == chain
+    assert all(w.equals(a) for w, a in zip(words, again.embeddings, strict=True))
     save_adapter(again, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
@@ -124,7 +132,7 @@ DAMAGED = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_files_are_refused(tmp_path: Path, case: str) -> None:
     change, message = DAMAGED[case]
-    adapter = AdapterSet((), words=(word(),))
+    adapter = AdapterStack((), embeddings=(word(),))
     tensors, header = adapter_tensors(adapter), json.loads(header_of(adapter))
     change(tensors, header)
     write_tensors(tensors, tmp_path / "a.safetensors", {HEADER: json.dumps(header)})
@@ -133,15 +141,18 @@ def test_damaged_files_are_refused(tmp_path: Path, case: str) -> None:
 
 
 def test_combine_joins_words() -> None:
-    first, second = AdapterSet((), words=(word(),)), AdapterSet(lora().chain, words=(word(), word("cat", 1)))
-    both = combined(first, second)
-    assert [w.token for w in both.words] == ["sks-dog", "cat"] and len(both.chain) == 1
+    first, second = (
+        AdapterStack((), embeddings=(word(),)),
+        AdapterStack(lora().adapters, embeddings=(word(), word("cat", 1))),
+    )
+    both = combine_adapters(first, second)
+    assert [w.token for w in both.embeddings] == ["sks-dog", "cat"] and len(both.adapters) == 1
     with pytest.raises(ValueError, match="both hold a word 'sks-dog', with other vectors"):
-        combined(first, AdapterSet((), words=(word(seed=5),)))
+        combine_adapters(first, AdapterStack((), embeddings=(word(seed=5),)))
 
 
 def test_the_report_names_them() -> None:
-    text = summary(AdapterSet((), {"base": "SD15"}, (word(),)))
+    text = summary(AdapterStack((), {"base": "SD15"}, (word(),)))
     assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l): 16 numbers, 0.1 KiB in float32" in text
 
 

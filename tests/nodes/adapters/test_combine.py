@@ -12,15 +12,15 @@ import pytest
 import torch
 from helpers.adapters import chain, link, literal
 from helpers.training import PROMPT, output, relative, same_bits, weights
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.adapters.weight_update import Projection, changed
+from hyperbooth.models.adapters.weight_update import ProjectOut, apply_updates
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.metadata.base_fingerprint import with_base
-from hyperbooth.models.metadata.combine import combined
-from hyperbooth.nodes.bridge.adapters.lora_keys import read_names
+from hyperbooth.models.metadata.combine import combine_adapters
+from hyperbooth.nodes.bridge.adapters.lora_keys import import_names
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
-from hyperbooth.nodes.bridge.adapters.weight_adapter import ChainAdapter, register
+from hyperbooth.nodes.bridge.adapters.weight_adapter import StackWeightAdapter, register
 from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
 from torch import Tensor
 
@@ -61,9 +61,9 @@ def test_the_stock_loader_on_the_file_is_apply(
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
         stock = comfy.sd.load_lora_for_models(model, clip, file, 0.8, 0.6)
     assert "not loaded" not in caplog.text
-    changed = output(*ours)
-    assert relative(changed, output(*stock)) < 1e-6
-    assert relative(changed, output(model, clip)) > 1e-3
+    apply_updates = output(*ours)
+    assert relative(apply_updates, output(*stock)) < 1e-6
+    assert relative(apply_updates, output(model, clip)) > 1e-3
 
 
 @pytest.mark.parametrize("families", [("para",), ("lidb",), *ORDERS], ids=", ".join)
@@ -152,13 +152,13 @@ def test_to_lora_is_the_chain_in_its_order(node: Any, loaded: Any, families: tup
 def test_a_lora_survives_a_para_before_it_and_not_one_after_it(loaded: Any) -> None:
     """PaRa over PaRa is the product of projectors; what a PaRa removes of a LoRA before it is gone."""
     para, lora = link("para", loaded, 0), link("lora", loaded, 1)
-    name = next(iter(lora.adapters))
-    q = torch.linalg.qr(para.adapters[name].basis.detach().double()).Q
+    name = next(iter(lora.layers))
+    q = torch.linalg.qr(para.layers[name].basis.detach().double()).Q
     weight = base_weights(loaded[0])(name)
-    change = lora.adapters[name].delta().detach().double()
-    kept = literal(combined(AdapterSet((para,)), AdapterSet((lora,))), name, weight, 1.0)
-    lost = literal(combined(AdapterSet((lora,)), AdapterSet((para,))), name, weight, 1.0)
-    without = literal(AdapterSet((para,)), name, weight, 1.0)
+    change = lora.layers[name].delta().detach().double()
+    kept = literal(combine_adapters(AdapterStack((para,)), AdapterStack((lora,))), name, weight, 1.0)
+    lost = literal(combine_adapters(AdapterStack((lora,)), AdapterStack((para,))), name, weight, 1.0)
+    without = literal(AdapterStack((para,)), name, weight, 1.0)
     torch.testing.assert_close(kept - without, change, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(lost - without, change - q @ q.T @ change, rtol=1e-6, atol=1e-9)
 
@@ -199,7 +199,7 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     (name,) = node(
         "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float16", model=model
     )  # fmt: skip
-    again = load_adapter(output_folder / name, read_names(model))
+    again = load_adapter(output_folder / name, import_names(model))
     other, _ = node("Apply", model=model, adapter=chain(("lora",), loaded), strength_model=1.0)
     node("Apply", model=model, adapter=again, strength_model=1.0)
     assert "another base" not in caplog.text
@@ -210,7 +210,7 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     (name,) = node(
         "Save", adapter=joined, filename_prefix="loras/b", format="kohya", precision="float16", model=model
     )  # fmt: skip
-    once_more = load_adapter(output_folder / name, read_names(model))
+    once_more = load_adapter(output_folder / name, import_names(model))
     for one in (joined, once_more):
         caplog.clear()
         node("Apply", model=other, adapter=one, strength_model=1.0)
@@ -219,7 +219,7 @@ def test_an_export_knows_its_base_and_says_so_on_another(
         "Save", adapter=adapter, filename_prefix="loras/c", format="kohya", precision="float16", model=other
     )  # fmt: skip
     caplog.clear()
-    node("Combine", first=again, second=load_adapter(output_folder / for_other, read_names(model)))
+    node("Combine", first=again, second=load_adapter(output_folder / for_other, import_names(model)))
     assert "for different bases" in caplog.text
     caplog.clear()
     node("Combine", first=again, second=once_more)
@@ -228,8 +228,8 @@ def test_an_export_knows_its_base_and_says_so_on_another(
         "Save", adapter=chain(("lora", "lidb"), loaded), filename_prefix="loras/b", format="kohya",
         precision="float16", model=model,
     )  # fmt: skip
-    independent = load_adapter(output_folder / plain, read_names(model))
-    assert "made_for" in again.facts and "made_for" not in independent.facts
+    independent = load_adapter(output_folder / plain, import_names(model))
+    assert "made_for" in again.metadata and "made_for" not in independent.metadata
 
 
 def test_an_export_from_the_model_that_carries_it_is_refused(
@@ -250,7 +250,7 @@ def test_an_export_from_the_model_that_carries_it_is_refused(
             node(
                 "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float32", model=carrying
             )  # fmt: skip
-    other, _ = node("Apply", model=model, adapter=AdapterSet((link("para", loaded, 7),)), strength_model=1.0)
+    other, _ = node("Apply", model=model, adapter=AdapterStack((link("para", loaded, 7),)), strength_model=1.0)
     node("ToLoRA", adapter=adapter, model=other)
 
 
@@ -258,10 +258,10 @@ def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> N
     """Before its base is looked at."""
     adapter = with_base(chain(("para",), loaded), base_weights(loaded[0]))
     name, other = next(iter(adapter.targets())), "diffusion_model.input_blocks.9.1.proj_in"
-    made = adapter.chain[0]
-    moved = Link("para", {other: made.adapters[name]}, {other: Target(other, made.targets[name].shape)})
+    made = adapter.adapters[0]
+    moved = Adapter("para", {other: made.layers[name]}, {other: Target(other, made.targets[name].shape)})
     with pytest.raises(ValueError, match=f"does not fit this SD15: {other}"):
-        node("Apply", model=loaded[0], adapter=AdapterSet((moved,), adapter.facts), strength_model=1.0)
+        node("Apply", model=loaded[0], adapter=AdapterStack((moved,), adapter.metadata), strength_model=1.0)
 
 
 def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, output_folder: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     from hyperbooth.models.adapters.lidb import random_bases
 
     save_adapter(chain(("lidb",), loaded), tmp_path / "a.safetensors")
-    real = random_bases.probes
+    real = random_bases.checksum
     monkeypatch.setattr(lidb, "probes", lambda *key: [number + 0.01 for number in real(*key)])
     with torch.inference_mode(), pytest.raises(ValueError, match="other bases than seed 3 gives here"):
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
@@ -333,7 +333,7 @@ def test_a_chain_with_a_gap_is_refused(loaded: Any, tmp_path: Path) -> None:
 
 
 def test_on_a_layer_it_does_not_fit_the_weight_stays_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    adapter = ChainAdapter.of([Projection(torch.linalg.qr(torch.randn(8, 2)).Q)])
+    adapter = StackWeightAdapter.of([ProjectOut(torch.linalg.qr(torch.randn(8, 2)).Q)])
     weight = torch.randn(6, 4)
     before = weight.clone()
     patch = (1.0, adapter, 1.0, None, None)
@@ -343,10 +343,10 @@ def test_on_a_layer_it_does_not_fit_the_weight_stays_and_the_log_says_so(caplog:
 
 def test_half_precision_weights_are_rounded_once() -> None:
     """ComfyUI may ask for a computation in half precision (low VRAM); the steps of a chain are in float32."""
-    weight, steps = torch.randn(32, 24), [Projection(torch.linalg.qr(torch.randn(32, 2)).Q) for _ in range(3)]
-    patch = (1.0, ChainAdapter.of(steps), 1.0, None, None)
+    weight, steps = torch.randn(32, 24), [ProjectOut(torch.linalg.qr(torch.randn(32, 2)).Q) for _ in range(3)]
+    patch = (1.0, StackWeightAdapter.of(steps), 1.0, None, None)
     got = comfy.lora.calculate_weight([patch], weight.bfloat16(), "w", intermediate_dtype=torch.bfloat16)
-    exact = changed(weight.bfloat16().double(), [Projection(step.q.double()) for step in steps])
+    exact = apply_updates(weight.bfloat16().double(), [ProjectOut(step.q.double()) for step in steps])
     assert relative(got.double(), exact) < 4e-3
 
 
@@ -364,7 +364,7 @@ def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
 def test_dynamic_vram_moves_it_as_it_moves_its_own(loaded: Any) -> None:
     """ComfyUI rebuilds an adapter from its tensors, laid out in one buffer."""
     steps = chain(("para", "lora"), loaded).steps()
-    adapter = ChainAdapter.of(next(steps for steps in steps.values() if len(steps) == 2), {"a"})
+    adapter = StackWeightAdapter.of(next(steps for steps in steps.values() if len(steps) == 2), {"a"})
     size = [0]
     comfy.lora.prefetch_prepared_value(adapter, size, None, None, False)
     buffer = torch.empty(size[0], dtype=torch.uint8)
@@ -380,12 +380,12 @@ def test_registered_once_however_often_the_pack_is_loaded() -> None:
     register()
     register()
     assert len(comfy.weight_adapter.adapters) == before
-    assert comfy.weight_adapter.adapters[-1] is ChainAdapter
+    assert comfy.weight_adapter.adapters[-1] is StackWeightAdapter
 
 
 def test_what_is_loaded_again_is_what_was_saved(loaded: Any, tmp_path: Path) -> None:
     adapter = chain(("para", "lidb", "lora"), loaded, text=True)
     save_adapter(adapter, tmp_path / "a.safetensors")
     again = load_adapter(tmp_path / "a.safetensors")
-    assert [one.describe() for one in again.chain] == [one.describe() for one in adapter.chain]
+    assert [one.describe() for one in again.adapters] == [one.describe() for one in adapter.adapters]
     assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), again.parameters(), strict=True))

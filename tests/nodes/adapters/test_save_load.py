@@ -20,7 +20,7 @@ import folder_paths
 import pytest
 import torch
 from hyperbooth.models.adapters import FullConfig, LoRAConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target, select_targets
 from hyperbooth.nodes.adapters.save_load import Save
 from hyperbooth.nodes.bridge.folders import adapter_files, network_files
@@ -96,13 +96,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder_paths.set_output_directory(before)
 
 
-def factors(targets: list[Target], rank: int = 2, alpha: float = 3.0, seed: int = 0, **facts: Any) -> AdapterSet:
+def factors(targets: list[Target], rank: int = 2, alpha: float = 3.0, seed: int = 0, **facts: Any) -> AdapterStack:
     """An adapter with random factors."""
     generator = torch.Generator().manual_seed(seed)
-    link = Link.create("lora", targets, LoRAConfig(rank, alpha), generator)
-    for adapter in link.adapters.values():
+    link = Adapter.create("lora", targets, LoRAConfig(rank, alpha), generator)
+    for adapter in link.layers.values():
         adapter.up.data.normal_(generator=generator)
-    return AdapterSet((link,), facts)
+    return AdapterStack((link,), facts)
 
 
 def targets_of(model: Any, clip: Any, rule: str = EVERYTHING) -> list[Target]:
@@ -116,7 +116,7 @@ def targets_of(model: Any, clip: Any, rule: str = EVERYTHING) -> list[Target]:
     return select_targets(unet, rule) + [Target(name, shape) for name, shape in text.items()]
 
 
-def adapter_of(model: Any, clip: Any, rule: str = EVERYTHING, **facts: Any) -> AdapterSet:
+def adapter_of(model: Any, clip: Any, rule: str = EVERYTHING, **facts: Any) -> AdapterStack:
     return factors(targets_of(model, clip, rule), base=type(model.model.model_config).__name__, **facts)
 
 
@@ -138,7 +138,7 @@ def assert_same_changes(ours: dict[str, Tensor], theirs: dict[str, Tensor], tole
 
 
 def save(
-    node: Any, adapter: AdapterSet, format: str, model: Any = None, precision: str = "float32", **more: Any
+    node: Any, adapter: AdapterStack, format: str, model: Any = None, precision: str = "float32", **more: Any
 ) -> str:
     (path,) = node(
         "Save", adapter=adapter, filename_prefix="loras/a", format=format, precision=precision, model=model, **more
@@ -151,7 +151,7 @@ def stock(model: Any, clip: Any, path: Path, strengths: tuple[float, float] = (1
         return comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(str(path)), *strengths)
 
 
-def apply(node: Any, model: Any, clip: Any, adapter: AdapterSet, strengths: tuple[float, float] = (1.0, 1.0)) -> Any:
+def apply(node: Any, model: Any, clip: Any, adapter: AdapterStack, strengths: tuple[float, float] = (1.0, 1.0)) -> Any:
     return node(
         "Apply", model=model, adapter=adapter, strength_model=strengths[0], clip=clip, strength_clip=strengths[1]
     )
@@ -184,8 +184,8 @@ def test_save_and_load_give_the_same_factors(node: Any, families: Any, folder: P
         torch.testing.assert_close(up, expected_up)
         assert torch.equal(down, expected_down), layer
     settings = "rank 2, alpha 2" if format == "diffusers" else "rank 2, alpha 3"
-    assert settings in again.chain[0].describe()
-    assert again.facts["base"] == kind
+    assert settings in again.adapters[0].describe()
+    assert again.metadata["base"] == kind
 
 
 @pytest.mark.parametrize("format", ["hyperbooth", "comfyui"])
@@ -195,9 +195,9 @@ def test_files_in_comfyuis_names_need_no_model(node: Any, families: Any, folder:
     name = save(node, adapter, format).removeprefix("loras/")
     (again,) = node("Load", adapter_name=name)
     assert again.targets() == adapter.targets()
-    assert again.chain[0].describe() == adapter.chain[0].describe()
-    for layer, ours in adapter.chain[0].adapters.items():
-        theirs = again.chain[0].adapters[layer]
+    assert again.adapters[0].describe() == adapter.adapters[0].describe()
+    for layer, ours in adapter.adapters[0].layers.items():
+        theirs = again.adapters[0].layers[layer]
         assert torch.equal(ours.up, theirs.up) and torch.equal(ours.down, theirs.down)
 
 
@@ -415,7 +415,7 @@ def test_what_other_programs_write_changes_the_model_as_the_stock_loader_does(
     save_file(tensors, folder / "loras" / "theirs.safetensors")
     (adapter,) = node("Load", adapter_name="theirs.safetensors", model=model, clip=clip)
     fused = own_downs and kind in ("SD3", "Flux")
-    assert ("rank 2 to" in adapter.chain[0].describe()) == fused
+    assert ("rank 2 to" in adapter.adapters[0].describe()) == fused
     theirs = stock(model, clip, folder / "loras" / "theirs.safetensors")
     assert_same_changes(changes(*apply(node, model, clip, adapter)), changes(*theirs))
 
@@ -448,7 +448,7 @@ def test_a_foreign_file_is_trained_further(node: Any, loaded: Any, subject: Any,
     name = save(node, first, "kohya", model).removeprefix("loras/")
     (again,) = node("Load", adapter_name=name, model=model)
     second, _, _ = node("Train", **inputs, steps=3, start_from=again)
-    assert second.facts["steps"] == 5 and second.targets() == first.targets()
+    assert second.metadata["steps"] == 5 and second.targets() == first.targets()
     assert not all(torch.equal(second.as_lora()[layer][0], up) for layer, (up, _) in first.as_lora().items())
     with safe_open(folder / save(node, second, "kohya", model), "pt") as file:
         said = file.metadata()
@@ -476,7 +476,7 @@ def test_a_chain_is_a_lora_for_others_only_as_an_export(
 ) -> None:
     model, clip = families("SD15")
     one = adapter_of(model, clip, "attention")
-    chain = replace(one, chain=one.chain * 2)
+    chain = replace(one, adapters=one.adapters * 2)
     with safe_open(folder / save(node, chain, format, model), "pt") as file:
         said = file.metadata()
     assert said["modelspec.architecture"] == f"stable-diffusion-v1/{kind}"
@@ -501,7 +501,7 @@ def test_half_precision_files_hold_the_same_change(
     assert_same_changes(ours, theirs, {"float16": 1e-3, "bfloat16": 1e-2}[precision])
     (again,) = node("Load", adapter_name=path.name, model=model, clip=clip)
     if format != "diffusers":
-        assert all(layer.alpha == pytest.approx(0.7) for layer in again.chain[0].adapters.values())
+        assert all(layer.alpha == pytest.approx(0.7) for layer in again.adapters[0].layers.values())
 
 
 def test_strength_zero_changes_nothing(node: Any, families: Any, folder: Path) -> None:
@@ -524,7 +524,7 @@ def test_a_chain_is_saved_applied_and_described(node: Any, families: Any, folder
     assert_same_changes(expected, changes(*apply(node, model, clip, chain)))
     name = save(node, chain, format, model).removeprefix("loras/")
     (again,) = node("Load", adapter_name=name, model=model, clip=clip)
-    assert len(again.chain) == (2 if format == "hyperbooth" else 1)
+    assert len(again.adapters) == (2 if format == "hyperbooth" else 1)
     assert_same_changes(expected, changes(*apply(node, model, clip, again)))
     (plain,) = node("ToLoRA", adapter=chain, model=model)
     with torch.inference_mode():
@@ -545,8 +545,8 @@ def test_only_adapters_of_one_architecture_are_combined(node: Any) -> None:
         node("Combine", first=one, second=wide)
     (chain,) = node("Combine", first=one, second=factors([where], trigger="sks"))
     (longer,) = node("Combine", first=chain, second=factors([where], base="SD15", trigger="sks, dog", steps=3))
-    assert len(longer.chain) == 3
-    assert longer.facts == {
+    assert len(longer.adapters) == 3
+    assert longer.metadata == {
         "base": "SD15", "trigger": "sks, dog", "prompts": [],
         "parts": [{"base": "SD15"}, {"trigger": "sks"}, {"base": "SD15", "trigger": "sks, dog", "steps": 3}],
     }  # fmt: skip
@@ -618,14 +618,14 @@ def test_full_differences_alone_and_after_a_lora_open_in_the_stock_loader(
     model, clip = families("SDXL")
     targets = targets_of(model, clip)[:8]
     generator = torch.Generator().manual_seed(5)
-    link = Link.create("full", targets[3:], FullConfig(), generator)
-    for adapter in link.adapters.values():
+    link = Adapter.create("full", targets[3:], FullConfig(), generator)
+    for adapter in link.layers.values():
         adapter.diff.data.normal_(generator=generator)
-    full, lora = AdapterSet((link,), {"base": "SDXL"}), factors(targets[:5])
+    full, lora = AdapterStack((link,), {"base": "SDXL"}), factors(targets[:5])
     (chain,) = node("Combine", first=lora, second=full)
     for adapter in (full, chain):
         ours = changes(*apply(node, model, clip, adapter))
-        expected = {name: sum(link.adapters[name].delta().detach() for link in adapter.chain if name in link.adapters)
+        expected = {name: sum(link.layers[name].delta().detach() for link in adapter.adapters if name in link.layers)
                     for name in adapter.targets()}  # fmt: skip
         shapes = {name: target.shape for name, target in adapter.targets().items()}
         assert_same_changes({f"{name}.weight": d.reshape(shapes[name]) for name, d in expected.items()}, ours)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from helpers.training import output, quick_sd15, relative, same, small_vision
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import select_targets
 from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
-from hyperbooth.models.hypernetwork.predictor import Made, Predictor
+from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor
 from hyperbooth.models.metadata.base_fingerprint import sample_of
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
 from hyperbooth.nodes.bridge.folders import network_files
@@ -31,12 +31,12 @@ def predictor(loaded: Any) -> Predictor:
     """Of random weights, large enough to be seen."""
     targets = select_targets(layer_shapes(trainable_layers(loaded[0])), "attention")
     draw, vision = torch.Generator().manual_seed(0), small_vision()
-    layout = Layout.of(Link.create("lidb", targets, LiDBConfig(), draw))
+    layout = ParameterLayout.of(Adapter.create("lidb", targets, LiDBConfig(), draw))
     network = HyperNetwork.create(HyperNetworkConfig(32, heads=2, directions=2), layout, 32, draw)
     network.standardise(0.05 * torch.randn(layout.numbers, generator=draw), torch.full((layout.numbers,), 0.1))
     with torch.no_grad():
         network.heads.mul_(200)
-    base = Made("SD15", sample_of([target.name for target in targets], base_weights(loaded[0])))
+    base = BaseModelRef("SD15", sample_of([target.name for target in targets], base_weights(loaded[0])))
     return Predictor(network, encoder_of(vision), base, "a [V] face", {"steps": 1, "people": 2})
 
 
@@ -83,7 +83,7 @@ def test_saved_and_loaded_it_predicts_the_same(
     (again,) = node("LoadHyperNetwork", hypernetwork_name=Path(path).name)
     inputs = {"clip_vision": small_vision(), "image": pictures(count=2)}
     (first,), (second,) = (node("Predict", hypernetwork=one, **inputs) for one in (predictor, again))
-    assert same(first, second) and first.facts == second.facts
+    assert same(first, second) and first.metadata == second.metadata
     with pytest.raises(ValueError, match=r"hypernetwork_name 'gone\.safetensors' is in none of"):
         node("LoadHyperNetwork", hypernetwork_name="gone.safetensors")
 

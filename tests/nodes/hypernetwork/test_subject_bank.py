@@ -12,20 +12,20 @@ import pytest
 import torch
 from helpers.training import interrupted_at, lora, noise, output, relative, untouched
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.adapters.save_load import Load
-from hyperbooth.nodes.bridge.subject_banks import KIND, bank_names, new_bank_path, workshop
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.subject_banks import KIND, bank_builder, bank_names, new_bank_path
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.nodes.data.image_folder import ImagesFromFolder
 from hyperbooth.nodes.hypernetwork.predict import LoadHyperNetwork
 from hyperbooth.nodes.hypernetwork.subject_bank import BuildBank, LoadBank
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
-from hyperbooth.trainers.engine.distributed import Ranks
+from hyperbooth.trainers.engine.distributed import ProcessGroup
 from hyperbooth.trainers.engine.rng import generator_for
 from hyperbooth.trainers.subject_bank.build import build_bank
-from hyperbooth.trainers.subject_bank.config import Recipe
+from hyperbooth.trainers.subject_bank.config import BankConfig
 from hyperbooth.trainers.subject_bank.trainer import BankTrainer
 from PIL import Image
 from safetensors.torch import load_file
@@ -109,7 +109,7 @@ def test_pictures_are_trained_on_the_texts_beside_them(node: Any, quick: Any, pe
     assert "captions: 1 of 5 pictures have one; the others are trained on that prompt" in report
     assert [plain.prompt_of(1, picture) for picture in range(3)] == [PROMPT] * 3
     assert [told.prompt_of(1, picture) for picture in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
-    assert told.adapter(1).facts["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
+    assert told.adapter(1).metadata["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
     assert close(told.theta([0, 2]), plain.theta([0, 2])) and relative(told.theta([1]), plain.theta([1])) > 1e-3
     with pytest.raises(ValueError, match="built otherwise: captions True there, no captions now"):
         build(node, quick, bank_name="told")
@@ -354,10 +354,10 @@ def test_all_start_from_the_same_numbers(node: Any, quick: Any, people: Path) ->
     still, _ = build(node, quick, method=lidb(learning_rate=0.0, text_encoder_lr=0.0), bank_name="still")
     assert (still.theta() == still.theta([0])).all()
     learnt, _ = build(node, quick, bank_name="learnt")
-    mean = AdapterSet((learnt.layout.link(learnt.theta().mean(0)),))
+    mean = AdapterStack((learnt.layout.link(learnt.theta().mean(0)),))
     on, _ = build(node, quick, start_from=mean, bank_name="on", method=lidb(learning_rate=0.0, text_encoder_lr=0.0))
     assert on.theta([1])[0].equal(learnt.theta().mean(0))
-    other = AdapterSet((learnt.layout.link(learnt.theta()[0]),) * 2)
+    other = AdapterStack((learnt.layout.link(learnt.theta()[0]),) * 2)
     with pytest.raises(ValueError, match=r"start_from is lidb .*, lidb .*; a bank's subjects start from one LiDB"):
         build(node, quick, start_from=other, bank_name="no")
     with pytest.raises(ValueError, match=r"start_from: the adapter is lidb .*expected lidb"):
@@ -366,9 +366,9 @@ def test_all_start_from_the_same_numbers(node: Any, quick: Any, people: Path) ->
 
 def test_with_a_shared_input_the_other_factor_stays(node: Any, quick: Any, people: Path) -> None:
     bank, _ = build(node, quick, shared_input=True)
-    start = Link.create("lidb", list(bank.layout.targets.values()), lidb().config, generator_for(0, 100))
+    start = Adapter.create("lidb", list(bank.layout.targets.values()), lidb().config, generator_for(0, 100))
     for name, parts in bank.layout.parts(bank.theta()).items():
-        assert (parts["b_train"] == start.adapters[name].b_train.detach()).all()
+        assert (parts["b_train"] == start.layers[name].b_train.detach()).all()
         assert parts["a_train"].flatten(1).norm(dim=1).min() > 0
 
 
@@ -389,10 +389,12 @@ def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
     model, clip, _ = quick
     patched = node("Apply", model=model, adapter=bank.adapter(0), strength_model=1.0, clip=clip, strength_clip=1.0)
     layers = bank.adapter(0).targets()
-    with workbench(model, FAST, pictures_of(bank, 0), 1, clip) as bench:
-        stack = AdapterSet((bank.layout.link(bank.theta([0])),))
-        with stack.attached(bench.layers, bench.borrow, bench.written_over), torch.no_grad():
-            attached = bench.denoiser(noise(), torch.tensor([5.0]), bench.condition_each(pictures_of(bank, 0).examples))
+    with training_session(model, FAST, pictures_of(bank, 0), 1, clip) as session:
+        stack = AdapterStack((bank.layout.link(bank.theta([0])),))
+        with stack.injected(session.layers, session.access_weight, session.modified_in_place), torch.no_grad():
+            attached = session.denoiser(
+                noise(), torch.tensor([5.0]), session.condition_per_subject(pictures_of(bank, 0).examples)
+            )
     assert relative(attached, output(*patched, PROMPT)) < 1e-3 and len(layers) > 30
     assert relative(output(model, clip, PROMPT), output(*patched, PROMPT)) > 1e-3
     (path,) = node("Save", adapter=bank.adapter(0), filename_prefix="loras/alice", format="kohya", precision="float32",
@@ -413,11 +415,11 @@ def test_processes_that_share_the_batches_build_the_same_bank(
     """Each takes every third batch; the last one has none."""
     write_people(people, {"dora": 1})
     whole, _ = build(node, quick, subjects_per_batch=2, bank_name="whole")
-    recipe, folder = Recipe(lidb(), PROMPT, 3, 0, 64, FAST), output_folder / "hyperbooth_banks" / "shared"
+    recipe, folder = BankConfig(lidb(), PROMPT, 3, 0, 64, FAST), output_folder / "hyperbooth_banks" / "shared"
     for rank in (2, 1, 0):
         with torch.inference_mode():
-            shop = workshop(*quick, FAST, text_encoder=False)
-            bank, _ = build_bank(recipe, people, folder, 2, shop, lambda *_: None, Ranks(rank, 3))
+            shop = bank_builder(*quick, FAST, text_encoder=False)
+            bank, _ = build_bank(recipe, people, folder, 2, shop, lambda *_: None, ProcessGroup(rank, 3))
         assert len(bank) == {2: 0, 1: 2, 0: 4}[rank]
     assert bank.names == whole.names and bank.theta().equal(whole.theta())
     assert [entry.fit for entry in bank.entries] == [entry.fit for entry in whole.entries]
@@ -429,9 +431,9 @@ def example(seed: int, value: float = 1.0) -> Subject:
 
 
 @pytest.fixture
-def bench(quick: Any) -> Iterator[Any]:
+def session(quick: Any) -> Iterator[Any]:
     model, clip, _ = quick
-    with workbench(model, FAST, pictures(example(0)), 4, clip) as opened:
+    with training_session(model, FAST, pictures(example(0)), 4, clip) as opened:
         yield opened
 
 
@@ -440,29 +442,29 @@ def pictures(subject: Subject) -> Subject:
     return Subject(tuple(replace(e, cond=[[torch.zeros(1, 77, 768), {}]]) for e in subject.examples))
 
 
-def trainer(bench: Any, together: int, **settings: Any) -> BankTrainer:
-    recipe = Recipe(lidb(text_encoder=True), PROMPT, 2, 0, 64, FAST, **settings)
-    return BankTrainer(recipe, recipe.start(bench.shapes), together)
+def trainer(session: Any, together: int, **settings: Any) -> BankTrainer:
+    recipe = BankConfig(lidb(text_encoder=True), PROMPT, 2, 0, 64, FAST, **settings)
+    return BankTrainer(recipe, recipe.start(session.shapes), together)
 
 
 def unseen(_: int) -> Any:
     return lambda history: None
 
 
-def test_one_that_cannot_be_learnt_spoils_no_other(bench: Any) -> None:
+def test_one_that_cannot_be_learnt_spoils_no_other(session: Any) -> None:
     """A picture of no numbers: the batch is halved until it stands alone."""
     subjects = [example(0), example(1), example(2, torch.nan)]
-    first, second, third = trainer(bench, 3)(bench, subjects, unseen)
+    first, second, third = trainer(session, 3)(session, subjects, unseen)
     assert "the loss" in third and "nan" in third
-    alone = trainer(bench, 1)(bench, subjects[:2], unseen)
+    alone = trainer(session, 1)(session, subjects[:2], unseen)
     for one, beside in zip(alone, (first, second), strict=True):
         assert close(one.theta, beside.theta)
 
 
-def test_a_batch_that_does_not_fit_is_split(bench: Any, caplog: Any) -> None:
+def test_a_batch_that_does_not_fit_is_split(session: Any, caplog: Any) -> None:
     """The second half of a batch of three meets the end of memory once; what comes of it is the same."""
-    subjects, whole = [example(i) for i in range(3)], trainer(bench, 3)
-    expected = whole(bench, subjects, unseen)
+    subjects, whole = [example(i) for i in range(3)], trainer(session, 3)
+    expected = whole(session, subjects, unseen)
     assert "batch 3, checkpointing off" in whole.lines[0]
 
     def short(together: int) -> Any:
@@ -470,8 +472,8 @@ def test_a_batch_that_does_not_fit_is_split(bench: Any, caplog: Any) -> None:
             raise torch.OutOfMemoryError("no room")
         return unseen(together)
 
-    tight = trainer(bench, 3)
-    found = tight(bench, subjects, short)
+    tight = trainer(session, 3)
+    found = tight(session, subjects, short)
     assert tight.plan.pieces == 2 and not tight.plan.checkpointing and "out of memory" in caplog.text
     assert all(close(one.theta, other.theta) for one, other in zip(found, expected, strict=True))
 
@@ -479,4 +481,4 @@ def test_a_batch_that_does_not_fit_is_split(bench: Any, caplog: Any) -> None:
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(torch.OutOfMemoryError, match="fewer subjects_per_batch"):
-        trainer(bench, 2)(bench, subjects, never)
+        trainer(session, 2)(session, subjects, never)

@@ -15,21 +15,21 @@ from helpers.banks import PROMPT, pictures_of, theta_of, write_bank
 from helpers.training import interrupted_at, quick_sd15, relative, small_vision, untouched
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.hypernetwork.checkpoint import load_predictor, save_predictor
-from hyperbooth.models.hypernetwork.delta_distance import Splitter, product_distance
+from hyperbooth.models.hypernetwork.delta_distance import LayerDeltas, delta_distance
 from hyperbooth.models.hypernetwork.network import HyperNetwork
-from hyperbooth.models.hypernetwork.predictor import Made, Predictor, is_predicted
+from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor, is_predicted
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
 from hyperbooth.nodes.hypernetwork.train import run_of, train
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.engine import checkpoints
-from hyperbooth.trainers.engine.distributed import Ranks
+from hyperbooth.trainers.engine.distributed import ProcessGroup
 from hyperbooth.trainers.engine.state import History
-from hyperbooth.trainers.hypernetwork.evaluation import Controls
-from hyperbooth.trainers.hypernetwork.feature_cache import Features
-from hyperbooth.trainers.hypernetwork.loss import People
-from hyperbooth.trainers.hypernetwork.trainer import Job
-from hyperbooth.trainers.reporting.live_view import Watch
+from hyperbooth.trainers.hypernetwork.evaluation import Evaluator
+from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
+from hyperbooth.trainers.hypernetwork.loss import SubjectBatches
+from hyperbooth.trainers.hypernetwork.trainer import HyperNetworkTrainer
+from hyperbooth.trainers.reporting.live_view import LiveView
 from PIL import Image
 from torch import Tensor
 
@@ -64,10 +64,10 @@ def trained(node: Any, loaded: Any, bank: Bank, **inputs: Any) -> tuple[Predicto
 
 def relative_error(network: HyperNetwork, predicted: Tensor, fitted: Tensor) -> float:
     """Of predicted changes, as a share of what predicting the mean costs."""
-    split = Splitter(network.layout)
+    split = LayerDeltas(network.layout)
     mean = split(network.mean.expand_as(fitted))
-    far = product_distance(mean, split(fitted)).sum()
-    return (product_distance(split(predicted), split(fitted)).sum() / far).item()
+    far = delta_distance(mean, split(fitted)).sum()
+    return (delta_distance(split(predicted), split(fitted)).sum() / far).item()
 
 
 def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
@@ -75,7 +75,7 @@ def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
     for person in people:
         image = pictures_of(person).float() / 255
         (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image)
-        rows.append(hypernetwork.network.layout.pack(adapter.chain[0]))
+        rows.append(hypernetwork.network.layout.pack(adapter.adapters[0]))
     return torch.stack(rows)
 
 
@@ -88,8 +88,8 @@ def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: A
     own = predicted(node, hypernetwork, new)
     assert relative_error(hypernetwork.network, own, fitted) < 0.4
     assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
-    assert hypernetwork.facts["people"] == 36 and hypernetwork.facts["people_held_out"] == 4
-    assert hypernetwork.facts["explained"] > 0.6 and hypernetwork.facts["explained_wrong"] < 0
+    assert hypernetwork.metadata["people"] == 36 and hypernetwork.metadata["people_held_out"] == 4
+    assert hypernetwork.metadata["explained"] > 0.6 and hypernetwork.metadata["explained_wrong"] < 0
     for said in ("60 steps of 8 on 36 people", "at step 0: loss on people held out: base", "at step 60: ", "mean",
                  "wrong", "own", "fitted", "a linear guess from their pictures foretells"):  # fmt: skip
         assert said in report
@@ -159,7 +159,7 @@ def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> 
         hypernetwork, loss_map, report = trained(
             node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
         )
-    assert len(loss_map["loss"]) == 4 and hypernetwork.facts["loss_own"] > 0 and "at step 4: " in report
+    assert len(loss_map["loss"]) == 4 and hypernetwork.metadata["loss_own"] > 0 and "at step 4: " in report
     assert "foretold (" not in report, "of weights, which were no aim"
 
 
@@ -203,7 +203,7 @@ def test_each_picture_is_denoised_under_its_own_caption(
             found[name] = of._of_pictures(theta.clone().requires_grad_(), pictures, draw.manual_seed(3)).item()
         raise InterruptedError
 
-    monkeypatch.setattr(Job, "fit", look_at)
+    monkeypatch.setattr(HyperNetworkTrainer, "fit", look_at)
     bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=3, captions=True)
     with pytest.raises(InterruptedError):
         trained(node, loaded, bank, denoising_loss=1.0)
@@ -215,7 +215,7 @@ def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
     node: Any, loaded: Any, tmp_path: Path, inputs: int, shown: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, target, looked = set(), set(), set()
-    batch, at = People.batch, Features.__call__
+    batch, at = SubjectBatches.batch, FeatureCache.__call__
 
     def noted(*given: Any) -> Any:
         made = batch(*given)
@@ -224,11 +224,11 @@ def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
         target.update(picture for _, picture in made[1])
         return made
 
-    monkeypatch.setattr(People, "batch", noted)
-    monkeypatch.setattr(Features, "__call__", lambda self, of: (looked.update(p for _, p in of), at(self, of))[1])
+    monkeypatch.setattr(SubjectBatches, "batch", noted)
+    monkeypatch.setattr(FeatureCache, "__call__", lambda self, of: (looked.update(p for _, p in of), at(self, of))[1])
     bank = write_bank(tmp_path / "bank", loaded, range(8), pictures=3)
     hypernetwork, _, _ = trained(node, loaded, bank, steps=12, input_pictures=inputs)
-    assert seen == looked == shown and hypernetwork.facts["input_pictures"] == inputs
+    assert seen == looked == shown and hypernetwork.metadata["input_pictures"] == inputs
     assert target == ({1, 2} if inputs == 1 else {0, 1, 2})
     run = run_of(bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None, inputs)
     assert run.looked_at(5) == ((5, max(shown)), (5, 0 if shown == {0, 1, 2} else 2))
@@ -275,9 +275,9 @@ def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
         "FastFinetune", model=model, subject=subject, adapter=adapter, rank=2, steps=2, learning_rate=1e-3, seed=0,
         clip=clip, options=QUIET,
     )  # fmt: skip
-    assert [link.family for link in tuned.chain] == ["lidb", "lora"] and len(losses["loss"]) == 2
-    assert tuned.chain[0].targets.keys() == tuned.chain[1].targets.keys() == bank.layout.targets.keys()
-    assert tuned.facts["prompts"] == ["a photo of sks face"] and is_predicted(tuned.facts)
+    assert [link.family for link in tuned.adapters] == ["lidb", "lora"] and len(losses["loss"]) == 2
+    assert tuned.adapters[0].targets.keys() == tuned.adapters[1].targets.keys() == bank.layout.targets.keys()
+    assert tuned.metadata["prompts"] == ["a photo of sks face"] and is_predicted(tuned.metadata)
 
 
 def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_cancelled(
@@ -318,31 +318,31 @@ def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank:
 def test_a_best_look_on_the_way_is_taken(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, real, found = TrainingOptions(preview_every=0, validation=1), Controls.look, []
+    options, real, found = TrainingOptions(preview_every=0, validation=1), Evaluator.look, []
     for steps in (1, 3):
         order = itertools.count()
         monkeypatch.setattr(
-            Controls, "look", lambda it, order=order: replace(real(it), explained=0.9 if next(order) == 1 else 0.1)
+            Evaluator, "look", lambda it, order=order: replace(real(it), explained=0.9 if next(order) == 1 else 0.1)
         )
         inputs = {"steps": steps, "options": options, "resume": "start over"}
         found.append(trained(node, loaded, small_bank, **inputs)[0])
     one, three = found
-    assert (one.facts["taken_at_step"], three.facts["taken_at_step"], three.facts["steps"]) == (1, 1, 3)
+    assert (one.metadata["taken_at_step"], three.metadata["taken_at_step"], three.metadata["steps"]) == (1, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), three.network.parameters(), strict=True))
 
 
 def looks_that_say(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> dict[int, Tensor]:
     """Step -> what its look says the network explains of people held out; gives the networks' heads at each look."""
-    real, heads = Job._look, {}
+    real, heads = HyperNetworkTrainer._look, {}
 
-    def look(job: Job, step: int) -> Any:
+    def look(job: HyperNetworkTrainer, step: int) -> Any:
         found = real(job, step)
         with job.state.result():
             heads.setdefault(step, job.network.heads.detach().clone())
         job.looks[step] = replace(found, explained=explained.get(step, 0.9))
         return job.looks[step]
 
-    patch.setattr(Job, "_look", look)
+    patch.setattr(HyperNetworkTrainer, "_look", look)
     return heads
 
 
@@ -362,11 +362,11 @@ def test_the_best_look_is_taken_although_the_disk_is_full(
     monkeypatch.setattr(checkpoints, "write_tensors", write)
     options = TrainingOptions(preview_every=0, validation=1, checkpoint_every=0)
     found, _, report = trained(node, loaded, small_bank, steps=6, batch_size=2, options=options)
-    assert found.facts["taken_at_step"] == 4 and torch.equal(found.network.heads, heads[4])
+    assert found.metadata["taken_at_step"] == 4 and torch.equal(found.network.heads, heads[4])
     assert "is that of step 4, the best on people held out" in report and "No space left on device" in report
 
 
-class StoppedAtFour(Watch):
+class StoppedAtFour(LiveView):
     """By ComfyUI's cancel, between two looks."""
 
     def __call__(self, history: History) -> None:
@@ -390,7 +390,7 @@ def test_a_resumed_run_goes_by_the_looks_of_the_whole_one(
     if lost:
         next((output_folder / "hyperbooth_states").glob("*.good.safetensors")).unlink()
     again, _, report = trained(node, loaded, small_bank, **inputs)
-    assert "taken up at step 4" in report and whole.facts["taken_at_step"] == 3
+    assert "taken up at step 4" in report and whole.metadata["taken_at_step"] == 3
     if lost:
         assert "is that of step 6; that of step 3, the best on people held out, is not on the disk any more" in report
     assert torch.equal(again.network.heads, heads[6] if lost else whole.network.heads)
@@ -405,7 +405,7 @@ def test_a_shorter_run_leaves_the_longer_ones_best(
     trained(node, loaded, small_bank, steps=4, **inputs)
     short = trained(node, loaded, small_bank, steps=2, **inputs)[0]
     again, _, report = trained(node, loaded, small_bank, steps=4, **inputs)
-    assert short.facts["taken_at_step"] == 1 and torch.equal(short.network.heads, heads[1])
+    assert short.metadata["taken_at_step"] == 1 and torch.equal(short.network.heads, heads[1])
     assert "taken up at step 4" in report and "is that of step 3, the best" in report
     assert torch.equal(again.network.heads, heads[3])
 
@@ -416,8 +416,10 @@ def test_who_was_held_out_is_held_out_again(node: Any, loaded: Any, tmp_path: Pa
     first, _, _ = trained(node, loaded, bank)
     again, _, report = trained(node, loaded, bank, start_from=first, seed=1)
     other, _, _ = trained(node, loaded, bank, seed=1)
-    assert len(first.facts["held_out"]) == 2
-    assert sorted(first.facts["held_out"]) == sorted(again.facts["held_out"]) != sorted(other.facts["held_out"])
+    assert len(first.metadata["held_out"]) == 2
+    assert (
+        sorted(first.metadata["held_out"]) == sorted(again.metadata["held_out"]) != sorted(other.metadata["held_out"])
+    )
     assert "may look too good" not in report
     strangers = write_bank(tmp_path / "strangers", loaded, range(100, 112), per_shard=8)
     assert "may look too good" in trained(node, loaded, strangers, start_from=first)[2]
@@ -439,7 +441,7 @@ def test_features_are_made_once_and_for_new_people_only(node: Any, loaded: Any, 
 def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: Any, small_bank: Bank) -> None:
     first, _, _ = trained(node, loaded, small_bank, steps=2)
     still, _, report = trained(node, loaded, small_bank, steps=1, learning_rate=0.0, start_from=first, weight_loss=0.5)
-    assert torch.equal(first.network.heads, still.network.heads) and still.facts["steps"] == 3
+    assert torch.equal(first.network.heads, still.network.heads) and still.metadata["steps"] == 3
     assert "start: a hypernetwork of 2 steps" in report
     one, other = (run_of(small_bank, 1, 0.0, 5, 2, 1.0, 0.0, 0, QUIET, width, first) for width in (32, 64))
     assert one == other and other.config.width == 32, "start_from has a width"
@@ -462,7 +464,7 @@ def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_
     other = replace(small_bank, manifest=replace(manifest, base={**manifest.base, "prediction": "v"}))
     with pytest.raises(ValueError, match="model predicts eps, the bank was built on one that predicts v"):
         trained(node, loaded, other)
-    foreign = replace(first, base=Made("SDXL", first.base.record))
+    foreign = replace(first, base=BaseModelRef("SDXL", first.base.record))
     with pytest.raises(ValueError, match="bank is SD15; the hypernetwork in start_from was made with SDXL"):
         trained(node, loaded, small_bank, start_from=foreign)
     shared = write_bank(tmp_path / "shared", loaded, range(12), shared_input=True)
@@ -477,7 +479,7 @@ def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_
 
 
 @dataclass(frozen=True)
-class Apart(Ranks):
+class Apart(ProcessGroup):
     """One of many processes, of which another has said ``other`` of its run and of its state."""
 
     other: Any = None

@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers.training import QUIET, train
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.nodes.bridge.model.layers import adaptable_layers, layer_shapes
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method
 from hyperbooth.trainers.dreambooth.config import targets_of
 from hyperbooth.trainers.dreambooth.initial_adapter import weights_of
@@ -48,8 +48,8 @@ def default(node: Any, name: str) -> Method:
     return method
 
 
-def link(method: Method, shapes: dict[str, tuple[int, ...]]) -> Link:
-    return Link.create(method.family, targets_of(method, shapes), method.config, torch.Generator())
+def link(method: Method, shapes: dict[str, tuple[int, ...]]) -> Adapter:
+    return Adapter.create(method.family, targets_of(method, shapes), method.config, torch.Generator())
 
 
 def test_lidb_is_the_papers_thirty_thousand_on_sd15(node: Any, sd15: dict[str, tuple[int, ...]]) -> None:
@@ -100,9 +100,9 @@ def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: 
     """At a rate of nothing the adapter stays at its start."""
     method = Method("para", PaRaConfig(4, "smallest singular"), learning_rate=0.0)
     adapter, _, _ = train(node, loaded, subject, method, 1)
-    with workbench(loaded[0], QUIET, subject, 1) as bench:
-        for name, part in adapter.chain[0].adapters.items():
-            weight = bench.layers[name].weight.detach().double()
+    with training_session(loaded[0], QUIET, subject, 1) as session:
+        for name, part in adapter.adapters[0].layers.items():
+            weight = session.layers[name].weight.detach().double()
             basis = part.basis.detach().double()
             least = torch.linalg.svdvals(weight)[-4:].norm() if weight.shape[0] <= weight.shape[1] else 0.0
             assert (basis.T @ weight).norm() <= 1.02 * least + 1e-5 * weight.norm(), name
@@ -110,12 +110,15 @@ def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: 
 
 def test_weights_come_one_layer_at_a_time_as_float32_matrices(loaded: Any, subject: Any) -> None:
     signs: list[int] = []
-    with workbench(loaded[0], QUIET, subject, 1) as bench:
-        weight_of = weights_of(bench, lambda: signs.append(1))
-        kernel = next(name for name, shape in bench.shapes.items() if shape[2:] == (3, 3))
+    with training_session(loaded[0], QUIET, subject, 1) as session:
+        weight_of = weights_of(session, lambda: signs.append(1))
+        kernel = next(name for name, shape in session.shapes.items() if shape[2:] == (3, 3))
         weight = weight_of(kernel)
-        assert weight.dtype == torch.float32 and weight.shape == (bench.shapes[kernel][0], bench.shapes[kernel][1] * 9)
-        assert torch.equal(weight, bench.layers[kernel].weight.float().flatten(1))
+        assert weight.dtype == torch.float32 and weight.shape == (
+            session.shapes[kernel][0],
+            session.shapes[kernel][1] * 9,
+        )
+        assert torch.equal(weight, session.layers[kernel].weight.float().flatten(1))
     assert signs == [1]
 
 
@@ -129,7 +132,7 @@ def test_a_resumed_run_does_not_work_the_start_out_again(
     monkeypatch.setattr(para, "smallest_left", lambda *given: asked.append(1) or real(*given))
     method = Method("para", PaRaConfig(2, "smallest singular"), "cross attention", 1e-3)
     straight, _, _ = train(node, loaded, subject, method, 4, resume="start over")
-    layers = len(straight.chain[0].adapters)
+    layers = len(straight.adapters[0].layers)
     assert len(asked) == layers
     train(node, loaded, subject, method, 2, resume="start over")
     again, _, report = train(node, loaded, subject, method, 4)

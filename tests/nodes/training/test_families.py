@@ -17,18 +17,18 @@ from helpers.reference import l_simple_eps, l_simple_flow, l_simple_v
 from helpers.training import QUIET, lora, relative, train, untouched
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.adapters.per_sample import stacked
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import TEXT_PREFIX, select_targets
-from hyperbooth.models.backbone.gradient_checkpointing import checkpointed
+from hyperbooth.models.backbone.gradient_checkpointing import gradient_checkpointing
 from hyperbooth.models.files.adapter_file import save_adapter
 from hyperbooth.nodes.bridge.images.sampling import sample_latents
 from hyperbooth.nodes.bridge.model.layers import architecture
-from hyperbooth.nodes.bridge.model.unused_text_layers import unread_layers
-from hyperbooth.nodes.bridge.text.conditioning import Conditions
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.model.unused_text_layers import unused_text_layers
+from hyperbooth.nodes.bridge.text.conditioning import PromptEncoder
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
-from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
@@ -56,7 +56,7 @@ class Loaded:
         with torch.inference_mode():
             cond = encoded(clip or self.clip) if self.clip else example.cond
             comfy.model_management.load_models_gpu([model])
-            arguments = Conditions(model.model, model.load_device).arguments(cond, example.size)
+            arguments = PromptEncoder(model.model, model.load_device).arguments(cond, example.size)
             return model.model.apply_model(noise(example.size), level(model), **arguments).clone()
 
 
@@ -113,9 +113,9 @@ def from_pictures(clip: Any, vae: Any, node: Any) -> Subject:
 
 def test_is_recognised(family: Loaded) -> None:
     assert architecture(family.model) == FAMILIES[family.name].architecture
-    with workbench(family.model, QUIET, family.subject, 1) as bench:
-        assert bench.facts["prediction"] == EXPECTED[family.name]
-        assert bench.denoiser.sigmas.diff().min() > 0
+    with training_session(family.model, QUIET, family.subject, 1) as session:
+        assert session.metadata["prediction"] == EXPECTED[family.name]
+        assert session.denoiser.sigmas.diff().min() > 0
 
 
 def test_a_text_layer_is_called_unread_if_the_picture_does_not_change_with_it(family: Loaded) -> None:
@@ -123,7 +123,7 @@ def test_a_text_layer_is_called_unread_if_the_picture_does_not_change_with_it(fa
         pytest.skip("comes without a text encoder")
     encoder = family.clip.cond_stage_model
     projections = [name for name, _ in encoder.named_modules() if name.endswith("text_projection")]
-    before, unread = family.output(family.model), unread_layers(family.clip)
+    before, unread = family.output(family.model), unused_text_layers(family.clip)
     assert unread <= set(projections)
     for name in projections:
         weight = encoder.get_submodule(name).weight
@@ -144,7 +144,7 @@ def test_learns_and_leaves_the_model_alone(family: Loaded, node: Any, targets: s
         adapter, loss_map, _ = train(node, (family.model,), alone, method, 24, batch_size=2)
     losses = loss_map["loss"]
     assert sum(losses[-8:]) < 0.95 * sum(losses[:8])
-    assert adapter.facts["base"] == FAMILIES[family.name].architecture
+    assert adapter.metadata["base"] == FAMILIES[family.name].architecture
 
 
 EVERYWHERE = [
@@ -160,12 +160,12 @@ def test_every_layer_learns(family: Loaded, node: Any, method: Method) -> None:
     with untouched(family.model):
         adapter, loss_map, _ = train(node, (family.model,), family.subject, method, 3)
         assert len(loss_map["loss"]) == 3
-        ends = adapter.chain[0].parameters()
+        ends = adapter.adapters[0].parameters()
         if method.family == "full":  # which starts at zero, see tests/models/test_adapters.py
             assert all(parameter.any() for parameter in ends)
             return
         start, _, _ = train(node, (family.model,), family.subject, replace(method, learning_rate=0.0), 1)
-    assert all(not torch.equal(a, b) for a, b in zip(ends, start.chain[0].parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(ends, start.adapters[0].parameters(), strict=True))
 
 
 @pytest.mark.parametrize("method", EVERYWHERE[1:], ids=lambda method: method.family)
@@ -173,15 +173,15 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Loaded, method: M
     """One forward of the whole network, each sample with an adapter of its own; and the gradients."""
     if family.name == "pixart":
         pytest.skip("PixArt puts the texts of a batch into one row; see the test below")
-    with workbench(family.model, QUIET, family.subject, 1) as bench:
-        targets = select_targets(bench.shapes, method.targets)
+    with training_session(family.model, QUIET, family.subject, 1) as session:
+        targets = select_targets(session.shapes, method.targets)
         links = [alone(method, targets, seed) for seed in (0, 1)]
         example = family.subject.examples[0]
         x = torch.cat([noise(example.size), 0.5 * noise(example.size)])
         sigma = level(family.model)
-        together, alike = estimates(bench, stacked(links), x, sigma.expand(2), [example, example])
+        together, alike = estimates(session, stacked(links), x, sigma.expand(2), [example, example])
         for i, link in enumerate(links):
-            single, gradients = estimates(bench, link, x[i : i + 1], sigma, [example])
+            single, gradients = estimates(session, link, x[i : i + 1], sigma, [example])
             assert relative(together[i : i + 1], single) < 1e-4
             for (name, one), stack in zip(gradients.items(), alike.values(), strict=True):
                 assert relative(stack[i], one) < 2e-2 or one.norm() < 1e-9, name
@@ -195,17 +195,17 @@ def test_prompts_in_one_batch_equal_one_after_another(family: Loaded) -> None:
     """One prompt through several subjects' adapters on the text encoders; and the gradients."""
     if family.clip is None:
         pytest.skip("comes without a text encoder")
-    with workbench(family.model, QUIET, family.subject, 1, family.clip) as bench:
-        targets = [t for t in select_targets(bench.shapes, "all linear") if t.name.startswith(TEXT_PREFIX)]
+    with training_session(family.model, QUIET, family.subject, 1, family.clip) as session:
+        targets = [t for t in select_targets(session.shapes, "all linear") if t.name.startswith(TEXT_PREFIX)]
         links = [alone(EVERYWHERE[1], targets, seed) for seed in (0, 1)]
         example = replace(family.subject.examples[0].variant(0), prompt=WEIGHED_AND_LONG)
         both = stacked(links)
-        with AdapterSet((both,)).attached(bench.layers, bench.borrow, bench.written_over):
-            together = bench.condition_each([example, example])
+        with AdapterStack((both,)).injected(session.layers, session.access_weight, session.modified_in_place):
+            together = session.condition_per_subject([example, example])
             squares(together).backward()
         for i, link in enumerate(links):
-            with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
-                single = bench.condition([example])
+            with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
+                single = session.condition([example])
                 squares(single).backward()
             assert single.keys() == together.keys()
             for name, value in single.items():
@@ -223,17 +223,17 @@ def squares(conditions: dict[str, Any]) -> Tensor:
 def test_a_network_that_joins_a_batch_takes_one_subject_at_a_time(family: Loaded) -> None:
     if family.name != "pixart":
         pytest.skip("of those that keep a batch's samples apart")
-    with workbench(family.model, QUIET, family.subject, 1) as bench:
-        links = [alone(EVERYWHERE[1], select_targets(bench.shapes, "all linear"), seed) for seed in (0, 1)]
+    with training_session(family.model, QUIET, family.subject, 1) as session:
+        links = [alone(EVERYWHERE[1], select_targets(session.shapes, "all linear"), seed) for seed in (0, 1)]
         example = family.subject.examples[0]
         with pytest.raises(ValueError, match="a batch of 1 samples for 2 subjects"):
-            estimates(bench, stacked(links), torch.cat([noise(example.size)] * 2), level(family.model).expand(2),
+            estimates(session, stacked(links), torch.cat([noise(example.size)] * 2), level(family.model).expand(2),
                       [example, example])  # fmt: skip
 
 
-def alone(method: Method, targets: Any, seed: int) -> Link:
+def alone(method: Method, targets: Any, seed: int) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
-    link = Link.create(method.family, targets, method.config, generator)
+    link = Adapter.create(method.family, targets, method.config, generator)
     with torch.no_grad():
         for parameter in link.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
@@ -241,15 +241,15 @@ def alone(method: Method, targets: Any, seed: int) -> Link:
 
 
 def estimates(
-    bench: Any, link: Link, x: Tensor, sigma: Tensor, examples: list[Example]
+    session: Any, link: Adapter, x: Tensor, sigma: Tensor, examples: list[Example]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """x0_hat of each sample, and the gradients of its square by parameter."""
-    with AdapterSet((link,)).attached(bench.layers, bench.borrow, bench.written_over):
-        estimate = bench.denoiser(x, sigma, bench.condition(examples))
+    with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
+        estimate = session.denoiser(x, sigma, session.condition(examples))
         estimate.square().sum().backward()
     gradients = {
         f"{layer}.{name}": parameter.grad.clone()
-        for layer, adapter in link.adapters.items()
+        for layer, adapter in link.layers.items()
         for name, parameter in adapter.named_parameters()
         if parameter.grad is not None
     }
@@ -267,13 +267,13 @@ def test_text_encoders_learn(family: Loaded, node: Any) -> None:
     trained = {name.split(".")[1] for name in adapter.targets() if name.startswith("text_encoders.")}
     assert trained == encoders
     moved = [
-        a.up.abs().sum().item() for name, a in adapter.chain[0].adapters.items() if name.startswith("text_encoders.")
+        a.up.abs().sum().item() for name, a in adapter.adapters[0].layers.items() if name.startswith("text_encoders.")
     ]
     assert sum(change > 0 for change in moved) > len(moved) // 2
 
 
 @pytest.fixture(scope="module")
-def taught(family: Loaded, node: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
+def taught(family: Loaded, node: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterStack:
     """A LoRA of the diffusion model, after six steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("taught")))
@@ -282,7 +282,7 @@ def taught(family: Loaded, node: Any, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_apply_is_what_was_trained_and_what_the_stock_loader_gives(
-    family: Loaded, node: Any, taught: AdapterSet, tmp_path: Path, text_encoder: bool
+    family: Loaded, node: Any, taught: AdapterStack, tmp_path: Path, text_encoder: bool
 ) -> None:
     model, clip, adapter = family.model, family.clip, taught
     if text_encoder and clip is None:
@@ -293,7 +293,7 @@ def test_apply_is_what_was_trained_and_what_the_stock_loader_gives(
     ours = node("Apply", model=model, adapter=adapter, strength_model=1.0, clip=clip, strength_clip=1.0)
     changed = family.output(*ours)
     assert relative(changed, family.output(model)) > 1e-4
-    assert relative(changed, attached(family, adapter, clip if text_encoder else None)) < (
+    assert relative(changed, output_injected(family, adapter, clip if text_encoder else None)) < (
         1e-3 if text_encoder else 1e-4
     )
     save_adapter(adapter, tmp_path / "a.safetensors")
@@ -303,19 +303,19 @@ def test_apply_is_what_was_trained_and_what_the_stock_loader_gives(
     assert relative(changed, family.output(*stock)) < 1e-4
 
 
-def attached(family: Loaded, adapter: AdapterSet, clip: Any) -> Tensor:
+def output_injected(family: Loaded, adapter: AdapterStack, clip: Any) -> Tensor:
     """The estimate with the adapter beside the layers, as training sees it."""
     (first, *_) = family.subject.examples
     with (
-        workbench(family.model, QUIET, family.subject, 1, clip) as bench,
-        adapter.attached(bench.layers),
+        training_session(family.model, QUIET, family.subject, 1, clip) as session,
+        adapter.injected(session.layers),
         torch.no_grad(),
     ):
         example = Example(torch.zeros(1, *first.size), first.cond, PROMPT)
-        return bench.denoiser(noise(first.size), level(family.model), bench.condition([example]))
+        return session.denoiser(noise(first.size), level(family.model), session.condition([example]))
 
 
-def test_samples(family: Loaded, node: Any, taught: AdapterSet) -> None:
+def test_samples(family: Loaded, node: Any, taught: AdapterStack) -> None:
     applied, _ = node("Apply", model=family.model, adapter=taught, strength_model=1.0)
     (example, *_) = family.subject.examples
     with torch.inference_mode():
@@ -342,14 +342,14 @@ def test_class_images(family: Loaded, node: Any) -> None:
 
 
 def test_previews_show_a_picture(family: Loaded) -> None:
-    with workbench(family.model, QUIET, family.subject, 1) as bench:
-        picture = bench.picture(noise(family.subject.examples[0].size))
+    with training_session(family.model, QUIET, family.subject, 1) as session:
+        picture = session.picture(noise(family.subject.examples[0].size))
     assert picture is not None and max(picture.size) > 200
 
 
-def link_for(bench: Any, rule: str) -> Link:
+def link_for(session: Any, rule: str) -> Adapter:
     """A LoRA that changes something, on the layers of ``rule``."""
-    link = Link.create("lora", select_targets(bench.shapes, rule), LoRAConfig(2, 2.0), torch.Generator())
+    link = Adapter.create("lora", select_targets(session.shapes, rule), LoRAConfig(2, 2.0), torch.Generator())
     generator = torch.Generator().manual_seed(2)
     for parameter in link.parameters():
         parameter.data.normal_(0, 0.05, generator=generator)
@@ -358,16 +358,19 @@ def link_for(bench: Any, rule: str) -> Link:
 
 def session_gradient(
     family: Loaded, checkpointing: bool = False
-) -> tuple[float, dict[str, Tensor], Link, dict[str, Any]]:
+) -> tuple[float, dict[str, Tensor], Adapter, dict[str, Any]]:
     """Loss, gradients by layer, the adapter, and what went into the network, for batch 0 of two."""
     own = replace(family.subject, class_examples=())
-    with workbench(family.model, QUIET, own, 2) as bench:
-        link, spy = link_for(bench, "all linear"), Spy(bench.denoiser)
-        losses = DreamBooth(spy, bench.condition, bench.to_model, own, QUIET, 2, 0, nullcontext)
-        with AdapterSet((link,)).attached(bench.layers), checkpointed(bench.blocks if checkpointing else ()):
+    with training_session(family.model, QUIET, own, 2) as session:
+        link, spy = link_for(session, "all linear"), Spy(session.denoiser)
+        losses = DreamBoothLoss(spy, session.condition, session.to_model, own, QUIET, 2, 0, nullcontext)
+        with (
+            AdapterStack((link,)).injected(session.layers),
+            gradient_checkpointing(session.blocks if checkpointing else ()),
+        ):
             (loss,) = losses(0)
             loss.backward()
-        gradients = {n: torch.cat([a.up.grad.flatten(), a.down.grad.flatten()]) for n, a in link.adapters.items()}
+        gradients = {n: torch.cat([a.up.grad.flatten(), a.down.grad.flatten()]) for n, a in link.layers.items()}
     return loss.item(), gradients, link, spy.seen
 
 
@@ -411,9 +414,9 @@ def test_checkpointing_changes_only_memory(family: Loaded, gradient: Any) -> Non
         torch.testing.assert_close(recomputed[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
 
 
-def literal_gradient(family: Loaded, link: Link, seen: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
+def literal_gradient(family: Loaded, link: Adapter, seen: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
     network = float64_copy(family.model)
-    factors = {name: changed(network, name, adapter) for name, adapter in link.adapters.items()}
+    factors = {name: changed(network, name, adapter) for name, adapter in link.layers.items()}
     sampling = family.model.get_model_object("model_sampling")
     clean, noise, sigma = seen["clean"], seen["noise"], seen["sigma"]
     spread = sigma.view(-1, *[1] * (clean.ndim - 1))
@@ -475,9 +478,9 @@ def test_texts_of_different_lengths_share_a_batch(family: Loaded) -> None:
     pair = [Example(torch.zeros(1, *size), text) for text in texts]
     x = torch.cat([noise(size), noise(size).flip(-1)])
     sigma = level(family.model).expand(2)
-    with workbench(family.model, QUIET, family.subject, 2) as bench, torch.no_grad():
-        together = bench.denoiser(x, sigma, bench.condition(pair))
-        alone = [bench.denoiser(x[i : i + 1], sigma[:1], bench.condition(pair[i : i + 1])) for i in range(2)]
+    with training_session(family.model, QUIET, family.subject, 2) as session, torch.no_grad():
+        together = session.denoiser(x, sigma, session.condition(pair))
+        alone = [session.denoiser(x[i : i + 1], sigma[:1], session.condition(pair[i : i + 1])) for i in range(2)]
     assert relative(together, torch.cat(alone)) < 1e-4
 
 
@@ -486,7 +489,7 @@ def test_guidance_of_distilled_models(family: Loaded) -> None:
     if family.name not in ("flux", "sd3"):
         pytest.skip("one with the entrance and one without tell enough")
     (example, *_) = family.subject.examples
-    conditions = Conditions(family.model.model, family.model.load_device)
+    conditions = PromptEncoder(family.model.model, family.model.load_device)
     chosen = [[text, {**extra, "guidance": 4.0}] for text, extra in example.cond]
     given = [conditions.arguments(cond, example.size).get("guidance") for cond in (example.cond, chosen)]
     assert given == ([torch.tensor([1.0]), torch.tensor([4.0])] if family.name == "flux" else [None, None])

@@ -12,15 +12,15 @@ import torch
 from helpers.adapters import chain, link, literal
 from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
-from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.adapters.stack import AdapterStack
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.metadata.base_fingerprint import with_base
-from hyperbooth.models.textual_inversion.embeddings import Word
+from hyperbooth.models.textual_inversion.embeddings import LearnedEmbedding
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method, TrainingOptions
-from hyperbooth.trainers.dreambooth.config import Run
-from hyperbooth.trainers.dreambooth.initial_adapter import starting_point
+from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
+from hyperbooth.trainers.dreambooth.initial_adapter import initial_adapter
 
 FAMILIES = [("lidb",), ("para",), ("lidb", "para", "lora")]
 by_families = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)
@@ -32,7 +32,7 @@ def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     return quick
 
 
-def tuned(node: Any, loaded: Any, subject: Any, adapter: AdapterSet, **inputs: Any) -> tuple[Any, Any, str]:
+def tuned(node: Any, loaded: Any, subject: Any, adapter: AdapterStack, **inputs: Any) -> tuple[Any, Any, str]:
     inputs = {
         "rank": 3, "steps": 3, "learning_rate": 1e-3, "seed": 0, "clip": loaded[1], "options": QUIET, **inputs
     }  # fmt: skip
@@ -44,18 +44,18 @@ def test_before_the_first_step_the_output_is_the_given_adapters(
     loaded: Any, subject: Any, families: tuple[str, ...]
 ) -> None:
     given = chain(families, loaded, text=True)
-    run = Run(subject, METHOD, TrainingOptions(), 40, on_top_of=given)
+    run = DreamBoothConfig(subject, METHOD, TrainingOptions(), 40, on_top_of=given)
     estimates = []
-    with workbench(loaded[0], QUIET, subject, 1, loaded[1]) as bench:
-        for adapter in (given, starting_point(run, bench, None)):
-            with adapter.attached(bench.layers, bench.borrow), torch.no_grad():
-                condition = bench.condition(subject.examples[:1])
-                estimates.append(bench.denoiser(noise(), torch.tensor([5.0]), condition))
+    with training_session(loaded[0], QUIET, subject, 1, loaded[1]) as session:
+        for adapter in (given, initial_adapter(run, session, None)):
+            with adapter.injected(session.layers, session.access_weight), torch.no_grad():
+                condition = session.condition(subject.examples[:1])
+                estimates.append(session.denoiser(noise(), torch.tensor([5.0]), condition))
     assert torch.equal(*estimates)
-    assert len(adapter.chain) == len(families) + 1
-    assert adapter.chain[-1].targets.keys() <= given.targets().keys()
-    assert all(parameter.requires_grad for parameter in adapter.chain[-1].parameters())
-    assert not any(parameter.requires_grad for before in adapter.chain[:-1] for parameter in before.parameters())
+    assert len(adapter.adapters) == len(families) + 1
+    assert adapter.adapters[-1].targets.keys() <= given.targets().keys()
+    assert all(parameter.requires_grad for parameter in adapter.adapters[-1].parameters())
+    assert not any(parameter.requires_grad for before in adapter.adapters[:-1] for parameter in before.parameters())
 
 
 def test_learns_on_top_and_leaves_the_rest_alone(node: Any, loaded: Any, subject: Any) -> None:
@@ -64,13 +64,13 @@ def test_learns_on_top_and_leaves_the_rest_alone(node: Any, loaded: Any, subject
         adapter, loss_map, report = tuned(node, loaded, subject, given, steps=40, learning_rate=3e-3, batch_size=2)
     losses = loss_map["loss"]
     assert len(losses) == 40 and sum(losses[-15:]) < 0.97 * sum(losses[:15])
-    assert [one.family for one in adapter.chain] == ["lidb", "lora"]
-    assert same(AdapterSet(adapter.chain[:1]), given)
-    layers = adapter.chain[1].targets
+    assert [one.family for one in adapter.adapters] == ["lidb", "lora"]
+    assert same(AdapterStack(adapter.adapters[:1]), given)
+    layers = adapter.adapters[1].targets
     assert any(name.startswith("text_encoders.") for name in layers)
-    assert all(adapter.chain[1].adapters[name].up.abs().max() > 0 for name in layers)
+    assert all(adapter.adapters[1].layers[name].up.abs().max() > 0 for name in layers)
     assert report.startswith("lora (rank 3, alpha 3)") and "40 steps of 2" in report
-    assert report.endswith(f"on top of {given.chain[0].describe()}")
+    assert report.endswith(f"on top of {given.adapters[0].describe()}")
 
 
 def test_the_first_loss_is_the_given_adapters(node: Any, loaded: Any, subject: Any) -> None:
@@ -89,9 +89,9 @@ def test_one_file_holds_the_chain_and_its_history(node: Any, loaded: Any, subjec
     adapter, _, _ = tuned(node, loaded, subject, given)
     (path,) = node("Save", adapter=adapter, filename_prefix="loras/a", format="hyperbooth", precision="float32")
     again = load_adapter(output_folder / path)
-    assert [one.family for one in again.chain] == ["lidb", "lora"] and same(adapter, again)
-    assert [part["steps"] for part in again.facts["parts"]] == [2, 3]
-    assert again.facts["base"] == "SD15" and again.facts["prompts"] == [PROMPT]
+    assert [one.family for one in again.adapters] == ["lidb", "lora"] and same(adapter, again)
+    assert [part["steps"] for part in again.metadata["parts"]] == [2, 3]
+    assert again.metadata["base"] == "SD15" and again.metadata["prompts"] == [PROMPT]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
@@ -111,7 +111,7 @@ def test_exported_as_one_plain_lora_it_is_what_apply_gives(
         stock = comfy.sd.load_lora_for_models(model, clip, file, strength, strength)
     assert relative(output(*ours), output(*stock)) < 1e-4
     before, after = base_weights(model, clip), base_weights(*ours)
-    for name in list(adapter.chain[1].targets)[::7]:
+    for name in list(adapter.adapters[1].targets)[::7]:
         expected = literal(adapter, name, before(name), strength)
         tolerance = 1e-3 if name.startswith("text_encoders.") else 1e-6  # those are kept in float16
         assert relative(after(name).flatten(1).double(), expected) < tolerance, name
@@ -130,7 +130,7 @@ def test_cancelled_and_queued_again_it_gives_the_chain_of_the_run_never_cancelle
             tuned(node, loaded, subject, given, **options)
         again, losses_again, _ = tuned(node, loaded, subject, given, **options)
     assert same(whole, again) and losses == losses_again
-    other = AdapterSet((link("lidb", loaded, 1, text=True),), given.facts)
+    other = AdapterStack((link("lidb", loaded, 1, text=True),), given.metadata)
     _, losses_of_other, report = tuned(node, loaded, subject, other, **options)
     assert losses_of_other != losses and "taken up" not in report
 
@@ -142,10 +142,15 @@ def test_what_does_not_fit_is_refused_or_said(
     with pytest.raises(ValueError, match="clip is not connected, but adapter holds text-encoder layers"):
         tuned(node, loaded, subject, given, clip=None)
     with pytest.raises(ValueError, match="adapter holds words only"):
-        tuned(node, loaded, subject, AdapterSet((), words=(Word("a", {"clip_l": torch.zeros(1, 768)}),)))
+        tuned(
+            node,
+            loaded,
+            subject,
+            AdapterStack((), embeddings=(LearnedEmbedding("a", {"clip_l": torch.zeros(1, 768)}),)),
+        )
     with pytest.raises(ValueError, match=r"rank 4000 is larger than a layer of .* x .*; give a rank of at most"):
         tuned(node, loaded, subject, given, rank=4000)
-    other = AdapterSet(given.chain, {"base": "SDXL"})
+    other = AdapterStack(given.adapters, {"base": "SDXL"})
     with pytest.raises(ValueError, match="first was trained on SDXL, second on SD15"):
         tuned(node, loaded, subject, other)
     foreign = with_base(chain(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
@@ -157,6 +162,6 @@ def test_what_does_not_fit_is_refused_or_said(
 def test_a_file_of_the_chain_is_tuned_again(node: Any, loaded: Any, subject: Any, tmp_path: Path) -> None:
     save_adapter(tuned(node, loaded, subject, chain(("lidb",), loaded))[0], tmp_path / "a.safetensors")
     again, _, _ = tuned(node, loaded, subject, load_adapter(tmp_path / "a.safetensors"), rank=2)
-    assert [one.describe().split(" on ")[0] for one in again.chain[1:]] == [
+    assert [one.describe().split(" on ")[0] for one in again.adapters[1:]] == [
         "lora (rank 3, alpha 3)", "lora (rank 2, alpha 2)"
     ]  # fmt: skip

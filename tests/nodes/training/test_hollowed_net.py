@@ -10,12 +10,12 @@ from comfy.model_management import load_models_gpu, unload_all_models
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.nodes.training.hollowed_net import MOST
 from hyperbooth.nodes.training.hollowed_net import report as report_of
-from hyperbooth.trainers.config import Hollowing, Method
-from hyperbooth.trainers.dreambooth.config import Run
-from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.config import HollowedNetConfig, Method
+from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
+from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
 from hyperbooth.trainers.dreambooth.trainer import _carries_over
 from hyperbooth.trainers.engine.state import History
 
@@ -43,7 +43,7 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
 ) -> None:
     with untouched(loaded[0]):
         adapter, losses, report = train(
-            node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, storage), steps=12, batch_size=2
+            node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, storage), steps=12, batch_size=2
         )
     assert len(losses["loss"]) == 12 and "hollow: trained without input block" in report
     assert "loss of the whole network on the first picture " in report
@@ -51,13 +51,13 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
     if method.family not in TARGETS:
         TARGETS[method.family] = set(train(node, loaded, subject, method, steps=1)[0].targets())
     assert set(adapter.targets()) == TARGETS[method.family] - taken_out(loaded[0])
-    changed = [link.adapters[name] for link in adapter.chain for name in link.adapters]
+    changed = [link.layers[name] for link in adapter.adapters for name in link.layers]
     assert all(parameter.isfinite().all() for a in changed for parameter in a.parameters())
 
 
 def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: Any, loaded: Any, subject: Any) -> None:
     method = lora(targets="all linear and convolution")
-    adapter, _, _ = train(node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
+    adapter, _, _ = train(node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=4)
     before = {name: weight.clone() for name, weight in loaded[0].model.state_dict().items()}
     applied, _ = node("Apply", model=loaded[0], adapter=adapter, strength_model=1.0)
     with torch.inference_mode():
@@ -71,19 +71,19 @@ def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: An
 
 @pytest.mark.parametrize("storage", ["ram", "none"])
 def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, subject: Any, storage: str) -> None:
-    hollow = Hollowing(FRACTION, 4, storage)
+    hollow = HollowedNetConfig(FRACTION, 4, storage)
     adapter, _, report = train(node, loaded, subject, lora(learning_rate=1e-2), steps=8, hollow=hollow)
-    with workbench(loaded[0], QUIET, subject, 1) as bench, torch.no_grad():
-        whole = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, QUIET, 1, 0)
+    with training_session(loaded[0], QUIET, subject, 1) as session, torch.no_grad():
+        whole = DreamBoothLoss(session.denoiser, session.condition, session.to_model, subject, QUIET, 1, 0)
         before = whole.probe()
-        with adapter.attached(bench.layers):
+        with adapter.injected(session.layers):
             after = whole.probe()
     assert f"loss of the whole network on the first picture {after:.4f}, before training {before:.4f}" in report
 
 
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
 def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
-    run = Run(subject, lora(), QUIET, 4, 1, 0, hollow=Hollowing(0.9))
+    run = DreamBoothConfig(subject, lora(), QUIET, 4, 1, 0, hollow=HollowedNetConfig(0.9))
     (line,) = _carries_over(run, History(probes=[(0, 0.5), (4, last)]))
     assert line.startswith("warning: ") == ("lower fraction in Hollowed Net" in line) == warned
     assert _carries_over(replace(run, hollow=None), History(probes=[(0, 0.5), (4, last)])) == []
@@ -92,14 +92,16 @@ def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned:
 def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:
     """Where nothing is learnt, losses repeat with the recorded batches, and are those of the whole network."""
     still = lora(learning_rate=1e-12)
-    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 4, "ram"), steps=8, batch_size=2)
+    _, hollow, _ = train(
+        node, loaded, subject, still, hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=8, batch_size=2
+    )
     _, whole, _ = train(node, loaded, subject, still, steps=2, batch_size=2)
     assert hollow["loss"] == pytest.approx(whole["loss"] * 4, rel=1e-5)
 
 
 def test_fresh_noise_without_records_is_the_whole_networks(node: Any, loaded: Any, subject: Any) -> None:
     still = lora(learning_rate=1e-12)
-    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 4, "none"), steps=6)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=HollowedNetConfig(FRACTION, 4, "none"), steps=6)
     _, whole, _ = train(node, loaded, subject, still, steps=6)
     assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
@@ -108,7 +110,7 @@ def test_fresh_noise_without_records_is_the_whole_networks(node: Any, loaded: An
 def test_cancelled_it_goes_on_as_if_nothing_had_been(
     node: Any, loaded: Any, subject: Any, storage: str, output_folder: Any
 ) -> None:
-    settings = {"hollow": Hollowing(FRACTION, 6, storage), "steps": 10, "batch_size": 2}
+    settings = {"hollow": HollowedNetConfig(FRACTION, 6, storage), "steps": 10, "batch_size": 2}
     whole, _, _ = train(node, loaded, subject, lora(), **settings, seed=3)
     for file in output_folder.rglob("*.safetensors"):
         file.unlink()
@@ -123,7 +125,7 @@ def test_cancelled_it_goes_on_as_if_nothing_had_been(
 def test_a_cancel_while_recording_keeps_what_is_on_disk(
     node: Any, loaded: Any, subject: Any, output_folder: Any
 ) -> None:
-    settings = {"hollow": Hollowing(FRACTION, 40, "disk"), "steps": 40}
+    settings = {"hollow": HollowedNetConfig(FRACTION, 40, "disk"), "steps": 40}
     with untouched(loaded[0]), interrupted_at(20):
         train(node, loaded, subject, lora(), **settings)
     assert len(list(output_folder.rglob("*.records/*.safetensors"))) >= 19
@@ -131,7 +133,7 @@ def test_a_cancel_while_recording_keeps_what_is_on_disk(
 
 
 def test_with_checkpointing_it_is_the_same(node: Any, loaded: Any, subject: Any) -> None:
-    settings = {"hollow": Hollowing(FRACTION, 2, "ram"), "steps": 4}
+    settings = {"hollow": HollowedNetConfig(FRACTION, 2, "ram"), "steps": 4}
     plain, _, _ = train(node, loaded, subject, lora(), **settings)
     spared, _, _ = train(
         node, loaded, subject, lora(), **settings, options=replace(QUIET, gradient_checkpointing=True, memory="as set")
@@ -156,14 +158,14 @@ def test_with_masks_buckets_and_a_prior_each_batch_finds_its_records(
     options = replace(QUIET, prior_mode=prior_mode, caption_dropout=0.3)
     settings = {"steps": 6, "batch_size": 2, "options": options}
     still = lora(learning_rate=1e-12)
-    _, hollow, _ = train(node, loaded, subject, still, hollow=Hollowing(FRACTION, 12, "ram"), **settings)
+    _, hollow, _ = train(node, loaded, subject, still, hollow=HollowedNetConfig(FRACTION, 12, "ram"), **settings)
     _, whole, _ = train(node, loaded, subject, still, **settings)
     assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
 def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: Any, subject: Any) -> None:
     """Its deep layers are on record as they are, and stay so."""
-    hollow = Hollowing(FRACTION, 4, "ram")
+    hollow = HollowedNetConfig(FRACTION, 4, "ram")
     before, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6)
     after, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6, start_from=before)
     assert after.targets() == before.targets() and not same(before, after)
@@ -174,7 +176,7 @@ def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: A
 
 def test_targets_that_are_all_taken_out_are_put_down_to_it(subject: Any) -> None:
     left = {"diffusion_model.out.2": (4, 32, 3, 3)}
-    run = Run(subject, lora(), QUIET, 4, 1, 0, hollow=Hollowing(1.0))
+    run = DreamBoothConfig(subject, lora(), QUIET, 4, 1, 0, hollow=HollowedNetConfig(1.0))
     with pytest.raises(ValueError, match=r"targets 'attention' matches none of .*; or lower fraction in Hollowed Net"):
         run.targets(left)
     with pytest.raises(ValueError, match=r"choose another of [^;]*$"):
@@ -185,7 +187,7 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
     hollow, report = node(
         "HollowedNet", model=loaded[0], fraction=0.7, samples=100, storage="ram", subject=subject
     )  # fmt: skip
-    assert hollow == Hollowing(0.7, 100, "ram")
+    assert hollow == HollowedNetConfig(0.7, 100, "ram")
     for words in ("taken out: input block", "recorded:", "for 100 samples", "hollow LoRA, checkpointing"):
         assert words in report, report
     _, short = node("HollowedNet", model=loaded[0], fraction=0.4, samples=100, storage="ram")
@@ -198,7 +200,7 @@ def test_so_much_that_little_is_learnt_is_warned_of(
 ) -> None:  # fmt: skip
     cut = replace(nearest_cut(loaded[0].model.diffusion_model, FRACTION), share=MOST + more)
     said = "without 86% of the network little of a subject is learnt; give a fraction of 0.8 or less"
-    report = report_of(loaded[0], Hollowing(0.9), cut, None)
+    report = report_of(loaded[0], HollowedNetConfig(0.9), cut, None)
     assert (f"warning: {said}" in report) == (said in caplog.text) == bool(more)
 
 

@@ -9,11 +9,11 @@ import comfy.model_management
 import pytest
 import torch
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
-from hyperbooth.models.hollowed_net.activation_cache import InMemory, OnDisk
+from hyperbooth.models.hollowed_net.activation_cache import DiskStore, MemoryStore
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
 from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
-from hyperbooth.nodes.bridge.training_session import workbench
-from hyperbooth.trainers.config import Hollowing, Method
+from hyperbooth.nodes.bridge.training_session import training_session
+from hyperbooth.trainers.config import HollowedNetConfig, Method
 from hyperbooth.trainers.engine.memory_plan import HEADROOM
 
 FRACTION = 0.7
@@ -31,7 +31,7 @@ def subject_of(node: Any, loaded: Any, prompt: str, images: int = 1) -> Any:
 def test_texts_that_do_not_fit_into_one_pass_are_recorded_singly(node: Any, loaded: Any) -> None:
     short, long = (subject_of(node, loaded, prompt) for prompt in ("a photo of sks dog", "very big " * 180 + "dog"))
     subject, still = replace(short, examples=short.examples + long.examples), lora(learning_rate=1e-12)
-    hollow = Hollowing(FRACTION, 4, "ram")
+    hollow = HollowedNetConfig(FRACTION, 4, "ram")
     _, hollowed, _ = train(node, loaded, subject, still, hollow=hollow, steps=4, batch_size=2)
     _, whole, _ = train(node, loaded, subject, still, steps=2, batch_size=2)
     assert hollowed["loss"] == pytest.approx(whole["loss"] * 2, rel=1e-5)
@@ -41,7 +41,7 @@ def goes_on_as_if_nothing_had_been(
     node: Any, loaded: Any, subject: Any, method: Method, output_folder: Path, **settings: Any
 ) -> bool:
     """Four steps and then two more give what six steps give."""
-    settings = {"hollow": Hollowing(FRACTION, 10, "ram"), "seed": 5, **settings}
+    settings = {"hollow": HollowedNetConfig(FRACTION, 10, "ram"), "seed": 5, **settings}
     whole, _, _ = train(node, loaded, subject, method, **settings, steps=6)
     for file in output_folder.rglob("*.safetensors"):
         file.unlink()
@@ -54,7 +54,7 @@ def test_records_of_a_run_taken_up_are_of_what_it_started_from(
     node: Any, loaded: Any, subject: Any, output_folder: Path
 ) -> None:
     method = lora(learning_rate=1e-2, targets="all linear")
-    before, _, _ = train(node, loaded, subject, method, hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
+    before, _, _ = train(node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=4)
     assert goes_on_as_if_nothing_had_been(node, loaded, subject, method, output_folder, start_from=before)
 
 
@@ -65,8 +65,8 @@ def test_records_of_a_word_taken_up_are_of_the_word_at_its_start(node: Any, quic
 
 
 def test_another_storage_goes_on_with_the_same_run(node: Any, loaded: Any, subject: Any) -> None:
-    train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=4)
-    _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=6)
+    train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=4)
+    _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=6)
     assert "taken up at step 4" in report
 
 
@@ -74,18 +74,18 @@ def test_what_a_cancelled_run_recorded_on_disk_goes_with_the_run_that_ends_in_me
     node: Any, loaded: Any, subject: Any, output_folder: Path
 ) -> None:
     with interrupted_at(3):
-        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=6)
+        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=6)
     assert list(output_folder.rglob("*.records"))
-    train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=6)
+    train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=6)
     assert not list(output_folder.rglob("*.records"))
 
 
 def test_after_a_recording_that_ran_out_of_memory_its_memory_is_free(
     node: Any, loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, held = InMemory.write, []
+    write, held = MemoryStore.write, []
 
-    def short_of_memory(self: InMemory, name: str, records: Any) -> None:
+    def short_of_memory(self: MemoryStore, name: str, records: Any) -> None:
         if not held:
             activations = torch.zeros(4)
             held.append(weakref.ref(activations))
@@ -93,8 +93,8 @@ def test_after_a_recording_that_ran_out_of_memory_its_memory_is_free(
         assert held[0]() is None
         write(self, name, records)
 
-    monkeypatch.setattr(InMemory, "write", short_of_memory)
-    settings = {"hollow": Hollowing(FRACTION, 4, "ram"), "steps": 2, "batch_size": 2}
+    monkeypatch.setattr(MemoryStore, "write", short_of_memory)
+    settings = {"hollow": HollowedNetConfig(FRACTION, 4, "ram"), "steps": 2, "batch_size": 2}
     _, losses, report = train(node, loaded, subject, lora(learning_rate=1e-12), **settings)
     _, whole, _ = train(node, loaded, subject, lora(learning_rate=1e-12), steps=2, batch_size=2)
     assert "2 batches of 2 recorded" in report and losses["loss"] == pytest.approx(whole["loss"], rel=1e-5)
@@ -108,7 +108,7 @@ def test_the_teacher_of_a_run_from_an_adapter_is_the_model_without_it(node: Any,
         class_prompt=["a photo of a dog"],
     )  # fmt: skip
     strong, still = (lora(learning_rate=rate, targets="all linear") for rate in (1e-2, 1e-12))
-    ram, none = (Hollowing(FRACTION, 4, storage) for storage in ("ram", "none"))
+    ram, none = (HollowedNetConfig(FRACTION, 4, storage) for storage in ("ram", "none"))
     before, _, _ = train(node, loaded, subject, strong, hollow=ram, steps=6)
     settings = {"start_from": before, "steps": 3, "options": replace(QUIET, prior_mode="prediction")}
     _, recorded, _ = train(node, loaded, subject, still, hollow=ram, **settings)
@@ -122,13 +122,13 @@ def test_a_recording_that_does_not_fit_says_what_to_turn_down(
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(InMemory, "write", full)
+    monkeypatch.setattr(MemoryStore, "write", full)
     with untouched(loaded[0]), pytest.raises(torch.OutOfMemoryError, match="fewer samples or choose storage"):
-        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "ram"), steps=2, batch_size=2)
+        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=2, batch_size=2)
 
 
 @pytest.mark.parametrize(
-    ("storage", "kind", "else_"), [("ram", InMemory, "'disk' or 'none'"), ("disk", OnDisk, "'none'")]
+    ("storage", "kind", "else_"), [("ram", MemoryStore, "'disk' or 'none'"), ("disk", DiskStore, "'none'")]
 )
 def test_a_recording_that_there_is_no_room_for_ends_after_its_first_batch(
     node: Any, loaded: Any, subject: Any, output_folder: Path, monkeypatch: pytest.MonkeyPatch, storage: str,
@@ -138,34 +138,34 @@ def test_a_recording_that_there_is_no_room_for_ends_after_its_first_batch(
     monkeypatch.setattr(kind, "free", lambda self: round(7.5 * self.bytes / HEADROOM))
     settings = {"steps": 100, "batch_size": 2}
     with untouched(loaded[0]), pytest.raises(ValueError, match=rf"at most 16 samples, or choose storage {else_}"):
-        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 200, storage), **settings)
+        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 200, storage), **settings)
     assert not list(output_folder.rglob("*.records")), "it would take the room of the next try"
-    _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 16, storage), **settings)
+    _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 16, storage), **settings)
     assert "8 batches of 2 recorded" in report
 
 
 def test_a_disk_that_is_full_is_left_as_it_was(
     node: Any, loaded: Any, subject: Any, output_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = OnDisk.write
+    write = DiskStore.write
 
-    def fills_up(self: OnDisk, name: str, records: Any) -> None:
+    def fills_up(self: DiskStore, name: str, records: Any) -> None:
         if self.bytes:
             raise OSError(28, "No space left on device")
         write(self, name, records)
 
-    monkeypatch.setattr(OnDisk, "write", fills_up)
+    monkeypatch.setattr(DiskStore, "write", fills_up)
     with (
         untouched(loaded[0]),
         pytest.raises(OSError, match=r"No space left.*give fewer samples, or choose storage 'ram'"),
     ):
-        train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, 4, "disk"), steps=4)
+        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=4)
     assert not list(output_folder.rglob("*.records"))
 
 
 def test_records_that_are_gone_while_the_run_reads_them_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recorded on disk has gone \(3\.safetensors\).*queue again"):
-        OnDisk(tmp_path).read("3")
+        DiskStore(tmp_path).read("3")
 
 
 @pytest.mark.parametrize(("samples", "steps", "said"), [(2, 8, True), (4, 8, False), (2, 2, False)])
@@ -173,7 +173,7 @@ def test_pictures_that_no_sample_shows_are_warned_of(
     node: Any, loaded: Any, samples: int, steps: int, said: bool
 ) -> None:
     subject = subject_of(node, loaded, "a photo of sks dog", images=3)
-    _, _, report = train(node, loaded, subject, lora(), hollow=Hollowing(FRACTION, samples, "ram"), steps=steps)
+    _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, samples, "ram"), steps=steps)
     assert ("warning: 2 samples show 2 of 3 pictures; raise samples in Hollowed Net" in report) == said
 
 
@@ -184,7 +184,7 @@ def test_main_memory_that_weights_are_still_to_take_is_not_free(
     elsewhere.offload_device = torch.device("meta")
     free = []
     for model in (loaded[0], elsewhere):
-        with workbench(model, QUIET, subject, 1, hollow=hollow) as bench, monkeypatch.context() as patch:
+        with training_session(model, QUIET, subject, 1, hollow=hollow) as session, monkeypatch.context() as patch:
             patch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**9)
-            free.append(bench.free_main_memory())
+            free.append(session.free_main_memory())
     assert free == [10**9, 10**9 - sum(parameter.nbytes for parameter in hollow.parameters())]

@@ -10,7 +10,7 @@ from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relat
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method
 from hyperbooth.trainers.data.dataset import Example
 
@@ -72,12 +72,12 @@ def test_training_sees_what_apply_gives_also_from_a_file(
     )  # fmt: skip
     expected = output(patched, patched_clip)
     with (
-        workbench(model, QUIET, subject, 1, clip if method.text_encoder else None) as bench,
-        adapter.attached(bench.layers, bench.borrow, bench.written_over),
+        training_session(model, QUIET, subject, 1, clip if method.text_encoder else None) as session,
+        adapter.injected(session.layers, session.access_weight, session.modified_in_place),
         torch.no_grad(),
     ):
         example = Example(torch.zeros(1, 4, 8, 8), encode_prompt(clip, PROMPT), PROMPT)
-        attached = bench.denoiser(noise(), torch.tensor([5.0]), bench.condition([example]))
+        attached = session.denoiser(noise(), torch.tensor([5.0]), session.condition([example]))
     assert relative(attached, expected) < (1e-3 if method.text_encoder else 1e-4)
     assert relative(expected, output(model, clip)) > 1e-3
 
@@ -109,4 +109,4 @@ def test_trains_further_from_a_file(
         node, loaded, subject, replace(method, learning_rate=0.0, text_encoder_lr=0.0), 1,
         start_from=load_adapter(tmp_path / "a.safetensors"), **inputs(method, loaded),
     )  # fmt: skip
-    assert same(first, further) and further.facts["steps"] == 3
+    assert same(first, further) and further.metadata["steps"] == 3

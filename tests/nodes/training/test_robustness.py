@@ -10,11 +10,11 @@ import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.files.adapter_file import load_adapter
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import TrainingOptions
-from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
 from hyperbooth.trainers.engine.divergence import Diverged
-from hyperbooth.trainers.engine.memory_plan import Plan, choose, measure
+from hyperbooth.trainers.engine.memory_plan import MemoryPlan, choose_plan, measure_needs
 
 from tools.small_world.base.model import load as load_small_world
 from tools.small_world.scene import task
@@ -123,7 +123,9 @@ class TestRuined:
         (rescued,) = (output_folder / "loras").glob("*.safetensors")
         assert rescued.name in message
         adapter = load_adapter(rescued)
-        assert adapter.facts["steps"] in (64, 128, 256) and all(torch.isfinite(p).all() for p in adapter.parameters())
+        assert adapter.metadata["steps"] in (64, 128, 256) and all(
+            torch.isfinite(p).all() for p in adapter.parameters()
+        )
 
     def test_a_run_ruined_at_once_is_told_at_the_end_at_the_latest(self, node: Any, loaded: Any, subject: Any) -> None:
         with pytest.raises(Diverged, match=r"(loss|gradient) .* at step \d+.*so nothing was saved"):
@@ -148,9 +150,17 @@ def test_validation_is_on_the_picture_held_out_and_repeats(node: Any, loaded: An
     assert "validation loss on the training pictures" in few
 
 
-def loss_of(bench: Any, subject: Any, options: TrainingOptions, without: Any, **more: Any) -> DreamBooth:
-    return DreamBooth(
-        bench.denoiser, bench.condition, bench.to_model, subject, options, more.pop("batch_size", 3), 0, without, **more
+def loss_of(session: Any, subject: Any, options: TrainingOptions, without: Any, **more: Any) -> DreamBoothLoss:
+    return DreamBoothLoss(
+        session.denoiser,
+        session.condition,
+        session.to_model,
+        subject,
+        options,
+        more.pop("batch_size", 3),
+        0,
+        without,
+        **more,
     )
 
 
@@ -160,15 +170,15 @@ def test_prior_prediction_is_nothing_before_training_and_the_drift_of_the_class_
     options = replace(QUIET, prior_mode="prediction")
     classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
     adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 20)
-    with workbench(loaded[0], options, classy, 3) as bench, torch.no_grad():
-        with adapter.attached(bench.layers) as without:
-            loss = loss_of(bench, classy, options, without)
+    with training_session(loaded[0], options, classy, 3) as session, torch.no_grad():
+        with adapter.injected(session.layers) as without:
+            loss = loss_of(session, classy, options, without)
             own, prior = (term.item() for term in loss(0))
-            (alone,) = (term.item() for term in loss_of(bench, classy, QUIET, without)(0))
+            (alone,) = (term.item() for term in loss_of(session, classy, QUIET, without)(0))
             with without():
                 assert [term.item() for term in loss(0)][1] == 0.0
                 base = next(iter(loss(0))).item()
-        (never,) = (term.item() for term in loss_of(bench, classy, QUIET, nullcontext)(0))
+        (never,) = (term.item() for term in loss_of(session, classy, QUIET, nullcontext)(0))
     assert prior > 0 and own == alone and base == never != own
 
 
@@ -184,11 +194,11 @@ def test_prior_prediction_keeps_the_class_where_it_was(node: Any, loaded: Any, p
         adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 40, options=options)
         measured = replace(QUIET, prior_mode="prediction")
         with (
-            workbench(loaded[0], measured, subject, 3) as bench,
-            adapter.attached(bench.layers) as without,
+            training_session(loaded[0], measured, subject, 3) as session,
+            adapter.injected(session.layers) as without,
             torch.no_grad(),
         ):
-            drift[mode] = list(loss_of(bench, subject, measured, without)(1000))[1].item()
+            drift[mode] = list(loss_of(session, subject, measured, without)(1000))[1].item()
     assert drift["prediction"] < 0.7 * drift["none"]
 
 
@@ -199,11 +209,13 @@ def test_prediction_without_a_class_prompt_is_refused(node: Any, loaded: Any, su
 
 def test_caption_dropout_trains_on_the_empty_prompt(loaded: Any, subject: Any) -> None:
     options = replace(QUIET, caption_dropout=1.0)
-    blank = replace(subject, examples=tuple(replace(e, cond=subject.blank, prompt="") for e in subject.examples))
-    with workbench(loaded[0], options, subject, 3) as bench, torch.no_grad():
-        dropped = [t.item() for t in loss_of(bench, subject, options, nullcontext)(0)]
-        never = [t.item() for t in loss_of(bench, subject, QUIET, nullcontext)(0)]
-        on_blank = [t.item() for t in loss_of(bench, blank, options, nullcontext)(0)]
+    blank = replace(
+        subject, examples=tuple(replace(e, cond=subject.unconditional, prompt="") for e in subject.examples)
+    )
+    with training_session(loaded[0], options, subject, 3) as session, torch.no_grad():
+        dropped = [t.item() for t in loss_of(session, subject, options, nullcontext)(0)]
+        never = [t.item() for t in loss_of(session, subject, QUIET, nullcontext)(0)]
+        on_blank = [t.item() for t in loss_of(session, blank, options, nullcontext)(0)]
     assert dropped == on_blank != never
 
 
@@ -219,19 +231,19 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, 
     masked = (replace(subject.examples[0], mask=torch.rand(1, 1, 8, 8)), *subject.examples[1:])
     uneven = replace(subject, examples=masked)
     adapter, _, _ = train(node, loaded, subject, lora(), 2)
-    with workbench(loaded[0], QUIET, uneven, 3) as bench, adapter.attached(bench.layers) as without:
-        whole = gradients(adapter, loss_of(bench, uneven, QUIET, without, batch_size=5)(0))
+    with training_session(loaded[0], QUIET, uneven, 3) as session, adapter.injected(session.layers) as without:
+        whole = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5)(0))
         for pieces in (2, 5):
-            parts = gradients(adapter, loss_of(bench, uneven, QUIET, without, batch_size=5, pieces=pieces)(0))
+            parts = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5, pieces=pieces)(0))
             torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
 
 
 def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -> None:
     """Against what autograd keeps when the same step is kept alive."""
     adapter, _, _ = train(node, loaded, subject, lora(), 2)
-    with workbench(loaded[0], QUIET, subject, 3) as bench, adapter.attached(bench.layers) as without:
-        loss = loss_of(bench, subject, QUIET, without)
-        needs = measure(loss.of_one_sample, bench.blocks, adapter.parameters(), 0, 12)
+    with training_session(loaded[0], QUIET, subject, 3) as session, adapter.injected(session.layers) as without:
+        loss = loss_of(session, subject, QUIET, without)
+        needs = measure_needs(loss.of_one_sample, session.blocks, adapter.parameters(), 0, 12)
         kept: dict[int, torch.Tensor] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
@@ -243,10 +255,14 @@ def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -
     assert needs.kept == pytest.approx(actual, rel=0.01)
     assert needs.kept_checkpointed < 0.7 * needs.kept
     assert needs.fixed == 12 * sum(p.numel() for p in adapter.parameters())
-    tight = needs.of(Plan(3, True), 3) / 0.9
-    assert choose(needs, int(1e12), 3, Plan()) == Plan()
-    assert choose(needs, int(needs.of(Plan(), 3)), 3, Plan()) == Plan(2)
-    assert choose(needs, int(tight) + 1, 3, Plan()) == Plan(3, True) == choose(needs, 0, 3, Plan())
+    tight = needs.of(MemoryPlan(3, True), 3) / 0.9
+    assert choose_plan(needs, int(1e12), 3, MemoryPlan()) == MemoryPlan()
+    assert choose_plan(needs, int(needs.of(MemoryPlan(), 3)), 3, MemoryPlan()) == MemoryPlan(2)
+    assert (
+        choose_plan(needs, int(tight) + 1, 3, MemoryPlan())
+        == MemoryPlan(3, True)
+        == choose_plan(needs, 0, 3, MemoryPlan())
+    )
 
 
 def test_the_report_says_what_was_chosen_for_memory(node: Any, loaded: Any, subject: Any) -> None:

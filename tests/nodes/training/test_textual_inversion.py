@@ -16,12 +16,12 @@ from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SDTokenizer
 from helpers.training import QUIET, lora, quick_sd15, relative, train, untouched, words_in_the_output_folder_alone
-from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.adapters.stack import AdapterStack
 from hyperbooth.models.files.adapter_file import load_adapter
-from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig, Word
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.models.textual_inversion.embeddings import FAMILY, LearnedEmbedding, TextualInversionConfig
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method
-from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import SD15_SMALL
@@ -94,12 +94,12 @@ def test_the_word_learns_and_nothing_else_changes(node: Any, loaded: Any, named:
     options = replace(QUIET, validation=24)
     with all_untouched(model, clip):
         adapter, _, report = train(node, loaded, named, inversion(2, 0.05), 24, clip=clip, options=options)
-    (word,) = adapter.words
-    assert adapter.chain == () and word.token == TOKEN and word.vectors["clip_l"].shape == (2, 768)
+    (word,) = adapter.embeddings
+    assert adapter.adapters == () and word.token == TOKEN and word.vectors["clip_l"].shape == (2, 768)
     assert relative(word.vectors["clip_l"][0], dog(clip)) > 0.1
     assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l), 1,536 numbers, 6.0 KiB" in report
     assert "no prior preservation: a new word leaves every prompt without it as it is" in report
-    assert adapter.facts["base"] == "SD15" and adapter.facts["initializer_word"] == "dog"
+    assert adapter.metadata["base"] == "SD15" and adapter.metadata["initializer_word"] == "dog"
     (first_step, first), (last_step, last) = loss_line(report)
     assert (first_step, last_step) == (0, 24) and last < 0.9 * first
 
@@ -115,13 +115,13 @@ def test_the_gradient_is_that_of_the_literal_formula(loaded: Any, named: Any) ->
     """One batch through the session, against autograd on float64 copies of text encoder and U-Net."""
     model, clip, _ = loaded
     seen: list[Tensor] = []
-    with workbench(model, QUIET, named, 2, clip) as bench:
-        word = Word(TOKEN, bench.first_vectors("dog", 2)).copy_to("cpu")
+    with training_session(model, QUIET, named, 2, clip) as session:
+        word = LearnedEmbedding(TOKEN, session.initial_vectors("dog", 2)).copy_to("cpu")
         rows = word.vectors["clip_l"].requires_grad_()
         assert torch.equal(rows[0], dog(clip)) and torch.equal(rows[1], dog(clip))
         alone = replace(named, class_examples=())
-        losses = DreamBooth(Seen(bench.denoiser, seen), bench.condition, bench.to_model, alone, QUIET, 2, 0)
-        with bench.knowing([word]):
+        losses = DreamBoothLoss(Seen(session.denoiser, seen), session.condition, session.to_model, alone, QUIET, 2, 0)
+        with session.with_embeddings([word]):
             (loss,) = losses(0)
             loss.backward()
     clean, noise, sigma = (tensor.detach().double() for tensor in seen)
@@ -184,7 +184,7 @@ def literal_loss(model: Any, context: Tensor, clean: Tensor, noise: Tensor, sigm
 
 
 @pytest.fixture(scope="module")
-def learnt(node: Any, loaded: Any, named: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
+def learnt(node: Any, loaded: Any, named: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterStack:
     """A word after three steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("learnt")))
@@ -202,7 +202,7 @@ PROMPTS = (
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
-    node: Any, checkpoints: Path, loaded: Any, learnt: AdapterSet, precision: str, monkeypatch: pytest.MonkeyPatch
+    node: Any, checkpoints: Path, loaded: Any, learnt: AdapterStack, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directories = words_in_the_output_folder_alone(monkeypatch)
     stock = quick_sd15(checkpoints, embedding_directory=directories)[1]
@@ -221,7 +221,7 @@ def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
     assert relative(encoded(ours, PROMPTS[0].replace("{}", TOKEN))[0], plain) > 1e-3
 
 
-def test_save_says_what_to_type(node: Any, learnt: AdapterSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_says_what_to_type(node: Any, learnt: AdapterStack, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperbooth.nodes.adapters.save_load import Save
 
     words_in_the_output_folder_alone(monkeypatch)
@@ -233,7 +233,7 @@ def test_save_says_what_to_type(node: Any, learnt: AdapterSet, monkeypatch: pyte
         Save.execute(filename_prefix="embeddings/my dog", **inputs)
 
 
-def test_formats_without_words_lose_none_silently(node: Any, loaded: Any, subject: Any, learnt: AdapterSet) -> None:
+def test_formats_without_words_lose_none_silently(node: Any, loaded: Any, subject: Any, learnt: AdapterStack) -> None:
     both = node("Combine", first=learnt, second=train(node, loaded, subject, lora(), 1)[0])[0]
     save = {"filename_prefix": "a", "precision": "float32", "model": loaded[0]}
     for format in ("kohya", "diffusers"):
@@ -248,30 +248,32 @@ def test_formats_without_words_lose_none_silently(node: Any, loaded: Any, subjec
     assert node("ToLoRA", adapter=both, model=loaded[0])[0]
 
 
-def test_load_gives_it_back_and_info_names_it(node: Any, loaded: Any, learnt: AdapterSet, output_folder: Path) -> None:
+def test_load_gives_it_back_and_info_names_it(
+    node: Any, loaded: Any, learnt: AdapterStack, output_folder: Path
+) -> None:
     (path,) = node("Save", adapter=learnt, filename_prefix="a", format="hyperbooth", precision="float32", trigger="sks")
     again = load_adapter(output_folder / path)
-    assert again.words[0].equals(learnt.words[0]) and again.facts["trigger"] == "sks"
+    assert again.embeddings[0].equals(learnt.embeddings[0]) and again.metadata["trigger"] == "sks"
     for inputs in ({}, {"model": loaded[0]}):
         report, chart = node("Info", adapter=again, **inputs)
         assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l)" in report
         assert chart.shape == (1, 384, 768, 3)
 
 
-def test_apply_without_clip_warns(node: Any, loaded: Any, learnt: AdapterSet, caplog: Any) -> None:
+def test_apply_without_clip_warns(node: Any, loaded: Any, learnt: AdapterStack, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING):
         node("Apply", model=loaded[0], adapter=learnt, strength_model=1.0)
     assert "also holds words; connect clip" in caplog.text
 
 
 def test_another_models_word_is_refused(node: Any, loaded: Any) -> None:
-    other = AdapterSet((), {"base": "SD20"}, (Word(TOKEN, {"clip_h": torch.zeros(1, 1024)}),))
+    other = AdapterStack((), {"base": "SD20"}, (LearnedEmbedding(TOKEN, {"clip_h": torch.zeros(1, 1024)}),))
     with pytest.raises(ValueError, match=r"vectors for clip_h of width 1024; this clip .* takes clip_l of width 768"):
         node("Apply", model=loaded[0], adapter=other, strength_model=1.0, clip=loaded[1])
 
 
 def test_pivotal_tuning_composes(
-    node: Any, loaded: Any, pictures: Tensor, learnt: AdapterSet, output_folder: Path
+    node: Any, loaded: Any, pictures: Tensor, learnt: AdapterStack, output_folder: Path
 ) -> None:
     """Train (word), Apply, Subject with that clip, Train (LoRA, text encoder too), Combine, save, load, Apply."""
     model, clip, vae = loaded
@@ -283,7 +285,7 @@ def test_pivotal_tuning_composes(
     with all_untouched(model, clip), all_untouched(applied, knowing):
         over, _, _ = train(node, (applied,), subject, method, 4, clip=knowing)
     (both,) = node("Combine", first=learnt, second=over)
-    assert [w.token for w in both.words] == [TOKEN] and len(both.chain) == 1
+    assert [w.token for w in both.embeddings] == [TOKEN] and len(both.adapters) == 1
     (path,) = node("Save", adapter=both, filename_prefix="both", format="hyperbooth", precision="float32")
     results = [
         encoded(node("Apply", model=model, adapter=a, strength_model=1.0, clip=clip, strength_clip=1.0)[1], prompt)[0]
@@ -299,11 +301,15 @@ def test_the_text_encoder_under_a_lora_hears_the_word(node: Any, loaded: Any, pi
     model, clip, vae = loaded
     _, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
     subject = made(node, knowing, vae, pictures, f"a photo of embedding:{TOKEN}")
-    with workbench(model, QUIET, subject, 1, knowing) as bench, torch.no_grad():
-        anew = bench.condition([subject.examples[0].variant(0)])["c_crossattn"]
+    with training_session(model, QUIET, subject, 1, knowing) as session, torch.no_grad():
+        anew = session.condition([subject.examples[0].variant(0)])["c_crossattn"]
     assert relative(anew, subject.examples[0].cond[0][0]) < 1e-6
-    with workbench(model, QUIET, subject, 1, clip) as bench, bench.knowing(learnt.words), torch.no_grad():
-        in_session = bench.condition([subject.examples[0].variant(0)])["c_crossattn"]
+    with (
+        training_session(model, QUIET, subject, 1, clip) as session,
+        session.with_embeddings(learnt.embeddings),
+        torch.no_grad(),
+    ):
+        in_session = session.condition([subject.examples[0].variant(0)])["c_crossattn"]
     assert relative(in_session, anew) < 1e-6
 
 
@@ -325,7 +331,7 @@ def test_every_option_works(node: Any, loaded: Any, named: Any, case: str) -> No
     with all_untouched(*loaded[:2]):
         adapter, loss_map, _ = train(node, loaded, named, inversion(1, 0.05), 3, clip=loaded[1], options=options)
     assert len(loss_map["loss"]) == 3
-    vector = adapter.words[0].vectors["clip_l"][0]
+    vector = adapter.embeddings[0].vectors["clip_l"][0]
     assert torch.isfinite(vector).all()
     change = relative(vector, dog(loaded[1]))
     assert change == pytest.approx(0.0, abs=2e-3) if case == "dropout of everything" else change > 1e-6
@@ -334,14 +340,14 @@ def test_every_option_works(node: Any, loaded: Any, named: Any, case: str) -> No
 def test_going_on_from_a_word_goes_on_from_its_vectors(node: Any, loaded: Any, named: Any, learnt: Any) -> None:
     clip = loaded[1]
     on, _, _ = train(node, loaded, named, inversion(2, 0.0), 1, clip=clip, start_from=learnt)
-    assert on.words[0].equals(learnt.words[0]) and on.facts["steps"] == 4
+    assert on.embeddings[0].equals(learnt.embeddings[0]) and on.metadata["steps"] == 4
     further, _, report = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=learnt)
-    assert not further.words[0].equals(learnt.words[0]) and "taken up" not in report
+    assert not further.embeddings[0].equals(learnt.embeddings[0]) and "taken up" not in report
     layered, _, _ = train(node, loaded, named, lora(), 1)
     (both,) = node("Combine", first=layered, second=learnt)
     again, _, _ = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=both)
-    assert all(torch.equal(a, b) for a, b in zip(again.chain[0].parameters(), layered.parameters(), strict=True))
-    assert not again.words[0].equals(learnt.words[0])
+    assert all(torch.equal(a, b) for a, b in zip(again.adapters[0].parameters(), layered.parameters(), strict=True))
+    assert not again.embeddings[0].equals(learnt.embeddings[0])
     for method, message in (
         (inversion(1), "2 vectors for clip_l.*the method makes .*1 vector for clip_l"),
         (inversion(2, token="cat"), "start_from is .*embedding:sks-dog.*the method makes .*embedding:cat"),

@@ -48,7 +48,7 @@ def test_cancelled_and_queued_again_it_gives_the_word_of_the_run_never_cancelled
     with untouched(*loaded[:2]), interrupted_at(3):
         train(node, loaded, subject, inversion(2), 8, **inputs)
     again, losses_again, report = train(node, loaded, subject, inversion(2), 8, **inputs)
-    assert whole.words[0].equals(again.words[0]) and losses == losses_again
+    assert whole.embeddings[0].equals(again.embeddings[0]) and losses == losses_again
     assert "taken up at step" in report
     assert "taken up" not in train(node, loaded, subject, inversion(1), 1, **inputs)[2]
 
@@ -91,7 +91,7 @@ def test_a_run_that_meets_its_limit_goes_on_with_less(node: Any, loaded: Any) ->
             node, loaded, subject, inversion(), 2, clip=loaded[1], batch_size=2, resume="start over"
         )
     assert "in parts of 1" in report
-    assert torch.allclose(split.words[0].vectors["clip_l"], plain.words[0].vectors["clip_l"], atol=1e-4)
+    assert torch.allclose(split.embeddings[0].vectors["clip_l"], plain.embeddings[0].vectors["clip_l"], atol=1e-4)
 
 
 def test_a_ruined_run_rescues_the_last_good_word(node: Any, loaded: Any, output_folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_ruined_run_rescues_the_last_good_word(node: Any, loaded: Any, output_
         with pytest.raises(Diverged, match=r"loss is nan at step 2.*as of step 1, the last good state, was saved as"):
             train(node, loaded, subject, inversion(), 4, clip=loaded[1], resume="start over")
     (path,) = (output_folder / "loras").glob("*.safetensors")
-    assert load_adapter(path).words[0].equals(first.words[0])
+    assert load_adapter(path).embeddings[0].equals(first.embeddings[0])
 
 
 ENCODERS = {
@@ -144,7 +144,7 @@ def test_every_text_encoder_learns_its_own_vectors(
     with untouched(model, clip):
         start, _, _ = train(node, (model,), subject, inversion(2, 0.0), 1, clip=clip)
         adapter, _, _ = train(node, (model,), subject, inversion(2), 3, clip=clip)
-    (first,), (word,) = start.words, adapter.words
+    (first,), (word,) = start.embeddings, adapter.embeddings
     assert {key: v.shape[1] for key, v in word.vectors.items()} == ENCODERS[name]
     for key, vectors in word.vectors.items():
         assert not torch.equal(vectors, first.vectors[key]), key

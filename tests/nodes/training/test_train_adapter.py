@@ -12,10 +12,10 @@ from helpers.training import QUIET, lora, output, relative, train, untouched
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
-from hyperbooth.nodes.bridge.training_session import workbench
+from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
-from hyperbooth.trainers.dreambooth.loss import DreamBooth
+from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import sd15_unet
@@ -72,11 +72,11 @@ def test_training_sees_what_apply_gives(
     model, clip, _ = loaded
     adapter, _, _ = train(node, loaded, subject, lora(text_encoder=text_encoder), clip=clip)
     patched = output(*node("Apply", model=model, adapter=adapter, strength_model=1.0, clip=clip, strength_clip=1.0))
-    with workbench(model, QUIET, subject, 1, clip) as bench, adapter.attached(bench.layers), torch.no_grad():
+    with training_session(model, QUIET, subject, 1, clip) as session, adapter.injected(session.layers), torch.no_grad():
         assert any(name.startswith("text_encoders.") for name in adapter.targets()) == text_encoder
         example = Example(torch.zeros(1, 4, 8, 8), None, "a photo of sks dog")
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
-        attached = bench.denoiser(x, torch.tensor([5.0]), bench.condition([example]))
+        attached = session.denoiser(x, torch.tensor([5.0]), session.condition([example]))
     assert relative(attached, patched) < tolerance
 
 
@@ -110,20 +110,22 @@ def test_the_global_random_state_is_left_alone(node: Any, loaded: Any, subject: 
 
 def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> None:
     """One batch through the session, against plain autograd on a float64 copy of the U-Net with W + dW."""
-    from hyperbooth.models.adapters.stack import AdapterSet, Link
+    from hyperbooth.models.adapters.stack import Adapter, AdapterStack
     from hyperbooth.models.adapters.targets import select_targets
 
     model = loaded[0]
-    with workbench(model, QUIET, subject, 2) as bench:
-        link = Link.create("lora", select_targets(bench.shapes, "attention"), LoRAConfig(2, 2.0), torch.Generator())
+    with training_session(model, QUIET, subject, 2) as session:
+        link = Adapter.create(
+            "lora", select_targets(session.shapes, "attention"), LoRAConfig(2, 2.0), torch.Generator()
+        )
         for parameter in link.parameters():
             parameter.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
-        losses = DreamBooth(bench.denoiser, bench.condition, bench.to_model, subject, QUIET, 2, 0)
-        with AdapterSet((link,)).attached(bench.layers):
+        losses = DreamBoothLoss(session.denoiser, session.condition, session.to_model, subject, QUIET, 2, 0)
+        with AdapterStack((link,)).injected(session.layers):
             (loss,) = losses(0)
             loss.backward()
-        ours = {n: (a.up.grad.clone(), a.down.grad.clone()) for n, a in link.adapters.items()}
-        value, clean, sigma, noise, context = loss.item(), *_draws(losses, bench)
+        ours = {n: (a.up.grad.clone(), a.down.grad.clone()) for n, a in link.layers.items()}
+        value, clean, sigma, noise, context = loss.item(), *_draws(losses, session)
     theirs_value, theirs = _literal_gradient(model, link, clean, sigma, noise, context)
     assert value == pytest.approx(theirs_value, rel=1e-4)
     for name, (up, down) in ours.items():
@@ -131,10 +133,10 @@ def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> N
         assert relative(down.double(), theirs[name][1]) < 1e-3
 
 
-def _draws(losses: DreamBooth, bench: Any) -> tuple[Tensor, ...]:
+def _draws(losses: DreamBoothLoss, session: Any) -> tuple[Tensor, ...]:
     """The clean latents, levels, noise and text that batch 0 used, drawn again."""
     seen: list[Any] = []
-    denoiser = bench.denoiser
+    denoiser = session.denoiser
 
     class Spy:
         prediction, sigma_data, sigmas = denoiser.prediction, denoiser.sigma_data, denoiser.sigmas
@@ -165,7 +167,7 @@ def _literal_gradient(model: Any, link: Any, clean: Tensor, sigma: Tensor, noise
     network.load_state_dict({name: t.double() for name, t in model.model.diffusion_model.state_dict().items()})
     network.requires_grad_(False)
     factors = {}
-    for name, adapter in link.adapters.items():
+    for name, adapter in link.layers.items():
         layer = network.get_submodule(name.removeprefix("diffusion_model."))
         up, down = (p.detach().double().requires_grad_() for p in (adapter.up, adapter.down))
         factors[name] = (up, down)
@@ -212,7 +214,7 @@ def test_v_and_flow_models_train(node: Any, loaded: Any, subject: Any, kind: str
         model = loaded[0].clone()
         model.add_object_patch("model_sampling", sampling(model.model.model_config))
     adapter, loss_map, _ = train(node, (model,), subject, lora(learning_rate=3e-3), 40)
-    assert adapter.facts["prediction"] == {"V_PREDICTION": "v", "CONST": "flow"}[kind]
+    assert adapter.metadata["prediction"] == {"V_PREDICTION": "v", "CONST": "flow"}[kind]
     assert sum(loss_map["loss"][-12:]) < sum(loss_map["loss"][:12])
     assert max(loss_map["loss"]) < 50
 
@@ -228,9 +230,9 @@ def test_checkpointing_and_accumulation_change_only_memory(node: Any, loaded: An
 def test_prior_preservation_adds_its_term(node: Any, loaded: Any, subject: Any) -> None:
     model, _clip, _ = loaded
     with_prior = Subject(subject.examples, subject.examples[:1])
-    with workbench(model, QUIET, with_prior, 1) as bench:
+    with training_session(model, QUIET, with_prior, 1) as session:
         terms = [
-            list(DreamBooth(bench.denoiser, bench.condition, bench.to_model, part, options, 1, 0)(0))
+            list(DreamBoothLoss(session.denoiser, session.condition, session.to_model, part, options, 1, 0)(0))
             for part, options in [
                 (subject, QUIET),
                 (with_prior, QUIET),
@@ -248,7 +250,7 @@ def test_goes_on_from_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
     first, _, _ = train(node, loaded, subject, lora(), 3)
     kept = [parameter.clone() for parameter in first.parameters()]
     further, _, _ = train(node, loaded, subject, lora(), 2, start_from=first)
-    assert further.facts["steps"] == 5
+    assert further.metadata["steps"] == 5
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), kept, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), further.parameters(), strict=True))
     with pytest.raises(
@@ -380,9 +382,9 @@ def test_everything_else_leaves_the_device_first(node: Any, loaded: Any, subject
     model, clip, vae = loaded
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([vae.patcher, clip.patcher, model])
-    with workbench(model, QUIET, subject, 1):
+    with training_session(model, QUIET, subject, 1):
         assert [patcher.model for patcher in comfy.model_management.loaded_models()] == [model.model]
-    with workbench(model, QUIET, subject, 1, clip):
+    with training_session(model, QUIET, subject, 1, clip):
         kept = {id(patcher.model) for patcher in comfy.model_management.loaded_models()}
         assert kept == {id(model.model), id(clip.cond_stage_model)}
 
@@ -424,11 +426,11 @@ def test_weighted_prompts_train_through_the_text_encoder(node: Any, loaded: Any,
 
 
 def test_an_adapter_of_another_model_is_refused_with_both_sides_named(node: Any, loaded: Any, subject: Any) -> None:
-    from hyperbooth.models.adapters.stack import AdapterSet, Link
+    from hyperbooth.models.adapters.stack import Adapter, AdapterStack
     from hyperbooth.models.adapters.targets import Target
 
     where = Target("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", (640, 640))
-    foreign = AdapterSet((Link.create("lora", [where], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SDXL"})
+    foreign = AdapterStack((Adapter.create("lora", [where], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SDXL"})
     with pytest.raises(
         ValueError, match=r"trained on SDXL and does not fit.*\(640, 640\) in the adapter, \(320, 320\)"
     ):

@@ -27,26 +27,26 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
     predictor = kept(path)
     assert path.stat().st_size < 10e6
     assert predictor.prompt == PROMPT and predictor.network.config.refinements == REFINEMENTS
-    assert predictor.facts["steps"] == 4 and predictor.facts["people"] == 4
+    assert predictor.metadata["steps"] == 4 and predictor.metadata["people"] == 4
     tokens = torch.zeros(65, predictor.network.encoder_width)
-    assert len(predictor.predict([tokens]).chain[0].adapters) == len(predictor.network.layout.targets)
+    assert len(predictor.predict([tokens]).adapters[0].layers) == len(predictor.network.layout.targets)
     shutil.rmtree(tmp_path / "output" / "hyperbooth_states")
     (mean,) = tmp_path.glob("mean_*.safetensors")
     made = mean.stat().st_mtime_ns
     more = train(tmp_path, replace(FEW, people=9))
     assert mean.stat().st_mtime_ns == made
-    assert more.facts["people"] == 7, "around the same mean, whatever has become of its training's state"
+    assert more.metadata["people"] == 7, "around the same mean, whatever has become of its training's state"
 
 
 def test_part_of_the_way_is_between_the_weights() -> None:
     start = kept()
-    end = replace(start, network=start.network.copied(), facts={"steps": 1, "loss_own": 0.1, "taken_at_step": 1})
+    end = replace(start, network=start.network.copied(), metadata={"steps": 1, "loss_own": 0.1, "taken_at_step": 1})
     with torch.no_grad():
         for number, value in enumerate(end.network.state_dict().values()):
             value.add_(number % 3)
     before = {name: value.clone() for name, value in end.network.state_dict().items()}
     between = part_of_the_way(start, end, 0.25)
-    assert between.facts == {"steps": 1, "share_of_the_way": 0.25}
+    assert between.metadata == {"steps": 1, "share_of_the_way": 0.25}
     for name, value in between.network.state_dict().items():
         expected = start.network.state_dict()[name].double() * 0.75 + before[name].double() * 0.25
         torch.testing.assert_close(value.double(), expected)

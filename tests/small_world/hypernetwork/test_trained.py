@@ -27,7 +27,7 @@ def test_it_is_small() -> None:
 
 
 def test_it_is_of_the_course() -> None:
-    facts, photographs = kept().facts, len(REFERENCES)
+    facts, photographs = kept().metadata, len(REFERENCES)
     assert facts["steps"] == COURSE.network + sum(COURSE.further) + COURSE.closer
     assert facts["share_of_the_way"] == SHARE and not [name for name in facts if name.startswith(MEASURED)]
     assert (facts["bank"], facts["pictures"]) == ("named", COURSE.people * photographs)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hyperbooth.trainers.data.augmentation import Augmentation, View, views
-from hyperbooth.trainers.data.resize import Box, centre_box
+from hyperbooth.trainers.data.resize import Box, center_box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +16,14 @@ def picture(seed: int = 0) -> torch.Tensor:
 
 
 def test_without_augmentation_there_is_the_picture_and_its_mirror_image() -> None:
-    whole = centre_box(*SHAPE, SIZE)
+    whole = center_box(*SHAPE, SIZE)
     assert views(SHAPE, SIZE, False, Augmentation(), 0) == [View(whole)]
     assert views(SHAPE, SIZE, True, Augmentation(variants=8), 0) == [View(whole), View(whole, mirrored=True)]
 
 
 def test_the_first_version_is_the_picture_and_half_are_mirrored() -> None:
     drawn = views(SHAPE, SIZE, True, FULL, 0)
-    assert drawn[0] == View(centre_box(*SHAPE, SIZE))
+    assert drawn[0] == View(center_box(*SHAPE, SIZE))
     assert sum(view.mirrored for view in drawn) == 4
     assert not any(view.mirrored for view in views(SHAPE, SIZE, False, FULL, 0))
     assert len({view.box for view in drawn}) > 4
@@ -48,18 +48,18 @@ def test_versions_depend_on_seed_picture_and_number_alone() -> None:
 @given(st.floats(0.01, 0.5), st.integers(0, 50))
 def test_colours_stay_within_their_bounds(strength: float, seed: int) -> None:
     for view in views(SHAPE, SIZE, False, Augmentation(3, 0.0, strength, seed), 0)[1:]:
-        assert view.box == centre_box(*SHAPE, SIZE) and view.colour is not None
-        assert all(abs(factor - 1) <= strength for factor in view.colour[:3])
+        assert view.box == center_box(*SHAPE, SIZE) and view.color is not None
+        assert all(abs(factor - 1) <= strength for factor in view.color[:3])
         shown = view.picture(picture(seed), SIZE)
         assert shown.shape == (1, 3, *SIZE) and shown.min() >= 0 and shown.max() <= 1
 
 
 def test_each_colour_factor_does_what_it_says() -> None:
-    box, grey = centre_box(*SIZE, SIZE), torch.full((1, 3, *SIZE), 0.4)
+    box, grey = center_box(*SIZE, SIZE), torch.full((1, 3, *SIZE), 0.4)
     red = torch.tensor([0.8, 0.2, 0.2]).view(1, 3, 1, 1).expand(1, 3, *SIZE)
 
     def shown(pixels: torch.Tensor, *colour: float) -> list[float]:
-        return View(box, colour=tuple(map(float, colour))).picture(pixels, SIZE)[0, :, 0, 0].tolist()
+        return View(box, color=tuple(map(float, colour))).picture(pixels, SIZE)[0, :, 0, 0].tolist()
 
     assert shown(red, 1, 1, 1, 0) == pytest.approx([0.8, 0.2, 0.2], abs=1e-5)
     assert shown(grey, 1.5, 1, 1, 0) == pytest.approx([0.6] * 3, abs=1e-5)
@@ -93,7 +93,7 @@ def test_random_crops_keep_at_least_half_of_the_mask() -> None:
         ({"variants": 0}, "variants is 0"),
         ({"variants": 1000}, "variants is 1000; give a number of at least 1 and at most 64"),
         ({"variants": 4, "crop": 0.9}, "crop is 0.9"),
-        ({"variants": 4, "colour": float("nan")}, "colour is nan"),
+        ({"variants": 4, "color": float("nan")}, "colour is nan"),
     ],
 )
 def test_settings_out_of_range_are_named(given: dict[str, float], message: str) -> None:

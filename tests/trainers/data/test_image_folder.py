@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hyperbooth.trainers.data.image_folder import natural, read_folder, state_of
-from hyperbooth.trainers.data.image_reader import Reading
+from hyperbooth.trainers.data.image_folder import natural_order, read_folder, state_of
+from hyperbooth.trainers.data.image_reader import ReadOptions
 from PIL import Image, ImageFile
 
 SIDE = 80
@@ -26,7 +26,7 @@ def save(folder: Path, name: str, image: Image.Image | None = None, **options: A
 
 
 def only(folder: Path, **reading: Any) -> Any:
-    (found,), _ = read_folder(folder, Reading(**reading))
+    (found,), _ = read_folder(folder, ReadOptions(**reading))
     return found
 
 
@@ -36,7 +36,7 @@ def values(image: Image.Image) -> torch.Tensor:
 
 def test_names_are_in_natural_order() -> None:
     names = ["dog 10.png", "Dog 2.png", "cat.png", "dog 1.png", "10.png", "9.png", "dog.png"]
-    assert sorted(names, key=natural) == [
+    assert sorted(names, key=natural_order) == [
         "9.png", "10.png", "cat.png", "dog 1.png", "Dog 2.png", "dog 10.png", "dog.png",
     ]  # fmt: skip
 
@@ -141,7 +141,7 @@ def messy(tmp_path: Path) -> Path:
 
 
 def test_what_is_left_out_is_named_with_its_reason(messy: Path) -> None:
-    found, lines = read_folder(messy, Reading())
+    found, lines = read_folder(messy, ReadOptions())
     assert [photograph.name for photograph in found] == ["1 good.png", "11 moving.gif"]
     report = "\n".join(lines)
     for line in [
@@ -163,12 +163,12 @@ def test_what_is_left_out_is_named_with_its_reason(messy: Path) -> None:
 
 def test_stop_ends_at_the_first_broken_file(messy: Path) -> None:
     with pytest.raises(ValueError, match=r"2 truncated\.jpg: truncated.*set on_broken to skip"):
-        read_folder(messy, Reading(on_broken="stop"))
+        read_folder(messy, ReadOptions(on_broken="stop"))
 
 
 def test_truncated_pictures_are_found_whatever_others_set_in_pillow(messy: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    found, _ = read_folder(messy, Reading())
+    found, _ = read_folder(messy, ReadOptions())
     assert [photograph.name for photograph in found] == ["1 good.png", "11 moving.gif"]
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
@@ -177,7 +177,7 @@ def test_the_photographs_without_a_text_are_named(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         save(tmp_path, f"{name}.png", photo(ord(name)))
     (tmp_path / "b.txt").write_text("a photo of sks dog in the snow")
-    found, lines = read_folder(tmp_path, Reading())
+    found, lines = read_folder(tmp_path, ReadOptions())
     assert [photograph.caption for photograph in found] == ["", "a photo of sks dog in the snow", ""]
     assert "no text for a.png, c.png: the Subject's prompt is taken" in lines
 
@@ -185,7 +185,7 @@ def test_the_photographs_without_a_text_are_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_usable_photograph_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("x")
     with pytest.raises(ValueError, match=r"(?s)no photograph in .* can be used.*a.png: not a picture"):
-        read_folder(tmp_path, Reading())
+        read_folder(tmp_path, ReadOptions())
 
 
 def test_any_change_in_the_folder_is_another_state(tmp_path: Path) -> None:
@@ -201,4 +201,4 @@ def test_any_change_in_the_folder_is_another_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [{"on_broken": "ask"}, {"longest_side": -1}])
 def test_settings_out_of_range_are_named(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
-        Reading(**given)
+        ReadOptions(**given)

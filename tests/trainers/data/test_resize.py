@@ -2,7 +2,7 @@
 
 import torch
 from hyperbooth.trainers.data.build_dataset import prompts_for
-from hyperbooth.trainers.data.resize import bucket_size, centre_box, fit_picture, frame_of, random_box
+from hyperbooth.trainers.data.resize import bucket_size, center_box, crop_and_resize, frame_of, random_box
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,18 +26,18 @@ def test_a_wide_picture_gets_a_wide_bucket() -> None:
 
 def test_the_crop_is_central_and_not_scaled_when_it_fits() -> None:
     picture = torch.arange(6 * 10.0).view(1, 1, 6, 10) / 60
-    assert torch.equal(fit_picture(picture, (6, 4)), picture[..., 3:7])
+    assert torch.equal(crop_and_resize(picture, (6, 4)), picture[..., 3:7])
 
 
 def test_a_very_thin_picture_is_cropped_before_it_is_scaled() -> None:
     thin = torch.rand(1, 3, 16000, 8)
-    picture = fit_picture(thin, (24, 40))
-    torch.testing.assert_close(picture, fit_picture(thin[..., 7990:8010, :], (24, 40)), atol=0.05, rtol=0)
+    picture = crop_and_resize(thin, (24, 40))
+    torch.testing.assert_close(picture, crop_and_resize(thin[..., 7990:8010, :], (24, 40)), atol=0.05, rtol=0)
 
 
 @given(st.integers(8, 90), st.integers(8, 90))
 def test_any_picture_comes_out_at_the_size_asked_for(height: int, width: int) -> None:
-    picture = fit_picture(torch.rand(1, 3, height, width), (24, 40))
+    picture = crop_and_resize(torch.rand(1, 3, height, width), (24, 40))
     assert picture.shape == (1, 3, 24, 40)
     assert picture.min() >= 0 and picture.max() <= 1
 
@@ -71,7 +71,7 @@ SIDES = st.integers(8, 400)
 def test_boxes_lie_inside_have_the_aspect_and_enlarge_no_more_than_asked(
     height: int, width: int, size: tuple[int, int], crop: float, seed: int
 ) -> None:
-    whole = centre_box(height, width, size)
+    whole = center_box(height, width, size)
     box = random_box(height, width, size, crop, torch.Generator().manual_seed(seed))
     for part in (whole, box):
         assert 0 <= part.top <= height - part.height and 0 <= part.left <= width - part.width
@@ -96,4 +96,6 @@ def test_picture_and_mask_are_framed_alike() -> None:
     picture = torch.zeros(1, 3, 90, 70)
     picture[..., 30:60, 20:50] = 1
     box = random_box(90, 70, (48, 32), 0.4, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(fit_picture(picture, (48, 32), box)[:, :1], fit_picture(picture[:, :1], (48, 32), box))
+    torch.testing.assert_close(
+        crop_and_resize(picture, (48, 32), box)[:, :1], crop_and_resize(picture[:, :1], (48, 32), box)
+    )

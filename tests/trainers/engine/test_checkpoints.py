@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from hyperbooth.models.hollowed_net.activation_cache import OnDisk
-from hyperbooth.trainers.engine.checkpoints import HEADER, KEPT, LEFTOVER, States
+from hyperbooth.models.hollowed_net.activation_cache import DiskStore
+from hyperbooth.trainers.engine.checkpoints import HEADER, KEPT, LEFTOVER, CheckpointStore
 from hyperbooth.trainers.engine.loop import FitConfig, fit
 from hyperbooth.trainers.engine.optimizers import OPTIMIZERS
 from hyperbooth.trainers.engine.rng import generator_for
@@ -64,12 +64,12 @@ def test_a_run_taken_up_equals_the_run_never_stopped(tmp_path: Path, optimizer: 
     whole = fresh(optimizer, half=half)
     train(whole, 20)
     for stop in (1, 7, 19):
-        states = States(tmp_path, f"run{stop}")
+        states = CheckpointStore(tmp_path, f"run{stop}")
         stopped = fresh(optimizer, half=half)
         train(stopped, 20, stop)
         states.save(stopped)
         again = fresh(optimizer, half=half)
-        assert States(tmp_path, f"run{stop}").load(again, 20)
+        assert CheckpointStore(tmp_path, f"run{stop}").load(again, 20)
         same(again, stopped)
         train(again, 20)
         same(again, whole)
@@ -92,32 +92,32 @@ def test_any_number_of_stops_anywhere(stops: list[int], ema_decay: float) -> Non
 def saved(folder: Path, key: str = "run", steps: int = 3) -> TrainState:
     state = fresh()
     train(state, 10, steps)
-    States(folder, key).save(state)
+    CheckpointStore(folder, key).save(state)
     return state
 
 
 def test_a_state_past_the_steps_wanted_is_not_taken(tmp_path: Path) -> None:
     saved(tmp_path, steps=5)
     state = fresh()
-    assert not States(tmp_path, "run").load(state, 4) and state.history.step == 0
-    assert States(tmp_path, "run").load(state, 5) and state.history.step == 5
+    assert not CheckpointStore(tmp_path, "run").load(state, 4) and state.history.step == 0
+    assert CheckpointStore(tmp_path, "run").load(state, 5) and state.history.step == 5
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.95])
 def test_a_damaged_state_is_reported_and_the_run_starts_over(tmp_path: Path, keep: float, caplog: Any) -> None:
     saved(tmp_path)
-    path = States(tmp_path, "run").path
+    path = CheckpointStore(tmp_path, "run").path
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep > 1 else keep * len(whole))])
     state = fresh()
-    assert not States(tmp_path, "run").load(state, 10)
+    assert not CheckpointStore(tmp_path, "run").load(state, 10)
     assert state.history.step == 0 and "starting over" in caplog.text
 
 
 def test_a_state_of_another_shape_changes_nothing(tmp_path: Path) -> None:
     saved(tmp_path)
     other = TrainState([Group([nn.Parameter(torch.ones(4, 4))], 0.1)])
-    assert not States(tmp_path, "run").load(other, 10)
+    assert not CheckpointStore(tmp_path, "run").load(other, 10)
     assert torch.equal(other.parameters[0], torch.ones(4, 4)) and other.history.step == 0
 
 
@@ -129,7 +129,7 @@ def test_states_are_bounded_in_number_and_leftovers_go(tmp_path: Path) -> None:
     keys = [f"{index:032x}" for index in range(7)]
     for index, key in enumerate(keys[:-1]):
         saved(tmp_path, key)
-        os.utime(States(tmp_path, key).path, (0, 1000 + index))
+        os.utime(CheckpointStore(tmp_path, key).path, (0, 1000 + index))
     saved(tmp_path, keys[-1])
     kept = [p.stem for p in tmp_path.glob("*.safetensors") if p != foreign]
     assert sorted(kept) == [keys[4], keys[5], keys[6]] and len(kept) == KEPT
@@ -143,9 +143,9 @@ def test_states_of_runs_at_work_elsewhere_stay(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) == 6
 
 
-def recorded(folder: Path, key: str) -> OnDisk:
+def recorded(folder: Path, key: str) -> DiskStore:
     """What a run has recorded, long ago."""
-    store = OnDisk(States(folder, key).records)
+    store = DiskStore(CheckpointStore(folder, key).records)
     store.write("0.2", [(torch.zeros(2),)])
     os.utime(store.folder, (0, time.time() - LEFTOVER - 1))
     return store
@@ -161,7 +161,7 @@ def test_records_that_another_server_reads_stay_and_those_left_behind_go(tmp_pat
 
 def test_records_left_behind_make_room_before_others_are_written(tmp_path: Path) -> None:
     own, left = (recorded(tmp_path, f"{index:032x}") for index in range(2))
-    States(tmp_path, f"{0:032x}").drop_records()
+    CheckpointStore(tmp_path, f"{0:032x}").drop_records()
     assert "0.2" in own and "0.2" not in left
 
 
@@ -187,16 +187,16 @@ WRONG = {
 @pytest.mark.parametrize("case", list(WRONG))
 def test_a_state_that_is_not_whole_changes_nothing(tmp_path: Path, case: str) -> None:
     saved(tmp_path)
-    edited(States(tmp_path, "run").path, **WRONG[case])
+    edited(CheckpointStore(tmp_path, "run").path, **WRONG[case])
     state, clean = fresh(), fresh()
-    assert not States(tmp_path, "run").load(state, 10)
+    assert not CheckpointStore(tmp_path, "run").load(state, 10)
     same(state, clean)
 
 
 def test_what_was_taken_up_is_no_longer_the_files(tmp_path: Path) -> None:
     before, state = saved(tmp_path), fresh()
-    assert States(tmp_path, "run").load(state, 10)
-    path = States(tmp_path, "run").path
+    assert CheckpointStore(tmp_path, "run").load(state, 10)
+    path = CheckpointStore(tmp_path, "run").path
     with open(path, "r+b") as file:
         file.seek(-200, os.SEEK_END)
         file.write(bytes(200))
@@ -205,17 +205,17 @@ def test_what_was_taken_up_is_no_longer_the_files(tmp_path: Path) -> None:
 
 def test_a_state_with_a_number_that_is_none_is_never_written(tmp_path: Path) -> None:
     state = saved(tmp_path)
-    before = States(tmp_path, "run").path.read_bytes()
+    before = CheckpointStore(tmp_path, "run").path.read_bytes()
     train(state, 10, 5)
     with torch.no_grad():
         state.parameters[0][0, 0] = torch.nan
-    States(tmp_path, "run").save(state)
-    assert States(tmp_path, "run").path.read_bytes() == before
+    CheckpointStore(tmp_path, "run").save(state)
+    assert CheckpointStore(tmp_path, "run").path.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written_is_reported_and_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    states, state = States(tmp_path / "file", "run"), fresh()
+    states, state = CheckpointStore(tmp_path / "file", "run"), fresh()
     train(state, 10, 3)
     states.save(state)
     assert "the state at step 3 could not be saved" in (states.failure or "")
@@ -223,16 +223,16 @@ def test_a_folder_that_cannot_be_written_is_reported_and_does_no_harm(tmp_path: 
 
 def test_forgotten_is_forgotten(tmp_path: Path) -> None:
     saved(tmp_path)
-    States(tmp_path, "run").forget()
-    assert not States(tmp_path, "run").load(fresh(), 10)
+    CheckpointStore(tmp_path, "run").forget()
+    assert not CheckpointStore(tmp_path, "run").load(fresh(), 10)
 
 
 def test_a_shorter_run_does_not_replace_the_state_of_a_longer_one(tmp_path: Path) -> None:
     longer, shorter = saved(tmp_path, steps=7), fresh()
-    states = States(tmp_path, "run")
+    states = CheckpointStore(tmp_path, "run")
     assert not states.load(shorter, 4)
     train(shorter, 10, 4)
     states.save(shorter)
     again = fresh()
-    assert States(tmp_path, "run").load(again, 10)
+    assert CheckpointStore(tmp_path, "run").load(again, 10)
     same(again, longer)

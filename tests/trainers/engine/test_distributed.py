@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperbooth.trainers.engine.distributed import ALONE, STORE_APART, Ranks, joined
+from hyperbooth.trainers.engine.distributed import SINGLE, STORE_APART, ProcessGroup, process_group
 
 TALK = """
 import importlib.util, sys
@@ -15,24 +15,24 @@ import torch
 spec = importlib.util.spec_from_file_location("ranks", sys.argv[1])
 ranks = sys.modules["ranks"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ranks)
-with ranks.joined() as we:
+with ranks.process_group() as we:
     a, b = torch.full((2, 3), float(we.rank + 1)), torch.tensor([10.0 * we.rank])
-    we.add([a, b])
+    we.all_reduce_([a, b])
     c = torch.tensor([we.rank, 7])
-    we.give([c])
-    once = we.once(lambda: {"who": we.rank, "text": "é", "number": 0.1 + 0.2})
-    heard = we.heard("x" * (we.rank + 1))
+    we.broadcast_([c])
+    once = we.broadcast_object(lambda: {"who": we.rank, "text": "é", "number": 0.1 + 0.2})
+    heard = we.all_gather_object("x" * (we.rank + 1))
     assert (a.tolist(), b.tolist(), c.tolist()) == ([[3.0] * 3] * 2, [10.0], [0, 7])
-    assert list(we.sum(0.1 + we.rank, 5)) == [0.1 + (0.1 + 1), 10]
+    assert list(we.all_reduce_scalars(0.1 + we.rank, 5)) == [0.1 + (0.1 + 1), 10]
     assert once == {"who": 0, "text": "é", "number": 0.1 + 0.2} and heard == ["x", "xx"]
-    print(f"process {we.rank} of {we.of} is done")
+    print(f"process {we.rank} of {we.world_size} is done")
 """
 
 
 def talk(folder: Path, **environment: str) -> subprocess.CompletedProcess:
     script = folder / "talk.py"
     script.write_text(TALK, encoding="utf-8")
-    ranks = Path(sys.modules[Ranks.__module__].__file__)
+    ranks = Path(sys.modules[ProcessGroup.__module__].__file__)
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts=1",
          str(script), str(ranks)],
@@ -53,19 +53,23 @@ def test_restarts_that_could_not_meet_again_are_refused(tmp_path: Path) -> None:
 
 def test_alone_everything_is_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    with joined() as ranks:
-        assert ranks is ALONE and ranks.leads
+    with process_group() as ranks:
+        assert ranks is SINGLE and ranks.is_main
     tensor = torch.ones(2)
-    ALONE.add([tensor])
-    ALONE.give([tensor])
-    assert tensor.tolist() == [1, 1] and ALONE.sum(1.5, 2) == (1.5, 2)
-    assert ALONE.once(lambda: "a") == "a" and ALONE.heard("a") == ["a"] and ALONE.share(5) == slice(0, 5)
+    SINGLE.all_reduce_([tensor])
+    SINGLE.broadcast_([tensor])
+    assert tensor.tolist() == [1, 1] and SINGLE.all_reduce_scalars(1.5, 2) == (1.5, 2)
+    assert (
+        SINGLE.broadcast_object(lambda: "a") == "a"
+        and SINGLE.all_gather_object("a") == ["a"]
+        and SINGLE.shard(5) == slice(0, 5)
+    )
 
 
 @pytest.mark.parametrize(("count", "of"), [(5, 2), (16, 3), (4, 4), (2, 3)])
 def test_shares_are_the_whole_in_order(count: int, of: int) -> None:
     rows = list(range(count))
-    shares = [rows[Ranks(rank, of).share(count)] for rank in range(of)]
+    shares = [rows[ProcessGroup(rank, of).share(count)] for rank in range(of)]
     assert [row for share in shares for row in share] == rows
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -73,4 +77,4 @@ def test_shares_are_the_whole_in_order(count: int, of: int) -> None:
 @pytest.mark.parametrize(("rank", "of"), [(-1, 1), (2, 2), (0, 0)])
 def test_a_rank_is_one_of_all(rank: int, of: int) -> None:
     with pytest.raises(ValueError, match=f"rank is {rank} of {of}"):
-        Ranks(rank, of)
+        ProcessGroup(rank, of)

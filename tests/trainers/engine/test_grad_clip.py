@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hyperbooth.trainers.engine.grad_clip import clip
+from hyperbooth.trainers.engine.grad_clip import clip_gradients
 from torch import Tensor, nn
 
 
@@ -24,11 +24,11 @@ GRADIENTS = [
 
 def test_apart_each_subject_is_shortened_as_if_alone() -> None:
     together = parameters(*GRADIENTS)
-    longest = clip(together, 1.0, apart=True)
+    longest = clip_gradients(together, 1.0, per_subject=True)
     norms = []
     for i in range(SUBJECTS):
         alone = parameters(*(gradient[i] for gradient in GRADIENTS))
-        norms.append(clip(alone, 1.0))
+        norms.append(clip_gradients(alone, 1.0))
         for one, beside in zip(alone, together, strict=True):
             assert torch.allclose(beside.grad[i], one.grad, rtol=1e-6)
     assert longest == pytest.approx(max(norms))
@@ -37,7 +37,7 @@ def test_apart_each_subject_is_shortened_as_if_alone() -> None:
 
 def test_together_the_longest_shortens_all() -> None:
     given = parameters(*GRADIENTS)
-    norm = clip(given, 1.0)
+    norm = clip_gradients(given, 1.0)
     assert torch.cat([p.grad.flatten() for p in given]).norm().item() == pytest.approx(1, rel=1e-4)
     assert given[0].grad[0].norm() < 0.1 * GRADIENTS[0][0].norm() and norm > 50
 
@@ -45,13 +45,15 @@ def test_together_the_longest_shortens_all() -> None:
 @pytest.mark.parametrize("apart", [False, True])
 def test_zero_leaves_the_gradient_and_still_measures_it(apart: bool) -> None:
     given = parameters(*GRADIENTS)
-    assert clip(given, 0.0, apart) > 1
+    assert clip_gradients(given, 0.0, apart) > 1
     assert all(torch.equal(p.grad, gradient) for p, gradient in zip(given, GRADIENTS, strict=True))
 
 
 def test_what_has_no_gradient_is_left_out() -> None:
     given = [*parameters(*GRADIENTS), nn.Parameter(torch.zeros(2, 2))]
-    assert clip(given, 1.0, apart=True) == pytest.approx(clip(parameters(*GRADIENTS), 0.0, apart=True))
+    assert clip_gradients(given, 1.0, per_subject=True) == pytest.approx(
+        clip_gradients(parameters(*GRADIENTS), 0.0, per_subject=True)
+    )
     assert given[-1].grad is None
 
 
@@ -59,8 +61,8 @@ def test_one_subject_whose_gradient_is_no_number_shows_and_harms_no_other() -> N
     broken = [gradient.clone() for gradient in GRADIENTS]
     broken[0][1, 0, 0] = torch.nan
     given = parameters(*broken)
-    assert clip(given, 1.0, apart=True) != clip(given, 1.0, apart=True)
+    assert clip_gradients(given, 1.0, per_subject=True) != clip_gradients(given, 1.0, per_subject=True)
     whole = parameters(*GRADIENTS)
-    clip(whole, 1.0, apart=True)
+    clip_gradients(whole, 1.0, per_subject=True)
     for one, other in zip(given, whole, strict=True):
         assert torch.allclose(one.grad[[0, 2]], other.grad[[0, 2]])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hyperbooth.trainers.engine.distributed import Ranks
+from hyperbooth.trainers.engine.distributed import ProcessGroup
 from hyperbooth.trainers.engine.divergence import Diverged, is_due
 from hyperbooth.trainers.engine.loop import FitConfig, fit
 from hyperbooth.trainers.engine.lr_schedule import lr_factor
@@ -64,7 +64,7 @@ def test_a_subject_learns_beside_others_what_it_learns_alone() -> None:
     def ended(goal: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
         parameter = nn.Parameter(torch.zeros_like(goal))
         losses = lambda batch: [(parameter - goal).square().sum(1)]  # noqa: E731
-        history = run(losses, parameter, 0.1, FitConfig(5, max_grad_norm=1.0, apart=True), "adamw")
+        history = run(losses, parameter, 0.1, FitConfig(5, max_grad_norm=1.0, per_subject=True), "adamw")
         return parameter.detach(), history.losses
 
     together, shown = ended(goals)
@@ -226,4 +226,4 @@ def test_a_process_that_has_lost_step_stops() -> None:
     """One of two that hears only itself: from the second step on the sum of their steps tells."""
     parameter, losses = problem()
     with pytest.raises(RuntimeError, match=r"process 0 is at step 1, the 2 of them at 0\.5 on average"):
-        run(losses, parameter, 0.1, FitConfig(3), ranks=Ranks(0, 2))
+        run(losses, parameter, 0.1, FitConfig(3), ranks=ProcessGroup(0, 2))

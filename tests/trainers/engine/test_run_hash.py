@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hyperbooth.trainers.engine.run_hash import fingerprint, sampled
+from hyperbooth.trainers.engine.run_hash import run_hash, sample_values
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +23,8 @@ class Thing:
 
 @given(PLAIN, PLAIN)
 def test_equal_values_have_one_name_and_others_another(a: Any, b: Any) -> None:
-    assert fingerprint(a) == fingerprint(a)
-    assert (fingerprint(a) == fingerprint(b)) == (repr(a) == repr(b) or _same(a, b))
+    assert run_hash(a) == run_hash(a)
+    assert (run_hash(a) == run_hash(b)) == (repr(a) == repr(b) or _same(a, b))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -42,14 +42,14 @@ def test_every_bit_of_a_tensor_counts_and_its_kind() -> None:
     changed[2, 3] = 1e-30
     names = [thing, replace(thing, tensor=changed), Thing(torch.zeros(4, 3)), Thing(torch.zeros(3, 4).half())]
     names += [replace(thing, name="a"), thing.tensor]
-    assert len({fingerprint(name) for name in names}) == len(names)
-    assert fingerprint(["a;str:'b"]) != fingerprint(["a", "b"]) and fingerprint("a", "b") != fingerprint("a;str:b")
+    assert len({run_hash(name) for name in names}) == len(names)
+    assert run_hash(["a;str:'b"]) != run_hash(["a", "b"]) and run_hash("a", "b") != run_hash("a;str:b")
     with torch.inference_mode():
-        assert fingerprint(Thing(torch.zeros(3, 4))) == fingerprint(thing)
+        assert run_hash(Thing(torch.zeros(3, 4))) == run_hash(thing)
 
 
 def test_samples_hold_both_ends() -> None:
     large = torch.arange(100_000)
-    taken = sampled(large)
+    taken = sample_values(large)
     assert taken[0] == 0 and taken[-1] == 99_999 and len(taken) == 256
-    assert torch.equal(sampled(torch.arange(200)), torch.arange(200))
+    assert torch.equal(sample_values(torch.arange(200)), torch.arange(200))

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.models.subject_bank.shards import Fit, Manifest, shards_in, write_shard
+from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, shards_in, write_shard
 from hyperbooth.trainers.hypernetwork import row_cache
-from hyperbooth.trainers.hypernetwork.feature_cache import Features
-from hyperbooth.trainers.hypernetwork.row_cache import Rows
+from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
+from hyperbooth.trainers.hypernetwork.row_cache import RowCache
 from torch import Tensor
 
 COUNTS = {"a": 1, "b": 3, "c": 2}
@@ -25,15 +25,15 @@ def bank(tmp_path: Path) -> Bank:
 
 def write_bank(folder: Path, brighter: int = 0) -> Bank:
     """Three people in two shards, whose pictures are plain: 10 times the person and the picture's number, in bytes."""
-    link = Link.create("lidb", [Target("diffusion_model.a.to_q", (8, 8))], LiDBConfig(1, 4, 4), torch.Generator())
+    link = Adapter.create("lidb", [Target("diffusion_model.a.to_q", (8, 8))], LiDBConfig(1, 4, 4), torch.Generator())
     base = {"base": "SD15", "weights": {"diffusion_model.a": [1.0]}}
-    manifest = Manifest(Layout.of(link), {"prompt": "a face", "steps": 1}, base, {})
+    manifest = Manifest(ParameterLayout.of(link), {"prompt": "a face", "steps": 1}, base, {})
     manifest.save(folder)
     for names in (("a", "b"), ("c",)):
         values = [10.0 * "abc".index(name) + i + brighter for name in names for i in range(COUNTS[name])]
         images = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).to(torch.uint8)
         write_shard(
-            folder, manifest, {name: Fit(1, 1 + brighter) for name in names}, [COUNTS[name] for name in names],
+            folder, manifest, {name: SubjectFit(1, 1 + brighter) for name in names}, [COUNTS[name] for name in names],
             torch.zeros(len(names), 8), images.contiguous(), torch.zeros(len(images), 4, 2, 2),
         )  # fmt: skip
     return Bank.open(folder)
@@ -50,30 +50,30 @@ PICTURES = [(2, 1), (0, 0), (1, 2), (1, 0)]
 
 def test_each_picture_has_its_own_and_is_encoded_once(bank: Bank) -> None:
     seen: list[tuple[int, int]] = []
-    first = Features(bank, "encoder", encode, lambda *done: seen.append(done))
+    first = FeatureCache(bank, "encoder", encode, lambda *done: seen.append(done))
     assert first(PICTURES)[:, 0, 0].tolist() == [21, 0, 12, 10] and first(PICTURES).shape == (4, 2, 1)
     assert seen[-1] == (6, 6) and [done for done, _ in seen] == sorted(done for done, _ in seen)
 
     def never(_: Tensor) -> Tensor:
         raise AssertionError
 
-    again = Features(bank, "encoder", never, lambda *_: None)
+    again = FeatureCache(bank, "encoder", never, lambda *_: None)
     assert torch.equal(first(PICTURES), again(PICTURES))
     with pytest.raises(AssertionError):
-        Features(bank, "another encoder", never, lambda *_: None)
+        FeatureCache(bank, "another encoder", never, lambda *_: None)
 
 
 def test_a_bank_built_again_in_the_same_place_has_its_own(bank: Bank) -> None:
-    Features(bank, "encoder", encode, lambda *_: None)
+    FeatureCache(bank, "encoder", encode, lambda *_: None)
     for shard in shards_in(bank.folder):
         shard.unlink()
-    again = Features(write_bank(bank.folder, brighter=5), "encoder", encode, lambda *_: None)
+    again = FeatureCache(write_bank(bank.folder, brighter=5), "encoder", encode, lambda *_: None)
     assert again(PICTURES)[:, 0, 0].tolist() == [26, 5, 17, 15]
 
 
 def test_where_nothing_can_be_written_they_are_kept_in_memory(bank: Bank, caplog: pytest.LogCaptureFixture) -> None:
     (bank.folder / "features").write_text("in the way")
-    features = Features(bank, "encoder", encode, lambda *_: None)
+    features = FeatureCache(bank, "encoder", encode, lambda *_: None)
     assert features(PICTURES)[:, 0, 0].tolist() == [21, 0, 12, 10] and "kept in memory" in caplog.text
 
 
@@ -84,8 +84,8 @@ def test_many_rows_are_read_when_they_are_asked_for(monkeypatch: pytest.MonkeyPa
         asked.append(list(keys))
         return torch.tensor(keys, dtype=torch.float32)[:, None] * 2
 
-    few = Rows(read, [3, 1, 2])
+    few = RowCache(read, [3, 1, 2])
     assert few([2, 3]).tolist() == [[4], [6]] and asked == [[3], [3, 1, 2]]
     monkeypatch.setattr(row_cache, "MOST_BYTES", 11)
-    many = Rows(read, [3, 1, 2])
+    many = RowCache(read, [3, 1, 2])
     assert many([2, 3]).tolist() == [[4], [6]] and asked[2:] == [[3], [2, 3]]

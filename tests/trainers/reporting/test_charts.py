@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 from hyperbooth.trainers.engine.state import History
-from hyperbooth.trainers.reporting.charts import beside, block_chart, comparison_chart, loss_chart, smoothed
-from hyperbooth.trainers.reporting.live_view import CHART_SHARE, Watch
+from hyperbooth.trainers.reporting.charts import block_chart, chart_with_sample, comparison_chart, loss_chart, smoothed
+from hyperbooth.trainers.reporting.live_view import CHART_SHARE, LiveView
 from PIL import Image
 
 
@@ -35,7 +35,7 @@ def test_validation_is_a_curve_of_its_own_with_the_best_step_marked() -> None:
 
 def test_a_sample_stands_beside_the_chart() -> None:
     chart = loss_chart(History(losses=[1.0, 2.0]), 2)
-    joined = beside(chart, Image.new("RGB", (64, 64), (255, 0, 0)))
+    joined = chart_with_sample(chart, Image.new("RGB", (64, 64), (255, 0, 0)))
     assert joined.size == (512 + 320, 320)
     assert joined.getpixel((600, 100)) == (255, 0, 0)
 
@@ -46,7 +46,7 @@ def test_blocks_are_bars() -> None:
 
 def test_pictures_take_a_bounded_share_of_the_time() -> None:
     shown: list[Image.Image | None] = []
-    watch = Watch(1000, lambda done, of, picture: shown.append(picture), lambda: None, 0)
+    watch = LiveView(1000, lambda done, of, picture: shown.append(picture), lambda: None, 0)
     start = time.monotonic()
     losses: list[float] = []
     for step in range(1, 400):
@@ -67,7 +67,7 @@ def test_samples_come_at_their_steps_and_stay_in_the_picture() -> None:
         taken.append(state.step)
         return Image.new("RGB", (8, 8))
 
-    watch = Watch(10, lambda done, of, picture: pictures.__setitem__(done, picture), sample, 4)
+    watch = LiveView(10, lambda done, of, picture: pictures.__setitem__(done, picture), sample, 4)
     for _ in range(10):
         state.step += 1
         state.losses.append(1.0)

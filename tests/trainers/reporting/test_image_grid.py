@@ -1,6 +1,6 @@
 """The sheet of pictures: every picture whole, in its place, and no word over another."""
 
-from hyperbooth.trainers.reporting.image_grid import GAP, _font, grid, told_apart, wrapped
+from hyperbooth.trainers.reporting.image_grid import GAP, _font, image_grid, told_apart, wrapped
 from PIL import Image
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
@@ -8,7 +8,7 @@ RED, BLUE = (250, 10, 10), (10, 10, 250)
 
 def test_pictures_stand_in_rows_and_columns() -> None:
     red, blue = Image.new("RGB", (32, 32), RED), Image.new("RGB", (64, 32), BLUE)
-    page = grid([[red, None], [blue, red]], ["", ""], side=50)
+    page = image_grid([[red, None], [blue, red]], ["", ""], side=50)
     assert page.size == (2 * (50 + GAP) + GAP, 2 * (50 + GAP) + 2 * GAP)
     middle = [(GAP + column * (50 + GAP) + 25, GAP + row * (50 + GAP) + 25) for row in (0, 1) for column in (0, 1)]
     assert [page.getpixel(at) for at in middle] == [RED, (255, 255, 255), BLUE, RED]
@@ -18,8 +18,8 @@ def test_pictures_stand_in_rows_and_columns() -> None:
 
 def test_words_get_their_own_place() -> None:
     red = Image.new("RGB", (200, 200), RED)
-    plain = grid([[red]], [""], side=100)
-    titled = grid([[red]], ["above it"], ["to the left"], ["below\nit"], side=100)
+    plain = image_grid([[red]], [""], side=100)
+    titled = image_grid([[red]], ["above it"], ["to the left"], ["below\nit"], side=100)
     assert titled.width == plain.width + 100 and titled.height > plain.height + 3 * 13
     assert sum(titled.getpixel((x, y)) == RED for x in range(titled.width) for y in range(titled.height)) > 9000
 
@@ -35,7 +35,7 @@ def test_a_word_wider_than_its_column_is_broken() -> None:
     lines = wrapped(f"the {name}", 90, 13).split("\n")
     assert "".join(lines) == f"the{name}" and all(_font(13).getlength(line) <= 90 for line in lines)
     red = Image.new("RGB", (100, 100), RED)
-    page = grid([[red, red]], [name, ""], side=100)
+    page = image_grid([[red, red]], [name, ""], side=100)
     beside = page.crop((2 * GAP + 100, 0, page.width, page.height - 100 - 3 * GAP))
     assert [colour for _, colour in beside.getcolors()] == [(255, 255, 255)]
     assert wrapped("mm", 3, 13) == "m\nm"  # not even one letter has room

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.models.subject_bank.shards import Fit, Manifest, write_shard
+from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, write_shard
 from hyperbooth.trainers.subject_bank.build import subject_names
-from hyperbooth.trainers.subject_bank.report import MOST_NAMED, Tally, quality, report
+from hyperbooth.trainers.subject_bank.report import MOST_NAMED, BuildProgress, quality, report
 
 
 def test_subjects_are_the_visible_folders_in_natural_order(tmp_path: Path) -> None:
@@ -23,10 +23,10 @@ def test_subjects_are_the_visible_folders_in_natural_order(tmp_path: Path) -> No
         subject_names(tmp_path / "p9")
 
 
-def bank(folder: Path, fits: dict[str, Fit]) -> Bank:
-    link = Link.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator().manual_seed(0))
+def bank(folder: Path, fits: dict[str, SubjectFit]) -> Bank:
+    link = Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator().manual_seed(0))
     base = {"base": "SD15", "weights": {}}
-    manifest = Manifest(Layout.of(link), {"prompt": "a sks face", "steps": 7}, base, {})
+    manifest = Manifest(ParameterLayout.of(link), {"prompt": "a sks face", "steps": 7}, base, {})
     manifest.save(folder)
     if fits:
         count = len(fits)
@@ -36,8 +36,8 @@ def bank(folder: Path, fits: dict[str, Fit]) -> Bank:
 
 
 def test_the_report_has_the_controls_and_names_who_learnt_nothing(tmp_path: Path) -> None:
-    built = bank(tmp_path, {"anna": Fit(0.2, 0.1, 0.3), "ben": Fit(0.2, 0.2, 0.5)})
-    tally = Tally(3, left_out=["cleo: no photograph"])
+    built = bank(tmp_path, {"anna": SubjectFit(0.2, 0.1, 0.3), "ben": SubjectFit(0.2, 0.2, 0.5)})
+    tally = BuildProgress(3, left_out=["cleo: no photograph"])
     tally.batch_done(3, 3600.0)
     tally.learnt = 2
     lines = report(built, tally, ["memory: much"], {"ben"}).splitlines()
@@ -52,8 +52,8 @@ def test_the_report_has_the_controls_and_names_who_learnt_nothing(tmp_path: Path
 
 
 def test_a_report_of_thousands_is_short(tmp_path: Path) -> None:
-    names = {f"p{i:04}": Fit(0.1, 0.2) for i in range(300)}
-    tally = Tally(600, left_out=[f"q{i}: broken" for i in range(300)])
+    names = {f"p{i:04}": SubjectFit(0.1, 0.2) for i in range(300)}
+    tally = BuildProgress(600, left_out=[f"q{i}: broken" for i in range(300)])
     text = report(bank(tmp_path, names), tally, [], set(names))
     assert len(text.splitlines()) < 30 and "left out: 290 more" in text and "and 290 more;" in text
     assert text.count("p00") <= 3 * MOST_NAMED and "another subject" not in text

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from hyperbooth.trainers.data.image_reader import Photograph
+from hyperbooth.trainers.data.image_reader import ImageRecord
 from hyperbooth.trainers.subject_bank.captions import MOST, check_fit, prompts_of
 
 
-def photograph(name: str, caption: str = "") -> Photograph:
-    return Photograph(name, torch.zeros(2, 2, 3), caption)
+def photograph(name: str, caption: str = "") -> ImageRecord:
+    return ImageRecord(name, torch.zeros(2, 2, 3), caption)
 
 
 def test_each_has_its_own_or_the_prompt() -> None:

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
-from hyperbooth.models.adapters.parameter_layout import Layout
+from hyperbooth.models.adapters.parameter_layout import ParameterLayout
 from hyperbooth.trainers.config import Method, TrainingOptions
-from hyperbooth.trainers.subject_bank.config import Recipe
+from hyperbooth.trainers.subject_bank.config import BankConfig
 
 SHAPES = {"diffusion_model.a.attn1.to_q": (12, 9), "diffusion_model.a.conv": (8, 3, 3, 3)}
 LIDB = Method("lidb", LiDBConfig(1, 7, 5), "attention", 1e-2)
-RECIPE = Recipe(LIDB, "a sks face", 7)
+RECIPE = BankConfig(LIDB, "a sks face", 7)
 
 
-def settings(recipe: Recipe) -> dict[str, Any]:
+def settings(recipe: BankConfig) -> dict[str, Any]:
     return recipe.settings(recipe.start(SHAPES))
 
 
@@ -64,5 +64,5 @@ def test_settings_survive_json() -> None:
 
 def test_the_start_is_the_seeds() -> None:
     first, again, other = (recipe.start(SHAPES) for recipe in (RECIPE, RECIPE, replace(RECIPE, seed=1)))
-    layout = Layout.of(first)
+    layout = ParameterLayout.of(first)
     assert layout.pack(first).equal(layout.pack(again)) and not layout.pack(first).equal(layout.pack(other))

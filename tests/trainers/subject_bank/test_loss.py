@@ -9,7 +9,7 @@ from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
 from hyperbooth.trainers.diffusion.losses import l_simple
 from hyperbooth.trainers.diffusion.objective import Objective
-from hyperbooth.trainers.subject_bank.loss import LEVELS, SideBySide
+from hyperbooth.trainers.subject_bank.loss import LEVELS, BankLoss
 from torch import Tensor
 
 SIZE = (2, 3, 3)
@@ -39,10 +39,10 @@ def subject(seed: int, pictures: int = 1) -> Subject:
     return Subject(tuple(Example(latent, None, "a sks face") for latent in latents))
 
 
-def loss(subjects: list[Subject], weights: Tensor | None = None, seed: int = 0, **options: Any) -> SideBySide:
+def loss(subjects: list[Subject], weights: Tensor | None = None, seed: int = 0, **options: Any) -> BankLoss:
     denoiser = Blurring(torch.full((len(subjects),), 0.5) if weights is None else weights)
     objective = Objective(denoiser, lambda examples: len(examples), lambda latents: latents, l_simple)
-    return SideBySide(objective, subjects, TrainingOptions(**options), seed)
+    return BankLoss(objective, subjects, TrainingOptions(**options), seed)
 
 
 SUBJECTS = [subject(1), subject(2, pictures=3), subject(3)]
@@ -104,7 +104,7 @@ def test_a_measurement_encodes_its_prompts_once() -> None:
     made = loss(SUBJECTS)
     objective = Objective(made.objective.denoiser, lambda examples: calls.append(len(examples)),
                           made.objective.to_model, l_simple)  # fmt: skip
-    SideBySide(objective, SUBJECTS, TrainingOptions(), 0).measured()
+    BankLoss(objective, SUBJECTS, TrainingOptions(), 0).measured()
     assert calls == [3]
 
 

@@ -121,8 +121,8 @@ def part_of_the_way(start: Any, end: Any, share: float) -> Any:
     there, weights = end.network.copied(), start.network.state_dict()
     for name, value in there.state_dict().items():
         value.copy_(weights[name].lerp(value, share))
-    facts = {name: fact for name, fact in end.facts.items() if not name.startswith(MEASURED)}
-    return replace(end, network=there, facts=facts | {"share_of_the_way": share})
+    facts = {name: fact for name, fact in end.metadata.items() if not name.startswith(MEASURED)}
+    return replace(end, network=there, metadata=facts | {"share_of_the_way": share})
 
 
 @contextmanager
@@ -191,10 +191,10 @@ def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course) -> Any:
     """The mean person in `folder`, trained if it is not there: a bank grows around the same one only."""
     load_pack()
     from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
-    from hyperbooth.trainers.engine.run_hash import fingerprint
+    from hyperbooth.trainers.engine.run_hash import run_hash
 
     how = (LIDB, RATE_OF_PERSON, OPTIONS, course.many, course.together, course.mean_steps)
-    path = folder / f"mean_{fingerprint(read(WEIGHTS), *how)[:12]}.safetensors"
+    path = folder / f"mean_{run_hash(read(WEIGHTS), *how)[:12]}.safetensors"
     if not path.exists():
         save_adapter(_mean(call, base, course), path)
     return load_adapter(path)

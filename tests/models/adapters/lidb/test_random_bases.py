@@ -5,8 +5,8 @@ import hashlib
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDB, LiDBConfig
-from hyperbooth.models.adapters.lidb.random_bases import basis, probes
-from hyperbooth.models.adapters.stack import AdapterSet, Link
+from hyperbooth.models.adapters.lidb.random_bases import checksum, random_basis
+from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 
 PROBES = [0.052728, -0.0496323, -0.0223767]
@@ -14,18 +14,18 @@ PROBES = [0.052728, -0.0496323, -0.0223767]
 
 @pytest.mark.parametrize(("size", "columns"), [(1280, 100), (320, 50), (100, 100), (7, 1)])
 def test_columns_are_orthonormal(size: int, columns: int) -> None:
-    q = basis("out", 3, size, columns).double()
+    q = random_basis("out", 3, size, columns).double()
     torch.testing.assert_close(q.T @ q, torch.eye(columns, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def test_the_numbers_are_those_of_every_other_machine() -> None:
     """Written down once: another library, system or device must not give others."""
-    assert probes("out", 0, 320, 100) == pytest.approx(PROBES, abs=1e-6)
-    assert basis("out", 0, 320, 100).flatten()[[0, 16000, -1]].tolist() == pytest.approx(PROBES, abs=1e-6)
+    assert checksum("out", 0, 320, 100) == pytest.approx(PROBES, abs=1e-6)
+    assert random_basis("out", 0, 320, 100).flatten()[[0, 16000, -1]].tolist() == pytest.approx(PROBES, abs=1e-6)
 
 
 def test_seed_role_and_size_each_make_another_basis() -> None:
-    made = [basis(*key) for key in [("out", 0, 64, 8), ("in", 0, 64, 8), ("out", 1, 64, 8)]]
+    made = [random_basis(*key) for key in [("out", 0, 64, 8), ("in", 0, 64, 8), ("out", 1, 64, 8)]]
     digests = {hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in made}
     assert len(digests) == 3
 
@@ -53,27 +53,27 @@ def test_sizes_are_clipped_to_the_layer() -> None:
 
 
 def test_a_link_keeps_its_seed_and_probes_and_another_basis_is_refused() -> None:
-    link = Link.create("lidb", [Target("l", (32, 16))], LiDBConfig(basis_seed=5), torch.Generator())
-    facts = LiDB.link_facts(link.adapters.values())
+    link = Adapter.create("lidb", [Target("l", (32, 16))], LiDBConfig(basis_seed=5), torch.Generator())
+    facts = LiDB.link_facts(link.layers.values())
     assert facts["basis_seed"] == 5 and set(facts["probes"]) == {"out 32 32", "in 16 16"}
-    LiDB.check_facts(facts, link.adapters.values())
+    LiDB.check_facts(facts, link.layers.values())
     facts["probes"]["out 32 32"][1] += 1e-3
     with pytest.raises(ValueError, match=r"other bases than seed 5 gives here: the basis out 32 32 has"):
-        LiDB.check_facts(facts, link.adapters.values())
+        LiDB.check_facts(facts, link.layers.values())
 
 
 def test_bases_made_in_inference_mode_train() -> None:
     with torch.inference_mode():
         adapter = LiDB.create((33, 17), LiDBConfig(basis_seed=9), torch.Generator().manual_seed(0))
-    copy = AdapterSet((Link("lidb", {"l": adapter}, {"l": Target("l", (33, 17))}),)).chain[0].copy_to("cpu")
-    copy.adapters["l"].delta().sum().backward()
-    assert copy.adapters["l"].a_train.grad.abs().sum() > 0
+    copy = AdapterStack((Adapter("lidb", {"l": adapter}, {"l": Target("l", (33, 17))}),)).adapters[0].copy_to("cpu")
+    copy.layers["l"].delta().sum().backward()
+    assert copy.layers["l"].a_train.grad.abs().sum() > 0
 
 
 def test_bases_that_no_memory_should_hold_are_refused_before_they_are_made() -> None:
     LiDB.create((21504, 3072), LiDBConfig(), torch.Generator())
     with pytest.raises(ValueError, match=r"layer l: needs a basis of 21504 x 300.* give a smaller a or b"):
-        Link.create("lidb", [Target("l", (21504, 3072))], LiDBConfig(a=300), torch.Generator())
+        Adapter.create("lidb", [Target("l", (21504, 3072))], LiDBConfig(a=300), torch.Generator())
     shapes = [((size, size), ((100, 1), (1, 100))) for size in range(20_000, 20_010)]
     with pytest.raises(ValueError, match=r"needs bases of 40\d+ numbers, at most 8388608 are made"):
         LiDB.check_shapes(shapes)

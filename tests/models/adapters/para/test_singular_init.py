@@ -4,7 +4,7 @@ import pytest
 import torch
 from hyperbooth.models.adapters import PaRaConfig
 from hyperbooth.models.adapters.para.singular_init import smallest_left
-from hyperbooth.models.adapters.stack import Link
+from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from torch import Tensor
 
@@ -78,12 +78,14 @@ def test_a_link_starts_there_only_if_asked_and_where_it_can() -> None:
     made = weight((64, 64), "steep").float()
     target = Target("l", (64, 16, 2, 2))
     for init, most in (("random", 1.0), ("smallest singular", 0.01)):
-        settled = Link.create("para", [target], PaRaConfig(4, init), torch.Generator().manual_seed(0), lambda _: made)
-        assert left(settled.adapters["l"].basis.detach(), made) < most
-    unseen = Link.create("para", [target], PaRaConfig(4, "smallest singular"), torch.Generator().manual_seed(0))
-    random = Link.create("para", [target], PaRaConfig(4, "random"), torch.Generator().manual_seed(0))
-    assert torch.equal(unseen.adapters["l"].basis, random.adapters["l"].basis)
-    assert left(random.adapters["l"].basis.detach(), made) > 0.05
+        settled = Adapter.create(
+            "para", [target], PaRaConfig(4, init), torch.Generator().manual_seed(0), lambda _: made
+        )
+        assert left(settled.layers["l"].basis.detach(), made) < most
+    unseen = Adapter.create("para", [target], PaRaConfig(4, "smallest singular"), torch.Generator().manual_seed(0))
+    random = Adapter.create("para", [target], PaRaConfig(4, "random"), torch.Generator().manual_seed(0))
+    assert torch.equal(unseen.layers["l"].basis, random.layers["l"].basis)
+    assert left(random.layers["l"].basis.detach(), made) > 0.05
 
 
 def test_the_weight_is_not_asked_for_without_need() -> None:
@@ -93,5 +95,5 @@ def test_the_weight_is_not_asked_for_without_need() -> None:
         asked.append(name)
         return torch.zeros(64, 64)
 
-    Link.create("para", [Target("l", (64, 64))], PaRaConfig(init="random"), torch.Generator(), weight_of)
+    Adapter.create("para", [Target("l", (64, 64))], PaRaConfig(init="random"), torch.Generator(), weight_of)
     assert asked == []

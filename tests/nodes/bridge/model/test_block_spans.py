@@ -17,9 +17,9 @@ from helpers.training import lora, train, untouched
 from hyperbooth.models.backbone.frozen_layers import frozen
 from hyperbooth.nodes.bridge.model.block_spans import cuts_of, nearest_cut
 from hyperbooth.nodes.bridge.model.denoiser import ComfyDenoiser
-from hyperbooth.nodes.bridge.model.weight_access import borrow
-from hyperbooth.nodes.bridge.text.conditioning import Conditions
-from hyperbooth.trainers.config import Hollowing
+from hyperbooth.nodes.bridge.model.weight_access import access_weight
+from hyperbooth.nodes.bridge.text.conditioning import PromptEncoder
+from hyperbooth.trainers.config import HollowedNetConfig
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
@@ -84,7 +84,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     size = LATENTS.get(name, (4, 16, 16))
     text = [[draw(1, 9, width), {"pooled_output": draw(1, pooled)} if pooled else {}]]
     sigmas = model.get_model_object("model_sampling").sigmas
-    arguments = Conditions(model.model, model.load_device).arguments(text, size)
+    arguments = PromptEncoder(model.model, model.load_device).arguments(text, size)
     yield Network(model, draw(2, *size), sigmas[[len(sigmas) // 4, len(sigmas) // 2]].clone(), arguments, text)
     comfy.model_management.unload_all_models()
     path.unlink()
@@ -145,7 +145,7 @@ def test_gradients_reach_what_is_left(loaded: Network, way: str, monkeypatch: py
     with torch.inference_mode(False), torch.enable_grad():
         x = loaded.x.clone().requires_grad_()
         given = Network(loaded.model, x, loaded.sigma.clone(), _ordinary(loaded.cond), loaded.text)
-        with frozen(loaded.model.model, borrow, adds_in_place=True):
+        with frozen(loaded.model.model, access_weight, adds_in_place=True):
             with torch.no_grad(), cut.hollow.recording() as records:
                 given()
             with cut.hollow.recorded(records) if way == "recorded" else cut.hollow.without_gradients():
@@ -163,12 +163,12 @@ def test_what_is_left_trains(loaded: Network, node: Any, storage: str) -> None:
     method = lora(targets="all linear", learning_rate=3e-3)
     with untouched(loaded.model):
         adapter, losses, _ = train(
-            node, (loaded.model,), subject, method, steps=8, batch_size=2, hollow=Hollowing(0.5, 2, storage)
+            node, (loaded.model,), subject, method, steps=8, batch_size=2, hollow=HollowedNetConfig(0.5, 2, storage)
         )
     assert adapter.targets() and not taken & adapter.targets().keys()
     if storage == "ram":  # the same noise again and again
         assert losses["loss"][-1] < 0.98 * losses["loss"][0]
-    idle = [name for name, a in adapter.chain[0].adapters.items() if not a.up.abs().max()]
+    idle = [name for name, a in adapter.adapters[0].layers.items() if not a.up.abs().max()]
     assert all("context_block.mlp" in name or "context_block.attn" in name for name in idle), idle
 
 
@@ -183,7 +183,7 @@ def test_texts_of_several_lengths_are_recorded_together(loaded: Network, node: A
         for x, cond in zip(loaded.x, texts, strict=True)
     )
     subject, still = replace(short, examples=short.examples + long.examples), lora(learning_rate=1e-12)
-    hollow = Hollowing(0.5, 2, "ram")
+    hollow = HollowedNetConfig(0.5, 2, "ram")
     _, recorded, _ = train(node, (loaded.model,), subject, still, steps=2, batch_size=2, hollow=hollow)
     _, whole, _ = train(node, (loaded.model,), subject, still, steps=1, batch_size=2)
     assert recorded["loss"] == pytest.approx(whole["loss"] * 2, rel=1e-5)

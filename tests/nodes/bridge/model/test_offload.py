@@ -8,7 +8,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from helpers.training import output, untouched
 from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
-from hyperbooth.nodes.bridge.model.offload import leaves_device, stowed
+from hyperbooth.nodes.bridge.model.offload import leaves_device, offloaded
 from torch import nn
 
 
@@ -36,7 +36,7 @@ def test_where_there_is_no_memory_to_put_them_back_they_are_found_where_they_are
         def full(*_: Any) -> None:
             raise torch.OutOfMemoryError
 
-        with pytest.raises(KeyError), stowed(away_from("meta", model), hollow):
+        with pytest.raises(KeyError), offloaded(away_from("meta", model), hollow):
             monkeypatch.setattr(layer, "to", full, raising=False)
             raise KeyError
         monkeypatch.undo()
@@ -58,7 +58,7 @@ def test_quantised_weights_leave_with_all_that_they_are(loaded: Any) -> None:
     try:
         for module, parameters in copies.items():
             module._parameters.update(parameters)
-        with pytest.raises(NotImplementedError), stowed(away_from("cpu", loaded[0], "meta"), hollow):
+        with pytest.raises(NotImplementedError), offloaded(away_from("cpu", loaded[0], "meta"), hollow):
             where = layer.weight._qdata.device
         assert where.type == "meta"  # from which nothing comes back
     finally:

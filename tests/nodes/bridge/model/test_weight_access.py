@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from hyperbooth.models.backbone.frozen_layers import frozen
-from hyperbooth.nodes.bridge.model.weight_access import borrow
+from hyperbooth.nodes.bridge.model.weight_access import access_weight
 from torch import Tensor, nn
 
 LIKE = torch.empty(0)
@@ -34,7 +34,7 @@ def quantised() -> nn.Module:
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16])
 def test_weights_come_in_the_type_asked_for(dtype: torch.dtype, wanted: torch.dtype) -> None:
     layer = linear(dtype=dtype)
-    with borrow(layer, LIKE.to(wanted)) as (weight, bias):
+    with access_weight(layer, LIKE.to(wanted)) as (weight, bias):
         assert weight.dtype == bias.dtype == wanted
         torch.testing.assert_close(weight, layer.weight.to(wanted))
 
@@ -42,7 +42,7 @@ def test_weights_come_in_the_type_asked_for(dtype: torch.dtype, wanted: torch.dt
 def test_a_quantised_layer_trains_through_its_dequantised_weight() -> None:
     layer = quantised()
     x = torch.randn(3, 16, requires_grad=True)
-    with frozen(layer, borrow):
+    with frozen(layer, access_weight):
         y = layer(x)
         y.sum().backward()
     dense = layer.weight.dequantize().float()
@@ -54,7 +54,7 @@ def test_patches_on_the_fly_are_part_of_the_weight_in_both_directions() -> None:
     layer = linear()
     layer.weight_function = [lambda weight: weight * 2]
     x = torch.randn(3, 16, requires_grad=True)
-    with frozen(layer, borrow):
+    with frozen(layer, access_weight):
         layer(x).sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(3, 16) @ (2 * layer.weight.clone()))
 
@@ -64,7 +64,7 @@ def test_a_layer_staged_by_dynamic_vram_is_cast_and_left_as_it_is() -> None:
     layer = linear()
     layer._v = object()
     before = layer.weight.clone()
-    with borrow(layer, LIKE) as (weight, _):
+    with access_weight(layer, LIKE) as (weight, _):
         assert weight.data_ptr() != layer.weight.data_ptr()
         assert torch.equal(weight, before)
     assert torch.equal(layer.weight, before)
@@ -72,7 +72,7 @@ def test_a_layer_staged_by_dynamic_vram_is_cast_and_left_as_it_is() -> None:
 
 def test_cancel_is_noticed_at_the_next_weight() -> None:
     comfy.model_management.interrupt_current_processing()
-    with pytest.raises(comfy.model_management.InterruptProcessingException), borrow(linear(), LIKE):
+    with pytest.raises(comfy.model_management.InterruptProcessingException), access_weight(linear(), LIKE):
         raise AssertionError("not reached")
-    with borrow(linear(), LIKE) as (weight, _):
+    with access_weight(linear(), LIKE) as (weight, _):
         assert isinstance(weight, Tensor)

@@ -7,10 +7,16 @@ import comfy.sd
 import pytest
 import torch
 from helpers.training import lora, train
-from hyperbooth.models.adapters.stack import AdapterSet
+from hyperbooth.models.adapters.stack import AdapterStack
 from hyperbooth.models.files.adapter_file import load_adapter
-from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig, Word, names, spelt_out
-from hyperbooth.nodes.bridge.text.learned_embeddings import with_words
+from hyperbooth.models.textual_inversion.embeddings import (
+    FAMILY,
+    LearnedEmbedding,
+    TextualInversionConfig,
+    names,
+    spelt_out,
+)
+from hyperbooth.nodes.bridge.text.learned_embeddings import with_embeddings
 from hyperbooth.trainers.config import Method
 from torch import Tensor
 
@@ -60,8 +66,8 @@ AFTER = (
 
 def test_every_prompt_that_names_the_word_gets_its_vectors(flux: Any) -> None:
     _, clip, _ = flux
-    word = Word(TOKEN, {"clip_l": torch.randn(2, 768), "t5xxl": torch.randn(2, 128)})
-    knowing = with_words(clip, [word])
+    word = LearnedEmbedding(TOKEN, {"clip_l": torch.randn(2, 768), "t5xxl": torch.randn(2, 128)})
+    knowing = with_embeddings(clip, [word])
     for prompt in (f"{before}{TOKEN}{after}" for before in BEFORE for after in AFTER):
         assert names(prompt, TOKEN), prompt
         tokens = knowing.tokenize(spelt_out(prompt, [TOKEN]))
@@ -73,8 +79,8 @@ def test_every_prompt_that_names_the_word_gets_its_vectors(flux: Any) -> None:
 
 def test_a_weight_stays_one_and_the_rest_of_the_prompt_stays(flux: Any) -> None:
     _, clip, _ = flux
-    word = Word("dog", {"clip_l": torch.randn(1, 768), "t5xxl": torch.randn(1, 128)})
-    knowing = with_words(clip, [word])
+    word = LearnedEmbedding("dog", {"clip_l": torch.randn(1, 768), "t5xxl": torch.randn(1, 128)})
+    knowing = with_embeddings(clip, [word])
     for prompt in ("a (dog:1.3) here", "(dog,beach:1.2)", "dog: a portrait", "dog,outdoors", "(dog) b"):
         plain, ours = clip.tokenize(prompt), knowing.tokenize(spelt_out(prompt, ["dog"]))
         kept = [[None if isinstance(t, Tensor) else t, w] for t, w in ours["l"][0]]
@@ -98,11 +104,11 @@ def test_a_model_that_lacks_an_encoder_needs_no_vectors_for_it(node: Any, tmp_pa
     model, clip, vae = family("sd3", tmp_path)
     subject = made(node, clip, vae, f"a photo of {TOKEN}")
     adapter, _, _ = train(node, (model,), subject, inversion(), 1, clip=clip)
-    held = set(adapter.words[0].vectors)
+    held = set(adapter.embeddings[0].vectors)
     assert held and held < {"clip_l", "clip_g", "t5xxl"}
     _, knowing = node("Apply", model=model, adapter=adapter, strength_model=1.0, clip=clip)
     rows = [t for t, _ in knowing.tokenize(f"a embedding:{TOKEN}")["l"][0] if isinstance(t, Tensor)]
-    assert torch.equal(torch.stack(rows), adapter.words[0].vectors["clip_l"])
+    assert torch.equal(torch.stack(rows), adapter.embeddings[0].vectors["clip_l"])
 
 
 def test_going_on_over_text_encoder_layers_or_words_encodes_anew(node: Any, loaded: Any) -> None:
@@ -118,12 +124,12 @@ def test_going_on_over_text_encoder_layers_or_words_encodes_anew(node: Any, load
         with pytest.raises(ValueError, match="clip is not connected, but start_from holds text-encoder layers or a"):
             train(node, loaded, subject, lora(), 1, start_from=both)
         further, _, _ = train(node, loaded, subject, lora(), 1, start_from=both, clip=clip)
-        ends = zip(further.chain[-1].parameters(), from_plain.chain[-1].parameters(), strict=True)
-        assert len(further.chain) == len(both.chain) and any(not torch.equal(a, b) for a, b in ends)
+        ends = zip(further.adapters[-1].parameters(), from_plain.adapters[-1].parameters(), strict=True)
+        assert len(further.adapters) == len(both.adapters) and any(not torch.equal(a, b) for a, b in ends)
 
 
 def test_load_says_what_an_embedding_file_is(node: Any, output_folder: Path) -> None:
-    word = AdapterSet((), {}, (Word(TOKEN, {"clip_l": torch.zeros(1, 768)}),))
+    word = AdapterStack((), {}, (LearnedEmbedding(TOKEN, {"clip_l": torch.zeros(1, 768)}),))
     (path,) = node("Save", adapter=word, filename_prefix="loras/a", format="comfyui", precision="float32")
     with pytest.raises(ValueError, match=r"is an embedding file.*models/embeddings and write embedding:a_00001_ in"):
         load_adapter(output_folder / path)
