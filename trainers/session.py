@@ -1,13 +1,16 @@
-"""What a model must offer to be trained."""
+"""What a loaded model offers to trainers, in four parts; made by whoever owns the model."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..models.adapters.inject import Without
+from ..models.adapters.stack import AdapterStack
 from ..models.backbone.denoiser import Denoiser
 from ..models.backbone.frozen_layers import WeightAccess
 from ..models.hollowed_net.network import HollowedNetwork
@@ -15,75 +18,109 @@ from ..models.textual_inversion.embeddings import LearnedEmbedding
 from .data.dataset import Example, Subject
 
 
-class TrainingSession(Protocol):
-    """A model laid out for training; made by whoever owns the model.
+class TargetModel(Protocol):
+    """The network that adapters are trained on.
 
-    ``layers`` name every layer that an adapter could change, of the diffusion model
-    (``diffusion_model.…``) and, if it is to be trained, of the text encoder (``text_encoders.…``); ``shapes`` those of
-    them that can be trained, ``written_over`` those whose output the network may write over.
+    Layers of the diffusion model are named ``diffusion_model.…``, those of the text encoder, if it is trained,
+    ``text_encoders.…``.
     """
 
-    denoiser: Denoiser
-    device: torch.device
-    half: bool
-    precision: str
-    shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, nn.Module]
+    """Every layer that an adapter could change, by name."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Weight shapes of the layers that can be trained."""
     blocks: Sequence[nn.Module]
+    """The blocks that gradient checkpointing recomputes."""
     modified_in_place: Collection[str]
+    """Names of layers whose output the network may modify in place."""
     access_weight: WeightAccess
-    metadata: Mapping[str, Any]
     hollow: HollowedNetwork | None
-    """What is taken out of the network; its blocks run without gradients wherever nothing is on record."""
+    """The removed blocks; they run without gradients wherever no activation is cached."""
+    half: bool
+    """Whether the network computes in float16, so that losses are scaled."""
+    precision: str
+    """Name of the computation's dtype."""
     model_hash: str
-    """Names the model as it is: the same weights, patches and sampling equations, the same name."""
+    """Identifies the model as it is: equal for the same weights, patches and sampling equations."""
+    metadata: Mapping[str, Any]
+    """What a file records about the base model."""
+
+
+class TextConditioning(Protocol):
+    """The text encoders: prompts to what the denoiser takes."""
 
     def condition(self, examples: Sequence[Example]) -> Any:
-        """What the denoiser takes for the prompts of a batch."""
+        """Return what the denoiser takes for the prompts of a batch."""
 
     def condition_per_subject(self, examples: Sequence[Example]) -> Any:
-        """The same where the text encoder's adapters hold a subject for each example: all of one prompt, encoded once
-        for every subject, with its own adapters."""
+        """Return the same where the text encoder's adapters hold one subject per example.
 
-    def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
-        """Vectors ``[count, width]`` for each text encoder that start at ``word``, see :func:`models.words.start_at`.
-
-        Raises:
-            ValueError: the text encoders take none, or know nothing of such a word.
-        """
-
-    def with_embeddings(
-        self, words: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()
-    ) -> AbstractContextManager[None]:
-        """Inside the block, prompts that name ``words`` are encoded with their vectors as they stand.
-
-        Raises:
-            ValueError: one of ``prompts`` names a word where the text encoders would not find it.
+        All examples share one prompt, encoded once for every subject with its own adapters.
         """
 
     def unconditional(self, subject: Subject) -> Any:
-        """What it takes for the empty prompt, or None."""
+        """Return what the denoiser takes for the empty prompt, or None."""
 
-    def to_model(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE gave them -> model space, on the device."""
+    def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
+        """Return vectors ``[count, width]`` for each text encoder that start at ``word``.
 
-    def picture(self, latents: Tensor) -> Image.Image | None:
-        """A small picture of latents in model space, or None if the latent format has no preview."""
+        Raises:
+            ValueError: the text encoders take none, or do not know the word.
+        """
+
+    def with_embeddings(
+        self, embeddings: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()
+    ) -> AbstractContextManager[None]:
+        """Encode prompts that name ``embeddings`` with their current vectors inside the block.
+
+        Raises:
+            ValueError: one of ``prompts`` names a token where the text encoders would not find it.
+        """
+
+
+class DeviceMemory(Protocol):
+    """The training device and its memory, and main memory."""
+
+    device: torch.device
 
     def inference_bytes(self, size: tuple[int, ...]) -> int:
-        """Bytes that inference on one latent of that size takes for a moment."""
+        """Return the bytes that inference on one latent of that size takes for a moment."""
 
     def free_memory(self) -> int:
-        """Bytes free on the device."""
+        """Return the bytes free on the device."""
 
     def free_main_memory(self) -> int:
-        """Bytes free in main memory."""
+        """Return the bytes free in main memory."""
 
     def make_room(self, needed: int) -> None:
-        """Move weights off the device until ``needed`` bytes are free, as far as that can be done."""
+        """Move weights off the device until ``needed`` bytes are free, as far as possible."""
 
     def offloaded(self) -> AbstractContextManager[None]:
-        """Inside the block, the weights of what is taken out are off the training device, if there is another place."""
+        """Keep the weights of the removed blocks off the training device inside the block, if there is another."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether that is what the error says; frees what can be freed."""
+        """Return whether ``error`` says that memory ran out; frees what can be freed."""
+
+
+class LatentDenoiser(Denoiser, Protocol):
+    """The denoiser, with the latents around it."""
+
+    def to_model(self, latents: Tensor) -> Tensor:
+        """Return latents as the VAE gave them in model space, on the device."""
+
+    def preview(self, latents: Tensor) -> Image.Image | None:
+        """Return a small image of latents in model space, or None if the latent format has no preview."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSession:
+    """A model opened for training."""
+
+    model: TargetModel
+    text: TextConditioning
+    memory: DeviceMemory
+    denoiser: LatentDenoiser
+
+    def injected(self, adapter: AdapterStack) -> AbstractContextManager[Without]:
+        """Attach ``adapter`` to the network inside the block, see :meth:`AdapterStack.injected`."""
+        return adapter.injected(self.model.layers, self.model.access_weight, self.model.modified_in_place)

@@ -1,116 +1,36 @@
 """A loaded MODEL (and CLIP) laid out for training, and put back afterwards."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from PIL import Image
-from torch import Tensor, nn
 
-from ...models.adapters.targets import TEXT_PREFIX
-from ...models.backbone.frozen_layers import WeightAccess, frozen
+from ...models.backbone.frozen_layers import frozen
 from ...models.hollowed_net.network import HollowedNetwork
-from ...models.textual_inversion.embeddings import LearnedEmbedding
 from ...trainers.config import TrainingOptions
 from ...trainers.data.dataset import Example, Subject
-from .images.latent_preview import latent_picture
+from ...trainers.session import TrainingSession
+from .device_memory import ComfyDeviceMemory
 from .model.denoiser import ComfyDenoiser
-from .model.layers import adds_in_place, architecture, blocks_of, layer_shapes, trainable_layers
-from .model.model_hash import model_hash
-from .model.offload import moves, offloaded
+from .model.layers import adds_in_place, architecture
+from .model.target_model import target_model
 from .model.weight_access import access_weight
 from .text.conditioning import PromptEncoder
-from .text.learned_embeddings import initial_vectors
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-NO_MEMORY = ("can't allocate memory", "not enough memory")
-"""What PyTorch's CPU allocators say on Linux and on Windows."""
 ACTIVATIONS = 3
 """Training's activations over inference's, for ComfyUI's decision how much of the model to keep on the device."""
-
-
-@dataclass(frozen=True)
-class ComfyTrainingSession:
-    """The trainers' Workbench on ComfyUI's objects."""
-
-    patchers: Sequence[Any]
-    clip: Any
-    denoiser: ComfyDenoiser
-    conditions: PromptEncoder
-    device: torch.device
-    half: bool
-    precision: str
-    shapes: Mapping[str, tuple[int, ...]]
-    layers: Mapping[str, nn.Module]
-    blocks: Sequence[nn.Module]
-    modified_in_place: Collection[str]
-    metadata: Mapping[str, Any]
-    model_hash: str
-    access_weight: WeightAccess
-    hollow: HollowedNetwork | None
-
-    def condition(self, examples: Sequence[Example]) -> Any:
-        return self.conditions(examples)
-
-    def condition_per_subject(self, examples: Sequence[Example]) -> Any:
-        return self.conditions.each(examples)
-
-    def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
-        return initial_vectors(self.clip, word, count)
-
-    def with_embeddings(
-        self, words: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()
-    ) -> AbstractContextManager[None]:
-        return self.conditions.with_embeddings(words, prompts)
-
-    def unconditional(self, subject: Subject) -> Any:
-        if subject.unconditional is None:
-            return None
-        return self.conditions.arguments(subject.unconditional, subject.examples[0].size)
-
-    def to_model(self, latents: Tensor) -> Tensor:
-        return self.denoiser.model.process_latent_in(latents.to(self.device, torch.float32, copy=True))
-
-    def picture(self, latents: Tensor) -> Image.Image | None:
-        return latent_picture(self.denoiser.model.latent_format, latents)
-
-    def inference_bytes(self, size: tuple[int, ...]) -> int:
-        return int(self.denoiser.model.memory_required([1, *size]))
-
-    def free_memory(self) -> int:
-        return int(comfy.model_management.get_free_memory(self.device))
-
-    def free_main_memory(self) -> int:
-        """Of which what is taken out still asks for its part, where it is to be moved there."""
-        coming = sum(p.nbytes for p in self.hollow.parameters()) if self.hollow and moves(self.patchers[0]) else 0
-        return int(comfy.model_management.get_free_memory(torch.device("cpu"))) - coming
-
-    def make_room(self, needed: int) -> None:
-        if needed > self.free_memory():
-            with torch.inference_mode():
-                comfy.model_management.load_models_gpu(list(self.patchers), memory_required=needed)
-
-    def offloaded(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.hollow is None else offloaded(self.patchers[0], self.hollow)
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        short = isinstance(error, MemoryError) or comfy.model_management.is_oom(error)
-        short = short or any(words in str(error) for words in NO_MEMORY)
-        if short:
-            comfy.model_management.soft_empty_cache()
-        return short
 
 
 @contextmanager
 def training_session(
     model: Any, options: TrainingOptions, subject: Subject, batch_size: int, clip: Any = None,
     hollow: HollowedNetwork | None = None,
-) -> Iterator[ComfyTrainingSession]:  # fmt: skip
+) -> Iterator[TrainingSession]:  # fmt: skip
     """Inside the block the model (and ``clip``, if its text encoder or a word trains) is ready for gradients.
 
     Everything else leaves the device first. Autograd is on, ComfyUI's inference mode is off, and frozen
@@ -197,30 +117,12 @@ def _training_flag() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
-def _session(patcher: Any, clip: Any, hollow: HollowedNetwork | None) -> ComfyTrainingSession:
-    layers, denoiser = trainable_layers(patcher, clip), ComfyDenoiser(patcher)
-    out = {id(module) for block in hollow.blocks for module in block.modules()} if hollow else set()
-    left = {name: layer for name, layer in layers.items() if id(layer) not in out}
-    in_place = adds_in_place(patcher.model.diffusion_model)
-    return ComfyTrainingSession(
-        patchers=[patcher] + ([clip.patcher] if clip is not None else []),
-        clip=clip,
+def _session(patcher: Any, clip: Any, hollow: HollowedNetwork | None) -> TrainingSession:
+    patchers = [patcher] + ([clip.patcher] if clip is not None else [])
+    denoiser = ComfyDenoiser(patcher)
+    return TrainingSession(
+        model=target_model(patcher, clip, hollow, denoiser.prediction),
+        text=PromptEncoder(patcher.model, patcher.load_device, clip),
+        memory=ComfyDeviceMemory(patchers=patchers, device=patcher.load_device, hollow=hollow),
         denoiser=denoiser,
-        conditions=PromptEncoder(patcher.model, patcher.load_device, clip),
-        device=patcher.load_device,
-        half=patcher.model.get_dtype_inference() == torch.float16,
-        precision=str(patcher.model.get_dtype_inference()).removeprefix("torch."),
-        shapes=layer_shapes(left),
-        layers=layers,
-        blocks=[block for block in blocks_of(patcher.model.diffusion_model) if id(block) not in out],
-        hollow=hollow,
-        modified_in_place={name for name in layers if name.startswith(TEXT_PREFIX) or in_place},
-        model_hash=model_hash(patcher, clip),
-        access_weight=access_weight,
-        metadata={
-            "base": architecture(patcher),
-            "prediction": denoiser.prediction.value,
-            "precision": str(patcher.model.get_dtype_inference()).removeprefix("torch."),
-            "latent_cell": patcher.model.latent_format.spacial_downscale_ratio,
-        },
     )

@@ -174,7 +174,7 @@ def train(
     features = FeatureCache(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)), processes)
     show = Progress(run.steps)
     with training_session(model, run.options, pictures, run.batch_size, trained) as session:
-        states = CheckpointStore(state_folder(), run.key(session.model_hash, name), writes=processes.is_main)
+        states = CheckpointStore(state_folder(), run.key(session.model.model_hash, name), writes=processes.is_main)
         if not resume:
             states.forget()
         return train_hypernetwork(

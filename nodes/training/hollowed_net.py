@@ -11,10 +11,11 @@ from ...models.units import in_mib
 from ...trainers.config import STORAGES, HollowedNetConfig, TrainingOptions
 from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.memory_estimate import MemoryEstimate, estimate_memory
+from ...trainers.session import TrainingSession
 from ..bridge.model.block_spans import BlockCut, nearest_cut
 from ..bridge.model.offload import leaves_device
 from ..bridge.progress import Progress
-from ..bridge.training_session import ComfyTrainingSession, training_session
+from ..bridge.training_session import training_session
 from ..common import sockets
 
 DEFAULT = HollowedNetConfig()
@@ -87,7 +88,7 @@ def _measured(model: Any, cut: BlockCut, subject: Subject, stows: bool) -> Memor
 
     def open_session(
         options: TrainingOptions, hollow: HollowedNetwork | None
-    ) -> AbstractContextManager[ComfyTrainingSession]:
+    ) -> AbstractContextManager[TrainingSession]:
         return training_session(model, options, subject, 1, None, hollow)
 
     return estimate_memory(open_session, subject, cut.hollow, int(model.model_size()), stows, Progress(2))

@@ -125,7 +125,7 @@ def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
     options, show = run.options, Progress(run.steps)
     hollow = nearest_cut(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
     with training_session(model, options, run.subject, run.batch_size, clip, hollow) as session:
-        states = CheckpointStore(state_folder(), run.key(session.model_hash))
+        states = CheckpointStore(state_folder(), run.key(session.model.model_hash))
         if not resume:
             states.forget()
         return train_dreambooth(

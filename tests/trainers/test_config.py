@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
-from hyperbooth.trainers.dreambooth.trainer import Run
 from torch import zeros
 
 SUBJECT = Subject((Example(zeros(1, 4, 2, 2), None),))

@@ -70,10 +70,10 @@ def initial_embedding(run: DreamBoothConfig, config: TextualInversionConfig, ses
     Raises:
         ValueError: ``start_from`` has no such word, or it has another number of vectors.
     """
-    new = LearnedEmbedding(config.token, session.initial_vectors(config.initializer_word, config.vectors))
+    new = LearnedEmbedding(config.token, session.text.initial_vectors(config.initializer_word, config.vectors))
     if run.start_from is None:
-        return AdapterStack((), embeddings=(new.copy_to(session.device),))
-    before = _copied(run.start_from, session.device)
+        return AdapterStack((), embeddings=(new.copy_to(session.memory.device),))
+    before = _copied(run.start_from, session.memory.device)
     given = next((word for word in before.embeddings if word.token == config.token), None)
     if given is None or _sizes(given) != _sizes(new):
         held = (
@@ -106,12 +106,12 @@ def initial_stack(run: DreamBoothConfig, session: TrainingSession, weight_of: We
     Raises:
         ValueError: the rank does not fit, or ``start_from`` is of another kind than the method makes.
     """
-    method, targets = run.method, run.targets(session.shapes)
+    method, targets = run.method, run.targets(session.model.shapes)
     if run.start_from is None:
         link = new_link(method, targets, run.seed, weight_of)
-        new = AdapterStack((link.copy_to(session.device),), session.metadata)
-        return new if run.on_top_of is None else combine_adapters(_copied(run.on_top_of, session.device), new)
-    before = _copied(run.start_from, session.device)
+        new = AdapterStack((link.copy_to(session.memory.device),), session.model.metadata)
+        return new if run.on_top_of is None else combine_adapters(_copied(run.on_top_of, session.memory.device), new)
+    before = _copied(run.start_from, session.memory.device)
     if not before.adapters:
         raise ValueError(
             "start_from holds words only, the method trains layers; use Apply Adapter on model and clip instead, train "
@@ -129,11 +129,11 @@ def new_link(method: Method, targets: Sequence[Target], seed: int, weight_of: We
 
 def weights_of(session: TrainingSession, alive: Callable[[], None]) -> WeightOf:
     """Layer name -> its weight ``[out, in]`` in float32, on the bench's device; ``alive`` is called with each."""
-    like = torch.empty(0, device=session.device)
+    like = torch.empty(0, device=session.memory.device)
 
     def weight_of(name: str) -> Tensor:
         alive()
-        with session.access_weight(session.layers[name], like) as (weight, _):
+        with session.model.access_weight(session.model.layers[name], like) as (weight, _):
             return weight.to(torch.float32, copy=True).flatten(1)
 
     return weight_of

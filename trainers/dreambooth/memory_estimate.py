@@ -91,20 +91,22 @@ def _measured(
 ) -> tuple[MemoryNeeds, int, bool]:
     options = TrainingOptions(prior_mode="none")
     with open_session(options, hollow) as session:
-        method = METHOD if _has_attention(session.shapes) else WITHOUT_ATTENTION
-        link = Adapter.create(method.family, targets_of(method, session.shapes), method.config, generator_for(0))
-        link = link.copy_to(session.device)
-        loss = DreamBoothLoss(session.denoiser, session.condition, session.to_model, subject, options, 1, 0)
+        method = METHOD if _has_attention(session.model.shapes) else WITHOUT_ATTENTION
+        link = Adapter.create(method.family, targets_of(method, session.model.shapes), method.config, generator_for(0))
+        link = link.copy_to(session.memory.device)
+        loss = DreamBoothLoss(
+            session.denoiser, session.text.condition, session.denoiser.to_model, subject, options, 1, 0
+        )
         loss = replace(loss, subject=replace(subject, examples=(loss.largest,)))
         sample = 0
         if hollow is not None:
             ((_, records),) = loss.recorded(0, hollow)
             sample = sum(tensor.nbytes for record in records for tensor in record)
-        with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
-            passing = session.inference_bytes(loss.largest.size)
+        with session.injected(AdapterStack((link,))):
+            passing = session.memory.inference_bytes(loss.largest.size)
             parameters = link.parameters()
             needs = memory_plan.measure_needs(
-                loss.of_one_sample, session.blocks, parameters, passing, bytes_per_number(options.optimizer)
+                loss.of_one_sample, session.model.blocks, parameters, passing, bytes_per_number(options.optimizer)
             )
     return needs, sample, method is METHOD
 

@@ -168,26 +168,34 @@ class DreamBoothTrainer:
         started = time.time()
         adapter = initial_adapter(run, session, weight_of)
         groups = parameter_groups(trained_part(adapter, run.method), run.method)
-        state = TrainState(groups, run.options.optimizer, run.options.ema_decay, session.half)
+        state = TrainState(groups, run.options.optimizer, run.options.ema_decay, session.model.half)
         return cls(run, session, adapter, state, started)
 
     def fit(self, on_step: OnStep, recorder: Recorder) -> list[str]:
         """Train within the memory there is; lines that say how."""
         run, session = self.run, self.session
-        with session.with_embeddings(self.adapter.embeddings, run.subject.prompts), self.adapter.injected(
-            session.layers, session.access_weight, session.modified_in_place
-        ) as without:  # fmt: skip
+        with (
+            session.text.with_embeddings(self.adapter.embeddings, run.subject.prompts),
+            session.injected(self.adapter) as without,
+        ):
             loss = DreamBoothLoss(
-                session.denoiser, session.condition, session.to_model, run.training, run.loss_options, run.batch_size,
-                run.seed, without, teacher_apart=run.has_a_past,
-            )  # fmt: skip
+                session.denoiser,
+                session.text.condition,
+                session.denoiser.to_model,
+                run.training,
+                run.loss_options,
+                run.batch_size,
+                run.seed,
+                without,
+                teacher_apart=run.has_a_past,
+            )
             off = partial(at_its_start, self.adapter, run, session) if run.has_a_past or run.method.word else without
             with recorder.recorded(partial(_in_pieces, loss), off, self.state.history.step) as records:
                 loss = replace(loss, records=records)
                 plan, line = self._plan(loss)
                 while not self._fits(plan, loss, on_step):
                     plan = self._tighter(plan)
-                    line = memory_plan.describe_plan(plan, None, 0, run.batch_size, session.precision)
+                    line = memory_plan.describe_plan(plan, None, 0, run.batch_size, session.model.precision)
                     logging.warning("HyperBooth: out of memory at step %d; going on with %s", self._at, line)
         return [*recorder.lines, line]
 
@@ -201,11 +209,11 @@ class DreamBoothTrainer:
         self.state.history.pieces, self.state.history.checkpointing = plan.pieces, plan.checkpointing
         loss = replace(loss, pieces=plan.pieces)
         validate = partial(loss.validate, self.run.validation) if options.validation else None
-        with gradient_checkpointing(self.session.blocks if plan.checkpointing else ()):
+        with gradient_checkpointing(self.session.model.blocks if plan.checkpointing else ()):
             try:
                 fit(loss, self.state, config, on_step, validate, loss.probe)
             except Exception as error:
-                if not self.session.is_out_of_memory(error):
+                if not self.session.memory.is_out_of_memory(error):
                     raise
                 return False
         return True
@@ -215,27 +223,32 @@ class DreamBoothTrainer:
         history = self.state.history
         start = memory_plan.MemoryPlan(history.pieces, options.gradient_checkpointing or history.checkpointing)
         if options.memory == "as set":
-            return start, f"{memory_plan.describe_plan(start, None, 0, run.batch_size, session.precision)} (as set)"
+            return (
+                start,
+                f"{memory_plan.describe_plan(start, None, 0, run.batch_size, session.model.precision)} (as set)",
+            )
         needs = self._measured(loss)
         if needs is None:
             tightest = memory_plan.MemoryPlan(run.batch_size, checkpointing=True)
-            return tightest, memory_plan.describe_plan(tightest, None, 0, run.batch_size, session.precision)
-        plan = memory_plan.choose_plan(needs, session.free_memory(), run.batch_size, start)
-        session.make_room(needs.of(plan, run.batch_size))
-        line = memory_plan.describe_plan(plan, needs, session.free_memory(), run.batch_size, session.precision)
+            return tightest, memory_plan.describe_plan(tightest, None, 0, run.batch_size, session.model.precision)
+        plan = memory_plan.choose_plan(needs, session.memory.free_memory(), run.batch_size, start)
+        session.memory.make_room(needs.of(plan, run.batch_size))
+        line = memory_plan.describe_plan(
+            plan, needs, session.memory.free_memory(), run.batch_size, session.model.precision
+        )
         logging.info("HyperBooth: %s", line)
         return plan, line
 
     def _measured(self, loss: DreamBoothLoss) -> memory_plan.MemoryNeeds | None:
         """What the run needs, or None if not even one forward fits."""
         session, state = self.session, self.state
-        passing = session.inference_bytes(loss.largest.size)
+        passing = session.memory.inference_bytes(loss.largest.size)
         try:
             return memory_plan.measure_needs(
-                loss.of_one_sample, session.blocks, state.parameters, passing, state.bytes_per_number
+                loss.of_one_sample, session.model.blocks, state.parameters, passing, state.bytes_per_number
             )
         except Exception as error:
-            if not session.is_out_of_memory(error):
+            if not session.memory.is_out_of_memory(error):
                 raise
             return None
 
@@ -257,7 +270,7 @@ class DreamBoothTrainer:
                 [part.copy_to("cpu") for part in parts] for parts in (self.adapter.adapters, self.adapter.embeddings)
             )
         times = {"started": self.started, "finished": time.time()}
-        facts = {**self.session.metadata, **self.run.metadata(self.state.history), **times}
+        facts = {**self.session.model.metadata, **self.run.metadata(self.state.history), **times}
         if self.run.on_top_of is not None:
             facts = combine_adapters(self.run.on_top_of, AdapterStack(tuple(chain[-1:]), facts)).metadata
         return AdapterStack(tuple(chain), facts, tuple(words))
@@ -269,5 +282,5 @@ class DreamBoothTrainer:
         example = run.subject.examples[0].variant(0).unframed()
         seed = generator_for(run.seed, _PREVIEW).initial_seed()
         with self.state.result():
-            cond, blank = session.condition([example]), session.unconditional(run.subject)
-            return session.picture(preview(session.denoiser, cond, blank, example.size, seed))
+            cond, blank = session.text.condition([example]), session.text.unconditional(run.subject)
+            return session.denoiser.preview(preview(session.denoiser, cond, blank, example.size, seed))

@@ -76,13 +76,13 @@ class Recorder:
             off: inside it the network is without the adapter that is to be trained.
             step: at which the run stands; one that is at its end records nothing.
         """
-        if self.session.hollow is not None:
-            self.lines.append(f"hollow: trained without {self.session.hollow.name}")
+        if self.session.model.hollow is not None:
+            self.lines.append(f"hollow: trained without {self.session.model.hollow.name}")
         config = self.config
         if self.store is None or step >= config.steps:
             yield None
             return
-        records = ActivationCache(self.session.hollow, self.store, -(-config.samples // config.batch_size))
+        records = ActivationCache(self.session.model.hollow, self.store, -(-config.samples // config.batch_size))
         each = config.gradient_accumulation
         needed = records.of(range(step * each, config.steps * each))
         with off(), self._of_no_use_if_it_fails():
@@ -90,7 +90,7 @@ class Recorder:
         self.lines.append(f"{len(needed)} batches of {config.batch_size} {records.describe()}")
         logging.info("HyperBooth: %s", self.lines[-1])
         self.lines += _unseen(config, records.batches, config.steps * each)
-        with self.session.offloaded():
+        with self.session.memory.offloaded():
             yield records
 
     @contextmanager
@@ -118,7 +118,7 @@ class Recorder:
         try:
             records.fill(sources(pieces), batches, self.on_record, self._check_room)
         except Exception as error:
-            if not self.session.is_out_of_memory(error):
+            if not self.session.memory.is_out_of_memory(error):
                 raise
             if pieces == self.config.batch_size:
                 raise torch.OutOfMemoryError(
@@ -169,5 +169,5 @@ def recorder_of(
     storage = config.storage
     if storage == "disk":
         states.drop_records()
-    store = {"ram": MemoryStore(session.free_main_memory), "disk": files, "none": None}[storage]
+    store = {"ram": MemoryStore(session.memory.free_main_memory), "disk": files, "none": None}[storage]
     return Recorder(config, session, store, on_record, files)

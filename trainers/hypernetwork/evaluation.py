@@ -125,9 +125,7 @@ class Evaluator:
         for start in range(0, len(self.examples), self.at_once):
             part = slice(start, start + self.at_once)
             adapters = () if theta is None else (_still(batched_adapter(layout, theta[part], shared)),)
-            with AdapterStack(adapters).injected(
-                self.session.layers, self.session.access_weight, self.session.modified_in_place
-            ):
+            with self.session.injected(AdapterStack(adapters)):
                 total += self._loss(self.examples[part])
         return total / len(self.examples)
 

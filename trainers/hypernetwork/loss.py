@@ -110,7 +110,7 @@ class PredictionLoss:
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
         """The mean over batch number ``batch``; of it this process's part, which adds up to it over all."""
-        generator, device = generator_for(self.seed, _DRAWS, batch), self.session.device
+        generator, device = generator_for(self.seed, _DRAWS, batch), self.session.memory.device
         seen, target = self.people.batch(batch, self.batch_size, self.seed, generator)
         seen = seen[self.processes.shard(self.batch_size)]
         theta = self.network(self.people.features(seen).to(device, torch.float32))
@@ -148,8 +148,8 @@ class PredictionLoss:
         """Sum of the losses of the draw's samples, each with its own numbers on the model, and its gradient."""
         layout, session, config = self.network.layout, self.session, self.network.config
         link = batched_adapter(layout, theta, config.shared_input, config.learnt_input)
-        scale = SCALE if session.half else 1.0
-        with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
+        scale = SCALE if session.model.half else 1.0
+        with session.injected(AdapterStack((link,))):
             loss = self.objective(draw).sum()
             (scale * loss).backward()
         return loss.item(), layout.gradient(link) / scale

@@ -81,22 +81,34 @@ class HyperNetworkTrainer:
         training, held = run.people
         rows = RowCache(features, run.inputs)
         network, line = initial_network(run, rows, training, lambda: alive(0), processes)
-        network.to(session.device)
+        network.to(session.memory.device)
         options = run.options
         state = TrainState(
-            [Group(list(network.parameters()), run.learning_rate)], options.optimizer, options.ema_decay, session.half
+            [Group(list(network.parameters()), run.learning_rate)],
+            options.optimizer,
+            options.ema_decay,
+            session.model.half,
         )
         examples = partial(_examples, bank, conds)
         objective = Objective(
-            session.denoiser, session.condition_per_subject, session.to_model, weighting(options.loss_weighting,
-            options.min_snr_gamma),
-        )  # fmt: skip
+            session.denoiser,
+            session.text.condition_per_subject,
+            session.denoiser.to_model,
+            weighting(options.loss_weighting, options.min_snr_gamma),
+        )
         seen, shown = zip(*map(run.looked_at, held), strict=True)
         controls = Evaluator(
-            network, session, objective, options, run.seed, examples(shown),
-            rows(seen).to(session.device, torch.float32), bank.theta(held).to(session.device), run.batch_size,
+            network,
+            session,
+            objective,
+            options,
+            run.seed,
+            examples(shown),
+            rows(seen).to(session.memory.device, torch.float32),
+            bank.theta(held).to(session.memory.device),
+            run.batch_size,
             lambda: alive(state.history.step),
-        )  # fmt: skip
+        )
         thetas = RowCache(bank.theta, training)
         counts = [bank.counts[person] for person in training]
         people = SubjectBatches(training, counts, run.inputs_of(training), thetas, rows, examples)
@@ -129,13 +141,13 @@ class HyperNetworkTrainer:
                 states.save(state)
             watch(state.history)
 
-        with gradient_checkpointing(self.session.blocks if options.gradient_checkpointing else ()):
+        with gradient_checkpointing(self.session.model.blocks if options.gradient_checkpointing else ()):
             try:
                 self._judge(states)
                 watch(self.state.history)
                 fit(self._loss(), self.state, config, on_step, processes=self.processes)
             except Exception as error:
-                if not self.session.is_out_of_memory(error):
+                if not self.session.memory.is_out_of_memory(error):
                     raise
                 return False
         return True

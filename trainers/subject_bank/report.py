@@ -18,7 +18,7 @@ class BuildProgress:
     Args:
         total: subjects to train.
         done: of them, those dealt with.
-        learnt: of them, those written down.
+        learned: of them, those written down.
         seconds: taken so far.
         left_out: subjects and pictures that were not used, each with the reason.
     """
@@ -37,7 +37,7 @@ class BuildProgress:
     @classmethod
     def together(cls, tallies: Sequence["BuildProgress"]) -> "BuildProgress":
         """Of processes that worked at the same time."""
-        total, done, learned = (sum(getattr(one, name) for one in tallies) for name in ("total", "done", "learnt"))
+        total, done, learned = (sum(getattr(one, name) for one in tallies) for name in ("total", "done", "learned"))
         left_out = [why for one in tallies for why in one.left_out]
         return cls(total, done, learned, max(one.seconds for one in tallies), left_out)
 

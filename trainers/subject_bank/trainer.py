@@ -75,7 +75,7 @@ class BankTrainer:
                 parts = [subjects[start : start + size] for start in range(0, len(subjects), size)]
                 return [one for part in parts for one in self._apart_if_need_be(session, part, watch)]
             except Exception as error:
-                if not session.is_out_of_memory(error):
+                if not session.memory.is_out_of_memory(error):
                     raise
             self._tighten()
 
@@ -100,7 +100,7 @@ class BankTrainer:
     ) -> list[TrainedSubject | str]:
         link, options, seen = self._link(len(subjects), session), self.recipe.options, watch(len(subjects))
         state = TrainState(
-            parameter_groups(link, self.recipe.method), options.optimizer, options.ema_decay, session.half
+            parameter_groups(link, self.recipe.method), options.optimizer, options.ema_decay, session.model.half
         )
         config = FitConfig(
             self.recipe.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
@@ -108,8 +108,8 @@ class BankTrainer:
         )  # fmt: skip
         loss = self._loss(session, subjects)
         with (
-            AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place) as without,
-            gradient_checkpointing(session.blocks if self.plan.checkpointing else ()),
+            session.injected(AdapterStack((link,))) as without,
+            gradient_checkpointing(session.model.blocks if self.plan.checkpointing else ()),
         ):
             with without():
                 base = loss.measured()
@@ -132,13 +132,13 @@ class BankTrainer:
 
     def _link(self, subjects: int, session: TrainingSession) -> Adapter:
         """The start for each subject, as parameters of which those that train want gradients."""
-        theta = self._theta.to(session.device).expand(subjects, -1)
+        theta = self._theta.to(session.memory.device).expand(subjects, -1)
         return batched_adapter(self.layout, theta, self.recipe.shared_input)
 
     def _loss(self, session: TrainingSession, subjects: Sequence[Subject]) -> BankLoss:
         options = self.recipe.options
         choose = weighting(options.loss_weighting, options.min_snr_gamma)
-        objective = Objective(session.denoiser, session.condition_per_subject, session.to_model, choose)
+        objective = Objective(session.denoiser, session.text.condition_per_subject, session.denoiser.to_model, choose)
         return BankLoss(objective, subjects, options, self.recipe.seed)
 
     def _planned(self, session: TrainingSession, subject: Subject) -> memory_plan.MemoryPlan:
@@ -146,14 +146,14 @@ class BankTrainer:
         options, batch = self.recipe.options, self.together
         start = memory_plan.MemoryPlan(checkpointing=options.gradient_checkpointing)
         if options.memory == "as set":
-            plan, line = start, f"{memory_plan.describe_plan(start, None, 0, batch, session.precision)} (as set)"
+            plan, line = start, f"{memory_plan.describe_plan(start, None, 0, batch, session.model.precision)} (as set)"
         elif (needs := self._measured(session, subject)) is None:
             plan = memory_plan.MemoryPlan(batch, checkpointing=True)
-            line = memory_plan.describe_plan(plan, None, 0, batch, session.precision)
+            line = memory_plan.describe_plan(plan, None, 0, batch, session.model.precision)
         else:
-            plan = memory_plan.choose_plan(needs, session.free_memory(), batch, start)
-            session.make_room(needs.of(plan, batch))
-            line = memory_plan.describe_plan(plan, needs, session.free_memory(), batch, session.precision)
+            plan = memory_plan.choose_plan(needs, session.memory.free_memory(), batch, start)
+            session.memory.make_room(needs.of(plan, batch))
+            line = memory_plan.describe_plan(plan, needs, session.memory.free_memory(), batch, session.model.precision)
         self.lines.append(line)
         logging.info("HyperBooth: %s", line)
         return plan
@@ -164,14 +164,14 @@ class BankTrainer:
         link, loss = self._link(1, session), self._loss(session, [subject])
         parameters = [parameter for parameter in link.parameters() if parameter.requires_grad]
         per_number = bytes_per_number(self.recipe.options.optimizer, self.recipe.options.ema_decay > 0)
-        passing = session.inference_bytes(subject.examples[0].size)
+        passing = session.memory.inference_bytes(subject.examples[0].size)
         try:
-            with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
+            with session.injected(AdapterStack((link,))):
                 needs = memory_plan.measure_needs(
-                    lambda: next(loss(0)), session.blocks, parameters, passing, per_number
+                    lambda: next(loss(0)), session.model.blocks, parameters, passing, per_number
                 )
         except Exception as error:
-            if not session.is_out_of_memory(error):
+            if not session.memory.is_out_of_memory(error):
                 raise
             return None
         return memory_plan.MemoryNeeds(0, needs.inference_bytes + needs.fixed, needs.kept, needs.kept_checkpointed)

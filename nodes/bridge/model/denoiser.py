@@ -5,9 +5,11 @@ from typing import Any
 import comfy.model_sampling
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from PIL import Image
 from torch import Tensor
 
 from ....models.backbone.denoiser import Prediction
+from ..images.latent_preview import latent_picture
 
 
 class ComfyDenoiser:
@@ -26,7 +28,8 @@ class ComfyDenoiser:
         self.sampling = patcher.get_model_object("model_sampling")
         self.prediction = prediction_of(self.sampling)
         self.sigma_data = 1.0 if self.prediction is Prediction.FLOW else float(self.sampling.sigma_data)
-        self.sigmas = self.sampling.sigmas.to(patcher.load_device, copy=True)
+        self.device = patcher.load_device
+        self.sigmas = self.sampling.sigmas.to(self.device, copy=True)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """One pass for the batch, or one per sample where their texts do not fit into one (``cond`` a tuple)."""
@@ -37,6 +40,14 @@ class ComfyDenoiser:
 
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         return self.sampling.noise_scaling(sigma, noise, x0)
+
+    def to_model(self, latents: Tensor) -> Tensor:
+        """Return latents as the VAE gave them in model space, on the device."""
+        return self.model.process_latent_in(latents.to(self.device, torch.float32, copy=True))
+
+    def preview(self, latents: Tensor) -> Image.Image | None:
+        """Return a small image of latents in model space, or None if the latent format has no preview."""
+        return latent_picture(self.model.latent_format, latents)
 
 
 def prediction_of(sampling: Any) -> Prediction:

@@ -1,6 +1,6 @@
 """Prompts on their way into the model: encoding, and CONDITIONING -> arguments of the model's forward."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ....models.textual_inversion.embeddings import LearnedEmbedding, spelt_out
-from ....trainers.data.dataset import Example, Frame
-from .learned_embeddings import check_embeddings_found, with_embeddings
+from ....trainers.data.dataset import Example, Frame, Subject
+from .learned_embeddings import check_embeddings_found, initial_vectors, with_embeddings
 from .per_subject import for_each
 
 Arguments = dict[str, Any]
@@ -80,14 +80,24 @@ class PromptEncoder:
         self._tokens: tuple[str, ...] = ()
         self._kept: dict[int, _Kept] = {}
 
-    def __call__(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
+    def condition(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
         """For examples of one variant each (of several, the first one's frame counts)."""
         if self.clip is None:
             return _collate([self.kept(e.cond, e.size, self._frame(e)) for e in examples])
         encoded = {prompt: self._encoded(prompt) for prompt in _distinct(examples)}
         return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
 
-    def each(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
+    def unconditional(self, subject: Subject) -> Arguments | None:
+        """Return the arguments for the empty prompt, or None if the subject holds none."""
+        if subject.unconditional is None:
+            return None
+        return self.arguments(subject.unconditional, subject.examples[0].size)
+
+    def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
+        """Return vectors ``[count, width]`` for each text encoder that start at ``word``."""
+        return initial_vectors(self.clip, word, count)
+
+    def condition_per_subject(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
         """The same for several subjects, each with adapters of its own for its example, the text encoder's as well.
 
         Raises:
@@ -96,7 +106,7 @@ class PromptEncoder:
         """
         prompts = _distinct(examples)
         if self.clip is None:
-            made = self(examples)
+            made = self.condition(examples)
             if isinstance(made, tuple) and len(prompts) > 1:
                 raise ValueError(
                     f"captions: this model does not take prompts of different lengths in one batch, such as "

@@ -391,9 +391,12 @@ def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
     layers = bank.adapter(0).targets()
     with training_session(model, FAST, pictures_of(bank, 0), 1, clip) as session:
         stack = AdapterStack((bank.layout.link(bank.theta([0])),))
-        with stack.injected(session.layers, session.access_weight, session.modified_in_place), torch.no_grad():
+        with (
+            session.injected(stack),
+            torch.no_grad(),
+        ):
             attached = session.denoiser(
-                noise(), torch.tensor([5.0]), session.condition_per_subject(pictures_of(bank, 0).examples)
+                noise(), torch.tensor([5.0]), session.text.condition_per_subject(pictures_of(bank, 0).examples)
             )
     assert relative(attached, output(*patched, PROMPT)) < 1e-3 and len(layers) > 30
     assert relative(output(model, clip, PROMPT), output(*patched, PROMPT)) > 1e-3
@@ -444,7 +447,7 @@ def pictures(subject: Subject) -> Subject:
 
 def trainer(session: Any, together: int, **settings: Any) -> BankTrainer:
     recipe = BankConfig(lidb(text_encoder=True), PROMPT, 2, 0, 64, FAST, **settings)
-    return BankTrainer(recipe, recipe.start(session.shapes), together)
+    return BankTrainer(recipe, recipe.start(session.model.shapes), together)
 
 
 def unseen(_: int) -> Any:

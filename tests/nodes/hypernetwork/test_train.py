@@ -143,7 +143,7 @@ def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
         found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
         raise InterruptedError
 
-    monkeypatch.setattr(module.Job, "fit", look_at)
+    monkeypatch.setattr(module.HyperNetworkTrainer, "fit", look_at)
     bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=2, text=text)
     assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
     with pytest.raises(InterruptedError):
@@ -385,7 +385,7 @@ def test_a_resumed_run_goes_by_the_looks_of_the_whole_one(
     inputs = {"steps": 6, "batch_size": 2, "options": TrainingOptions(preview_every=0, validation=3)}
     whole, _, _ = trained(node, loaded, small_bank, **inputs, resume="start over")
     with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
-        patch.setattr("hyperbooth.nodes.hypernetwork.train.Watch", StoppedAtFour)
+        patch.setattr("hyperbooth.nodes.hypernetwork.train.LiveView", StoppedAtFour)
         trained(node, loaded, small_bank, **inputs, resume="start over")
     if lost:
         next((output_folder / "hyperbooth_states").glob("*.good.safetensors")).unlink()
@@ -484,7 +484,7 @@ class Apart(ProcessGroup):
 
     other: Any = None
 
-    def heard(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         return [value, value and [self.other[0] or value[0], self.other[1]]]
 
 

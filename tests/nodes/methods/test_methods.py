@@ -102,7 +102,7 @@ def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: 
     adapter, _, _ = train(node, loaded, subject, method, 1)
     with training_session(loaded[0], QUIET, subject, 1) as session:
         for name, part in adapter.adapters[0].layers.items():
-            weight = session.layers[name].weight.detach().double()
+            weight = session.model.layers[name].weight.detach().double()
             basis = part.basis.detach().double()
             least = torch.linalg.svdvals(weight)[-4:].norm() if weight.shape[0] <= weight.shape[1] else 0.0
             assert (basis.T @ weight).norm() <= 1.02 * least + 1e-5 * weight.norm(), name
@@ -112,13 +112,13 @@ def test_weights_come_one_layer_at_a_time_as_float32_matrices(loaded: Any, subje
     signs: list[int] = []
     with training_session(loaded[0], QUIET, subject, 1) as session:
         weight_of = weights_of(session, lambda: signs.append(1))
-        kernel = next(name for name, shape in session.shapes.items() if shape[2:] == (3, 3))
+        kernel = next(name for name, shape in session.model.shapes.items() if shape[2:] == (3, 3))
         weight = weight_of(kernel)
         assert weight.dtype == torch.float32 and weight.shape == (
-            session.shapes[kernel][0],
-            session.shapes[kernel][1] * 9,
+            session.model.shapes[kernel][0],
+            session.model.shapes[kernel][1] * 9,
         )
-        assert torch.equal(weight, session.layers[kernel].weight.float().flatten(1))
+        assert torch.equal(weight, session.model.layers[kernel].weight.float().flatten(1))
     assert signs == [1]
 
 

@@ -114,7 +114,7 @@ def from_pictures(clip: Any, vae: Any, node: Any) -> Subject:
 def test_is_recognised(family: Loaded) -> None:
     assert architecture(family.model) == FAMILIES[family.name].architecture
     with training_session(family.model, QUIET, family.subject, 1) as session:
-        assert session.metadata["prediction"] == EXPECTED[family.name]
+        assert session.model.metadata["prediction"] == EXPECTED[family.name]
         assert session.denoiser.sigmas.diff().min() > 0
 
 
@@ -174,7 +174,7 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Loaded, method: M
     if family.name == "pixart":
         pytest.skip("PixArt puts the texts of a batch into one row; see the test below")
     with training_session(family.model, QUIET, family.subject, 1) as session:
-        targets = select_targets(session.shapes, method.targets)
+        targets = select_targets(session.model.shapes, method.targets)
         links = [alone(method, targets, seed) for seed in (0, 1)]
         example = family.subject.examples[0]
         x = torch.cat([noise(example.size), 0.5 * noise(example.size)])
@@ -196,16 +196,16 @@ def test_prompts_in_one_batch_equal_one_after_another(family: Loaded) -> None:
     if family.clip is None:
         pytest.skip("comes without a text encoder")
     with training_session(family.model, QUIET, family.subject, 1, family.clip) as session:
-        targets = [t for t in select_targets(session.shapes, "all linear") if t.name.startswith(TEXT_PREFIX)]
+        targets = [t for t in select_targets(session.model.shapes, "all linear") if t.name.startswith(TEXT_PREFIX)]
         links = [alone(EVERYWHERE[1], targets, seed) for seed in (0, 1)]
         example = replace(family.subject.examples[0].variant(0), prompt=WEIGHED_AND_LONG)
         both = stacked(links)
-        with AdapterStack((both,)).injected(session.layers, session.access_weight, session.modified_in_place):
-            together = session.condition_per_subject([example, example])
+        with session.injected(AdapterStack((both,))):
+            together = session.text.condition_per_subject([example, example])
             squares(together).backward()
         for i, link in enumerate(links):
-            with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
-                single = session.condition([example])
+            with session.injected(AdapterStack((link,))):
+                single = session.text.condition([example])
                 squares(single).backward()
             assert single.keys() == together.keys()
             for name, value in single.items():
@@ -224,7 +224,7 @@ def test_a_network_that_joins_a_batch_takes_one_subject_at_a_time(family: Loaded
     if family.name != "pixart":
         pytest.skip("of those that keep a batch's samples apart")
     with training_session(family.model, QUIET, family.subject, 1) as session:
-        links = [alone(EVERYWHERE[1], select_targets(session.shapes, "all linear"), seed) for seed in (0, 1)]
+        links = [alone(EVERYWHERE[1], select_targets(session.model.shapes, "all linear"), seed) for seed in (0, 1)]
         example = family.subject.examples[0]
         with pytest.raises(ValueError, match="a batch of 1 samples for 2 subjects"):
             estimates(session, stacked(links), torch.cat([noise(example.size)] * 2), level(family.model).expand(2),
@@ -244,8 +244,8 @@ def estimates(
     session: Any, link: Adapter, x: Tensor, sigma: Tensor, examples: list[Example]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """x0_hat of each sample, and the gradients of its square by parameter."""
-    with AdapterStack((link,)).injected(session.layers, session.access_weight, session.modified_in_place):
-        estimate = session.denoiser(x, sigma, session.condition(examples))
+    with session.injected(AdapterStack((link,))):
+        estimate = session.denoiser(x, sigma, session.text.condition(examples))
         estimate.square().sum().backward()
     gradients = {
         f"{layer}.{name}": parameter.grad.clone()
@@ -308,11 +308,11 @@ def output_injected(family: Loaded, adapter: AdapterStack, clip: Any) -> Tensor:
     (first, *_) = family.subject.examples
     with (
         training_session(family.model, QUIET, family.subject, 1, clip) as session,
-        adapter.injected(session.layers),
+        adapter.injected(session.model.layers),
         torch.no_grad(),
     ):
         example = Example(torch.zeros(1, *first.size), first.cond, PROMPT)
-        return session.denoiser(noise(first.size), level(family.model), session.condition([example]))
+        return session.denoiser(noise(first.size), level(family.model), session.text.condition([example]))
 
 
 def test_samples(family: Loaded, node: Any, taught: AdapterStack) -> None:
@@ -343,13 +343,13 @@ def test_class_images(family: Loaded, node: Any) -> None:
 
 def test_previews_show_a_picture(family: Loaded) -> None:
     with training_session(family.model, QUIET, family.subject, 1) as session:
-        picture = session.picture(noise(family.subject.examples[0].size))
+        picture = session.denoiser.preview(noise(family.subject.examples[0].size))
     assert picture is not None and max(picture.size) > 200
 
 
 def link_for(session: Any, rule: str) -> Adapter:
     """A LoRA that changes something, on the layers of ``rule``."""
-    link = Adapter.create("lora", select_targets(session.shapes, rule), LoRAConfig(2, 2.0), torch.Generator())
+    link = Adapter.create("lora", select_targets(session.model.shapes, rule), LoRAConfig(2, 2.0), torch.Generator())
     generator = torch.Generator().manual_seed(2)
     for parameter in link.parameters():
         parameter.data.normal_(0, 0.05, generator=generator)
@@ -363,10 +363,10 @@ def session_gradient(
     own = replace(family.subject, class_examples=())
     with training_session(family.model, QUIET, own, 2) as session:
         link, spy = link_for(session, "all linear"), Spy(session.denoiser)
-        losses = DreamBoothLoss(spy, session.condition, session.to_model, own, QUIET, 2, 0, nullcontext)
+        losses = DreamBoothLoss(spy, session.text.condition, session.denoiser.to_model, own, QUIET, 2, 0, nullcontext)
         with (
-            AdapterStack((link,)).injected(session.layers),
-            gradient_checkpointing(session.blocks if checkpointing else ()),
+            AdapterStack((link,)).injected(session.model.layers),
+            gradient_checkpointing(session.model.blocks if checkpointing else ()),
         ):
             (loss,) = losses(0)
             loss.backward()
@@ -479,8 +479,8 @@ def test_texts_of_different_lengths_share_a_batch(family: Loaded) -> None:
     x = torch.cat([noise(size), noise(size).flip(-1)])
     sigma = level(family.model).expand(2)
     with training_session(family.model, QUIET, family.subject, 2) as session, torch.no_grad():
-        together = session.denoiser(x, sigma, session.condition(pair))
-        alone = [session.denoiser(x[i : i + 1], sigma[:1], session.condition(pair[i : i + 1])) for i in range(2)]
+        together = session.denoiser(x, sigma, session.text.condition(pair))
+        alone = [session.denoiser(x[i : i + 1], sigma[:1], session.text.condition(pair[i : i + 1])) for i in range(2)]
     assert relative(together, torch.cat(alone)) < 1e-4
 
 

@@ -48,8 +48,8 @@ def test_before_the_first_step_the_output_is_the_given_adapters(
     estimates = []
     with training_session(loaded[0], QUIET, subject, 1, loaded[1]) as session:
         for adapter in (given, initial_adapter(run, session, None)):
-            with adapter.injected(session.layers, session.access_weight), torch.no_grad():
-                condition = session.condition(subject.examples[:1])
+            with adapter.injected(session.model.layers, session.model.access_weight), torch.no_grad():
+                condition = session.text.condition(subject.examples[:1])
                 estimates.append(session.denoiser(noise(), torch.tensor([5.0]), condition))
     assert torch.equal(*estimates)
     assert len(adapter.adapters) == len(families) + 1

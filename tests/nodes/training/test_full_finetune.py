@@ -46,25 +46,25 @@ def test_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any,
 
 def test_every_matrix_and_kernel_trains_and_a_rule_selects(loaded: Any, subject: Any) -> None:
     with training_session(loaded[0], QUIET, subject, 1, loaded[1]) as session:
-        everything = targets_of(full(text_encoder=True), session.shapes)
-        assert {target.name for target in everything} == set(session.shapes)
-        attention = targets_of(full("attention"), session.shapes)
+        everything = targets_of(full(text_encoder=True), session.model.shapes)
+        assert {target.name for target in everything} == set(session.model.shapes)
+        attention = targets_of(full("attention"), session.model.shapes)
         assert {target.name for target in attention} < {target.name for target in everything}
 
 
 def test_gradients_are_those_of_the_weights_themselves(loaded: Any, subject: Any) -> None:
     """Against autograd on a float64 copy of two layers with W + D for a weight."""
     with training_session(loaded[0], QUIET, subject, 1) as session:
-        names = [name for name, shape in session.shapes.items() if len(shape) == 4 and shape[-1] == 3][:1]
-        names += [name for name, shape in session.shapes.items() if len(shape) == 2][:1]
+        names = [name for name, shape in session.model.shapes.items() if len(shape) == 4 and shape[-1] == 3][:1]
+        names += [name for name, shape in session.model.shapes.items() if len(shape) == 2][:1]
         for name in names:
-            layer, shape = session.layers[name], session.shapes[name]
+            layer, shape = session.model.layers[name], session.model.shapes[name]
             generator = torch.Generator().manual_seed(0)
             diff = torch.randn(shape[0], math.prod(shape[1:]), generator=generator) * 0.1
             adapter = Full(diff)
             size = (2, shape[1], 6, 6) if len(shape) == 4 else (2, 5, shape[1])
             x = torch.randn(size, generator=generator).requires_grad_()
-            y = adapter.on(LayerContext(layer, layer.forward, session.access_weight))(x)
+            y = adapter.on(LayerContext(layer, layer.forward, session.model.access_weight))(x)
             seed = torch.randn(y.shape, generator=generator)
             (y * seed).sum().backward()
             weight = (layer.weight.double() + diff.double().view(shape)).requires_grad_()
@@ -111,9 +111,9 @@ def test_in_a_chain_training_sees_what_apply_gives(
     patched = output(node("Apply", model=model, adapter=chain, strength_model=1.0)[0], example.cond[0][0])
     with training_session(model, QUIET, subject, 1) as session, torch.no_grad():
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
-        with chain.injected(session.layers, session.access_weight):
-            attached = session.denoiser(x, torch.tensor([5.0]), session.condition([example]))
-        alone = session.denoiser(x, torch.tensor([5.0]), session.condition([example]))
+        with chain.injected(session.model.layers, session.model.access_weight):
+            attached = session.denoiser(x, torch.tensor([5.0]), session.text.condition([example]))
+        alone = session.denoiser(x, torch.tensor([5.0]), session.text.condition([example]))
     assert relative(attached, patched) < 0.02 * relative(attached, alone)
 
 

@@ -74,9 +74,11 @@ def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, su
     hollow = HollowedNetConfig(FRACTION, 4, storage)
     adapter, _, report = train(node, loaded, subject, lora(learning_rate=1e-2), steps=8, hollow=hollow)
     with training_session(loaded[0], QUIET, subject, 1) as session, torch.no_grad():
-        whole = DreamBoothLoss(session.denoiser, session.condition, session.to_model, subject, QUIET, 1, 0)
+        whole = DreamBoothLoss(
+            session.denoiser, session.text.condition, session.denoiser.to_model, subject, QUIET, 1, 0
+        )
         before = whole.probe()
-        with adapter.injected(session.layers):
+        with adapter.injected(session.model.layers):
             after = whole.probe()
     assert f"loss of the whole network on the first picture {after:.4f}, before training {before:.4f}" in report
 

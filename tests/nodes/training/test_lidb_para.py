@@ -73,11 +73,11 @@ def test_training_sees_what_apply_gives_also_from_a_file(
     expected = output(patched, patched_clip)
     with (
         training_session(model, QUIET, subject, 1, clip if method.text_encoder else None) as session,
-        adapter.injected(session.layers, session.access_weight, session.modified_in_place),
+        session.injected(adapter),
         torch.no_grad(),
     ):
         example = Example(torch.zeros(1, 4, 8, 8), encode_prompt(clip, PROMPT), PROMPT)
-        attached = session.denoiser(noise(), torch.tensor([5.0]), session.condition([example]))
+        attached = session.denoiser(noise(), torch.tensor([5.0]), session.text.condition([example]))
     assert relative(attached, expected) < (1e-3 if method.text_encoder else 1e-4)
     assert relative(expected, output(model, clip)) > 1e-3
 

@@ -153,8 +153,8 @@ def test_validation_is_on_the_picture_held_out_and_repeats(node: Any, loaded: An
 def loss_of(session: Any, subject: Any, options: TrainingOptions, without: Any, **more: Any) -> DreamBoothLoss:
     return DreamBoothLoss(
         session.denoiser,
-        session.condition,
-        session.to_model,
+        session.text.condition,
+        session.denoiser.to_model,
         subject,
         options,
         more.pop("batch_size", 3),
@@ -171,7 +171,7 @@ def test_prior_prediction_is_nothing_before_training_and_the_drift_of_the_class_
     classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
     adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 20)
     with training_session(loaded[0], options, classy, 3) as session, torch.no_grad():
-        with adapter.injected(session.layers) as without:
+        with adapter.injected(session.model.layers) as without:
             loss = loss_of(session, classy, options, without)
             own, prior = (term.item() for term in loss(0))
             (alone,) = (term.item() for term in loss_of(session, classy, QUIET, without)(0))
@@ -195,7 +195,7 @@ def test_prior_prediction_keeps_the_class_where_it_was(node: Any, loaded: Any, p
         measured = replace(QUIET, prior_mode="prediction")
         with (
             training_session(loaded[0], measured, subject, 3) as session,
-            adapter.injected(session.layers) as without,
+            adapter.injected(session.model.layers) as without,
             torch.no_grad(),
         ):
             drift[mode] = list(loss_of(session, subject, measured, without)(1000))[1].item()
@@ -231,7 +231,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, 
     masked = (replace(subject.examples[0], mask=torch.rand(1, 1, 8, 8)), *subject.examples[1:])
     uneven = replace(subject, examples=masked)
     adapter, _, _ = train(node, loaded, subject, lora(), 2)
-    with training_session(loaded[0], QUIET, uneven, 3) as session, adapter.injected(session.layers) as without:
+    with training_session(loaded[0], QUIET, uneven, 3) as session, adapter.injected(session.model.layers) as without:
         whole = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5)(0))
         for pieces in (2, 5):
             parts = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5, pieces=pieces)(0))
@@ -241,9 +241,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, 
 def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -> None:
     """Against what autograd keeps when the same step is kept alive."""
     adapter, _, _ = train(node, loaded, subject, lora(), 2)
-    with training_session(loaded[0], QUIET, subject, 3) as session, adapter.injected(session.layers) as without:
+    with training_session(loaded[0], QUIET, subject, 3) as session, adapter.injected(session.model.layers) as without:
         loss = loss_of(session, subject, QUIET, without)
-        needs = measure_needs(loss.of_one_sample, session.blocks, adapter.parameters(), 0, 12)
+        needs = measure_needs(loss.of_one_sample, session.model.blocks, adapter.parameters(), 0, 12)
         kept: dict[int, torch.Tensor] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t

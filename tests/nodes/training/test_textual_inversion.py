@@ -116,12 +116,14 @@ def test_the_gradient_is_that_of_the_literal_formula(loaded: Any, named: Any) ->
     model, clip, _ = loaded
     seen: list[Tensor] = []
     with training_session(model, QUIET, named, 2, clip) as session:
-        word = LearnedEmbedding(TOKEN, session.initial_vectors("dog", 2)).copy_to("cpu")
+        word = LearnedEmbedding(TOKEN, session.text.initial_vectors("dog", 2)).copy_to("cpu")
         rows = word.vectors["clip_l"].requires_grad_()
         assert torch.equal(rows[0], dog(clip)) and torch.equal(rows[1], dog(clip))
         alone = replace(named, class_examples=())
-        losses = DreamBoothLoss(Seen(session.denoiser, seen), session.condition, session.to_model, alone, QUIET, 2, 0)
-        with session.with_embeddings([word]):
+        losses = DreamBoothLoss(
+            Seen(session.denoiser, seen), session.text.condition, session.denoiser.to_model, alone, QUIET, 2, 0
+        )
+        with session.text.with_embeddings([word]):
             (loss,) = losses(0)
             loss.backward()
     clean, noise, sigma = (tensor.detach().double() for tensor in seen)
@@ -302,14 +304,14 @@ def test_the_text_encoder_under_a_lora_hears_the_word(node: Any, loaded: Any, pi
     _, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
     subject = made(node, knowing, vae, pictures, f"a photo of embedding:{TOKEN}")
     with training_session(model, QUIET, subject, 1, knowing) as session, torch.no_grad():
-        anew = session.condition([subject.examples[0].variant(0)])["c_crossattn"]
+        anew = session.text.condition([subject.examples[0].variant(0)])["c_crossattn"]
     assert relative(anew, subject.examples[0].cond[0][0]) < 1e-6
     with (
         training_session(model, QUIET, subject, 1, clip) as session,
-        session.with_embeddings(learnt.embeddings),
+        session.text.with_embeddings(learnt.embeddings),
         torch.no_grad(),
     ):
-        in_session = session.condition([subject.examples[0].variant(0)])["c_crossattn"]
+        in_session = session.text.condition([subject.examples[0].variant(0)])["c_crossattn"]
     assert relative(in_session, anew) < 1e-6
 
 

@@ -72,11 +72,15 @@ def test_training_sees_what_apply_gives(
     model, clip, _ = loaded
     adapter, _, _ = train(node, loaded, subject, lora(text_encoder=text_encoder), clip=clip)
     patched = output(*node("Apply", model=model, adapter=adapter, strength_model=1.0, clip=clip, strength_clip=1.0))
-    with training_session(model, QUIET, subject, 1, clip) as session, adapter.injected(session.layers), torch.no_grad():
+    with (
+        training_session(model, QUIET, subject, 1, clip) as session,
+        adapter.injected(session.model.layers),
+        torch.no_grad(),
+    ):
         assert any(name.startswith("text_encoders.") for name in adapter.targets()) == text_encoder
         example = Example(torch.zeros(1, 4, 8, 8), None, "a photo of sks dog")
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
-        attached = session.denoiser(x, torch.tensor([5.0]), session.condition([example]))
+        attached = session.denoiser(x, torch.tensor([5.0]), session.text.condition([example]))
     assert relative(attached, patched) < tolerance
 
 
@@ -116,12 +120,14 @@ def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> N
     model = loaded[0]
     with training_session(model, QUIET, subject, 2) as session:
         link = Adapter.create(
-            "lora", select_targets(session.shapes, "attention"), LoRAConfig(2, 2.0), torch.Generator()
+            "lora", select_targets(session.model.shapes, "attention"), LoRAConfig(2, 2.0), torch.Generator()
         )
         for parameter in link.parameters():
             parameter.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
-        losses = DreamBoothLoss(session.denoiser, session.condition, session.to_model, subject, QUIET, 2, 0)
-        with AdapterStack((link,)).injected(session.layers):
+        losses = DreamBoothLoss(
+            session.denoiser, session.text.condition, session.denoiser.to_model, subject, QUIET, 2, 0
+        )
+        with AdapterStack((link,)).injected(session.model.layers):
             (loss,) = losses(0)
             loss.backward()
         ours = {n: (a.up.grad.clone(), a.down.grad.clone()) for n, a in link.layers.items()}
@@ -232,7 +238,11 @@ def test_prior_preservation_adds_its_term(node: Any, loaded: Any, subject: Any) 
     with_prior = Subject(subject.examples, subject.examples[:1])
     with training_session(model, QUIET, with_prior, 1) as session:
         terms = [
-            list(DreamBoothLoss(session.denoiser, session.condition, session.to_model, part, options, 1, 0)(0))
+            list(
+                DreamBoothLoss(
+                    session.denoiser, session.text.condition, session.denoiser.to_model, part, options, 1, 0
+                )(0)
+            )
             for part, options in [
                 (subject, QUIET),
                 (with_prior, QUIET),

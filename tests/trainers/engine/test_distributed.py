@@ -69,7 +69,7 @@ def test_alone_everything_is_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("count", "of"), [(5, 2), (16, 3), (4, 4), (2, 3)])
 def test_shares_are_the_whole_in_order(count: int, of: int) -> None:
     rows = list(range(count))
-    shares = [rows[ProcessGroup(rank, of).share(count)] for rank in range(of)]
+    shares = [rows[ProcessGroup(rank, of).shard(count)] for rank in range(of)]
     assert [row for share in shares for row in share] == rows
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

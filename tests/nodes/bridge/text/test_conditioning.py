@@ -56,7 +56,7 @@ def test_each_sample_has_the_vector_of_its_own_picture(
 ) -> None:
     conditions = PromptEncoder(sdxl, CPU, loaded[1] if text_encoder_trains else None)
     batch = [example(*parts) for parts in zip(conds, PROMPTS, FRAMES, strict=True)]
-    y = conditions(batch)["y"]
+    y = conditions.condition(batch)["y"]
     assert len(y) == 2
     for row, cond, frame in zip(y, conds, FRAMES, strict=True):
         close(row, vector(cond[0][1]["pooled_output"], frame))
@@ -65,17 +65,17 @@ def test_each_sample_has_the_vector_of_its_own_picture(
 def test_without_a_frame_the_picture_is_whole_and_of_the_latents_size(sdxl: Any, conds: Any) -> None:
     conditions = PromptEncoder(sdxl, CPU)
     own = vector(conds[0][0][1]["pooled_output"], Frame(64, 64, 0, 0, 64, 64))
-    close(conditions([example(conds[0], "p", None)])["y"][0], own)
+    close(conditions.condition([example(conds[0], "p", None)])["y"][0], own)
     close(conditions.arguments(conds[0], (4, 8, 8))["y"][0], own)
     framed = example(conds[0], "p", FRAMES[0])
-    close(conditions([framed.unframed()])["y"][0], own)
+    close(conditions.condition([framed.unframed()])["y"][0], own)
 
 
 def test_sizes_that_a_conditioning_carries_itself_are_kept(sdxl: Any, conds: Any) -> None:
     text, extra = conds[0][0]
     sizes = {"width": 900, "height": 700, "crop_w": 5, "crop_h": 6, "target_width": 1024, "target_height": 1000}
     carrying = [[text, {**extra, **sizes}]]
-    y = PromptEncoder(sdxl, CPU)([example(carrying, "p", None)])["y"]
+    y = PromptEncoder(sdxl, CPU).condition([example(carrying, "p", None)])["y"]
     close(y[0], vector(extra["pooled_output"], Frame(**sizes)))
 
 
@@ -93,10 +93,10 @@ def test_texts_that_the_model_takes_in_no_batch_are_refused_for_several_subjects
     with torch.inference_mode():
         one, two, five = (example(encode_prompt(loaded[1], text), text, None) for text in texts)
     conditions = PromptEncoder(loaded[0].model, CPU)
-    assert conditions.each([one, two])["c_crossattn"].shape[:2] == (2, 154)
-    assert conditions.each([five])["c_crossattn"].shape[:2] == (1, 385)
+    assert conditions.condition_per_subject([one, two])["c_crossattn"].shape[:2] == (2, 154)
+    assert conditions.condition_per_subject([five])["c_crossattn"].shape[:2] == (1, 385)
     with pytest.raises(ValueError, match="different lengths in one batch, such as 'a face' and 'a longer"):
-        conditions.each([one, five])
+        conditions.condition_per_subject([one, five])
 
 
 def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +118,6 @@ def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkey
 
 def test_a_model_without_size_conditioning_takes_no_notice(loaded: Any, conds: Any) -> None:
     conditions = PromptEncoder(loaded[0].model, CPU)
-    framed, plain = (conditions([example(conds[0], "p", frame)]) for frame in (FRAMES[0], None))
+    framed, plain = (conditions.condition([example(conds[0], "p", frame)]) for frame in (FRAMES[0], None))
     assert framed.keys() == plain.keys()
     assert framed["c_crossattn"] is plain["c_crossattn"]
