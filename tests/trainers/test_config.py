@@ -23,9 +23,13 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (TrainingOptions, {"prior_weight": -1.0}, "prior_weight is -1.0"),
     (TrainingOptions, {"max_grad_norm": math.nan}, "max_grad_norm is nan"),
     (TrainingOptions, {"preview_every": -5}, "preview_every is -5"),
-    (Run, {"subject": SUBJECT, "method": Method(), "options": TrainingOptions(), "steps": 0}, "steps is 0"),
     (
-        Run,
+        DreamBoothConfig,
+        {"subject": SUBJECT, "method": Method(), "options": TrainingOptions(), "steps": 0},
+        "steps is 0",
+    ),
+    (
+        DreamBoothConfig,
         {"subject": SUBJECT, "method": Method(), "options": TrainingOptions(), "steps": 1, "batch_size": 0},
         "batch_size is 0",
     ),

@@ -35,11 +35,11 @@ def bank(folder: Path, fits: dict[str, SubjectFit]) -> Bank:
     return Bank.open(folder)
 
 
-def test_the_report_has_the_controls_and_names_who_learnt_nothing(tmp_path: Path) -> None:
+def test_the_report_has_the_controls_and_names_who_learned_nothing(tmp_path: Path) -> None:
     built = bank(tmp_path, {"anna": SubjectFit(0.2, 0.1, 0.3), "ben": SubjectFit(0.2, 0.2, 0.5)})
     tally = BuildProgress(3, left_out=["cleo: no photograph"])
     tally.batch_done(3, 3600.0)
-    tally.learnt = 2
+    tally.learned = 2
     lines = report(built, tally, ["memory: much"], {"ben"}).splitlines()
     assert lines[0].startswith("2 subjects with 2 pictures in 1 shards (") and lines[0].endswith("2 of them new")
     assert lines[1] == "lidb of 4 numbers on 1 layers, basis seed 0, each trained for 7 steps on 'a sks face'"
