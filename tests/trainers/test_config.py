@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
+from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
 from torch import zeros
 
 SUBJECT = Subject((Example(zeros(1, 4, 2, 2), None),))
