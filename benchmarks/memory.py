@@ -109,10 +109,10 @@ def measure(name: str, job: Job) -> Row:
 
 def of_hollow(job: Job, name: str) -> Row:
     """What is recorded of one sample, the output of the last block taken out; and the weights taken out."""
-    from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+    from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 
     model = job.model()
-    hollow = nearest_cut(model.model.diffusion_model, float(name.split("_")[1])).hollow
+    hollow = choose_removed_blocks(model.model.diffusion_model, float(name.split("_")[1])).hollow
     latent, prompt = job.data()
     with torch.inference_mode(), hollow.recording() as records:
         train.forward(model, latent, prompt)

@@ -57,7 +57,7 @@ def predictor(model: Any, vision: Any) -> Any:
     from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor
     from hyperbooth.models.metadata.base_fingerprint import sample_of
     from hyperbooth.nodes.bridge.adapters.patching import base_weights
-    from hyperbooth.nodes.bridge.images.clip_vision import encoder_of
+    from hyperbooth.nodes.bridge.images.clip_vision import encoder_ref
     from hyperbooth.nodes.bridge.model.layers import architecture, layer_shapes, trainable_layers
 
     draw = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def predictor(model: Any, vision: Any) -> Any:
     network = HyperNetwork.create(HyperNetworkConfig(), layout, vision.config["hidden_size"], draw)
     network.standardise(layout.pack(link), torch.full((layout.numbers,), 1e-3))
     record = sample_of([target.name for target in targets], base_weights(model))
-    return Predictor(network, encoder_of(vision), BaseModelRef(architecture(model), record), PROMPT)
+    return Predictor(network, encoder_ref(vision), BaseModelRef(architecture(model), record), PROMPT)
 
 
 def stages(base: Any, chosen: argparse.Namespace) -> Callable[[int], dict[str, float]]:

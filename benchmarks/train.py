@@ -72,7 +72,7 @@ def personalizing(
     model = job.model()
     import_pack.load_pack()
     from hyperbooth.models import adapters
-    from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+    from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
     from hyperbooth.nodes.bridge.training_session import training_session
     from hyperbooth.trainers.config import HollowedNetConfig, Method, TrainingOptions
     from hyperbooth.trainers.data.dataset import Example, Subject
@@ -83,7 +83,7 @@ def personalizing(
     usual = {"precision": job.dtype, "preview_every": 0, "checkpoint_every": 0}
     options = TrainingOptions(**usual | changed)
     hollowing = HollowedNetConfig(**hollow) if hollow else None
-    cut = nearest_cut(model.model.diffusion_model, hollowing.fraction).hollow if hollowing else None
+    cut = choose_removed_blocks(model.model.diffusion_model, hollowing.fraction).hollow if hollowing else None
     config = getattr(adapters, f"{adapters.FAMILIES[family].__name__}Config")(**settings)
     method = Method(family, config, targets, LEARNING_RATE)
 

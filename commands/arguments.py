@@ -8,7 +8,7 @@ TYPES = {"INT": int, "FLOAT": float, "STRING": str, "COMBO": str}
 SWITCH = "BOOLEAN"
 
 
-class Inputs:
+class NodeArguments:
     """The inputs of a node that are widgets; what comes through a socket is the command's to provide.
 
     Args:

@@ -14,8 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from ..models.files.adapter_file import load_adapter
 from ..models.hypernetwork.checkpoint import load_predictor
 from ..models.subject_bank.bank import Bank
-from ..nodes.bridge.folders import adapter_path, check_prefix, network_path
-from ..nodes.bridge.headless import load_checkpoint, load_vision, tell_progress, tells_all
+from ..nodes.bridge.folders import adapter_path, hypernetwork_path, require_output_prefix
+from ..nodes.bridge.headless import is_debug, load_checkpoint, load_vision, log_progress
 from ..nodes.bridge.subject_banks import bank_path
 from ..nodes.extension import HyperBooth
 from ..nodes.hypernetwork.predict import SaveHyperNetwork
@@ -28,7 +28,7 @@ from ..trainers.config import TrainingOptions
 from ..trainers.engine.distributed import SINGLE, ProcessGroup, process_group
 from ..trainers.engine.divergence import Diverged
 from ..trainers.subject_bank.config import BankConfig
-from .arguments import Inputs
+from .arguments import NodeArguments
 
 Arguments = dict[str, Any]
 
@@ -43,18 +43,18 @@ def run(job: str, arguments: Sequence[str], program: str) -> None:
     parsed = vars(parser.parse_args(arguments))
     with process_group() as processes, torch.inference_mode():
         logging.getLogger().setLevel(logging.INFO if processes.is_main else logging.WARNING)
-        tell_progress(logging.info if processes.is_main else None)
+        log_progress(logging.info if processes.is_main else None)
         try:
             text = work(parsed, processes)
         except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
-            if processes is not SINGLE or tells_all():
+            if processes is not SINGLE or is_debug():
                 raise
             parser.exit(2, f"{program}: error: {error}\n")
         if processes.is_main:
             print(text, flush=True)
 
 
-def _parser(program: str, job: str, *inputs: Inputs) -> argparse.ArgumentParser:
+def _parser(program: str, job: str, *inputs: NodeArguments) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(program, description=job, allow_abbrev=False, epilog="After -- come ComfyUI's own "
                                      "arguments: -- --input-directory DIR --output-directory DIR --cpu")  # fmt: skip
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: the one that this pack lies in)")
@@ -64,9 +64,9 @@ def _parser(program: str, job: str, *inputs: Inputs) -> argparse.ArgumentParser:
     return parser
 
 
-BUILD, METHOD, OPTIONS = Inputs(BuildBank), Inputs(MethodLiDB), Inputs(Options, sparse=True)
-TRAIN, SAVE = Inputs(TrainHyperNetwork), Inputs(SaveHyperNetwork, without={"precision"})
-TRAIN_OPTIONS = Inputs(Options, sparse=True, shown={"warmup_steps": WARMUP})
+BUILD, METHOD, OPTIONS = NodeArguments(BuildBank), NodeArguments(MethodLiDB), NodeArguments(Options, sparse=True)
+TRAIN, SAVE = NodeArguments(TrainHyperNetwork), NodeArguments(SaveHyperNetwork, without={"precision"})
+TRAIN_OPTIONS = NodeArguments(Options, sparse=True, shown={"warmup_steps": WARMUP})
 
 
 def _bank_parser(program: str) -> argparse.ArgumentParser:
@@ -99,10 +99,10 @@ def _network_parser(program: str) -> argparse.ArgumentParser:
 
 def _train_hypernetwork(parsed: Arguments, processes: ProcessGroup) -> str:
     given, saving = TRAIN.of(parsed), SAVE.of(parsed)
-    check_prefix(saving["filename_prefix"])
+    require_output_prefix(saving["filename_prefix"])
     goes_on = given.pop("resume") == RESUME[0] or _is_restarted(processes)
     options = replace(options_for(given["steps"]), **TRAIN_OPTIONS.of(parsed))
-    start = load_predictor(network_path(parsed["start_from"])) if parsed["start_from"] else None
+    start = load_predictor(hypernetwork_path(parsed["start_from"])) if parsed["start_from"] else None
     asked = run_of(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
     model, clip, _ = load_checkpoint(parsed["checkpoint"])
     result = train(asked, model, clip, load_vision(parsed["clip_vision"]), goes_on, processes)

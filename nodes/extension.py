@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters.apply import Apply, Combine, Info, ToLoRA
 from .adapters.save_load import Load, Save
 from .bridge.adapters.weight_adapter import register
-from .bridge.folders import register_embedding_folder, register_networks
+from .bridge.folders import register_embedding_folder, register_hypernetwork_folders
 from .bridge.images.metric_encoders import register_encoder_folders
 from .bridge.subject_banks import register_bank_folders
 from .data.class_images import ClassImages
@@ -30,7 +30,7 @@ class HyperBooth(ComfyExtension):
         register()
         register_embedding_folder()
         register_encoder_folders()
-        register_networks()
+        register_hypernetwork_folders()
         register_bank_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -103,9 +103,9 @@ def lora(rank: int = 8, rate: float = 5e-3, **more: Any) -> Ours:
 
 def share_taken_out(model: Any, fraction: float) -> float:
     """Of the numbers: the cut that comes nearest to the fraction asked for."""
-    from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+    from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 
-    return nearest_cut(model.model.diffusion_model, fraction).share
+    return choose_removed_blocks(model.model.diffusion_model, fraction).share
 
 
 def file_bytes(adapter: Any) -> int:

@@ -17,10 +17,10 @@ from ...trainers.reporting.charts import block_chart
 from ..bridge.adapters.patching import (
     apply_adapter,
     base_weights,
-    check_base,
-    check_fits,
     has_text_layers,
-    warn_of_another_base,
+    require_convertible_to_lora,
+    require_layers_present,
+    warn_if_other_base,
 )
 from ..bridge.images.vae import to_image
 from ..common import sockets
@@ -62,7 +62,7 @@ class Apply(io.ComfyNode):
             what = "text-encoder layers" if has_text_layers(adapter) else "words"
             logging.warning("HyperBooth Apply Adapter: the adapter also holds %s; connect clip to use them", what)
         if strength_model or strength_clip:
-            warn_of_another_base(model, clip, adapter)
+            warn_if_other_base(model, clip, adapter)
         return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
 
 
@@ -120,7 +120,7 @@ class ToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: AdapterStack, model: Any, clip: Any = None) -> io.NodeOutput:
-        check_base(model, clip, adapter)
+        require_convertible_to_lora(model, clip, adapter)
         if not adapter.adapters:
             raise ValueError("the adapter holds words only, which no LoRA can hold; use Apply Adapter, or Save Adapter "
                              "in format 'comfyui' for an embedding file")  # fmt: skip
@@ -162,6 +162,6 @@ class Info(io.ComfyNode):
                     "connect model to see them"
                 )
         else:
-            check_fits(model, None, adapter)
+            require_layers_present(model, None, adapter)
             changes = change_per_block(adapter.restricted(DIFFUSION_PREFIX), base_weights(model))
         return io.NodeOutput(report, to_image(block_chart(changes, relative=model is not None)))

@@ -18,8 +18,16 @@ from ...models.metadata.lora_metadata import lora_metadata
 from ...models.textual_inversion.embedding_files import embedding_tensors
 from ...models.validation import is_text
 from ..bridge.adapters.lora_keys import export_names, import_names
-from ..bridge.adapters.patching import base_weights, check_base
-from ..bridge.folders import adapter_files, adapter_path, check_callable, how_to_call, output_file, output_name, typed
+from ..bridge.adapters.patching import base_weights, require_convertible_to_lora
+from ..bridge.folders import (
+    adapter_files,
+    adapter_path,
+    embedding_usage,
+    output_file,
+    output_name,
+    require_embedding_name,
+    widget_value,
+)
 from ..common import sockets
 
 FORMATS = ("hyperbooth", "kohya", "diffusers", "comfyui")
@@ -98,7 +106,7 @@ class Save(io.ComfyNode):
             adapter = replace(adapter, metadata={**adapter.metadata, "trigger": trigger.strip()})
         embedding = bool(adapter.embeddings) and format != "hyperbooth"
         if embedding:
-            check_callable(path)
+            require_embedding_name(path)
         exact = contents(adapter, format, model, clip)
         tensors = in_file(exact, PRECISIONS[precision])
         entries = {HEADER: header_of(adapter)} if format == "hyperbooth" else {}
@@ -110,7 +118,7 @@ class Save(io.ComfyNode):
             entries |= with_hash(lora_metadata(known, title, native=format == "hyperbooth"), tensors)
         write_tensors(tensors, path, entries)
         name = output_name(path)
-        notes = (how_to_call(path),) if embedding else ()
+        notes = (embedding_usage(path),) if embedding else ()
         return io.NodeOutput(name, ui={"text": (f"saved {name}{cost(adapter, exact, format, precision)}", *notes)})
 
 
@@ -131,7 +139,7 @@ def contents(adapter: AdapterStack, format: str, model: Any, clip: Any = None) -
         check_only_words(adapter, format)
         return embedding_tensors(adapter.embeddings)
     if model is not None:
-        check_base(model, clip, adapter)
+        require_convertible_to_lora(model, clip, adapter)
     weight_of = None if model is None else base_weights(model, clip)
     if format == "comfyui":
         return stock_tensors(adapter, weight_of)
@@ -197,5 +205,5 @@ class Load(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str | None, **_: Any) -> Any:
         """A file written again under its name is loaded again."""
-        stat = adapter_path(typed("adapter_name", adapter_name)).stat()
+        stat = adapter_path(widget_value("adapter_name", adapter_name)).stat()
         return stat.st_mtime_ns, stat.st_size

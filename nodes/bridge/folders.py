@@ -28,18 +28,18 @@ def adapter_path(name: str) -> Path:
     return _listed(KIND, "adapter_name", name)
 
 
-def register_networks() -> None:
+def register_hypernetwork_folders() -> None:
     """ComfyUI knows ``models/hyperbooth`` and ``output/hyperbooth``, where hypernetworks are."""
     for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
         folder_paths.add_model_folder_path(NETWORKS, str(Path(root) / NETWORKS))
 
 
-def network_files() -> list[str]:
+def hypernetwork_files() -> list[str]:
     """Names of the files that Load HyperNetwork offers."""
     return [name for name in _names(NETWORKS) if name.endswith(".safetensors")]
 
 
-def network_path(name: str) -> Path:
+def hypernetwork_path(name: str) -> Path:
     """The file of that name.
 
     Raises:
@@ -75,7 +75,7 @@ def register_embedding_folder() -> None:
     folder_paths.add_model_folder_path(WORDS, str(Path(folder_paths.get_output_directory()) / WORDS))
 
 
-def how_to_call(path: Path) -> str:
+def embedding_usage(path: Path) -> str:
     """What a prompt writes for the word in the file ``path``."""
     folders = (Path(folder).resolve() for folder in folder_paths.get_folder_paths(WORDS))
     name = f"embedding:{path.stem}"
@@ -84,7 +84,7 @@ def how_to_call(path: Path) -> str:
     return f"to call it {name}, move it to models/embeddings, or save it under 'embeddings/'"
 
 
-def check_callable(path: Path) -> None:
+def require_embedding_name(path: Path) -> None:
     """A prompt can name the file ``path`` after ``embedding:``.
 
     Raises:
@@ -103,7 +103,7 @@ def output_file(prefix: str, suffix: str) -> Path:
     Raises:
         ValueError: the prefix is no file name or leads out of the output folder.
     """
-    check_prefix(prefix)
+    require_output_prefix(prefix)
     root = _output()
     folder, name, counter, _, _ = folder_paths.get_save_image_path(_cleaned(prefix), str(root))
     while (path := Path(folder) / f"{name}_{counter:05}_{suffix}").exists():
@@ -111,7 +111,7 @@ def output_file(prefix: str, suffix: str) -> Path:
     return path
 
 
-def check_prefix(prefix: str) -> None:
+def require_output_prefix(prefix: str) -> None:
     """A file can be named so.
 
     Raises:
@@ -143,7 +143,7 @@ def state_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "hyperbooth_states"
 
 
-def typed(name: str, value: str | None) -> str:
+def widget_value(name: str, value: str | None) -> str:
     """``value``, of an input that is asked for before the node runs: ComfyUI knows one that is linked only then.
 
     Raises:

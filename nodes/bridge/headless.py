@@ -48,7 +48,7 @@ def _take_folders(args: Any) -> None:
         folder_paths.set_input_directory(os.path.abspath(args.input_directory))
 
 
-def tells_all() -> bool:
+def is_debug() -> bool:
     """Whether ComfyUI was started with ``--verbose DEBUG``."""
     from comfy.cli_args import args
 
@@ -113,7 +113,7 @@ def _file(name: str, kind: str, argument: str) -> str:
     return found
 
 
-def tell_progress(say: Callable[[str], None] | None) -> None:
+def log_progress(say: Callable[[str], None] | None) -> None:
     """Progress bars are lines of text; None for none."""
     import comfy.utils
 

@@ -21,7 +21,7 @@ from .model.layers import architecture, layer_shapes, trainable_layers
 from .text.conditioning import encode_prompt
 from .training_session import training_session
 
-KIND = "hyperbooth_banks"
+BANK_FOLDER = "hyperbooth_banks"
 """Folder in ComfyUI's models and output."""
 MOST_PROMPTS = 256
 """Whose conditioning is kept while a bank is built: common captions are encoded once."""
@@ -31,7 +31,7 @@ SAMPLED = 64
 
 def register_bank_folders() -> None:
     """ComfyUI knows ``models/hyperbooth_banks``, also as a name in extra_model_paths.yaml."""
-    folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir) / KIND))
+    folder_paths.add_model_folder_path(BANK_FOLDER, str(Path(folder_paths.models_dir) / BANK_FOLDER))
 
 
 def bank_names() -> list[str]:
@@ -74,7 +74,7 @@ def new_bank_path(name: str) -> Path:
     return place
 
 
-def name_after(source: Path) -> str:
+def default_bank_name(source: Path) -> str:
     """A bank's name where none is given: that of the folder of pictures, with those that it lies in."""
     return "_".join(source.relative_to(Path(folder_paths.get_input_directory()).resolve()).parts)
 
@@ -90,7 +90,7 @@ def folder_version(folder: Path) -> int:
     return _seen[folder][1]
 
 
-def folder_unchanged(folder: Path) -> None:
+def accept_folder_state(folder: Path) -> None:
     """What this process has done to the bank in ``folder`` is no change."""
     _seen[folder] = state_of(folder), _seen.get(folder, ([], 0))[1]
 
@@ -107,12 +107,12 @@ def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text
         ),
         session=lambda pictures, together: training_session(model, options, pictures, together, trained),
         shapes=layer_shapes(trainable_layers(model, trained)),
-        base=base_of(model, clip, vae),
+        base=base_model_record(model, clip, vae),
         versions={"comfyui": comfyui_version.__version__, "torch": str(torch.__version__)},
     )
 
 
-def base_of(model: Any, clip: Any, vae: Any = None) -> dict[str, Any]:
+def base_model_record(model: Any, clip: Any, vae: Any = None) -> dict[str, Any]:
     """What a bank, or whatever is made from one, is for: as facts of adapters say it, and a sample of the weights of
     model, text encoder and (if given) VAE."""
     layers = sorted(trainable_layers(model, clip))
@@ -131,8 +131,8 @@ def base_of(model: Any, clip: Any, vae: Any = None) -> dict[str, Any]:
 def _roots() -> list[Path]:
     """The output folder's banks first, then the models'."""
     register_bank_folders()
-    return [_output(), *map(Path, folder_paths.get_folder_paths(KIND))]
+    return [_output(), *map(Path, folder_paths.get_folder_paths(BANK_FOLDER))]
 
 
 def _output() -> Path:
-    return Path(folder_paths.get_output_directory()) / KIND
+    return Path(folder_paths.get_output_directory()) / BANK_FOLDER

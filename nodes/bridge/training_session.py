@@ -18,7 +18,7 @@ from .model.denoiser import ComfyDenoiser
 from .model.layers import adds_in_place, architecture
 from .model.target_model import target_model
 from .model.weight_access import access_weight
-from .text.conditioning import PromptEncoder
+from .text.conditioning import ComfyTextConditioning
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -122,7 +122,7 @@ def _session(patcher: Any, clip: Any, hollow: HollowedNetwork | None) -> Trainin
     denoiser = ComfyDenoiser(patcher)
     return TrainingSession(
         model=target_model(patcher, clip, hollow, denoiser.prediction),
-        text=PromptEncoder(patcher.model, patcher.load_device, clip),
+        text=ComfyTextConditioning(patcher.model, patcher.load_device, clip),
         memory=ComfyDeviceMemory(patchers=patchers, device=patcher.load_device, hollow=hollow),
         denoiser=denoiser,
     )

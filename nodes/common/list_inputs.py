@@ -5,12 +5,12 @@ from typing import Any
 from torch import Tensor
 
 
-def one_by_one(batches: list[Tensor]) -> list[Tensor]:
+def unbatch(batches: list[Tensor]) -> list[Tensor]:
     """A list of batches -> a list of single pictures or masks."""
     return [picture for batch in batches for picture in batch]
 
 
-def only(name: str, values: list[Any], hint: str = "") -> Any:
+def single_value(name: str, values: list[Any], hint: str = "") -> Any:
     """The one value of an input that does not take a list.
 
     Args:

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ...trainers.data.image_folder import read_folder, state_of
 from ...trainers.data.image_reader import ON_BROKEN, ReadOptions
 from ...trainers.engine.run_hash import run_hash
-from ..bridge.folders import input_folder, typed
+from ..bridge.folders import input_folder, widget_value
 from ..common import sockets
 
 READING = ReadOptions()
@@ -75,7 +75,7 @@ class ImagesFromFolder(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> Any:
         """A digest of names, sizes and times of the files: changed ones are read again. ComfyUI writes it into the
         pictures that it saves."""
-        return run_hash(state_of(input_folder(typed("folder", folder))))
+        return run_hash(state_of(input_folder(widget_value("folder", folder))))
 
     @classmethod
     def execute(

@@ -12,7 +12,7 @@ from ..bridge.images.vae import encode_pixels, latent_cell
 from ..bridge.progress import Progress
 from ..bridge.text.conditioning import encode_prompt
 from ..common import sockets
-from ..common.list_inputs import one_by_one, only
+from ..common.list_inputs import single_value, unbatch
 
 FRAMING = Framing()
 
@@ -98,15 +98,17 @@ class Subject(io.ComfyNode):
         crop: list[float] | None = None, colour: list[float] | None = None, augment_seed: list[int] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         augmentation = _augmentation(variants=variants, crop=crop, color=colour, seed=augment_seed)
-        pictures = one_by_one(images)
-        text = only("prompt", prompt, "one text per image goes into captions")
+        pictures = unbatch(images)
+        text = single_value("prompt", prompt, "one text per image goes into captions")
         texts = prompts_for(len(pictures), text, _lines(captions, len(pictures)))
-        subject = SourceImages(pictures, texts, one_by_one(masks) if masks else None)
-        class_text = only("class_prompt", class_prompt or [""]).strip()
-        others = _class_pictures(one_by_one(class_images or []), class_text)
-        framing = Framing(only("resolution", resolution), only("bucket", bucket), only("flip", flip))
+        subject = SourceImages(pictures, texts, unbatch(masks) if masks else None)
+        class_text = single_value("class_prompt", class_prompt or [""]).strip()
+        others = _class_pictures(unbatch(class_images or []), class_text)
+        framing = Framing(
+            single_value("resolution", resolution), single_value("bucket", bucket), single_value("flip", flip)
+        )
         total = len(pictures) + (len(others.images) if others else 0)
-        tools = _tools(only("vae", vae), only("clip", clip), total)
+        tools = _tools(single_value("vae", vae), single_value("clip", clip), total)
         return io.NodeOutput(build_dataset(subject, others, framing, tools, class_text, augmentation))
 
 
@@ -155,7 +157,7 @@ def _augmentation_inputs() -> list[io.Input]:
 
 def _augmentation(**inputs: list[Any] | None) -> Augmentation:
     """From the inputs that are given; a shared workflow of before may lack them."""
-    return Augmentation(**{name: only(name, values) for name, values in inputs.items() if values})
+    return Augmentation(**{name: single_value(name, values) for name, values in inputs.items() if values})
 
 
 def _lines(captions: list[str] | None, images: int) -> list[str] | None:

@@ -10,19 +10,19 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...models.metrics import scores
-from ..bridge.folders import check_prefix
+from ..bridge.folders import require_output_prefix
 from ..bridge.images.metric_encoders import (
     NONE,
     Embedder,
-    check_encoder,
-    embedder,
+    encoder_files,
     encoder_names,
-    encoder_state,
-    how_to_get,
+    installation_hint,
+    open_embedder,
+    require_encoder_files,
 )
 from ..bridge.progress import Progress
 from ..common import sockets
-from ..common.list_inputs import one_by_one
+from ..common.list_inputs import unbatch
 
 CATEGORY = f"{sockets.CATEGORY}/scores"
 NOT_MEASURED = math.nan
@@ -99,7 +99,7 @@ def pictures_of(name: str, batches: list[Tensor], at_least: int = 1) -> list[Ten
     Raises:
         ValueError: there are fewer than ``at_least``, or one is no picture.
     """
-    pictures = [_colours(f"{name}: image {number}", picture) for number, picture in enumerate(one_by_one(batches), 1)]
+    pictures = [_colours(f"{name}: image {number}", picture) for number, picture in enumerate(unbatch(batches), 1)]
     if len(pictures) < at_least:
         pair = ": one picture makes no pair" if at_least == 2 else ""
         raise ValueError(f"{name} holds {len(pictures)} pictures, expected at least {at_least}{pair}; connect more")
@@ -124,7 +124,7 @@ class Scoring(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dino: Any = (NONE,), clip: Any = (NONE,), **_: Any) -> Any:
-        return [encoder_state(kind, name) for kind, (name, *_) in (("dino", dino), ("clip_score", clip))]
+        return [encoder_files(kind, name) for kind, (name, *_) in (("dino", dino), ("clip_score", clip))]
 
     @classmethod
     def validate_inputs(
@@ -139,11 +139,11 @@ class Scoring(io.ComfyNode):
         try:
             for kind, name, vision in given:
                 if name not in (None, NONE) and vision is None:
-                    check_encoder(kind, name)
+                    require_encoder_files(kind, name)
             if written(prompt) and (clip is None or clip[0] != NONE):
                 check_prompt(prompt[0])
             if written(filename_prefix):
-                check_prefix(filename_prefix[0])
+                require_output_prefix(filename_prefix[0])
         except ValueError as error:
             return str(error)
         return True
@@ -166,7 +166,7 @@ def check_prompt(prompt: str) -> None:
 
 def none_chosen(kinds: Sequence[str]) -> str:
     """What to do then."""
-    return f"no encoder is chosen: {', or '.join(map(how_to_get, kinds))}"
+    return f"no encoder is chosen: {', or '.join(map(installation_hint, kinds))}"
 
 
 def needed(kind: str, name: str, vision: Any = None) -> Embedder:
@@ -175,7 +175,7 @@ def needed(kind: str, name: str, vision: Any = None) -> Embedder:
     Raises:
         ValueError: none is; the message says how to get one.
     """
-    found = embedder(kind, name, vision)
+    found = open_embedder(kind, name, vision)
     if found is None:
         raise ValueError(none_chosen([kind]))
     return found

@@ -15,10 +15,10 @@ from torch import Tensor
 from ...models.files.safetensors_io import write_atomically
 from ...models.metrics import scores
 from ...trainers.reporting.image_grid import image_grid, told_apart
-from ..bridge.folders import check_prefix, output_file, output_name
-from ..bridge.images.metric_encoders import Embedder, embedder
+from ..bridge.folders import output_file, output_name, require_output_prefix
+from ..bridge.images.metric_encoders import Embedder, open_embedder
 from ..bridge.images.vae import to_image
-from ..common.list_inputs import only
+from ..common.list_inputs import single_value
 from .common import (  # fmt: skip
     CATEGORY,
     NOT_MEASURED,
@@ -95,11 +95,13 @@ class CompareSheet(Scoring):
         batches = [pictures_of(f"images, batch {n}", [batch]) for n, batch in enumerate(images, 1)]
         prompts = [*dict.fromkeys(prompt)]
         adapters = by_adapter(batches, len(prompts))
-        names = labels_of(only("labels", labels), len(adapters), len(prompts))
-        real, prefix = pictures_of("references", references), only("filename_prefix", filename_prefix)
-        check_prefix(prefix)
-        by_dino = embedder("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
-        by_clip = embedder("clip_score", only("clip", clip))
+        names = labels_of(single_value("labels", labels), len(adapters), len(prompts))
+        real, prefix = pictures_of("references", references), single_value("filename_prefix", filename_prefix)
+        require_output_prefix(prefix)
+        by_dino = open_embedder(
+            "dino", single_value("dino", dino), dino_vision and single_value("dino_vision", dino_vision)
+        )
+        by_clip = open_embedder("clip_score", single_value("clip", clip))
         if by_dino is None and by_clip is None:
             raise ValueError(none_chosen(("dino", "clip_score")))
         encoders = [by for by in (by_dino, by_clip) if by is not None]

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...models.metrics import scores
-from ..common.list_inputs import only
+from ..common.list_inputs import single_value
 from .common import (  # fmt: skip
     CATEGORY,
     NOT_MEASURED,
@@ -58,7 +58,7 @@ class PriorScore(Scoring):
     ) -> io.NodeOutput:  # fmt: skip
         others, real = pictures_of("class_samples", class_samples), pictures_of("references", references)
         samples = pictures_of("images", images, at_least=2) if images else []
-        by = needed("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
+        by = needed("dino", single_value("dino", dino), dino_vision and single_value("dino_vision", dino_vision))
         embed = Embeddings(len(others) + len(real) + len(samples))
         photographs = embed(by, real)
         likeness = scores.prior_preservation(embed(by, others), photographs)

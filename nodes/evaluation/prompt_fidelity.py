@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...models.metrics import scores
 from ..bridge.images.metric_encoders import Embedder
-from ..common.list_inputs import only
+from ..common.list_inputs import single_value
 from .common import CATEGORY, Embeddings, Score, Scoring, check_prompt, clip_input, needed, pictures_of
 
 
@@ -42,8 +42,8 @@ class PromptFidelity(Scoring):
 
     @classmethod
     def execute(cls, images: list[Tensor], prompt: list[str], clip: list[str]) -> io.NodeOutput:
-        samples, by = pictures_of("images", images), needed("clip_score", only("clip", clip))
-        score = prompt_score(by, Embeddings(len(samples)), samples, only("prompt", prompt))
+        samples, by = pictures_of("images", images), needed("clip_score", single_value("clip", clip))
+        score = prompt_score(by, Embeddings(len(samples)), samples, single_value("prompt", prompt))
         report = f"{score}{cut_off(by, prompt)}"
         return io.NodeOutput(score.value, report, ui={"text": (report,)})
 

@@ -6,8 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...models.metrics import scores
-from ..bridge.images.metric_encoders import Embedder, embedder
-from ..common.list_inputs import only
+from ..bridge.images.metric_encoders import Embedder, open_embedder
+from ..common.list_inputs import single_value
 from .common import (  # fmt: skip
     CATEGORY,
     NOT_MEASURED,
@@ -62,8 +62,12 @@ class SubjectFidelity(Scoring):
         dino_vision: list[Any] | None = None, clip_vision: list[Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         samples, real = pictures_of("images", images), pictures_of("references", references)
-        by_dino = embedder("dino", only("dino", dino), dino_vision and only("dino_vision", dino_vision))
-        by_clip = embedder("clip_score", only("clip", clip), clip_vision and only("clip_vision", clip_vision))
+        by_dino = open_embedder(
+            "dino", single_value("dino", dino), dino_vision and single_value("dino_vision", dino_vision)
+        )
+        by_clip = open_embedder(
+            "clip_score", single_value("clip", clip), clip_vision and single_value("clip_vision", clip_vision)
+        )
         if by_dino is None and by_clip is None:
             raise ValueError(none_chosen(("dino", "clip_score")))
         count = len(samples) + len(real)

@@ -10,8 +10,8 @@ from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.metadata.base_fingerprint import sample_of
 from ..adapters.save_load import PRECISIONS
 from ..bridge.adapters.patching import base_weights
-from ..bridge.folders import network_files, network_path, output_file, output_name, typed
-from ..bridge.images.clip_vision import encoder_of, tokens_of
+from ..bridge.folders import hypernetwork_files, hypernetwork_path, output_file, output_name, widget_value
+from ..bridge.images.clip_vision import encoder_ref, image_tokens
 from ..bridge.model.layers import adaptable_layers, architecture
 from ..common import sockets
 
@@ -69,7 +69,7 @@ class LoadHyperNetwork(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "hypernetwork_name",
-                    options=network_files(),
+                    options=hypernetwork_files(),
                     tooltip="A file of models/hyperbooth or output/hyperbooth.",
                 ),
             ],
@@ -78,12 +78,12 @@ class LoadHyperNetwork(io.ComfyNode):
 
     @classmethod
     def execute(cls, hypernetwork_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_predictor(network_path(hypernetwork_name)))
+        return io.NodeOutput(load_predictor(hypernetwork_path(hypernetwork_name)))
 
     @classmethod
     def fingerprint_inputs(cls, hypernetwork_name: str | None, **_: Any) -> Any:
         """A file written again under its name is loaded again."""
-        stat = network_path(typed("hypernetwork_name", hypernetwork_name)).stat()
+        stat = hypernetwork_path(widget_value("hypernetwork_name", hypernetwork_name)).stat()
         return stat.st_mtime_ns, stat.st_size
 
 
@@ -117,13 +117,13 @@ class Predict(io.ComfyNode):
 
     @classmethod
     def execute(cls, hypernetwork: Predictor, clip_vision: Any, image: Tensor, model: Any = None) -> io.NodeOutput:
-        hypernetwork.encoder.check(encoder_of(clip_vision), "clip_vision", "hypernetwork")
+        hypernetwork.encoder.check(encoder_ref(clip_vision), "clip_vision", "hypernetwork")
         if model is not None:
-            check_base(model, hypernetwork)
-        return io.NodeOutput(hypernetwork.predict(list(tokens_of(clip_vision, image))))
+            require_predictor_base(model, hypernetwork)
+        return io.NodeOutput(hypernetwork.predict(list(image_tokens(clip_vision, image))))
 
 
-def check_base(model: Any, predictor: Predictor) -> None:
+def require_predictor_base(model: Any, predictor: Predictor) -> None:
     """The hypernetwork predicts for this MODEL.
 
     Raises:

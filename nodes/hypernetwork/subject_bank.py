@@ -15,15 +15,15 @@ from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
 from ...trainers.subject_bank.build import build_bank, subject_names
 from ...trainers.subject_bank.config import BankConfig
-from ..bridge.folders import input_folder, typed
+from ..bridge.folders import input_folder, widget_value
 from ..bridge.progress import Progress
 from ..bridge.subject_banks import (
+    accept_folder_state,
     bank_builder,
     bank_names,
     bank_path,
-    folder_unchanged,
+    default_bank_name,
     folder_version,
-    name_after,
     new_bank_path,
 )
 from ..common import sockets
@@ -91,9 +91,9 @@ class BuildBank(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str | None, bank_name: str | None = "", **_: Any) -> Any:
         """A digest of names, sizes and times of the files in the sub-folders: the bank is extended if any changed; and
         built again if it is no more what was built. ComfyUI writes it into the pictures that it saves."""
-        source = input_folder(typed("folder", folder))
+        source = input_folder(widget_value("folder", folder))
         pictures = [(name, state_of(source / name)) for name in subject_names(source)]
-        return run_hash(pictures), folder_version(place_of(typed("bank_name", bank_name), source))
+        return run_hash(pictures), folder_version(place_of(widget_value("bank_name", bank_name), source))
 
     @classmethod
     def execute(
@@ -169,13 +169,13 @@ def build(
     place = place_of(bank_name, source)
     tools = bank_builder(model, clip, vae, recipe.options, method.text_encoder)
     made = build_bank(recipe, source, place, together, tools, _show(), processes)
-    folder_unchanged(place)
+    accept_folder_state(place)
     return made
 
 
 def place_of(bank_name: str, source: Path) -> Path:
     """Where the bank of the pictures in ``source`` is built."""
-    return new_bank_path(bank_name.strip() or name_after(source))
+    return new_bank_path(bank_name.strip() or default_bank_name(source))
 
 
 def _show() -> Any:
@@ -217,4 +217,4 @@ class LoadBank(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, bank_name: str | None, **_: Any) -> Any:
         """A bank that has changed is opened again."""
-        return run_hash(state_of_bank(bank_path(typed("bank_name", bank_name))))
+        return run_hash(state_of_bank(bank_path(widget_value("bank_name", bank_name))))

@@ -20,9 +20,9 @@ from ...trainers.hypernetwork.feature_cache import FeatureCache
 from ...trainers.hypernetwork.train import Result, train_hypernetwork
 from ...trainers.reporting.live_view import LiveView
 from ..bridge.folders import state_folder
-from ..bridge.images.clip_vision import encoder_of, tokens_of
+from ..bridge.images.clip_vision import encoder_ref, image_tokens
 from ..bridge.progress import Progress
-from ..bridge.subject_banks import base_of
+from ..bridge.subject_banks import base_model_record
 from ..bridge.text.conditioning import encode_prompt
 from ..bridge.training_session import training_session
 from ..common import method_inputs, sockets
@@ -163,15 +163,17 @@ def train(
     run: HyperNetworkTrainingConfig, model: Any, clip: Any, vision: Any, resume: bool, processes: ProcessGroup = SINGLE
 ) -> Result | None:  # fmt: skip
     """The run on the loaded model, with progress and a state on disk; None from processes that do not lead."""
-    bank, encoder = run.bank, encoder_of(vision)
-    check_base(bank, model, clip)
+    bank, encoder = run.bank, encoder_ref(vision)
+    require_bank_base(bank, model, clip)
     if run.start_from is not None:
         run.start_from.encoder.check(encoder, "clip_vision", "hypernetwork in start_from")
     conds = _encoded(run.prompts, clip)
     pictures = Subject((Example(bank.latent([(0, 0)]), conds[bank.prompt], bank.prompt),))
     trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
     name = run_hash(encoder)
-    features = FeatureCache(bank, name, lambda images: tokens_of(vision, images), Progress(sum(bank.counts)), processes)
+    features = FeatureCache(
+        bank, name, lambda images: image_tokens(vision, images), Progress(sum(bank.counts)), processes
+    )
     show = Progress(run.steps)
     with training_session(model, run.options, pictures, run.batch_size, trained) as session:
         states = CheckpointStore(state_folder(), run.key(session.model.model_hash, name), writes=processes.is_main)
@@ -199,13 +201,13 @@ def _encoded(prompts: Sequence[str], clip: Any) -> dict[str, Any]:
     return conds
 
 
-def check_base(bank: Bank, model: Any, clip: Any) -> None:
+def require_bank_base(bank: Bank, model: Any, clip: Any) -> None:
     """The bank was built on this MODEL and CLIP.
 
     Raises:
         ValueError: it was not; both sides are named.
     """
-    base, ours = bank.manifest.base, base_of(model, clip)
+    base, ours = bank.manifest.base, base_model_record(model, clip)
     BaseModelRef(base["base"], base["weights"]).check(BaseModelRef(ours["base"], ours["weights"]), "model", "bank")
     if base.get("prediction", ours["prediction"]) != ours["prediction"]:
         raise ValueError(

@@ -9,7 +9,7 @@ from ...models.adapters.stack import AdapterStack
 from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.config import DreamBoothConfig
-from ..bridge.adapters.patching import check_fits, has_text_layers, warn_of_another_base
+from ..bridge.adapters.patching import has_text_layers, require_layers_present, warn_if_other_base
 from ..common import method_inputs, sockets
 from .train_adapter import changes_prompts, report, train
 
@@ -72,7 +72,7 @@ class FastFinetune(io.ComfyNode):
         options: TrainingOptions | None = None,
         batch_size: int = 1,
     ) -> io.NodeOutput:
-        check_base(model, clip, adapter)
+        require_fine_tunable(model, clip, adapter)
         text = has_text_layers(adapter)
         method = Method(
             "lora", LoRAConfig(rank, float(rank)), learning_rate=learning_rate, text_encoder=text,
@@ -87,7 +87,7 @@ class FastFinetune(io.ComfyNode):
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, lines)
 
 
-def check_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
+def require_fine_tunable(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """The adapter is for this MODEL (and CLIP), and there is something to train on.
 
     Raises:
@@ -100,5 +100,5 @@ def check_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
         )
     if clip is None and changes_prompts(adapter):
         raise ValueError("clip is not connected, but adapter holds text-encoder layers or a word; connect it")
-    check_fits(model, clip, adapter)
-    warn_of_another_base(model, clip, adapter)
+    require_layers_present(model, clip, adapter)
+    warn_if_other_base(model, clip, adapter)

@@ -12,7 +12,7 @@ from ...trainers.config import STORAGES, HollowedNetConfig, TrainingOptions
 from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.memory_estimate import MemoryEstimate, estimate_memory
 from ...trainers.session import TrainingSession
-from ..bridge.model.block_spans import BlockCut, nearest_cut
+from ..bridge.model.block_spans import RemovedBlocks, choose_removed_blocks
 from ..bridge.model.offload import leaves_device
 from ..bridge.progress import Progress
 from ..bridge.training_session import training_session
@@ -77,13 +77,13 @@ class HollowedNet(io.ComfyNode):
         cls, model: Any, fraction: float, samples: int, storage: str, subject: Subject | None = None
     ) -> io.NodeOutput:
         hollowing = HollowedNetConfig(fraction, samples, storage)
-        cut = nearest_cut(model.model.diffusion_model, fraction)
+        cut = choose_removed_blocks(model.model.diffusion_model, fraction)
         stows = storage != "none" and leaves_device(model)
         sizes = _measured(model, cut, subject, stows) if subject else None
         return io.NodeOutput(hollowing, report(model, hollowing, cut, sizes))
 
 
-def _measured(model: Any, cut: BlockCut, subject: Subject, stows: bool) -> MemoryEstimate:
+def _measured(model: Any, cut: RemovedBlocks, subject: Subject, stows: bool) -> MemoryEstimate:
     """Return the memory that a step takes on the model as it is loaded."""
 
     def open_session(
@@ -94,7 +94,7 @@ def _measured(model: Any, cut: BlockCut, subject: Subject, stows: bool) -> Memor
     return estimate_memory(open_session, subject, cut.hollow, int(model.model_size()), stows, Progress(2))
 
 
-def report(model: Any, hollowing: HollowedNetConfig, cut: BlockCut, sizes: MemoryEstimate | None) -> str:
+def report(model: Any, hollowing: HollowedNetConfig, cut: RemovedBlocks, sizes: MemoryEstimate | None) -> str:
     """What a user wants to know before training."""
     parameters = cut.hollow.parameters()
     saved = sum(parameter.nbytes for parameter in parameters)
@@ -121,7 +121,7 @@ def report(model: Any, hollowing: HollowedNetConfig, cut: BlockCut, sizes: Memor
     return "\n".join(lines)
 
 
-def warnings(cut: BlockCut) -> list[str]:
+def warnings(cut: RemovedBlocks) -> list[str]:
     """A line where so much is taken out that what is left learns little."""
     if cut.share <= MOST:
         return []

@@ -16,9 +16,9 @@ from ...trainers.engine.checkpoints import CheckpointStore
 from ...trainers.engine.checks import check_choice
 from ...trainers.engine.state import History
 from ...trainers.reporting.live_view import LiveView
-from ..bridge.adapters.patching import warn_of_another_base
+from ..bridge.adapters.patching import warn_if_other_base
 from ..bridge.folders import output_file, output_name, state_folder
-from ..bridge.model.block_spans import nearest_cut
+from ..bridge.model.block_spans import choose_removed_blocks
 from ..bridge.progress import Progress
 from ..bridge.training_session import training_session
 from ..common import sockets
@@ -95,7 +95,7 @@ class Train(io.ComfyNode):
         if encodes and clip is None:
             raise ValueError(why_clip(method))
         if start_from is not None:
-            warn_of_another_base(model, clip, start_from)
+            warn_if_other_base(model, clip, start_from)
         run = DreamBoothConfig(
             subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from, hollow
         )
@@ -123,7 +123,7 @@ def why_clip(method: Method) -> str:
 def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
     """The run on the loaded model, with progress and a state on disk."""
     options, show = run.options, Progress(run.steps)
-    hollow = nearest_cut(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
+    hollow = choose_removed_blocks(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
     with training_session(model, options, run.subject, run.batch_size, clip, hollow) as session:
         states = CheckpointStore(state_folder(), run.key(session.model.model_hash))
         if not resume:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperbooth.commands.arguments import Inputs
+from hyperbooth.commands.arguments import NodeArguments
 from hyperbooth.commands.jobs import JOBS
 from hyperbooth.nodes.hypernetwork.subject_bank import BuildBank
 from hyperbooth.nodes.hypernetwork.train import TrainHyperNetwork
@@ -15,7 +15,7 @@ from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.engine.distributed import SINGLE
 
 
-def parsed(inputs: Inputs, *arguments: str) -> dict[str, Any]:
+def parsed(inputs: NodeArguments, *arguments: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser(exit_on_error=False)
     inputs.add_to(parser)
     return inputs.of(vars(parser.parse_args(arguments)))
@@ -23,7 +23,7 @@ def parsed(inputs: Inputs, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("node", [MethodLiDB, TrainHyperNetwork, Options])
 def test_without_arguments_they_are_the_nodes_defaults(node: Any) -> None:
-    values = parsed(Inputs(node))
+    values = parsed(NodeArguments(node))
     for spec in node.GET_SCHEMA().inputs:
         if spec.get_io_type() in ("INT", "FLOAT", "BOOLEAN", "COMBO"):
             shown = spec.default if spec.default is not None else spec.options[0]
@@ -33,17 +33,17 @@ def test_without_arguments_they_are_the_nodes_defaults(node: Any) -> None:
 
 def test_what_has_no_default_is_needed_and_what_is_given_counts() -> None:
     given = ("--folder", "people", "--subjects-per-batch", "4", "--shared-input", "--captions")
-    values = parsed(Inputs(BuildBank), *given)
+    values = parsed(NodeArguments(BuildBank), *given)
     assert (values["folder"], values["subjects_per_batch"]) == ("people", 4)
     assert values["shared_input"] and values["captions"]
-    assert parsed(Inputs(TrainHyperNetwork), "--input-pictures", "4")["input_pictures"] == 4
+    assert parsed(NodeArguments(TrainHyperNetwork), "--input-pictures", "4")["input_pictures"] == 4
     with pytest.raises((argparse.ArgumentError, SystemExit)):
-        parsed(Inputs(BuildBank))
+        parsed(NodeArguments(BuildBank))
 
 
 def test_options_are_only_those_given() -> None:
-    assert parsed(Inputs(Options, sparse=True), "--ema-decay", "0.9") == {"ema_decay": 0.9}
-    assert TrainingOptions(**parsed(Inputs(Options))) == TrainingOptions()
+    assert parsed(NodeArguments(Options, sparse=True), "--ema-decay", "0.9") == {"ema_decay": 0.9}
+    assert TrainingOptions(**parsed(NodeArguments(Options))) == TrainingOptions()
 
 
 def test_help_shows_the_default_that_the_command_has() -> None:
@@ -61,4 +61,4 @@ def test_a_name_that_no_file_can_have_is_refused_before_anything_is_loaded(outpu
 
 def test_a_number_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="--subjects-per-batch is 0; give one from 1 to 4096"):
-        parsed(Inputs(BuildBank), "--folder", "people", "--subjects-per-batch", "0")
+        parsed(NodeArguments(BuildBank), "--folder", "people", "--subjects-per-batch", "0")

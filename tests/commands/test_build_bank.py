@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 from helpers.banks import pictures_of
-from helpers.torchrun import Many
+from helpers.torchrun import CommandRunner
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.trainers.config import Method
@@ -36,8 +36,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def many(checkpoint: Path, inputs: Path, output_folder: Path) -> Many:
-    return Many(checkpoint, inputs, output_folder)
+def many(checkpoint: Path, inputs: Path, output_folder: Path) -> CommandRunner:
+    return CommandRunner(checkpoint, inputs, output_folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def shards(bank: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in bank.glob("*.safetensors")}
 
 
-def test_two_processes_build_the_bank_of_the_node_bit_for_bit(alone: Bank, many: Many) -> None:
+def test_two_processes_build_the_bank_of_the_node_bit_for_bit(alone: Bank, many: CommandRunner) -> None:
     said = many.run("build_bank", ARGUMENTS, processes=2)
     assert "8 subjects with 8 pictures in 4 shards" in said and "8 of them new" in said
     assert said.count("left out: person 8: ") == 1
@@ -70,7 +70,7 @@ def test_two_processes_build_the_bank_of_the_node_bit_for_bit(alone: Bank, many:
     assert shards(both.folder) == shards(alone.folder) and both.manifest.difference(alone.manifest) is None
 
 
-def test_a_wrong_input_is_one_line(many: Many) -> None:
+def test_a_wrong_input_is_one_line(many: CommandRunner) -> None:
     said = many.run("build_bank", [*ARGUMENTS, "--a", "0"], processes=1, status=2)
     assert said.splitlines()[-1] == "build_bank.py: error: --a is 0; give one from 1 to 65536"
     said = many.run("build_bank", [*ARGUMENTS, "--folder", "nobody"], processes=1, status=2)
@@ -80,7 +80,7 @@ def test_a_wrong_input_is_one_line(many: Many) -> None:
     assert "Traceback" in said and "nobody" in said.splitlines()[-1]
 
 
-def test_a_file_that_is_no_checkpoint_is_one_line(many: Many) -> None:
+def test_a_file_that_is_no_checkpoint_is_one_line(many: CommandRunner) -> None:
     for name, wrong in (("lora", save({"lora_up.weight": torch.zeros(2, 2)})), ("text", b"no checkpoint")):
         (path := many.outputs / f"{name}.safetensors").write_bytes(wrong)
         said = replace(many, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
@@ -88,14 +88,14 @@ def test_a_file_that_is_no_checkpoint_is_one_line(many: Many) -> None:
         assert "Traceback" not in said
 
 
-def test_a_checkpoint_without_a_text_encoder_is_one_line(many: Many) -> None:
+def test_a_checkpoint_without_a_text_encoder_is_one_line(many: CommandRunner) -> None:
     parts = {name: value for name, value in load_file(many.checkpoint).items() if "cond_stage_model" not in name}
     save_file(parts, path := many.outputs / "model.safetensors")
     said = replace(many, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
     assert said.splitlines()[-1].startswith(f"build_bank.py: error: --checkpoint '{path}' holds no text encoder; ")
 
 
-def test_a_run_that_breaks_is_one_line(many: Many) -> None:
+def test_a_run_that_breaks_is_one_line(many: CommandRunner) -> None:
     parts = load_file(many.checkpoint)
     parts["model.diffusion_model.out.2.bias"].fill_(torch.nan)
     save_file(parts, path := many.outputs / "broken.safetensors")
@@ -105,7 +105,7 @@ def test_a_run_that_breaks_is_one_line(many: Many) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
-def test_a_killed_process_changes_nothing_about_the_bank(alone: Bank, many: Many) -> None:
+def test_a_killed_process_changes_nothing_about_the_bank(alone: Bank, many: CommandRunner) -> None:
     folder = many.outputs / "hyperbooth_banks" / "people"
     said = many.run("build_bank", ARGUMENTS, processes=2, kill=lambda: len(shards(folder)) > 0)
     assert "8 subjects with 8 pictures in 4 shards" in said and "8 of them new" not in said

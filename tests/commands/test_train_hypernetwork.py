@@ -9,13 +9,13 @@ import comfy.clip_vision
 import pytest
 import torch
 from helpers.banks import write_bank
-from helpers.torchrun import Many
+from helpers.torchrun import CommandRunner
 from helpers.training import relative
 from hyperbooth.models.files.safetensors_io import write_tensors
 from hyperbooth.models.hypernetwork.checkpoint import load_predictor
 from hyperbooth.models.hypernetwork.network import HyperNetwork
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.nodes.bridge.images.clip_vision import encoder_of
+from hyperbooth.nodes.bridge.images.clip_vision import encoder_ref
 from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.engine.run_hash import run_hash
 from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
@@ -41,13 +41,13 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def many(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> Many:
+def many(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> CommandRunner:
     """With a bank of 20 people, and features of its pictures beside it."""
     bank = write_bank(output_folder / "hyperbooth_banks" / "people", loaded, range(20))
-    name = run_hash(encoder_of(comfy.clip_vision.load(str(vision))))
+    name = run_hash(encoder_ref(comfy.clip_vision.load(str(vision))))
     draw = torch.Generator().manual_seed(0)
     FeatureCache(bank, name, lambda images: torch.randn(len(images), 5, 1024, generator=draw), lambda done, total: None)
-    return Many(checkpoint, output_folder, output_folder)
+    return CommandRunner(checkpoint, output_folder, output_folder)
 
 
 def by_the_node(node: Any, loaded: Any, vision: Path, bank: Bank) -> HyperNetwork:
@@ -73,13 +73,13 @@ def numbers_of(network: HyperNetwork) -> dict[str, Tensor]:
     return numbers
 
 
-def states(many: Many) -> list[Path]:
+def states(many: CommandRunner) -> list[Path]:
     return list((many.outputs / "hyperbooth_states").glob("*.safetensors"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
 def test_two_processes_train_the_network_of_the_node_though_one_is_killed(
-    node: Any, loaded: Any, many: Many, vision: Path
+    node: Any, loaded: Any, many: CommandRunner, vision: Path
 ) -> None:
     """A batch of 5 is shared as 2 and 3. A process is killed once the first state is on disk."""
     arguments = [*ARGUMENTS, "--clip-vision", str(vision)]

@@ -11,7 +11,7 @@ from hyperbooth.models.adapters.targets import select_targets
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, write_shard
 from hyperbooth.nodes.bridge.model.layers import layer_shapes, trainable_layers
-from hyperbooth.nodes.bridge.subject_banks import base_of
+from hyperbooth.nodes.bridge.subject_banks import base_model_record
 from hyperbooth.trainers.engine.rng import generator_for
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def write_bank(
 ) -> Bank:  # fmt: skip
     """A bank of ``people`` for that MODEL and CLIP; with captions, the pictures after the first are in places."""
     settings = {"prompt": PROMPT, "steps": 5, "seed": 0, "resolution": 64, "shared_input": shared_input}
-    manifest = Manifest(layout_of(loaded, text), settings, base_of(loaded[0], loaded[1]), {})
+    manifest = Manifest(layout_of(loaded, text), settings, base_model_record(loaded[0], loaded[1]), {})
     manifest.save(folder)
     for start in range(people.start, people.stop, per_shard):
         some = range(start, min(start + per_shard, people.stop))

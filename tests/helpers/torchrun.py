@@ -16,7 +16,7 @@ LONGEST = 200.0
 
 
 @dataclass(frozen=True)
-class Many:
+class CommandRunner:
     """Runs commands on one ComfyUI.
 
     Args:

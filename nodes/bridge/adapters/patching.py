@@ -36,7 +36,7 @@ def apply_adapter(model: Any, clip: Any, adapter: AdapterStack, strength_model: 
     Raises:
         ValueError: the adapter's layers or words are not the model's; both sides are named.
     """
-    check_fits(model, clip, adapter)
+    require_layers_present(model, clip, adapter)
     patches = _patches(model, clip, adapter)
     patched = model.clone()
     if strength_model:
@@ -58,7 +58,7 @@ def _patches(model: Any, clip: Any, adapter: AdapterStack) -> dict[Any, Any]:
     return {keys[name]: StackWeightAdapter.of(steps) for name, steps in adapter.steps().items() if name in keys}
 
 
-def check_fits(model: Any, clip: Any, adapter: AdapterStack) -> None:
+def require_layers_present(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """Every layer of the adapter is in the model, with the same shape of weight."""
     shapes = layer_shapes(adaptable_layers(model, clip))
     for name, target in adapter.targets().items():
@@ -106,14 +106,14 @@ def _weight(patcher: Any, key: str) -> Tensor:
     return weight.clone()
 
 
-def check_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
+def require_convertible_to_lora(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """The adapter can be written down as a plain LoRA for this MODEL (and CLIP).
 
     Raises:
         ValueError: it does not fit, or is on it already: what a PaRa takes away is not there to be written down.
     """
-    check_fits(model, clip, adapter)
-    warn_of_another_base(model, clip, adapter)
+    require_layers_present(model, clip, adapter)
+    warn_if_other_base(model, clip, adapter)
     for name in adapter.targets():
         patcher = clip.patcher if clip is not None and name.startswith(TEXT_PREFIX) else model
         patches = [patch[1] for patch in patcher.patches.get(f"{name.removeprefix(TEXT_PREFIX)}.weight", ())]
@@ -126,7 +126,7 @@ def check_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
             )
 
 
-def warn_of_another_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
+def warn_if_other_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """Say so in the log if the adapter was written down, or predicted, for other weights than these.
 
     Raises:
@@ -134,7 +134,7 @@ def warn_of_another_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
     """
     if not records(adapter.metadata):
         return
-    check_fits(model, clip, adapter)
+    require_layers_present(model, clip, adapter)
     layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
     if far := different_base(adapter.metadata, base_weights(model, clip), layers):
         what, instead = PREDICTED if is_predicted(adapter.metadata) else WRITTEN_DOWN

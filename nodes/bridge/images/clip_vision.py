@@ -11,12 +11,12 @@ from ....models.hypernetwork.predictor import BaseModelRef
 from ....models.metadata.base_fingerprint import sample_of
 from ....models.metrics.scores import all_finite
 
-AT_ONCE = 4
+BATCH_SIZE = 4
 """Pictures that go through it together: 729 tokens of SigLIP's in all 27 layers are 90 MB each in float32, and ComfyUI
 holds them twice."""
 
 
-def tokens_of(vision: Any, pictures: Tensor) -> Tensor:
+def image_tokens(vision: Any, pictures: Tensor) -> Tensor:
     """``[n, tokens, width]`` in float32 on the CPU of pictures ``[n, H, W, C]`` in [0, 1], free of inference mode.
 
     The last layer but one, as IP-Adapter takes them: nothing in CLIP's training asks the last one's patches for
@@ -27,8 +27,8 @@ def tokens_of(vision: Any, pictures: Tensor) -> Tensor:
     """
     colours = pictures[..., :3] if pictures.shape[-1] >= 3 else pictures[..., :1].expand(*pictures.shape[:-1], 3)
     rows = []
-    for some in colours.split(AT_ONCE):
-        tokens, _ = encoded(vision, some)
+    for some in colours.split(BATCH_SIZE):
+        tokens, _ = encode_images(vision, some)
         if tokens is None or tokens.ndim != 3:
             raise ValueError(
                 f"clip_vision is a {vision.model_type} that gives no tokens; connect a CLIP, SigLIP or DINO"
@@ -42,7 +42,7 @@ def tokens_of(vision: Any, pictures: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encoded(vision: Any, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
+def encode_images(vision: Any, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
     """Tokens ``[n, tokens, width]`` of the last layer but one, and embeddings, of pictures ``[n, H, W, 3]``.
 
     DINOv3 gives those of the last layer, and ComfyUI's own ``encode_image`` fails for want of others.
@@ -58,7 +58,7 @@ def encoded(vision: Any, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
     return tokens, embedding
 
 
-def encoder_of(vision: Any) -> BaseModelRef:
+def encoder_ref(vision: Any) -> BaseModelRef:
     """What the encoder is."""
     weights = {name: weight for name, weight in vision.model.state_dict().items() if weight.is_floating_point()}
     kind = f"{vision.model_type}, width {vision.config.get('hidden_size', '?')}"

@@ -9,7 +9,7 @@ from torch import Tensor
 SIDE = 320
 
 
-def latent_picture(latent_format: Any, latents: Tensor) -> Image.Image | None:
+def preview_image(latent_format: Any, latents: Tensor) -> Image.Image | None:
     """A picture of the first of ``latents`` (model space), or None if the format has no preview.
 
     The preview method the user chose for samplers is used; with none chosen, the latent's colours.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ....models.metrics import encoders
 from ....models.metrics.encoders import CLIP, DINO, Encoder
 from ....models.metrics.scores import all_finite
-from .clip_vision import AT_ONCE, encoded
+from .clip_vision import BATCH_SIZE, encode_images
 
 FOLDERS = {"dino": (DINO, False), "clip_score": (CLIP, True)}
 """Folder in ComfyUI's models -> what may be in it, and whether it embeds texts."""
@@ -68,7 +68,7 @@ class Embedder:
     is_cut: Callable[[str], bool] = lambda _prompt: False
 
 
-def embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
+def open_embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
     """The CLIP_VISION ``vision`` if there is one, else the encoder of that name; None for ``none``.
 
     Raises:
@@ -80,7 +80,7 @@ def embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
     return None if name == NONE else _of_folder(kind, name)
 
 
-def how_to_get(kind: str) -> str:
+def installation_hint(kind: str) -> str:
     """What to do where an encoder is needed and none is chosen."""
     root, files = _roots(kind)[0], f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS}"
     words = f", {encoders.TOKENIZER[0][0]}" if FOLDERS[kind][1] else ""
@@ -101,11 +101,11 @@ def _folder(kind: str, name: str) -> Path:
     folder = next((root / name for root in _roots(kind) if known and (root / name).is_dir()), None)
     if folder is None:
         roots = ", ".join(map(str, _roots(kind)))
-        raise ValueError(f"{kind} encoder {name!r} is in none of {roots}; {how_to_get(kind)}")
+        raise ValueError(f"{kind} encoder {name!r} is in none of {roots}; {installation_hint(kind)}")
     return folder
 
 
-def check_encoder(kind: str, name: str) -> None:
+def require_encoder_files(kind: str, name: str) -> None:
     """The folder of that name is there and has all that an encoder needs, as far as is seen without loading it.
 
     Raises:
@@ -114,7 +114,7 @@ def check_encoder(kind: str, name: str) -> None:
     encoders.check(_folder(kind, name), *FOLDERS[kind])
 
 
-def encoder_state(kind: str, name: str) -> Files:
+def encoder_files(kind: str, name: str) -> Files:
     """What changes when the encoder of that name does; nothing if there is none."""
     try:
         return _files(_folder(kind, name))
@@ -201,7 +201,7 @@ def _of_vision(vision: Any) -> Embedder:
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
         rows: list[Tensor] = []
         for batch in _batches(pictures):
-            embedding = encoded(vision, torch.stack(batch))[1].float().cpu()
+            embedding = encode_images(vision, torch.stack(batch))[1].float().cpu()
             rows += embedding.flatten(1, -2).mean(1) if embedding.ndim > 2 else embedding
             on_done(len(rows))
         embeddings = torch.stack(rows)
@@ -216,4 +216,4 @@ def _batches(pictures: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """As many as go through at once, all of a size, in their order."""
     for _, alike in groupby(pictures, key=lambda picture: picture.shape):
         rest = list(alike)
-        yield from (rest[start : start + AT_ONCE] for start in range(0, len(rest), AT_ONCE))
+        yield from (rest[start : start + BATCH_SIZE] for start in range(0, len(rest), BATCH_SIZE))

@@ -21,7 +21,7 @@ LISTS: dict[type[nn.Module], tuple[tuple[str, tuple[int | str, ...]], ...]] = {
 
 
 @dataclass(frozen=True)
-class BlockCut:
+class RemovedBlocks:
     """One way to hollow a network.
 
     Args:
@@ -37,7 +37,7 @@ class BlockCut:
         return self.hollow.name
 
 
-def cuts_of(network: nn.Module) -> list[BlockCut]:
+def removable_blocks(network: nn.Module) -> list[RemovedBlocks]:
     """Every legal cut, the smallest first; at least the outermost blocks stay.
 
     Raises:
@@ -49,9 +49,9 @@ def cuts_of(network: nn.Module) -> list[BlockCut]:
     return cuts
 
 
-def nearest_cut(network: nn.Module, fraction: float) -> BlockCut:
+def choose_removed_blocks(network: nn.Module, fraction: float) -> RemovedBlocks:
     """The cut whose share of the parameters comes nearest to ``fraction``; of two, the smaller."""
-    return min(cuts_of(network), key=lambda cut: abs(cut.share - fraction))
+    return min(removable_blocks(network), key=lambda cut: abs(cut.share - fraction))
 
 
 def _cuts(network: nn.Module) -> Iterator[HollowedNetwork]:
@@ -107,6 +107,6 @@ def _run_of(what: str, start: int, stop: int) -> str:
     return f"{what} {start}" if stop - start == 1 else f"{what}s {start} to {stop - 1}"
 
 
-def _measured(network: nn.Module, hollow: HollowedNetwork) -> BlockCut:
+def _measured(network: nn.Module, hollow: HollowedNetwork) -> RemovedBlocks:
     total = sum(parameter.numel() for parameter in network.parameters())
-    return BlockCut(hollow, sum(parameter.numel() for parameter in hollow.parameters()) / total)
+    return RemovedBlocks(hollow, sum(parameter.numel() for parameter in hollow.parameters()) / total)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ....models.backbone.denoiser import Prediction
-from ..images.latent_preview import latent_picture
+from ..images.latent_preview import preview_image
 
 
 class ComfyDenoiser:
@@ -47,7 +47,7 @@ class ComfyDenoiser:
 
     def preview(self, latents: Tensor) -> Image.Image | None:
         """Return a small image of latents in model space, or None if the latent format has no preview."""
-        return latent_picture(self.model.latent_format, latents)
+        return preview_image(self.model.latent_format, latents)
 
 
 def prediction_of(sampling: Any) -> Prediction:

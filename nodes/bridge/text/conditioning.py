@@ -14,7 +14,7 @@ from torch import Tensor
 from ....models.textual_inversion.embeddings import LearnedEmbedding, spelt_out
 from ....trainers.data.dataset import Example, Frame, Subject
 from .learned_embeddings import check_embeddings_found, initial_vectors, with_embeddings
-from .per_subject import for_each
+from .per_subject import encode_per_subject
 
 Arguments = dict[str, Any]
 
@@ -66,7 +66,7 @@ class _Kept:
     made: dict[tuple[tuple[int, ...], Frame | None], dict[str, Any]] = field(default_factory=dict)
 
 
-class PromptEncoder:
+class ComfyTextConditioning:
     """Batches of examples -> arguments of ``apply_model``, by the model's own ``extra_conds``.
 
     What a prompt gives is kept per latent size (and per frame, where the model takes one), unless the text encoder
@@ -116,7 +116,7 @@ class PromptEncoder:
             return made
         if len(prompts) != 1 or any(example.prompt is None for example in examples):
             raise ValueError(f"subjects side by side have one prompt, not {prompts}")
-        encoded = for_each(self.clip, len(examples), lambda: self._encoded(prompts[0]))
+        encoded = encode_per_subject(self.clip, len(examples), lambda: self._encoded(prompts[0]))
         return _collate(
             [self._prepare(one, e.size, self._frame(e)) for one, e in zip(encoded, examples, strict=True)]
         )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from comfy.sd1_clip import SDClipModel
 
 
-def for_each(clip: Any, subjects: int, encode: Callable[[], Any]) -> list[Any]:
+def encode_per_subject(clip: Any, subjects: int, encode: Callable[[], Any]) -> list[Any]:
     """What ``encode`` gives for each of the subjects whose adapters the text encoder carries, see
     :mod:`models.subjects`.
 

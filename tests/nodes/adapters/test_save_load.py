@@ -23,7 +23,7 @@ from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target, select_targets
 from hyperbooth.nodes.adapters.save_load import Save
-from hyperbooth.nodes.bridge.folders import adapter_files, network_files
+from hyperbooth.nodes.bridge.folders import adapter_files, hypernetwork_files
 from hyperbooth.nodes.bridge.model.layers import adaptable_layers, layer_shapes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -567,7 +567,7 @@ def unprivileged() -> Iterator[Path]:
             Path(name).chmod(0o755)
 
 
-@pytest.mark.parametrize(("kind", "listed"), [("loras", adapter_files), ("hyperbooth", network_files)])
+@pytest.mark.parametrize(("kind", "listed"), [("loras", adapter_files), ("hyperbooth", hypernetwork_files)])
 def test_a_folder_that_is_deleted_while_the_server_runs_is_an_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, listed: Callable[[], list[str]]
 ) -> None:

@@ -14,7 +14,7 @@ from comfy.clip_model import clip_preprocess
 from comfy.clip_vision import ClipVisionModel
 from helpers.training import small_vision
 from hyperbooth.nodes.bridge.images import metric_encoders
-from hyperbooth.nodes.bridge.images.clip_vision import AT_ONCE, tokens_of
+from hyperbooth.nodes.bridge.images.clip_vision import BATCH_SIZE, image_tokens
 from torch import Tensor
 
 from tools.comfy_harness.call_node import node_classes
@@ -172,7 +172,7 @@ def test_a_vision_model_of_another_kind_is_refused(node: Any, samples: list[Tens
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
 def test_a_dino_of_the_stock_loader_serves(node: Any, references: list[Tensor], kind: str) -> None:
     """Its class token, after the last norm; more pictures than go through at once."""
-    vision, pictures = vision_model(kind), torch.rand(AT_ONCE + 2, 40, 48, 3)
+    vision, pictures = vision_model(kind), torch.rand(BATCH_SIZE + 2, 40, 48, 3)
     dino, _, report = node(
         "SubjectFidelity", images=[pictures], references=references, dino=["none"], clip=["none"],
         dino_vision=[vision],
@@ -185,7 +185,7 @@ def test_a_dino_of_the_stock_loader_serves(node: Any, references: list[Tensor], 
     own, real = (e / e.norm(dim=1, keepdim=True) for e in (own, real))
     assert dino == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
     assert f"CLIP_VISION ({kind}, width 32, patches of 8)" in report
-    assert tokens_of(vision, pictures).shape == (AT_ONCE + 2, 21 if kind == "dinov3" else 17, 32)
+    assert image_tokens(vision, pictures).shape == (BATCH_SIZE + 2, 21 if kind == "dinov3" else 17, 32)
 
 
 def test_an_encoder_is_unloaded_with_comfyuis_models(node: Any, samples: list[Tensor]) -> None:

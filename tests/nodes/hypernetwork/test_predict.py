@@ -15,8 +15,8 @@ from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkCon
 from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor
 from hyperbooth.models.metadata.base_fingerprint import sample_of
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
-from hyperbooth.nodes.bridge.folders import network_files
-from hyperbooth.nodes.bridge.images.clip_vision import encoder_of, tokens_of
+from hyperbooth.nodes.bridge.folders import hypernetwork_files
+from hyperbooth.nodes.bridge.images.clip_vision import encoder_ref, image_tokens
 from hyperbooth.nodes.bridge.model.layers import layer_shapes, trainable_layers
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def predictor(loaded: Any) -> Predictor:
     with torch.no_grad():
         network.heads.mul_(200)
     base = BaseModelRef("SD15", sample_of([target.name for target in targets], base_weights(loaded[0])))
-    return Predictor(network, encoder_of(vision), base, "a [V] face", {"steps": 1, "people": 2})
+    return Predictor(network, encoder_ref(vision), base, "a [V] face", {"steps": 1, "people": 2})
 
 
 def pictures(seed: int = 0, count: int = 1) -> Tensor:
@@ -47,10 +47,10 @@ def pictures(seed: int = 0, count: int = 1) -> Tensor:
 def test_tokens_are_the_encoders_last_but_one(predictor: Predictor) -> None:
     vision, picture = small_vision(), pictures()
     with torch.inference_mode():
-        tokens = tokens_of(vision, picture)
+        tokens = image_tokens(vision, picture)
         expected = vision.encode_image(picture).penultimate_hidden_states
-        grey = tokens_of(vision, picture[..., :1])
-        with_alpha = tokens_of(vision, torch.cat([picture, picture[..., :1]], -1))
+        grey = image_tokens(vision, picture[..., :1])
+        with_alpha = image_tokens(vision, torch.cat([picture, picture[..., :1]], -1))
     assert tokens.shape == (1, 17, 32) and torch.equal(tokens, expected) and not tokens.is_inference()
     assert grey.shape == tokens.shape and torch.equal(with_alpha, tokens)
 
@@ -79,7 +79,7 @@ def test_saved_and_loaded_it_predicts_the_same(
     folder = ([str(output_folder / "hyperbooth")], set())
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "hyperbooth", folder)
     (path,) = node("SaveHyperNetwork", hypernetwork=predictor, filename_prefix="hyperbooth/face")
-    assert network_files() == [Path(path).name]
+    assert hypernetwork_files() == [Path(path).name]
     (again,) = node("LoadHyperNetwork", hypernetwork_name=Path(path).name)
     inputs = {"clip_vision": small_vision(), "image": pictures(count=2)}
     (first,), (second,) = (node("Predict", hypernetwork=one, **inputs) for one in (predictor, again))

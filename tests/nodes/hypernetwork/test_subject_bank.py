@@ -15,7 +15,7 @@ from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.adapters.save_load import Load
-from hyperbooth.nodes.bridge.subject_banks import KIND, bank_builder, bank_names, new_bank_path
+from hyperbooth.nodes.bridge.subject_banks import BANK_FOLDER, bank_builder, bank_names, new_bank_path
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.nodes.data.image_folder import ImagesFromFolder
 from hyperbooth.nodes.hypernetwork.predict import LoadHyperNetwork
@@ -253,7 +253,7 @@ def test_a_bank_of_the_models_folder_is_not_hidden_by_a_new_one(
     """It would be the one that Load Subject Bank opens."""
     bank, _ = build(node, quick)
     shared = tmp_path / "models" / "people"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, KIND, ([str(shared.parent)], set()))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, BANK_FOLDER, ([str(shared.parent)], set()))
     shutil.move(bank.entries[0].shard.parent, shared)
     with pytest.raises(ValueError, match=f"bank_name 'people' is in {shared.parent} already; .*give another"):
         build(node, quick)

@@ -24,7 +24,7 @@ from hyperbooth.models.files.adapter_file import save_adapter
 from hyperbooth.nodes.bridge.images.sampling import sample_latents
 from hyperbooth.nodes.bridge.model.layers import architecture
 from hyperbooth.nodes.bridge.model.unused_text_layers import unused_text_layers
-from hyperbooth.nodes.bridge.text.conditioning import PromptEncoder
+from hyperbooth.nodes.bridge.text.conditioning import ComfyTextConditioning
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
@@ -56,7 +56,7 @@ class Loaded:
         with torch.inference_mode():
             cond = encoded(clip or self.clip) if self.clip else example.cond
             comfy.model_management.load_models_gpu([model])
-            arguments = PromptEncoder(model.model, model.load_device).arguments(cond, example.size)
+            arguments = ComfyTextConditioning(model.model, model.load_device).arguments(cond, example.size)
             return model.model.apply_model(noise(example.size), level(model), **arguments).clone()
 
 
@@ -489,7 +489,7 @@ def test_guidance_of_distilled_models(family: Loaded) -> None:
     if family.name not in ("flux", "sd3"):
         pytest.skip("one with the entrance and one without tell enough")
     (example, *_) = family.subject.examples
-    conditions = PromptEncoder(family.model.model, family.model.load_device)
+    conditions = ComfyTextConditioning(family.model.model, family.model.load_device)
     chosen = [[text, {**extra, "guidance": 4.0}] for text, extra in example.cond]
     given = [conditions.arguments(cond, example.size).get("guidance") for cond in (example.cond, chosen)]
     assert given == ([torch.tensor([1.0]), torch.tensor([4.0])] if family.name == "flux" else [None, None])

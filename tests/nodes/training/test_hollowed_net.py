@@ -9,7 +9,7 @@ import torch
 from comfy.model_management import load_models_gpu, unload_all_models
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
-from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.nodes.training.hollowed_net import MOST
 from hyperbooth.nodes.training.hollowed_net import report as report_of
@@ -32,7 +32,9 @@ TARGETS: dict[str, set[str]] = {}
 
 def taken_out(model: Any, fraction: float = FRACTION) -> set[str]:
     """Names of the layers in the blocks that are taken out."""
-    inside = {id(m) for b in nearest_cut(model.model.diffusion_model, fraction).hollow.blocks for m in b.modules()}
+    inside = {
+        id(m) for b in choose_removed_blocks(model.model.diffusion_model, fraction).hollow.blocks for m in b.modules()
+    }
     return {name for name, module in model.model.named_modules() if id(module) in inside}
 
 
@@ -200,7 +202,7 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
 def test_so_much_that_little_is_learnt_is_warned_of(
     more: float, loaded: Any, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
-    cut = replace(nearest_cut(loaded[0].model.diffusion_model, FRACTION), share=MOST + more)
+    cut = replace(choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION), share=MOST + more)
     said = "without 86% of the network little of a subject is learnt; give a fraction of 0.8 or less"
     report = report_of(loaded[0], HollowedNetConfig(0.9), cut, None)
     assert (f"warning: {said}" in report) == (said in caplog.text) == bool(more)
@@ -217,7 +219,9 @@ def test_weights_that_stay_where_they_are_save_nothing(node: Any, loaded: Any, s
         _, report = node("HollowedNet", model=model, storage=storage, **inputs)
         rows = {name: float(size) for name, size in re.findall(r"^(\S.*?) +([\d.]+) MiB +[\d.]+ x$", report, re.M)}
         lora_in[model is elsewhere, storage], sampling = rows["hollow LoRA"], rows["sampling"]
-    whole = sum(p.nbytes for p in nearest_cut(loaded[0].model.diffusion_model, 0.7).hollow.parameters()) / 2**20
+    whole = (
+        sum(p.nbytes for p in choose_removed_blocks(loaded[0].model.diffusion_model, 0.7).hollow.parameters()) / 2**20
+    )
     assert lora_in[True, "none"] == lora_in[False, "ram"] > sampling
     assert lora_in[True, "ram"] == pytest.approx(max(sampling, lora_in[True, "none"] - whole), abs=0.02)
     assert "main memory, where the deep part's weights stay" in report

@@ -11,7 +11,7 @@ import torch
 from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.hollowed_net.activation_cache import DiskStore, MemoryStore
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
-from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import HollowedNetConfig, Method
 from hyperbooth.trainers.engine.memory_plan import HEADROOM
@@ -180,7 +180,7 @@ def test_pictures_that_no_sample_shows_are_warned_of(
 def test_main_memory_that_weights_are_still_to_take_is_not_free(
     loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere, hollow = loaded[0].clone(), nearest_cut(loaded[0].model.diffusion_model, FRACTION).hollow
+    elsewhere, hollow = loaded[0].clone(), choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION).hollow
     elsewhere.offload_device = torch.device("meta")
     free = []
     for model in (loaded[0], elsewhere):

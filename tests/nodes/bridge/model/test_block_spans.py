@@ -15,10 +15,10 @@ from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from helpers.training import lora, train, untouched
 from hyperbooth.models.backbone.frozen_layers import frozen
-from hyperbooth.nodes.bridge.model.block_spans import cuts_of, nearest_cut
+from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks, removable_blocks
 from hyperbooth.nodes.bridge.model.denoiser import ComfyDenoiser
 from hyperbooth.nodes.bridge.model.weight_access import access_weight
-from hyperbooth.nodes.bridge.text.conditioning import PromptEncoder
+from hyperbooth.nodes.bridge.text.conditioning import ComfyTextConditioning
 from hyperbooth.trainers.config import HollowedNetConfig
 from torch import Tensor
 
@@ -84,7 +84,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     size = LATENTS.get(name, (4, 16, 16))
     text = [[draw(1, 9, width), {"pooled_output": draw(1, pooled)} if pooled else {}]]
     sigmas = model.get_model_object("model_sampling").sigmas
-    arguments = PromptEncoder(model.model, model.load_device).arguments(text, size)
+    arguments = ComfyTextConditioning(model.model, model.load_device).arguments(text, size)
     yield Network(model, draw(2, *size), sigmas[[len(sigmas) // 4, len(sigmas) // 2]].clone(), arguments, text)
     comfy.model_management.unload_all_models()
     path.unlink()
@@ -92,7 +92,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @torch.no_grad()
 def test_on_record_it_is_the_whole_network(loaded: Network) -> None:
-    whole, cuts = loaded(), cuts_of(loaded.network)
+    whole, cuts = loaded(), removable_blocks(loaded.network)
     assert whole.std() > 0 and cuts
     for cut in cuts:
         with cut.hollow.recording() as records:
@@ -106,7 +106,7 @@ def test_on_record_it_is_the_whole_network(loaded: Network) -> None:
 
 @torch.no_grad()
 def test_what_is_taken_out_is_not_run(loaded: Network) -> None:
-    for cut in cuts_of(loaded.network):
+    for cut in removable_blocks(loaded.network):
         runs = 0
 
         def count(*_: Any) -> None:
@@ -125,12 +125,12 @@ def test_what_is_taken_out_is_not_run(loaded: Network) -> None:
 
 
 def test_cuts_grow_about_the_middle(loaded: Network) -> None:
-    cuts = cuts_of(loaded.network)
+    cuts = removable_blocks(loaded.network)
     shares = [cut.share for cut in cuts]
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
     assert len({cut.name for cut in cuts}) == len(cuts)
     for fraction in (0.0, 0.4, 1.0):
-        found = nearest_cut(loaded.network, fraction)
+        found = choose_removed_blocks(loaded.network, fraction)
         assert abs(found.share - fraction) == min(abs(share - fraction) for share in shares)
     blocks = [set(map(id, cut.hollow.blocks)) for cut in cuts]
     assert all(smaller < larger for smaller, larger in pairwise(blocks))
@@ -140,7 +140,7 @@ def test_cuts_grow_about_the_middle(loaded: Network) -> None:
 def test_gradients_reach_what_is_left(loaded: Network, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a U-Net the first block by its skip, of a transformer by the stream that goes past."""
     monkeypatch.setattr(comfy.model_management, "in_training", True)
-    cut = nearest_cut(loaded.network, 0.5)
+    cut = choose_removed_blocks(loaded.network, 0.5)
     inside = {id(p) for p in cut.hollow.parameters()}
     with torch.inference_mode(False), torch.enable_grad():
         x = loaded.x.clone().requires_grad_()
@@ -158,7 +158,7 @@ def test_what_is_left_trains(loaded: Network, node: Any, storage: str) -> None:
     if storage == "none" and not isinstance(loaded.network, (UNetModel, Flux)):
         pytest.skip("one of each kind")
     (subject,) = node("SubjectFromLatents", latents=[{"samples": loaded.x}], positive=[loaded.text])
-    inside = {id(m) for b in nearest_cut(loaded.network, 0.5).hollow.blocks for m in b.modules()}
+    inside = {id(m) for b in choose_removed_blocks(loaded.network, 0.5).hollow.blocks for m in b.modules()}
     taken = {name for name, module in loaded.model.model.named_modules() if id(module) in inside}
     method = lora(targets="all linear", learning_rate=3e-3)
     with untouched(loaded.model):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from helpers.training import output, untouched
-from hyperbooth.nodes.bridge.model.block_spans import nearest_cut
+from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 from hyperbooth.nodes.bridge.model.offload import leaves_device, offloaded
 from torch import nn
 
@@ -30,7 +30,7 @@ def test_where_there_is_no_memory_to_put_them_back_they_are_found_where_they_are
     model, clip, _ = loaded
     with untouched(model):
         before = output(model, clip)
-        hollow = nearest_cut(model.model.diffusion_model, 0.7).hollow
+        hollow = choose_removed_blocks(model.model.diffusion_model, 0.7).hollow
         layer = linears(hollow)[0]
 
         def full(*_: Any) -> None:
@@ -47,7 +47,7 @@ def test_where_there_is_no_memory_to_put_them_back_they_are_found_where_they_are
 
 
 def test_quantised_weights_leave_with_all_that_they_are(loaded: Any) -> None:
-    hollow = nearest_cut(loaded[0].model.diffusion_model, 0.7).hollow
+    hollow = choose_removed_blocks(loaded[0].model.diffusion_model, 0.7).hollow
     layer = linears(hollow)[0]
     with torch.inference_mode():
         quantised = QuantizedTensor.from_float(torch.randn(32, 32), "TensorCoreFP8E4M3Layout")

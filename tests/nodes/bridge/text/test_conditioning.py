@@ -8,7 +8,7 @@ import comfy.supported_models
 import pytest
 import torch
 from hyperbooth.nodes.bridge.text import conditioning as module
-from hyperbooth.nodes.bridge.text.conditioning import PromptEncoder, encode_prompt
+from hyperbooth.nodes.bridge.text.conditioning import ComfyTextConditioning, encode_prompt
 from hyperbooth.trainers.data.dataset import Example, Frame
 from torch import Tensor
 
@@ -54,7 +54,7 @@ def conds(loaded: Any) -> list[Any]:
 def test_each_sample_has_the_vector_of_its_own_picture(
     sdxl: Any, loaded: Any, conds: Any, text_encoder_trains: bool
 ) -> None:
-    conditions = PromptEncoder(sdxl, CPU, loaded[1] if text_encoder_trains else None)
+    conditions = ComfyTextConditioning(sdxl, CPU, loaded[1] if text_encoder_trains else None)
     batch = [example(*parts) for parts in zip(conds, PROMPTS, FRAMES, strict=True)]
     y = conditions.condition(batch)["y"]
     assert len(y) == 2
@@ -63,7 +63,7 @@ def test_each_sample_has_the_vector_of_its_own_picture(
 
 
 def test_without_a_frame_the_picture_is_whole_and_of_the_latents_size(sdxl: Any, conds: Any) -> None:
-    conditions = PromptEncoder(sdxl, CPU)
+    conditions = ComfyTextConditioning(sdxl, CPU)
     own = vector(conds[0][0][1]["pooled_output"], Frame(64, 64, 0, 0, 64, 64))
     close(conditions.condition([example(conds[0], "p", None)])["y"][0], own)
     close(conditions.arguments(conds[0], (4, 8, 8))["y"][0], own)
@@ -75,12 +75,12 @@ def test_sizes_that_a_conditioning_carries_itself_are_kept(sdxl: Any, conds: Any
     text, extra = conds[0][0]
     sizes = {"width": 900, "height": 700, "crop_w": 5, "crop_h": 6, "target_width": 1024, "target_height": 1000}
     carrying = [[text, {**extra, **sizes}]]
-    y = PromptEncoder(sdxl, CPU).condition([example(carrying, "p", None)])["y"]
+    y = ComfyTextConditioning(sdxl, CPU).condition([example(carrying, "p", None)])["y"]
     close(y[0], vector(extra["pooled_output"], Frame(**sizes)))
 
 
 def test_two_hundred_frames_of_one_text_share_its_tensors(sdxl: Any, conds: Any) -> None:
-    conditions = PromptEncoder(sdxl, CPU)
+    conditions = ComfyTextConditioning(sdxl, CPU)
     kept = [conditions.kept(conds[0], (4, 8, 8), Frame(500 + i, 600, i, 0, 64, 64)) for i in range(200)]
     assert len({entry["c_crossattn"].cond.data_ptr() for entry in kept}) == 1
     assert len({entry["y"].cond.data_ptr() for entry in kept}) == 200
@@ -92,7 +92,7 @@ def test_texts_that_the_model_takes_in_no_batch_are_refused_for_several_subjects
     texts = ["a face", "a very " + " ".join(["long"] * 80) + " face", "a " + " ".join(["longer"] * 340) + " face"]
     with torch.inference_mode():
         one, two, five = (example(encode_prompt(loaded[1], text), text, None) for text in texts)
-    conditions = PromptEncoder(loaded[0].model, CPU)
+    conditions = ComfyTextConditioning(loaded[0].model, CPU)
     assert conditions.condition_per_subject([one, two])["c_crossattn"].shape[:2] == (2, 154)
     assert conditions.condition_per_subject([five])["c_crossattn"].shape[:2] == (1, 385)
     with pytest.raises(ValueError, match="different lengths in one batch, such as 'a face' and 'a longer"):
@@ -103,7 +103,7 @@ def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkey
     """What was forgotten comes out the same."""
     with torch.inference_mode():
         texts = [encode_prompt(loaded[1], f"face {number}") for number in range(5)]
-    whole, few, size = PromptEncoder(sdxl, CPU), PromptEncoder(sdxl, CPU), (4, 8, 8)
+    whole, few, size = ComfyTextConditioning(sdxl, CPU), ComfyTextConditioning(sdxl, CPU), (4, 8, 8)
     first = [whole.kept(text, size) for text in texts]
     one = sum(tensor.nbytes for tensor in (texts[0][0][0], texts[0][0][1]["pooled_output"]))
     monkeypatch.setattr(module, "MOST_BYTES", 3 * one)
@@ -117,7 +117,7 @@ def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkey
 
 
 def test_a_model_without_size_conditioning_takes_no_notice(loaded: Any, conds: Any) -> None:
-    conditions = PromptEncoder(loaded[0].model, CPU)
+    conditions = ComfyTextConditioning(loaded[0].model, CPU)
     framed, plain = (conditions.condition([example(conds[0], "p", frame)]) for frame in (FRAMES[0], None))
     assert framed.keys() == plain.keys()
     assert framed["c_crossattn"] is plain["c_crossattn"]
