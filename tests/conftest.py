@@ -1,5 +1,10 @@
-"""ComfyUI in this process, one real server, and small checkpoints, shared by all tests."""
+"""Tiers of the tests and the fixtures they share.
 
+Three tiers, by folder: ``unit`` (models, trainers, the architecture) imports no ComfyUI; ``comfy`` has ComfyUI in its
+own process; ``server`` starts real servers and commands. `python dev.py test --fast` runs the first.
+"""
+
+import functools
 import os
 import shutil
 import sys
@@ -9,34 +14,55 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # only while tools is found: the root's nodes/ would hide ComfyUI's
-from tools.comfy_harness.import_pack import import_comfyui, load_pack  # noqa: E402
-
-import_comfyui()
-load_pack()
-import torch  # noqa: E402
-
 from tools.comfy_harness.call_node import node_classes  # noqa: E402
+from tools.comfy_harness.import_pack import import_comfyui, load_pack  # noqa: E402
 from tools.comfy_harness.server import Server, prepare_job, running_server  # noqa: E402
 from tools.comfy_harness.tiny_checkpoints import write_sd15  # noqa: E402
 
+sys.path.remove(str(ROOT))
 sys.path.append(str(ROOT / "tests"))  # last: for helpers
+load_pack()
 torch.set_num_threads(1)  # matrices this small make a second thread wait, on a shared machine for long
 
-
+TIERS = {
+    "models": "unit", "trainers": "unit", "test_architecture.py": "unit", "nodes": "comfy", "small_world": "comfy",
+    "benchmarks": "comfy", "server": "server", "commands": "server", "tools": "server",
+}  # fmt: skip
+"""What lies in tests/ -> its tier."""
 FIRST, LAST = ("server", "commands", "nodes", "small_world"), ("models", "trainers")
+
+
+def place_of(path: Path) -> str:
+    """The folder of tests/ that a file lies in, or the file."""
+    return path.relative_to(ROOT / "tests").parts[0]
+
+
+@functools.cache
+def comfyui() -> None:
+    """ComfyUI in this process, once."""
+    import_comfyui()
+
+
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    """Modules of the unit tier are imported without ComfyUI."""
+    if TIERS[place_of(module_path)] != "unit":
+        comfyui()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Folders whose files take longest first: a long one at the end leaves the other process idle."""
 
-    def place(item: pytest.Item) -> int:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        return FIRST.index(folder) if folder in FIRST else len(FIRST) + (folder in LAST)
+    def order(item: pytest.Item) -> int:
+        place = place_of(item.path)
+        return FIRST.index(place) if place in FIRST else len(FIRST) + (place in LAST)
 
-    items.sort(key=place)
+    for item in items:
+        item.add_marker(TIERS[place_of(item.path)])
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,8 +75,11 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def output_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def output_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
     """An output folder of the test's own: training states of one test are none of another's business."""
+    if request.node.get_closest_marker("unit"):
+        yield None
+        return
     import folder_paths
 
     before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")

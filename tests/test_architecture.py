@@ -170,3 +170,14 @@ def test_nothing_dangerous() -> None:
         assert not {"pickle", "subprocess", "urllib", "requests", "socket"} & {
             module.split(".")[0] for _, module, _ in imports(path)
         }
+
+
+def test_unit_tests_import_no_comfyui() -> None:
+    """Nor anything that does: the pack's nodes and commands, and the helpers made for them."""
+    forbidden = COMFYUI | {"comfy_api", "hyperbooth.nodes", "hyperbooth.commands", "helpers.training", "helpers.banks"}
+    forbidden |= {"helpers.adapters", "helpers.torchrun", "nodes"}
+    for path in [p for room in ("models", "trainers") for p in (ROOT / "tests" / room).rglob("*.py")]:
+        for _, module, name in imports(path):
+            parts = [*module.split("."), name]
+            named = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+            assert not named & forbidden, f"{path.name} imports {module}"

@@ -135,6 +135,15 @@ def test_the_whole_suite_runs_in_two_processes_of_one_thread(arguments, threads,
     assert ("-n2" in command) == (threads == "1") and env["OMP_NUM_THREADS"] == threads
 
 
+def test_fast_runs_the_unit_tests_alone_in_two_processes(tmp_path, monkeypatch, place):
+    started = []
+    monkeypatch.setattr(cli, "become", lambda command, env, folder: started.append(command))
+    cli.run_test(cli.Workplace(place, tmp_path), ["--fast", "-q"])
+    assert [word for word in started[0] if str(word).startswith("tests/")] == list(cli.UNIT_TESTS)
+    assert "-n2" in started[0] and "-q" in started[0] and "--fast" not in started[0]
+    assert all((ROOT / path).exists() for path in cli.UNIT_TESTS)
+
+
 def run_with_checkout(code: str, *arguments: object, **options) -> subprocess.Popen:
     """Start a Python that has the checkout on sys.path, as dev.py itself has."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"

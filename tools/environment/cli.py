@@ -60,14 +60,23 @@ def check_comfyui(given: str) -> Path:
 def run_test(place: Workplace, arguments: Sequence[str]) -> int:
     # -I keeps the checkout off sys.path, where its `nodes` and `models` would hide ComfyUI's; which folder
     # holds the tests is in pyproject.toml.
-    beside = _side_by_side(arguments)
-    command = [place.python, "-I", "-m", "pytest", *beside, *arguments]
-    return become(command, place.env_for_numbers(threads=1 if beside else 2), CHECKOUT)
+    fast = FAST in arguments
+    rest = [argument for argument in arguments if argument != FAST]
+    parallel = _parallel(rest)
+    command = [place.python, "-I", "-m", "pytest", *parallel, *(UNIT_TESTS if fast else ()), *rest]
+    return become(command, place.env_for_numbers(threads=1 if parallel else 2), CHECKOUT)
 
 
-def _side_by_side(arguments: Sequence[str]) -> Sequence[str]:
-    """The whole suite runs in two processes, and all that they start computes on one core: a second thread that waits
-    for a busy core doubled a server's time. One file is sooner done in one process."""
+FAST = "--fast"
+UNIT_TESTS = ("tests/models", "tests/trainers", "tests/test_architecture.py")
+
+
+def _parallel(arguments: Sequence[str]) -> Sequence[str]:
+    """Return pytest's options for two processes, or none if a path is given.
+
+    All that the processes start computes on one core: a second thread that waits for a busy core doubled a server's
+    time. One file is sooner done in one process.
+    """
     if any(not argument.startswith("-") for argument in arguments):
         return ()
     return "-n2", "--dist=loadfile", "--no-loadscope-reorder"  # but in the order of tests/conftest.py
@@ -167,6 +176,7 @@ COMMANDS = {
     "test": Command(
         "run the tests",
         "Arguments go to pytest, paths relative to the checkout: dev.py test -x tests/models\n"
+        "--fast runs the unit tests alone, which import no ComfyUI: dev.py test --fast\n"
         "`dev.py test -- --help` shows pytest's options.",
         run_test,
     ),

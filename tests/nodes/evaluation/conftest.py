@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import folder_paths
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +13,8 @@ from tools.comfy_harness.tiny_encoders import write_clip, write_dino, write_dino
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A models folder with small encoders."""
+    import folder_paths
+
     root = tmp_path_factory.mktemp("models")
     write_dino(root / "dino" / "small-dino")
     write_dinov2(root / "dino" / "small-dinov2")

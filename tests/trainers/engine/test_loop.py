@@ -226,4 +226,4 @@ def test_a_process_that_has_lost_step_stops() -> None:
     """One of two that hears only itself: from the second step on the sum of their steps tells."""
     parameter, losses = problem()
     with pytest.raises(RuntimeError, match=r"process 0 is at step 1, the 2 of them at 0\.5 on average"):
-        run(losses, parameter, 0.1, FitConfig(3), ranks=ProcessGroup(0, 2))
+        run(losses, parameter, 0.1, FitConfig(3), processes=ProcessGroup(0, 2))
