@@ -53,4 +53,4 @@ def test_a_picture_without_a_caption_takes_the_prompt(node: Any, loaded: Any, pi
 
 def test_crop_without_variants_is_refused(node: Any, loaded: Any, pictures: Tensor) -> None:
     with pytest.raises(ValueError, match="raise variants"):
-        subject(node, loaded, pictures, color=[0.1])
+        subject(node, loaded, pictures, colour=[0.1])
