@@ -7,8 +7,7 @@
 | `down` | A          | B_train B_aux           | Q^T W    |
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -32,10 +31,10 @@ class AdapterLayer(nn.Module):
     """Whether a new adapter changes nothing."""
     adds: ClassVar[bool] = False
     """Whether its step is a :class:`~..steps.Sum`: what it adds has factors that depend on no weight."""
-    packed: ClassVar[bool] = False
-    """Whether a file keeps all adapters of a link as one tensor: where names would outweigh the numbers."""
+    has_parameter_layout: ClassVar[bool] = False
+    """Whether its parameters are so few that an adapter is treated as one vector, see :mod:`.parameter_layout`."""
     tensor_names: ClassVar[tuple[str, ...]]
-    """Names of the adapter's tensors in a file, after the target's name and a dot."""
+    """Names of its tensors, in their order."""
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: Any, generator: torch.Generator) -> "AdapterLayer":
@@ -80,39 +79,30 @@ class AdapterLayer(nn.Module):
         """The same adapter with other ``to_tensors``."""
         raise NotImplementedError
 
-    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """``to_tensors`` as a file keeps them for a weight of ``shape``, where other tools expect another form."""
-        return self.to_tensors()
-
     @classmethod
-    def from_file(
-        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], matrix: tuple[int, int], constants: Mapping[str, Any]
     ) -> "AdapterLayer":
-        """The adapter that ``to_file`` described, bit for bit.
+        """Return the layer of ``to_tensors``, for families that have a parameter layout.
 
         Args:
-            facts: what ``link_facts`` gave.
-
-        Raises:
-            ValueError: the tensors are not for a weight of ``shape``.
+            tensors: tensor name -> values.
+            matrix: ``(out, in)``.
+            constants: what :meth:`constants_of` gave.
         """
         raise NotImplementedError
 
     @classmethod
-    def link_facts(cls, adapters: Iterable["AdapterLayer"]) -> dict[str, Any]:
-        """What a file must say of a link's adapters beside their numbers; as JSON takes it."""
+    def constants_of(cls, layers: Iterable["AdapterLayer"]) -> dict[str, Any]:
+        """Return what an adapter's layers share beside their parameters, in JSON's types: LiDB's frozen bases."""
         return {}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any], adapters: Iterable["AdapterLayer"]) -> None:
-        """The facts mean here, for the ``adapters`` made with them, what the writer meant; ValueError if not."""
+    def check_constants(cls, constants: Mapping[str, Any], layers: Iterable["AdapterLayer"]) -> None:
+        """Check that ``constants`` describe the very constants that ``layers`` have here.
 
-    @classmethod
-    def check_shapes(cls, shapes: Iterable[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> None:
-        """What adapters need beside their numbers can be had; ValueError if not.
-
-        Args:
-            shapes: of each layer's weight, and of its adapter's tensors.
+        Raises:
+            ValueError: they describe others; both sides are named.
         """
 
     def settings(self) -> dict[str, float]:
@@ -146,14 +136,3 @@ class Factors:
 def shown(value: float) -> str:
     """A setting for reports: whole numbers with every digit (a seed), others short."""
     return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-def check_matrix(given: tuple[int, int], shape: tuple[int, ...]) -> None:
-    """A file's adapter is for a matrix of the size ``given``; its layer has a weight of ``shape``.
-
-    Raises:
-        ValueError: they differ.
-    """
-    wanted = (shape[0], math.prod(shape[1:]))
-    if given != wanted:
-        raise ValueError(f"is for a matrix of {given[0]} x {given[1]}, not of {wanted[0]} x {wanted[1]}")

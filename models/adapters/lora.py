@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base import AdapterLayer, check_matrix
+from .base import AdapterLayer
 from .weight_update import AddLowRank
 
 
@@ -91,29 +90,6 @@ class LoRA(AdapterLayer):
         """The LoRA of ``to_tensors``."""
         up, down, alpha = (tensors[name] for name in cls.tensor_names)
         return cls(up, down, alpha.item())
-
-    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """A convolution's factors are convolutions themselves: up ``[out, r, 1, 1]``, down ``[r, in, kh, kw]``."""
-        tensors = self.to_tensors()
-        if len(shape) == 4:
-            up, down, _ = self.tensor_names
-            tensors[up] = tensors[up][:, :, None, None]
-            tensors[down] = tensors[down].unflatten(1, shape[1:])
-        return tensors
-
-    @classmethod
-    def from_file(
-        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
-    ) -> "LoRA":  # fmt: skip
-        up, down, alpha = (tensors[name] for name in cls.tensor_names)
-        if min(up.ndim, down.ndim) < 2 or alpha.numel() != 1:
-            raise ValueError(
-                f"holds LoRA factors {tuple(up.shape)} and {tuple(down.shape)} with alpha {tuple(alpha.shape)}; "
-                "expected two matrices and a number"
-            )
-        adapter = cls(up.flatten(1), down.flatten(1), alpha.item())
-        check_matrix(adapter.matrix, shape)
-        return adapter
 
     def settings(self) -> dict[str, float]:
         return {"rank": self.rank, "alpha": self.alpha}

@@ -10,8 +10,7 @@ subjects and predicted weights keep theta and a layout; without it theta is nois
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,15 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import validation
 from ..adapters import FAMILIES, AdapterLayer
 from .stack import Adapter
-from .targets import Target, targets_from_header
+from .targets import Target
 
 Shapes = tuple[tuple[int, ...], ...]
 """Of one layer's tensors, in the order of the family's ``tensor_names``."""
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -38,13 +34,13 @@ class ParameterLayout:
         family: name in :data:`FAMILIES`.
         targets: layer name -> where its adapter sits, in theta's order.
         shapes: layer name -> the shapes of its adapter's tensors, for one subject.
-        facts: what the family says of all layers: LiDB's basis seed, and probes of the bases.
+        constants: what the layers share beside their parameters: LiDB's basis seed, and checksums of the bases.
     """
 
     family: str
     targets: Mapping[str, Target]
     shapes: Mapping[str, Shapes]
-    metadata: Mapping[str, Any]
+    constants: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if list(self.targets) != list(self.shapes):
@@ -57,13 +53,13 @@ class ParameterLayout:
         Raises:
             ValueError: its family is not kept packed.
         """
-        kind = _family(link.family)
+        kind = flat_family(link.family)
         shapes = {
             name: tuple(tuple(tensor.shape) for tensor in adapter.to_tensors().values())
             for name, adapter in link.layers.items()
         }
         targets = {name: link.targets[name] for name in link.layers}
-        return cls(link.family, targets, shapes, kind.link_facts(link.layers.values()))
+        return cls(link.family, targets, shapes, kind.constants_of(link.layers.values()))
 
     @cached_property
     def numbers(self) -> int:
@@ -165,7 +161,7 @@ class ParameterLayout:
         if different := next((pair for pair in pairs if pair[0] != pair[1]), None):
             return different
         try:
-            FAMILIES[self.family].check_facts(other.metadata, self._model.layers.values())
+            FAMILIES[self.family].check_constants(other.constants, self._model.layers.values())
         except ValueError as error:
             return "bases that it was made with", f"numbers that it {error}"
         return None
@@ -173,38 +169,9 @@ class ParameterLayout:
     def describe(self) -> str:
         """``lidb of 30,000 numbers on 200 layers, basis seed 0``."""
         seed = "".join(
-            f", {name.replace('_', ' ')} {value}" for name, value in self.metadata.items() if name != "probes"
+            f", {name.replace('_', ' ')} {value}" for name, value in self.constants.items() if name != "probes"
         )
         return f"{self.family} of {self.numbers:,} numbers on {len(self.targets)} layers{seed}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON takes it; layers of the same shapes share one entry of ``kinds``."""
-        kinds: dict[tuple[Any, ...], int] = {}
-        layers = {
-            name: kinds.setdefault((target.shape, *self.shapes[name]), len(kinds))
-            for name, target in self.targets.items()
-        }
-        return {
-            "version": VERSION,
-            "family": self.family,
-            "facts": self.metadata,
-            "kinds": list(kinds),
-            "layers": layers,
-        }
-
-    @classmethod
-    def from_json(cls, said: Any) -> "ParameterLayout":
-        """The layout that :meth:`to_json` described; :meth:`check` says whether it means the same here.
-
-        Raises:
-            ValueError: it is of another version or family, damaged, or asks for bases that no layer has.
-        """
-        if not isinstance(said, dict) or said.get("version") != VERSION:
-            raise ValueError(f"has a layout of another version than {VERSION}, which this pack reads; update the pack")
-        with _whole():
-            kind, (targets, shapes) = _family(said["family"]), _layers_of(said)
-            kind.check_shapes((target.shape, shapes[name]) for name, target in targets.items())
-            return cls(kind.family, targets, shapes, said["facts"])
 
     def check(self) -> None:
         """Links can be made here, and mean what the layout's writer meant.
@@ -217,16 +184,15 @@ class ParameterLayout:
     @cached_property
     def _model(self) -> Adapter:
         """A link of this layout, without numbers of its own: shapes of strangers take no memory."""
-        kind, adapters = _family(self.family), {}
-        with _whole():
-            for name, target in self.targets.items():
-                shapes = zip(kind.tensor_names, self.shapes[name], strict=True)
-                nothing = {key: torch.zeros(()).expand(shape) for key, shape in shapes}
-                try:
-                    adapters[name] = kind.from_file(nothing, target.shape, self.metadata)
-                except ValueError as error:
-                    raise ValueError(f"is of no use: the adapter of {name} {error}") from error
-            kind.check_facts(self.metadata, adapters.values())
+        kind, adapters = flat_family(self.family), {}
+        for name, target in self.targets.items():
+            shapes = zip(kind.tensor_names, self.shapes[name], strict=True)
+            tensors = {key: torch.zeros(()).expand(shape) for key, shape in shapes}
+            try:
+                adapters[name] = kind.from_tensors(tensors, target.matrix, self.constants)
+            except ValueError as error:
+                raise ValueError(f"is of no use: the adapter of {name} {error}") from error
+        kind.check_constants(self.constants, adapters.values())
         return Adapter(self.family, adapters, self.targets)
 
     def _layers(self) -> list[tuple[str, tuple[Any, ...]]]:
@@ -239,30 +205,13 @@ class ParameterLayout:
             raise ValueError(f"the adapter is {link.describe()}; expected {self._model.describe()}, of the same layers")
 
 
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Inside the block, what a layout lacks or has in another form is named as a damage."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"has a damaged layout ({error!r:.80}); save it again") from error
+def flat_family(name: Any) -> type[AdapterLayer]:
+    """Return the family of that name.
 
-
-def _family(name: Any) -> type[AdapterLayer]:
-    known = {family: kind for family, kind in FAMILIES.items() if kind.packed}
+    Raises:
+        ValueError: it has no parameter layout.
+    """
+    known = {family: kind for family, kind in FAMILIES.items() if kind.has_parameter_layout}
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"holds {name!r:.40} in packed form; this pack knows {', '.join(known)}")
     return known[name]
-
-
-def _layers_of(said: Mapping[str, Any]) -> tuple[dict[str, Target], dict[str, Shapes]]:
-    """The targets, and the shapes of each one's tensors."""
-    kinds, of, tensors = said["kinds"], said["layers"], len(_family(said["family"]).tensor_names)
-    for name, place in of.items():
-        if type(place) is not int or not 0 <= place < len(kinds) or len(kinds[place]) != 1 + tensors:
-            raise ValueError(f"has a layout that gives {name!r:.80} the shapes {place!r:.40}; save it again")
-    targets = targets_from_header({name: kinds[place][0] for name, place in of.items()})
-    shapes = [tuple(validation.shape_of(shape, "a packed tensor") for shape in kind[1:]) for kind in kinds]
-    if any(size < 1 for kind in shapes for shape in kind for size in shape):
-        raise ValueError("has a layout with empty tensors; save it again")
-    return targets, {name: shapes[place] for name, place in of.items()}

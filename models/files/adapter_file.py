@@ -26,6 +26,7 @@ from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import targets_from_header
 from ..metadata.prompt_limits import limit_metadata
 from ..textual_inversion.embedding_files import header_entries, named_tensors, read_embedding
+from .family_codecs import LAYER_CODECS, PACKED_CODECS, LayerCodec
 from .lora_import import KeyNames, check_is_lora, read_lora
 from .lora_key_formats import adapter_tensors_plain
 from .packing import LAYOUT, PACKED, packed, unpacked
@@ -92,7 +93,7 @@ def adapter_tensors(adapter: AdapterStack) -> dict[str, Tensor]:
     return named_tensors(adapter.embeddings) | {
         _prefix(adapter, i) + name: tensor
         for i, link in enumerate(adapter.adapters)
-        for name, tensor in (packed(link) if FAMILIES[link.family].packed else adapter_tensors_plain(link)).items()
+        for name, tensor in (packed(link) if link.family in PACKED_CODECS else adapter_tensors_plain(link)).items()
     }
 
 
@@ -115,11 +116,11 @@ def header_of(adapter: AdapterStack) -> str:
 
 def _entry(link: Adapter) -> dict[str, Any]:
     """What the header says of a link; of a packed one its layout says the rest."""
-    if FAMILIES[link.family].packed:
+    if link.family in PACKED_CODECS:
         return {"family": link.family}
     return {
         "family": link.family,
-        "facts": FAMILIES[link.family].link_facts(link.layers.values()),
+        "facts": {},
         "targets": {name: list(target.shape) for name, target in link.targets.items()},
     }
 
@@ -180,46 +181,43 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
     """The link that ``entry`` describes; its tensors are taken out of ``tensors``."""
     if entry["family"] not in FAMILIES:
         raise ValueError(f"{file} holds the family {entry['family']!r:.40}, this pack knows {', '.join(FAMILIES)}")
-    kind = FAMILIES[entry["family"]]
+    family = entry["family"]
     try:
-        link = _packed_link(kind, tensors, prefix) if kind.packed else _named_link(kind, entry, tensors, prefix)
+        if family in PACKED_CODECS:
+            return _packed_link(family, tensors, prefix)
+        return _named_link(family, entry, tensors, prefix)
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error
-    return link
 
 
-def _packed_link(kind: type[AdapterLayer], tensors: dict[str, Tensor], prefix: str) -> Adapter:
+def _packed_link(family: str, tensors: dict[str, Tensor], prefix: str) -> Adapter:
     link = unpacked(tensors, prefix)
-    if link.family != kind.family:
-        raise ValueError(f"holds {link.family} where its header says {kind.family}; save it again")
+    if link.family != family:
+        raise ValueError(f"holds {link.family} where its header says {family}; save it again")
     del tensors[prefix + PACKED], tensors[prefix + LAYOUT]
     return link
 
 
-def _named_link(kind: type[AdapterLayer], entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Adapter:
-    targets, facts = targets_from_header(entry["targets"]), entry.get("facts", {})
-    adapters = {}
+def _named_link(family: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Adapter:
+    codec, targets, layers = LAYER_CODECS[family], targets_from_header(entry["targets"]), {}
     for name, target in targets.items():
-        expected = [f"{prefix}{name}.{key}" for key in kind.tensor_names]
+        expected = [f"{prefix}{name}.{key}" for key in codec.tensor_names]
         if missing := [key for key in expected if key not in tensors]:
             raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
-        taken = zip(kind.tensor_names, expected, strict=True)
+        taken = zip(codec.tensor_names, expected, strict=True)
         values = {key: validation.checked_tensor(tensors.pop(full), full) for key, full in taken}
         try:
-            adapters[name] = _adapter(kind, values, target.shape, facts)
+            layers[name] = _layer(codec, values, target.shape)
         except ValueError as error:
             raise ValueError(f"is of no use: the adapter of {name} {error}") from error
-    kind.check_facts(facts, adapters.values())
-    return Adapter(kind.family, adapters, targets)
+    return Adapter(family, layers, targets)
 
 
-def _adapter(
-    kind: type[AdapterLayer], values: Mapping[str, Tensor], shape: tuple[int, ...], facts: Any
-) -> AdapterLayer:
-    """The adapter of ``values``, which have the very form that it would be saved in."""
-    adapter = kind.from_file(values, shape, facts)
+def _layer(codec: LayerCodec, values: Mapping[str, Tensor], shape: tuple[int, ...]) -> AdapterLayer:
+    """The layer of ``values``, which have the very form that it would be saved in."""
+    layer = codec.decode(values, shape)
     given = {key: tuple(value.shape) for key, value in values.items()}
-    wanted = {key: tuple(value.shape) for key, value in adapter.to_file(shape).items()}
+    wanted = {key: tuple(value.shape) for key, value in codec.encode(layer, shape).items()}
     if given != wanted:
         raise ValueError(f"has tensors of the shapes {given}, not {wanted}")
-    return adapter
+    return layer

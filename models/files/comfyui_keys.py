@@ -14,13 +14,14 @@ from torch import Tensor
 from .. import validation
 from ..adapters import AdapterLayer, Full, LoRA, PaRa
 from ..adapters.weight_update import WeightUpdate
+from .family_codecs import LAYER_CODECS
 from .packing import LAYOUT, PACKED, unpacked
 
 _NAME = re.compile(r"(?:(?P<place>[1-9]\d*)/)?(?P<layer>.+?)\.(?P<tensor>basis|lora_up\.weight|diff)")
 _OURS = re.compile(rf"{PACKED}|{LAYOUT}|[1-9]\d*/.+|embedding/.+/.+")
 """Names that no other program gives."""
 _PACKED = re.compile(rf"(?P<prefix>(?:[1-9]\d*/)?)(?:{PACKED}|{LAYOUT})")
-_FAMILY = {"basis": PaRa, "lora_up.weight": LoRA, "diff": Full}
+_FAMILY = {"basis": PaRa.family, "lora_up.weight": LoRA.family, "diff": Full.family}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Part:
     """
 
     prefix: str
-    family: type = PaRa
+    family: str = PaRa.family
     adapter: AdapterLayer | None = None
 
 
@@ -89,22 +90,14 @@ def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[li
     """
     if part.adapter is not None:
         return [part.adapter.step()], {part.prefix + PACKED, part.prefix + LAYOUT}
-    names = [f"{part.prefix}{layer}.{name}" for name in part.family.tensor_names]
+    codec = LAYER_CODECS[part.family]
+    names = [f"{part.prefix}{layer}.{name}" for name in codec.tensor_names]
     if missing := [name for name in names if name not in tensors]:
         raise ValueError(f"the adapter file lacks {', '.join(missing)}; it is not whole")
     try:
         own = [validation.checked_tensor(tensors[name], name) for name in names]
-        values = dict(zip(part.family.tensor_names, own, strict=True))
-        adapter = part.family.from_file(values, _shape(part.family, values), {})
+        values = dict(zip(codec.tensor_names, own, strict=True))
+        adapter = codec.decode(values, codec.weight_shape(values))
     except ValueError as error:
         raise ValueError(f"the adapter file, at {layer}: {error}") from error
     return [adapter.step()], set(names)
-
-
-def _shape(family: type, values: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The weight's, as far as an adapter's tensors say; a PaRa fits every width."""
-    if family is PaRa:
-        return len(values["basis"]), 1
-    if family is LoRA:
-        return len(values["lora_up.weight"]), *values["lora_down.weight"].shape[1:]
-    return tuple(values["diff"].shape)

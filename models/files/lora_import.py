@@ -13,6 +13,7 @@ from ..adapters import Full, LoRA
 from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
 from ..metadata.lora_metadata import facts_of
+from .family_codecs import LAYER_CODECS
 from .lora_key_formats import DIFFERENCE, KEY_FORMATS, KOHYA, KeyTarget, swap_halves
 
 _TEXT_STEMS = ("lora_te", "lora_prior_te", "text_encoder", "text_encoders")
@@ -133,7 +134,7 @@ def _full_link(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
         target = Target(place.layer, _shape(place.layer, stem, tuple(tensor.shape), names))
         difference = validation.checked_tensor(tensor, name)
         try:
-            adapters[target.name] = Full.from_file({"diff": difference}, target.shape, {})
+            adapters[target.name] = LAYER_CODECS[Full.family].decode({"diff": difference}, target.shape)
         except ValueError as error:
             raise ValueError(f"is of no use: {name} {error}") from error
         targets[target.name] = target
@@ -228,7 +229,7 @@ def _adapter(target: Target, parts: list[tuple[KeyTarget, Part]]) -> LoRA:
             raise ValueError(f"is there under several names, {', '.join(part.stem for part in whole)}")
         if len(parts) == 1 and whole:
             values = (whole[0].up, whole[0].down, torch.tensor(whole[0].alpha))
-            return LoRA.from_file(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape, {})
+            return LAYER_CODECS[LoRA.family].decode(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape)
         return _fused(target.matrix, parts)
     except ValueError as error:
         raise ValueError(f"is of no use: the LoRA of {target.name} {error}") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..adapters import LoRA
 from ..adapters.stack import Adapter, AdapterStack, WeightOf, base_of
 from ..adapters.weight_update import is_dense, total_change
+from .family_codecs import LAYER_CODECS
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def adapter_tensors_plain(link: Adapter) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": tensor
         for name, adapter in link.layers.items()
-        for key, tensor in adapter.to_file(link.targets[name].shape).items()
+        for key, tensor in LAYER_CODECS[link.family].encode(adapter, link.targets[name].shape).items()
     }
 
 
@@ -122,7 +123,7 @@ def format_keys(link: Adapter, names: Mapping[str, Sequence[Name]], dialect: str
 
 
 def _part(adapter: LoRA, name: Name, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    up, down, alpha = adapter.to_file(shape).values()
+    up, down, alpha = LAYER_CODECS[LoRA.family].encode(adapter, shape).values()
     if name.place.rows is not None:
         first, count = name.place.rows
         up, down = up[first : first + count], down.clone()  # a file holds no tensor twice

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import validation
 from ..adapters.parameter_layout import ParameterLayout
 from ..adapters.stack import Adapter
+from .layout_json import layout_from_json, layout_to_json
 
 PACKED, LAYOUT = "packed", "layout"
 LARGEST_LAYOUT = 1 << 20
@@ -31,7 +32,7 @@ def packed(link: Adapter) -> dict[str, Tensor]:
         ValueError: there are so many layers that no reader would take the layout.
     """
     layout = ParameterLayout.of(link)
-    text = json.dumps(layout.to_json(), separators=(",", ":")).encode()
+    text = json.dumps(layout_to_json(layout), separators=(",", ":")).encode()
     if len(text) > LARGEST_LAYOUT:
         raise ValueError(
             f"{len(layout.targets)} layers need a layout of {len(text)} bytes; at most {LARGEST_LAYOUT} are read"
@@ -73,4 +74,4 @@ def layout_of(tensor: Tensor) -> ParameterLayout:
         said: Any = validation.parse_header(text.decode())
     except (zlib.error, ValueError) as error:
         raise ValueError(f"has a damaged layout ({error!s:.80}); save it again") from error
-    return ParameterLayout.from_json(said)
+    return layout_from_json(said)

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import validation
-from ..adapters.parameter_layout import ParameterLayout
 from ..files.adapter_file import in_file
+from ..files.layout_json import layout_from_json, layout_to_json
 from ..files.safetensors_io import write_tensors
 from .network import HyperNetwork, HyperNetworkConfig
 from .predictor import BaseModelRef, Predictor
@@ -77,7 +77,7 @@ def _header(predictor: Predictor) -> dict[str, Any]:
         "version": LEARNT_INPUT if learned else VERSION,
         "config": config,
         "encoder_width": predictor.network.encoder_width,
-        "layout": predictor.network.layout.to_json(),
+        "layout": layout_to_json(predictor.network.layout),
         "encoder": asdict(predictor.encoder),
         "base": asdict(predictor.base),
         "prompt": predictor.prompt,
@@ -96,7 +96,7 @@ def _network(
                 f"has format version {said['version']!r:.40}, this pack reads {VERSION} and {LEARNT_INPUT}; update the "
                 "pack, or train the hypernetwork again if its version is the lower one"
             )
-        layout = ParameterLayout.from_json(said["layout"])
+        layout = layout_from_json(said["layout"])
         if shapes.get("mean") != (layout.numbers,):
             raise ValueError(f"holds a mean of shape {shapes.get('mean')}, its layout is for {layout.numbers} numbers")
         layout.check()

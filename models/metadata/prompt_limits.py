@@ -43,7 +43,7 @@ def limit_prompts(facts: Mapping[str, Any], most: int = MOST, longest: int = LON
 
 
 def _limits(adapter: AdapterStack) -> tuple[int, int]:
-    packed = [FAMILIES[link.family].packed for link in adapter.adapters]
+    packed = [FAMILIES[link.family].has_parameter_layout for link in adapter.adapters]
     return (MOST_PACKED, LONGEST_PACKED) if packed and all(packed) else (MOST, LONGEST)
 
 

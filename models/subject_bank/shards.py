@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import validation
 from ..adapters.parameter_layout import ParameterLayout
+from ..files.layout_json import layout_from_json, layout_to_json
 from ..files.safetensors_io import write_atomically, write_tensors
 from ..metadata.base_fingerprint import ALIKE, distance
 
@@ -86,15 +87,15 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Names layout and settings; not the probes of the bases, whose last digit is a machine's own."""
-        layout = self.layout.to_json()
-        facts = {name: value for name, value in self.layout.metadata.items() if name != "probes"}
+        layout = layout_to_json(self.layout)
+        facts = {name: value for name, value in self.layout.constants.items() if name != "probes"}
         said = json.dumps([{**layout, "facts": facts}, dict(self.settings)], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
     def save(self, folder: Path) -> None:
         """Write it to ``folder``, atomically."""
         said = {
-            "version": VERSION, "layout": self.layout.to_json(), "settings": dict(self.settings),
+            "version": VERSION, "layout": layout_to_json(self.layout), "settings": dict(self.settings),
             "base": dict(self.base), "versions": dict(self.versions),
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ class Manifest:
             said = validation.parse_header(path.read_text("utf-8"))
             if said["version"] != VERSION:
                 raise ValueError(f"has version {said['version']!r:.40}, this pack reads {VERSION}; update the pack")
-            layout = ParameterLayout.from_json(said["layout"])
+            layout = layout_from_json(said["layout"])
             layout.check()
             _check_texts(said["settings"], said["base"])
             return cls(layout, said["settings"], said["base"], said["versions"])

@@ -60,7 +60,7 @@ class BankConfig:
                 f"prompt {self.prompt!r:.40} has {len(self.prompt)} characters, or such as no file can hold; give at "
                 f"most {LONGEST_FACT}"
             )
-        packed = [name for name, family in FAMILIES.items() if family.packed]
+        packed = [name for name, family in FAMILIES.items() if family.has_parameter_layout]
         if self.method.family not in packed:
             raise ValueError(
                 f"method makes {self.method.family}; a bank holds {', '.join(packed)}, whose numbers are few enough "

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbone.forward_patch import Forward
-from ..base import AdapterLayer, check_matrix
+from ..base import AdapterLayer
 from ..layer_context import LayerContext
 from ..weight_update import AddDense
 from .autograd import TrainedConvolution, TrainedLinear
@@ -70,20 +69,6 @@ class Full(AdapterLayer):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Full":
         return Full(tensors["diff"])
-
-    def to_file(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """In the weight's own shape, as stock loaders take a difference."""
-        return {"diff": self.diff.detach().reshape(shape)}
-
-    @classmethod
-    def from_file(
-        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
-    ) -> "Full":  # fmt: skip
-        if tensors["diff"].ndim < 2:
-            raise ValueError(f"holds a difference of shape {tuple(tensors['diff'].shape)}, not of a matrix")
-        adapter = cls(tensors["diff"].flatten(1))
-        check_matrix(adapter.matrix, shape)
-        return adapter
 
     def describe(self) -> str:
         return "every number"

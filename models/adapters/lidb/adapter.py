@@ -1,7 +1,7 @@
 """LiDB, the lightweight DreamBooth of HyperDreamBooth (Ruiz et al. 2023, arXiv 2307.06949, section 4.1)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..base import AdapterLayer
 from ..weight_update import AddLowRank
-from .random_bases import TOLERANCE, check_sizes, checksum, random_basis
+from .random_bases import TOLERANCE, checksum, random_basis
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LiDB(AdapterLayer):
     family = "lidb"
     starts_as_identity = True
     adds = True
-    packed = True
+    has_parameter_layout = True
     tensor_names = ("a_train", "b_train")
 
     def __init__(self, a_train: Tensor, b_train: Tensor, matrix: tuple[int, int], basis_seed: int):
@@ -96,56 +96,41 @@ class LiDB(AdapterLayer):
         return LiDB(tensors["a_train"], tensors["b_train"], self._matrix, self.basis_seed)
 
     @classmethod
-    def from_file(
-        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], matrix: tuple[int, int], constants: Mapping[str, Any]
     ) -> "LiDB":  # fmt: skip
-        """With the seed of ``facts``."""
-        a_train, b_train, seed = tensors["a_train"], tensors["b_train"], facts["basis_seed"]
-        if a_train.ndim != 2 or b_train.ndim != 2 or type(seed) is not int or not 0 <= seed < 2**64:
-            raise ValueError(
-                f"holds LiDB factors {tuple(a_train.shape)} and {tuple(b_train.shape)} in bases of seed {seed!r:.40}; "
-                "expected two matrices and a whole number from 0 to 2^64 - 1"
-            )
-        return cls(a_train, b_train, (shape[0], math.prod(shape[1:])), seed)
+        """Return the layer in the bases of the seed of ``constants``."""
+        return cls(tensors["a_train"], tensors["b_train"], matrix, constants["basis_seed"])
 
     @classmethod
-    def link_facts(cls, adapters: Iterable["LiDB"]) -> dict[str, Any]:
-        """The seed, and some numbers of every basis in use."""
-        adapters = list(adapters)
-        used = sorted({use for adapter in adapters for use in adapter._bases()})
-        seeds = {adapter.basis_seed for adapter in adapters}
+    def constants_of(cls, layers: Iterable["LiDB"]) -> dict[str, Any]:
+        """Return the seed, and a checksum of every basis in use."""
+        layers = list(layers)
+        used = sorted({use for layer in layers for use in layer._bases()})
+        seeds = {layer.basis_seed for layer in layers}
         if len(seeds) != 1:
-            raise ValueError(f"a link of LiDB has one basis seed, not {sorted(seeds)}")
+            raise ValueError(f"an adapter of LiDB has one basis seed, not {sorted(seeds)}")
         (seed,) = seeds
         found = {f"{role} {size} {columns}": checksum(role, seed, size, columns) for role, size, columns in used}
         return {"basis_seed": seed, "probes": found}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any], adapters: Iterable["LiDB"]) -> None:
-        """The bases made here are those that the file was written with.
+    def check_constants(cls, constants: Mapping[str, Any], layers: Iterable["LiDB"]) -> None:
+        """Check that the bases made here are those that ``constants`` hold the checksums of.
 
         Raises:
-            ValueError: they are not; both sides' numbers are named.
+            ValueError: they are others; both checksums are named.
         """
-        adapters = list(adapters)
-        expected = cls.link_facts(adapters)["probes"]
-        if facts["probes"].keys() != expected.keys():
-            raise ValueError(f"has probes of {len(facts['probes'])} bases, but uses {len(expected)}; save it again")
+        expected = cls.constants_of(layers)["probes"]
+        if constants["probes"].keys() != expected.keys():
+            raise ValueError(f"has probes of {len(constants['probes'])} bases, but uses {len(expected)}; save it again")
         for name, ours in expected.items():
-            theirs = facts["probes"][name]
+            theirs = constants["probes"][name]
             if len(theirs) != len(ours) or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
                 raise ValueError(
-                    f"was trained in other bases than seed {facts['basis_seed']} gives here: the basis {name} has "
+                    f"was trained in other bases than seed {constants['basis_seed']} gives here: the basis {name} has "
                     f"{theirs!r:.80} in the file, {ours} here; applied, it would be another subject"
                 )
-
-    @classmethod
-    def check_shapes(cls, shapes: Iterable[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> None:
-        """The bases can be had, see :func:`.bases.check_sizes`."""
-        used = set()
-        for shape, (a_train, b_train) in shapes:
-            used |= {("out", shape[0], a_train[0]), ("in", math.prod(shape[1:]), b_train[-1])}
-        check_sizes((size, columns) for _, size, columns in used)
 
     def _bases(self) -> list[tuple[str, int, int]]:
         rows, columns = self._matrix

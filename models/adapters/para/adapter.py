@@ -1,16 +1,14 @@
 """PaRa, personalisation by parameter rank reduction (Chen et al. 2024, arXiv 2406.05641)."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...backbone.forward_patch import Forward
 from ...backbone.frozen_layers import Bias, is_convolution
-from ..base import AdapterLayer, check_matrix
+from ..base import AdapterLayer
 from ..layer_context import LayerContext
 from ..weight_update import ProjectOut
 from .autograd import Projected
@@ -123,17 +121,6 @@ class PaRa(AdapterLayer):
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"basis": self.basis.detach()}
-
-    @classmethod
-    def from_file(
-        cls, tensors: Mapping[str, Tensor], shape: tuple[int, ...], facts: Mapping[str, Any]
-    ) -> "PaRa":  # fmt: skip
-        basis = tensors["basis"]
-        if basis.ndim != 2 or not 0 < basis.shape[1] < basis.shape[0]:
-            raise ValueError(f"holds a basis of shape {tuple(basis.shape)}, not of out x rank with a rank below out")
-        adapter = cls(basis, math.prod(shape[1:]))
-        check_matrix(adapter.matrix, shape)
-        return adapter
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PaRa":
         return PaRa(tensors["basis"], self.columns)

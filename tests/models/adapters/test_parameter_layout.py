@@ -11,6 +11,7 @@ from hyperbooth.models.adapters.per_sample import batched_adapter, stacked, unst
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.backbone.frozen_layers import frozen
+from hyperbooth.models.files.layout_json import layout_from_json, layout_to_json
 from torch import nn
 
 TARGETS = [Target("diffusion_model.a.to_q", (12, 9)), Target("diffusion_model.b.conv", (8, 3, 3, 3))]
@@ -125,7 +126,7 @@ def test_parts_joined_are_theta() -> None:
 
 def test_a_layout_survives_json() -> None:
     layout = ParameterLayout.of(link())
-    again = ParameterLayout.from_json(json.loads(json.dumps(layout.to_json())))
+    again = layout_from_json(json.loads(json.dumps(layout_to_json(layout))))
     again.check()
     assert again == layout and again.difference(layout) is None
     assert layout.describe() == "lidb of 48 numbers on 2 layers, basis seed 3"
@@ -162,12 +163,12 @@ def test_the_order_is_the_layouts_own() -> None:
 
 def test_other_bases_under_the_same_seed_are_told_apart() -> None:
     ours = ParameterLayout.of(link())
-    said = json.loads(json.dumps(ours.to_json()))
+    said = json.loads(json.dumps(layout_to_json(ours)))
     said["facts"]["probes"]["out 12 7"][0] += 0.1
     with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
-        ours.check_same(ParameterLayout.from_json(said), "a bank", "a network")
+        ours.check_same(layout_from_json(said), "a bank", "a network")
     with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
-        ParameterLayout.from_json(said).check()
+        layout_from_json(said).check()
 
 
 def test_what_is_not_packed_has_no_layout() -> None:
@@ -183,9 +184,9 @@ def test_other_numbers_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_a_strangers_layout_takes_no_memory() -> None:
     """A terabyte claimed by fifty bytes is refused for what it is, not by the allocator."""
-    said = json.loads(json.dumps(ParameterLayout.of(link()).to_json()))
+    said = json.loads(json.dumps(layout_to_json(ParameterLayout.of(link()))))
     said["kinds"][0][1:] = [[7, 2**40], [2**40, 5]]
-    layout = ParameterLayout.from_json(said)
+    layout = layout_from_json(said)
     layout.check()
     with pytest.raises(ValueError, match="its layout is for"):
         layout.link(torch.zeros(NUMBERS))

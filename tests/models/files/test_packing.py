@@ -11,6 +11,7 @@ from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRACon
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import adapter_tensors, in_file, load_adapter, save_adapter
+from hyperbooth.models.files.family_codecs import LAYER_CODECS, PACKED_CODECS
 from hyperbooth.models.files.packing import LARGEST_LAYOUT, LAYOUT, PACKED, packed, unpacked
 from hyperbooth.models.files.precision_loss import half_precision_cost, plain_cost
 from hyperbooth.models.files.safetensors_io import with_hash
@@ -241,4 +242,5 @@ def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> No
 def test_the_cost_of_nothing_is_nothing() -> None:
     untrained = Adapter.create("lora", SMALL, LoRAConfig(2, 2.0), torch.Generator().manual_seed(0))
     assert half_precision_cost(AdapterStack((untrained,)), torch.float16) == 0
-    assert all(hasattr(family, "packed") for family in FAMILIES.values())
+    assert LAYER_CODECS.keys() | PACKED_CODECS.keys() == FAMILIES.keys()
+    assert {name for name, family in FAMILIES.items() if family.has_parameter_layout} == PACKED_CODECS.keys()

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDB, LiDBConfig
-from hyperbooth.models.adapters.lidb.random_bases import checksum, random_basis
+from hyperbooth.models.adapters.lidb.random_bases import check_sizes, checksum, random_basis
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 
@@ -54,12 +54,12 @@ def test_sizes_are_clipped_to_the_layer() -> None:
 
 def test_a_link_keeps_its_seed_and_probes_and_another_basis_is_refused() -> None:
     link = Adapter.create("lidb", [Target("l", (32, 16))], LiDBConfig(basis_seed=5), torch.Generator())
-    facts = LiDB.link_facts(link.layers.values())
+    facts = LiDB.constants_of(link.layers.values())
     assert facts["basis_seed"] == 5 and set(facts["probes"]) == {"out 32 32", "in 16 16"}
-    LiDB.check_facts(facts, link.layers.values())
+    LiDB.check_constants(facts, link.layers.values())
     facts["probes"]["out 32 32"][1] += 1e-3
     with pytest.raises(ValueError, match=r"other bases than seed 5 gives here: the basis out 32 32 has"):
-        LiDB.check_facts(facts, link.layers.values())
+        LiDB.check_constants(facts, link.layers.values())
 
 
 def test_bases_made_in_inference_mode_train() -> None:
@@ -74,6 +74,5 @@ def test_bases_that_no_memory_should_hold_are_refused_before_they_are_made() -> 
     LiDB.create((21504, 3072), LiDBConfig(), torch.Generator())
     with pytest.raises(ValueError, match=r"layer l: needs a basis of 21504 x 300.* give a smaller a or b"):
         Adapter.create("lidb", [Target("l", (21504, 3072))], LiDBConfig(a=300), torch.Generator())
-    shapes = [((size, size), ((100, 1), (1, 100))) for size in range(20_000, 20_010)]
     with pytest.raises(ValueError, match=r"needs bases of 40\d+ numbers, at most 8388608 are made"):
-        LiDB.check_shapes(shapes)
+        check_sizes([(size, 100) for size in range(20_000, 20_010) for _ in ("out", "in")])
