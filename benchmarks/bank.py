@@ -97,7 +97,7 @@ def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
         latent, prompt = job.data()
         cond = [[prompt, {}]]
         subjects = [Subject((Example(latent + i, cond, recipe.prompt),)) for i in range(together)]
-        with training_session(model, options, subjects[0], together) as bench:
+        with training_session(model, options, subjects[0], batch_size=together) as bench:
             return BankTrainer(recipe, recipe.start(bench.model.shapes), together)(
                 bench, subjects, lambda _together: lambda _history: None
             )  # fmt: skip

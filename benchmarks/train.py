@@ -92,7 +92,10 @@ def personalizing(
         latent, prompt = job.data()
         subject = Subject((Example(latent, [[prompt, {}]]),))
         run = DreamBoothConfig(subject, method, options, job.updates, hollow=hollowing)
-        with training_session(model, options, subject, 1, hollow=cut) as bench, tempfile.TemporaryDirectory() as folder:
+        with (
+            training_session(model, options, subject, batch_size=1, hollow=cut) as bench,
+            tempfile.TemporaryDirectory() as folder,
+        ):
             states = CheckpointStore(Path(folder), "bench")
             return train_dreambooth(run, bench, lambda _sample: lambda _history: None, states, str, on_record).adapter
 

@@ -105,7 +105,7 @@ def share_taken_out(model: Any, fraction: float) -> float:
     """Of the numbers: the cut that comes nearest to the fraction asked for."""
     from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 
-    return choose_removed_blocks(model.model.diffusion_model, fraction).share
+    return choose_removed_blocks(model.model.diffusion_model, fraction).fraction
 
 
 def file_bytes(adapter: Any) -> int:

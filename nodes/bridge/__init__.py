@@ -1,1 +1,1 @@
-"""The seam: the only folder that imports ``comfy``, ``folder_paths`` and ``latent_preview``."""
+"""The interface to ComfyUI: the only package that imports ``comfy``, ``folder_paths`` and ``latent_preview``."""

@@ -105,7 +105,9 @@ def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text
             cell=latent_cell(vae),
             progress=lambda *_: None,
         ),
-        session=lambda pictures, together: training_session(model, options, pictures, together, trained),
+        session=lambda subject, batch_size: training_session(
+            model, options, subject, batch_size=batch_size, clip=trained
+        ),
         shapes=layer_shapes(trainable_layers(model, trained)),
         base=base_model_record(model, clip, vae),
         versions={"comfyui": comfyui_version.__version__, "torch": str(torch.__version__)},

@@ -1,4 +1,4 @@
-"""A loaded MODEL (and CLIP) laid out for training, and put back afterwards."""
+"""The training session on a loaded MODEL (and CLIP): opened for gradients, restored afterwards."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,28 +23,37 @@ from .text.conditioning import ComfyTextConditioning
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 ACTIVATIONS = 3
-"""Training's activations over inference's, for ComfyUI's decision how much of the model to keep on the device."""
+"""Ratio of training's activation memory to inference's, as an estimate for ComfyUI's model loading, which decides how
+many weights stay on the device."""
 
 
 @contextmanager
 def training_session(
-    model: Any, options: TrainingOptions, subject: Subject, batch_size: int, clip: Any = None,
+    model: Any, options: TrainingOptions, subject: Subject, *, batch_size: int, clip: Any = None,
     hollow: HollowedNetwork | None = None,
 ) -> Iterator[TrainingSession]:  # fmt: skip
-    """Inside the block the model (and ``clip``, if its text encoder or a word trains) is ready for gradients.
+    """Open a loaded MODEL (and CLIP) for training inside the block.
 
-    Everything else leaves the device first. Autograd is on, ComfyUI's inference mode is off, and frozen
-    weights are borrowed, never copied. After the block, whatever happened in it, the model is as it was.
+    Every other model leaves the device first. Autograd is on and ComfyUI's inference mode is off. Frozen weights are
+    accessed layer by layer through ComfyUI's cast and never copied. After the block the model is as it was, also after
+    an error.
 
     Args:
-        hollow: blocks that run without gradients; none of their layers is offered for training.
+        model: the MODEL, as Load Checkpoint gives it or patched.
+        options: the training options, of which the session uses the precision.
+        subject: the encoded examples; checked against the model's latent and text shapes, and used to estimate the
+            activation memory.
+        batch_size: examples per forward pass, for the same estimate.
+        clip: the CLIP if its text encoder or a learned embedding trains, else None.
+        hollow: the removed blocks, which run without gradients; none of their layers is offered for training.
 
     Raises:
-        ValueError: the model carries bypass hooks, or is of a kind that cannot be trained.
+        ValueError: the model carries bypass hooks, is of a kind that cannot be trained, or ``subject`` was encoded by
+            another model's VAE or text encoder.
     """
-    _check_trainable(model)
+    _require_no_bypass_hooks(model)
     for example in (*subject.examples, *subject.class_examples):
-        _check_made_for(model, example)
+        _require_matching_encoders(model, example)
     patcher = _with_precision(model, options.precision)
     patchers = [patcher] + ([clip.patcher] if clip is not None else [])
     _load_alone(patchers, subject, batch_size)
@@ -58,7 +67,7 @@ def training_session(
         yield _session(patcher, clip, hollow)
 
 
-def _check_trainable(model: Any) -> None:
+def _require_no_bypass_hooks(model: Any) -> None:
     if model.injections:
         raise ValueError(
             f"the model carries bypass hooks ({', '.join(model.injections)}); "
@@ -66,8 +75,8 @@ def _check_trainable(model: Any) -> None:
         )
 
 
-def _check_made_for(model: Any, example: Example) -> None:
-    """The example was encoded by this model's VAE and text encoder, as far as shapes tell."""
+def _require_matching_encoders(model: Any, example: Example) -> None:
+    """Check by shape that the example was encoded by this model's VAE and text encoder."""
     latent_format = model.model.latent_format
     channels, dimensions = latent_format.latent_channels, latent_format.latent_dimensions
     if example.size[0] != channels or len(example.size) != dimensions + 1:
@@ -80,7 +89,7 @@ def _check_made_for(model: Any, example: Example) -> None:
     given, width = example.cond[0][0].shape[-1], model.model.model_config.unet_config["context_dim"]
     if given != width:
         raise ValueError(
-            f"subject: its texts are {given} numbers wide, the {architecture(model)} model takes {width}; "
+            f"subject: its text embeddings have width {given}, the {architecture(model)} model takes {width}; "
             "use the model's own CLIP in Subject"
         )
 
@@ -93,7 +102,7 @@ def _with_precision(model: Any, precision: str) -> Any:
 
 
 def _load_alone(patchers: list[Any], subject: Subject, batch_size: int) -> None:
-    """Load ``patchers`` on their devices, everything else (VAE, text encoder, other models) off them."""
+    """Load ``patchers`` on their devices and unload everything else (VAE, text encoder, other models) from them."""
     management = comfy.model_management
     keep = [
         loaded for loaded in management.current_loaded_models
@@ -108,7 +117,7 @@ def _load_alone(patchers: list[Any], subject: Subject, batch_size: int) -> None:
 
 @contextmanager
 def _training_flag() -> Iterator[None]:
-    """ComfyUI's models avoid in-place and fused inference kernels while this is set."""
+    """Set ComfyUI's training flag inside the block: its models then avoid in-place and fused inference kernels."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:

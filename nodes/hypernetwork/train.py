@@ -175,7 +175,7 @@ def train(
         bank, name, lambda images: image_tokens(vision, images), Progress(sum(bank.counts)), processes
     )
     show = Progress(run.steps)
-    with training_session(model, run.options, pictures, run.batch_size, trained) as session:
+    with training_session(model, run.options, pictures, batch_size=run.batch_size, clip=trained) as session:
         states = CheckpointStore(state_folder(), run.key(session.model.model_hash, name), writes=processes.is_main)
         if not resume:
             states.forget()

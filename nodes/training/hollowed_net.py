@@ -13,7 +13,7 @@ from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.memory_estimate import MemoryEstimate, estimate_memory
 from ...trainers.session import TrainingSession
 from ..bridge.model.block_spans import RemovedBlocks, choose_removed_blocks
-from ..bridge.model.offload import leaves_device
+from ..bridge.model.offload import has_offload_device
 from ..bridge.progress import Progress
 from ..bridge.training_session import training_session
 from ..common import sockets
@@ -78,7 +78,7 @@ class HollowedNet(io.ComfyNode):
     ) -> io.NodeOutput:
         hollowing = HollowedNetConfig(fraction, samples, storage)
         cut = choose_removed_blocks(model.model.diffusion_model, fraction)
-        stows = storage != "none" and leaves_device(model)
+        stows = storage != "none" and has_offload_device(model)
         sizes = _measured(model, cut, subject, stows) if subject else None
         return io.NodeOutput(hollowing, report(model, hollowing, cut, sizes))
 
@@ -89,7 +89,7 @@ def _measured(model: Any, cut: RemovedBlocks, subject: Subject, stows: bool) -> 
     def open_session(
         options: TrainingOptions, hollow: HollowedNetwork | None
     ) -> AbstractContextManager[TrainingSession]:
-        return training_session(model, options, subject, 1, None, hollow)
+        return training_session(model, options, subject, batch_size=1, hollow=hollow)
 
     return estimate_memory(open_session, subject, cut.hollow, int(model.model_size()), stows, Progress(2))
 
@@ -100,7 +100,7 @@ def report(model: Any, hollowing: HollowedNetConfig, cut: RemovedBlocks, sizes: 
     saved = sum(parameter.nbytes for parameter in parameters)
     lines = [
         f"taken out: {cut.name}",
-        f"{cut.share:.0%} of the diffusion model (asked for: {hollowing.fraction:.0%}): "
+        f"{cut.fraction:.0%} of the diffusion model (asked for: {hollowing.fraction:.0%}): "
         f"{sum(parameter.numel() for parameter in parameters):,} parameters, {in_mib(saved)}",
         *warnings(cut),
     ]
@@ -116,16 +116,16 @@ def report(model: Any, hollowing: HollowedNetConfig, cut: RemovedBlocks, sizes: 
         "a step on one sample          memory   / sampling",
         *(f"{name:<24}{in_mib(size):>12}{size / sizes.sampling:>10.2f} x" for name, size in sizes.rows()),
         "",
-        advice(hollowing, recorded, saved, leaves_device(model), model.load_device),
+        advice(hollowing, recorded, saved, has_offload_device(model), model.load_device),
     ]
     return "\n".join(lines)
 
 
 def warnings(cut: RemovedBlocks) -> list[str]:
     """A line where so much is taken out that what is left learns little."""
-    if cut.share <= MOST:
+    if cut.fraction <= MOST:
         return []
-    warning = f"without {cut.share:.0%} of the network little of a subject is learnt; give a fraction of 0.8 or less"
+    warning = f"without {cut.fraction:.0%} of the network little of a subject is learnt; give a fraction of 0.8 or less"
     logging.warning("HyperBooth: Hollowed Net: %s", warning)
     return [f"warning: {warning}"]
 

@@ -124,7 +124,7 @@ def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
     """The run on the loaded model, with progress and a state on disk."""
     options, show = run.options, Progress(run.steps)
     hollow = choose_removed_blocks(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
-    with training_session(model, options, run.subject, run.batch_size, clip, hollow) as session:
+    with training_session(model, options, run.subject, batch_size=run.batch_size, clip=clip, hollow=hollow) as session:
         states = CheckpointStore(state_folder(), run.key(session.model.model_hash))
         if not resume:
             states.forget()

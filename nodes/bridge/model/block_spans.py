@@ -1,4 +1,4 @@
-"""Where ComfyUI's networks can be hollowed: the runs of central blocks that may be taken out."""
+"""The central block spans that a Hollowed Net may remove from each of ComfyUI's networks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,64 +12,69 @@ from torch import nn
 
 from ....models.hollowed_net.network import HollowedNetwork, Span
 
-LISTS: dict[type[nn.Module], tuple[tuple[str, tuple[int | str, ...]], ...]] = {
+BLOCK_LISTS: dict[type[nn.Module], tuple[tuple[str, tuple[int | str, ...]], ...]] = {
     Flux: (("double_blocks", ("img", "txt")), ("single_blocks", (0,))),
     MMDiT: (("joint_blocks", (0, 1)),),
     PixArtMS: (("blocks", (0,)),),
 }
-"""Transformer -> its lists of blocks in the order in which they run, with the streams that go through them."""
+"""Transformer class -> its block lists in execution order, each with the arguments that carry the block's state."""
 
 
 @dataclass(frozen=True)
 class RemovedBlocks:
-    """One way to hollow a network.
+    """One set of blocks that can be removed from a network.
 
     Args:
-        hollow: the blocks taken out.
-        share: of the network's parameters that they hold.
+        hollow: the network without the removed blocks.
+        fraction: the removed blocks' share of the network's parameters, in (0, 1).
     """
 
     hollow: HollowedNetwork
-    share: float
+    fraction: float
 
     @property
     def name(self) -> str:
+        """Return the removed blocks in words, such as ``input blocks 3 to 5, the middle block``."""
         return self.hollow.name
 
 
 def removable_blocks(network: nn.Module) -> list[RemovedBlocks]:
-    """Every legal cut, the smallest first; at least the outermost blocks stay.
+    """List every legal set of removed blocks, in ascending order of its fraction; the outermost blocks always stay.
 
     Raises:
-        ValueError: nobody knows how this kind of network runs, or it has nothing between its outermost blocks.
+        ValueError: the class of the network is not supported, or it has no block between its outermost ones.
     """
-    cuts = sorted((_measured(network, hollow) for hollow in _cuts(network)), key=lambda cut: cut.share)
-    if not cuts:
-        raise ValueError("model: its network has nothing between its outermost blocks; train it without hollow")
-    return cuts
+    choices = sorted((_measured(network, hollow) for hollow in _hollowed(network)), key=lambda blocks: blocks.fraction)
+    if not choices:
+        raise ValueError("model: its network has no blocks between its outermost ones; train it without hollow")
+    return choices
 
 
 def choose_removed_blocks(network: nn.Module, fraction: float) -> RemovedBlocks:
-    """The cut whose share of the parameters comes nearest to ``fraction``; of two, the smaller."""
-    return min(removable_blocks(network), key=lambda cut: abs(cut.share - fraction))
+    """Return the set whose share of the parameters is nearest to ``fraction``, the smaller of two equally near ones.
+
+    Raises:
+        ValueError: see :func:`removable_blocks`.
+    """
+    return min(removable_blocks(network), key=lambda blocks: abs(blocks.fraction - fraction))
 
 
-def _cuts(network: nn.Module) -> Iterator[HollowedNetwork]:
+def _hollowed(network: nn.Module) -> Iterator[HollowedNetwork]:
     if isinstance(network, UNetModel):
-        yield from _unet_cuts(network)
+        yield from _hollowed_unets(network)
         return
-    lists = next((lists for kind, lists in LISTS.items() if isinstance(network, kind)), None)
+    lists = next((lists for kind, lists in BLOCK_LISTS.items() if isinstance(network, kind)), None)
     if lists is None:
-        known = ", ".join(kind.__name__ for kind in (UNetModel, *LISTS))
+        known = ", ".join(kind.__name__ for kind in (UNetModel, *BLOCK_LISTS))
         raise ValueError(
-            f"model: its network is a {type(network).__name__}, which cannot be hollowed; those that can are {known} "
-            "and what is built on them. Train it without hollow"
+            f"model: its network is a {type(network).__name__}, which cannot be hollowed; supported are {known} and "
+            "their subclasses. Train it without hollow"
         )
-    yield from _transformer_cuts(network, lists)
+    yield from _hollowed_transformers(network, lists)
 
 
-def _unet_cuts(network: Any) -> Iterator[HollowedNetwork]:
-    """Symmetric about the middle block: every output block that stays finds the skip of an input block that stays."""
+def _hollowed_unets(network: Any) -> Iterator[HollowedNetwork]:
+    """Remove spans symmetric about the middle block: skips then connect blocks that both stay, or both are removed."""
     count = len(network.input_blocks)
     for depth in range(1, count + 1):
         inputs, outputs = network.input_blocks[depth:], network.output_blocks[: count - depth]
@@ -77,34 +82,36 @@ def _unet_cuts(network: Any) -> Iterator[HollowedNetwork]:
         layers = [layer for block in (*inputs, *middle, *outputs) for layer in block]
         if not layers:
             continue
-        around = ["the middle block"] if middle else []
+        parts = ["the middle block"] if middle else []
         if inputs:
-            around = [
-                _run_of("input block", depth, count), *around, _run_of("output block", 0, count - depth),
-            ]  # fmt: skip
-        yield HollowedNetwork([Span(layers)], ", ".join(around))
+            parts = [
+                _range_in_words("input block", depth, count),
+                *parts,
+                _range_in_words("output block", 0, count - depth),
+            ]
+        yield HollowedNetwork([Span(layers)], ", ".join(parts))
 
 
-def _transformer_cuts(
+def _hollowed_transformers(
     network: nn.Module, lists: Sequence[tuple[str, tuple[int | str, ...]]]
 ) -> Iterator[HollowedNetwork]:  # fmt: skip
-    """Central runs of all blocks in order; where a run goes on in another list, it is two spans."""
-    places = [(name, number) for name, _ in lists for number in range(len(getattr(network, name)))]
-    for size in range(1, len(places) - 1):
-        start = (len(places) - size + 1) // 2
-        taken = places[start : start + size]
-        spans, words = [], []
+    """Remove central runs of all blocks in execution order; a run across two lists becomes two spans."""
+    blocks = [(name, index) for name, _ in lists for index in range(len(getattr(network, name)))]
+    for size in range(1, len(blocks) - 1):
+        start = (len(blocks) - size + 1) // 2
+        removed = blocks[start : start + size]
+        spans, parts = [], []
         for name, streams in lists:
-            numbers = [number for where, number in taken if where == name]
-            if numbers:
-                blocks = list(getattr(network, name))[numbers[0] : numbers[-1] + 1]
-                spans.append(Span(blocks, streams, past=True))
-                words.append(_run_of(name.replace("_", " ").removesuffix("s"), numbers[0], numbers[-1] + 1))
-        yield HollowedNetwork(spans, ", ".join(words))
+            indices = [index for where, index in removed if where == name]
+            if indices:
+                first, end = indices[0], indices[-1] + 1
+                spans.append(Span(list(getattr(network, name))[first:end], streams, past=True))
+                parts.append(_range_in_words(name.replace("_", " ").removesuffix("s"), first, end))
+        yield HollowedNetwork(spans, ", ".join(parts))
 
 
-def _run_of(what: str, start: int, stop: int) -> str:
-    return f"{what} {start}" if stop - start == 1 else f"{what}s {start} to {stop - 1}"
+def _range_in_words(kind: str, start: int, stop: int) -> str:
+    return f"{kind} {start}" if stop - start == 1 else f"{kind}s {start} to {stop - 1}"
 
 
 def _measured(network: nn.Module, hollow: HollowedNetwork) -> RemovedBlocks:

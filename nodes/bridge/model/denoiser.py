@@ -1,4 +1,4 @@
-"""A loaded MODEL as the trainers' Denoiser."""
+"""A loaded MODEL as the denoiser of the training session."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from ..images.latent_preview import preview_image
 
 
 class ComfyDenoiser:
-    """``(x, sigma, cond) -> x0_hat`` by the model's own ``apply_model``.
+    """The denoiser ``(x, sigma, cond) -> x0_hat`` by the model's own ``apply_model``.
 
-    PyTorch's attention is used whatever ComfyUI runs with: the others are slower in backward or have none. What other
-    nodes hang on the model for sampling (FreeU, token merging, caches, compilation) is left out: it is the network
-    that learns, with the weights and the sampling equations the MODEL carries.
+    Implements :class:`trainers.session.LatentDenoiser`. PyTorch's attention is used whatever backend ComfyUI runs
+    with: the others are slower in backward or have none. Sampling patches of other nodes (FreeU, token merging,
+    caches, compilation) are not applied: the bare network trains, with the MODEL's weights and sampling equations.
 
     Args:
         patcher: the MODEL, loaded on its device.
@@ -32,17 +32,31 @@ class ComfyDenoiser:
         self.sigmas = self.sampling.sigmas.to(self.device, copy=True)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
-        """One pass for the batch, or one per sample where their texts do not fit into one (``cond`` a tuple)."""
+        """Denoise a batch in one pass, or sample by sample if ``cond`` is a tuple.
+
+        Args:
+            x: noisy latents ``[B, C, ..., h, w]``.
+            sigma: noise levels ``[B]``.
+            cond: arguments of ``apply_model`` for the batch, or a tuple of them, one per sample, if the samples' texts
+                cannot be concatenated.
+        """
         if isinstance(cond, tuple):
             return torch.cat([self(*single) for single in zip(x.split(1), sigma.split(1), cond, strict=True)])
         repeated = {name: _for_batch(value, len(x)) for name, value in cond.items()}
         return self.model.apply_model(x, sigma, transformer_options=_options(), **repeated)
 
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Return the noisy latents by the model's own noise scaling.
+
+        Args:
+            x0: clean latents ``[B, C, ..., h, w]``.
+            noise: standard normal, of the same shape.
+            sigma: noise levels, broadcastable to ``x0``.
+        """
         return self.sampling.noise_scaling(sigma, noise, x0)
 
     def to_model(self, latents: Tensor) -> Tensor:
-        """Return latents as the VAE gave them in model space, on the device."""
+        """Convert latents from the VAE's space to the model's, in float32 on the device."""
         return self.model.process_latent_in(latents.to(self.device, torch.float32, copy=True))
 
     def preview(self, latents: Tensor) -> Image.Image | None:
@@ -51,10 +65,10 @@ class ComfyDenoiser:
 
 
 def prediction_of(sampling: Any) -> Prediction:
-    """What the network predicts, from the class of its sampling.
+    """Return what the network predicts (eps, v or flow), from the class of its sampling equations.
 
     Raises:
-        ValueError: a kind of model that the trainers have no objective for.
+        ValueError: the trainers have no objective for this class.
     """
     kinds = comfy.model_sampling
     if not isinstance(sampling, (kinds.X0, kinds.IMG_TO_IMG_FLOW)):
@@ -77,7 +91,7 @@ def _pytorch_attention(_chosen: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _for_batch(value: Any, batch: int) -> Any:
-    """A single sample's condition repeated for a batch."""
+    """Repeat a single sample's condition for a batch."""
     if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == 1 and batch > 1:
         return value.expand(batch, *value.shape[1:])
     return value

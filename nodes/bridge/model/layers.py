@@ -1,4 +1,4 @@
-"""The parts of a loaded model that training looks at: layers that an adapter can change, blocks, how they add."""
+"""Layers and blocks of a loaded model: what an adapter can change, and what gradient checkpointing recomputes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,15 @@ from .unused_text_layers import unused_text_layers
 
 
 def architecture(model: Any) -> str:
-    """ComfyUI's name for the kind of model: ``SD15``, ``SDXL``, ``Flux`` ..."""
+    """Return ComfyUI's name of the model's architecture: ``SD15``, ``SDXL``, ``Flux`` ..."""
     return type(model.model.model_config).__name__
 
 
 def adaptable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
-    """Every layer an adapter can change, by its target name: linear layers and plain 2-D convolutions."""
+    """Return every layer that an adapter can change, by its target name: linear layers and ungrouped 2-D convolutions.
+
+    Layers of the text encoder, with their prefix, are included if ``clip`` is given.
+    """
     layers = {
         name: module
         for name, module in model.model.named_modules()
@@ -30,18 +33,18 @@ def adaptable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
 
 
 def trainable_layers(model: Any, clip: Any = None) -> dict[str, nn.Module]:
-    """Those of :func:`adaptable_layers` whose change can be seen in a picture."""
-    unread = set() if clip is None else {TEXT_PREFIX + name for name in unused_text_layers(clip)}
-    return {name: layer for name, layer in adaptable_layers(model, clip).items() if name not in unread}
+    """Return those of :func:`adaptable_layers` that affect the generated image."""
+    unused = set() if clip is None else {TEXT_PREFIX + name for name in unused_text_layers(clip)}
+    return {name: layer for name, layer in adaptable_layers(model, clip).items() if name not in unused}
 
 
 def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    """Weight shapes, from what the layers say of themselves: a staged or quantised weight has another."""
+    """Return the weight shapes from the layers' attributes: a staged or quantized weight tensor may have another."""
     return {name: _shape(layer) for name, layer in layers.items()}
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The units of gradient checkpointing: residual and transformer blocks of a U-Net, blocks of a DiT."""
+    """Return the units of gradient checkpointing: residual and transformer blocks of a U-Net, blocks of a DiT."""
     lists = [module for module in network.children() if isinstance(module, nn.ModuleList)]
     blocks = [block for blocks in lists for block in blocks]
     if isinstance(network, UNetModel):
@@ -51,7 +54,10 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 def adds_in_place(network: nn.Module) -> bool:
-    """Whether its blocks write ``x += f(x)``: Flux and what descends from it do, U-Nets do not, others might."""
+    """Return whether the network's blocks may compute ``x += f(x)``.
+
+    Flux and its descendants do, U-Nets do not; for every other network it is assumed.
+    """
     return not isinstance(network, UNetModel)
 
 

@@ -1,4 +1,4 @@
-"""A name for a loaded model as it is: its weights, patches and sampling equations."""
+"""Hash of a loaded model in its current state: weights, patches and sampling equations."""
 
 from typing import Any
 
@@ -10,33 +10,33 @@ from .unused_text_layers import unused_text_layers
 
 
 def model_hash(model: Any, clip: Any = None) -> str:
-    """The same name for the same MODEL (and CLIP), also in another process; another one after any change.
+    """Hash the MODEL, and ``clip`` if given: equal in another process, different after any change.
 
-    Of each weight a few hundred numbers are read, so that it costs no more than a training step.
+    A few hundred values of each weight are read, which costs no more than a training step.
     """
     parts: list[Any] = [type(model.model).__name__, model.model.manual_cast_dtype, str(model.load_device)]
-    unread = set() if clip is None else {f"{layer}.weight" for layer in unused_text_layers(clip)}
+    unused = set() if clip is None else {f"{layer}.weight" for layer in unused_text_layers(clip)}
     for patcher in [model] + ([clip.patcher] if clip is not None else []):
         weights = {
             name: _plain(_unpatched(patcher, name, weight))
             for name, weight in patcher.model.state_dict().items()
-            if name not in unread
+            if name not in unused
         }
         parts += [weights, _plain(patcher.patches), sorted(patcher.object_patches)]
     sampling = model.get_model_object("model_sampling")
     equations = [kind.__name__ for kind in type(sampling).__mro__]
-    numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, (bool, int, float, str))}
-    words = None if clip is None else clip.layer_idx
-    return run_hash(*parts, equations, numbers, dict(sampling.state_dict()), sampling.sigmas, words)
+    constants = {name: value for name, value in vars(sampling).items() if isinstance(value, (bool, int, float, str))}
+    text_layer = None if clip is None else clip.layer_idx
+    return run_hash(*parts, equations, constants, dict(sampling.state_dict()), sampling.sigmas, text_layer)
 
 
 def _unpatched(patcher: Any, name: str, weight: Any) -> Any:
-    """The weight before patches: how many of them are in place depends on the memory of the moment."""
+    """Return the weight before patches: how many of them are applied in place depends on the free memory."""
     return patcher.backup[name].weight if name in patcher.backup else weight
 
 
 def _plain(value: Any) -> Any:
-    """Patches as containers of numbers and sampled tensors; adapters inside by what they hold."""
+    """Convert patches to containers of numbers and sampled tensors; adapters inside are replaced by their weights."""
     if isinstance(value, QuantizedTensor):
         return sample_values(value._qdata)
     if isinstance(value, Tensor):

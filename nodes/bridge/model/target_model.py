@@ -18,7 +18,7 @@ from .weight_access import access_weight
 
 @dataclass(frozen=True, kw_only=True)
 class ComfyTargetModel:
-    """The layers of ComfyUI's MODEL and CLIP; see :class:`.....trainers.session.TargetModel` for the fields."""
+    """The layers of ComfyUI's MODEL and CLIP; see :class:`trainers.session.TargetModel`, which it implements."""
 
     layers: Mapping[str, nn.Module]
     shapes: Mapping[str, tuple[int, ...]]
@@ -33,7 +33,7 @@ class ComfyTargetModel:
 
 
 def target_model(patcher: Any, clip: Any, hollow: HollowedNetwork | None, prediction: Prediction) -> ComfyTargetModel:
-    """Return the layers of a loaded MODEL, and of ``clip`` if its text encoder trains.
+    """Collect the layers of a loaded MODEL, and of ``clip`` if its text encoder trains.
 
     Args:
         patcher: the MODEL, loaded on its device.

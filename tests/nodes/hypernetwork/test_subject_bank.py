@@ -389,7 +389,7 @@ def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
     model, clip, _ = quick
     patched = node("Apply", model=model, adapter=bank.adapter(0), strength_model=1.0, clip=clip, strength_clip=1.0)
     layers = bank.adapter(0).targets()
-    with training_session(model, FAST, pictures_of(bank, 0), 1, clip) as session:
+    with training_session(model, FAST, pictures_of(bank, 0), batch_size=1, clip=clip) as session:
         stack = AdapterStack((bank.layout.link(bank.theta([0])),))
         with (
             session.injected(stack),
@@ -436,7 +436,7 @@ def example(seed: int, value: float = 1.0) -> Subject:
 @pytest.fixture
 def session(quick: Any) -> Iterator[Any]:
     model, clip, _ = quick
-    with training_session(model, FAST, pictures(example(0)), 4, clip) as opened:
+    with training_session(model, FAST, pictures(example(0)), batch_size=4, clip=clip) as opened:
         yield opened
 
 

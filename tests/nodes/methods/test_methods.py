@@ -100,7 +100,7 @@ def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: 
     """At a rate of nothing the adapter stays at its start."""
     method = Method("para", PaRaConfig(4, "smallest singular"), learning_rate=0.0)
     adapter, _, _ = train(node, loaded, subject, method, 1)
-    with training_session(loaded[0], QUIET, subject, 1) as session:
+    with training_session(loaded[0], QUIET, subject, batch_size=1) as session:
         for name, part in adapter.adapters[0].layers.items():
             weight = session.model.layers[name].weight.detach().double()
             basis = part.basis.detach().double()
@@ -110,7 +110,7 @@ def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: 
 
 def test_weights_come_one_layer_at_a_time_as_float32_matrices(loaded: Any, subject: Any) -> None:
     signs: list[int] = []
-    with training_session(loaded[0], QUIET, subject, 1) as session:
+    with training_session(loaded[0], QUIET, subject, batch_size=1) as session:
         weight_of = weights_of(session, lambda: signs.append(1))
         kernel = next(name for name, shape in session.model.shapes.items() if shape[2:] == (3, 3))
         weight = weight_of(kernel)

@@ -113,7 +113,7 @@ def from_pictures(clip: Any, vae: Any, node: Any) -> Subject:
 
 def test_is_recognised(family: Loaded) -> None:
     assert architecture(family.model) == FAMILIES[family.name].architecture
-    with training_session(family.model, QUIET, family.subject, 1) as session:
+    with training_session(family.model, QUIET, family.subject, batch_size=1) as session:
         assert session.model.metadata["prediction"] == EXPECTED[family.name]
         assert session.denoiser.sigmas.diff().min() > 0
 
@@ -173,7 +173,7 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Loaded, method: M
     """One forward of the whole network, each sample with an adapter of its own; and the gradients."""
     if family.name == "pixart":
         pytest.skip("PixArt puts the texts of a batch into one row; see the test below")
-    with training_session(family.model, QUIET, family.subject, 1) as session:
+    with training_session(family.model, QUIET, family.subject, batch_size=1) as session:
         targets = select_targets(session.model.shapes, method.targets)
         links = [alone(method, targets, seed) for seed in (0, 1)]
         example = family.subject.examples[0]
@@ -195,7 +195,7 @@ def test_prompts_in_one_batch_equal_one_after_another(family: Loaded) -> None:
     """One prompt through several subjects' adapters on the text encoders; and the gradients."""
     if family.clip is None:
         pytest.skip("comes without a text encoder")
-    with training_session(family.model, QUIET, family.subject, 1, family.clip) as session:
+    with training_session(family.model, QUIET, family.subject, batch_size=1, clip=family.clip) as session:
         targets = [t for t in select_targets(session.model.shapes, "all linear") if t.name.startswith(TEXT_PREFIX)]
         links = [alone(EVERYWHERE[1], targets, seed) for seed in (0, 1)]
         example = replace(family.subject.examples[0].variant(0), prompt=WEIGHED_AND_LONG)
@@ -223,7 +223,7 @@ def squares(conditions: dict[str, Any]) -> Tensor:
 def test_a_network_that_joins_a_batch_takes_one_subject_at_a_time(family: Loaded) -> None:
     if family.name != "pixart":
         pytest.skip("of those that keep a batch's samples apart")
-    with training_session(family.model, QUIET, family.subject, 1) as session:
+    with training_session(family.model, QUIET, family.subject, batch_size=1) as session:
         links = [alone(EVERYWHERE[1], select_targets(session.model.shapes, "all linear"), seed) for seed in (0, 1)]
         example = family.subject.examples[0]
         with pytest.raises(ValueError, match="a batch of 1 samples for 2 subjects"):
@@ -307,7 +307,7 @@ def output_injected(family: Loaded, adapter: AdapterStack, clip: Any) -> Tensor:
     """The estimate with the adapter beside the layers, as training sees it."""
     (first, *_) = family.subject.examples
     with (
-        training_session(family.model, QUIET, family.subject, 1, clip) as session,
+        training_session(family.model, QUIET, family.subject, batch_size=1, clip=clip) as session,
         adapter.injected(session.model.layers),
         torch.no_grad(),
     ):
@@ -342,7 +342,7 @@ def test_class_images(family: Loaded, node: Any) -> None:
 
 
 def test_previews_show_a_picture(family: Loaded) -> None:
-    with training_session(family.model, QUIET, family.subject, 1) as session:
+    with training_session(family.model, QUIET, family.subject, batch_size=1) as session:
         picture = session.denoiser.preview(noise(family.subject.examples[0].size))
     assert picture is not None and max(picture.size) > 200
 
@@ -361,7 +361,7 @@ def session_gradient(
 ) -> tuple[float, dict[str, Tensor], Adapter, dict[str, Any]]:
     """Loss, gradients by layer, the adapter, and what went into the network, for batch 0 of two."""
     own = replace(family.subject, class_examples=())
-    with training_session(family.model, QUIET, own, 2) as session:
+    with training_session(family.model, QUIET, own, batch_size=2) as session:
         link, spy = link_for(session, "all linear"), Spy(session.denoiser)
         losses = DreamBoothLoss(spy, session.text.condition, session.denoiser.to_model, own, QUIET, 2, 0, nullcontext)
         with (
@@ -478,7 +478,7 @@ def test_texts_of_different_lengths_share_a_batch(family: Loaded) -> None:
     pair = [Example(torch.zeros(1, *size), text) for text in texts]
     x = torch.cat([noise(size), noise(size).flip(-1)])
     sigma = level(family.model).expand(2)
-    with training_session(family.model, QUIET, family.subject, 2) as session, torch.no_grad():
+    with training_session(family.model, QUIET, family.subject, batch_size=2) as session, torch.no_grad():
         together = session.denoiser(x, sigma, session.text.condition(pair))
         alone = [session.denoiser(x[i : i + 1], sigma[:1], session.text.condition(pair[i : i + 1])) for i in range(2)]
     assert relative(together, torch.cat(alone)) < 1e-4

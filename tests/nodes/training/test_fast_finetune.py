@@ -46,7 +46,7 @@ def test_before_the_first_step_the_output_is_the_given_adapters(
     given = chain(families, loaded, text=True)
     run = DreamBoothConfig(subject, METHOD, TrainingOptions(), 40, on_top_of=given)
     estimates = []
-    with training_session(loaded[0], QUIET, subject, 1, loaded[1]) as session:
+    with training_session(loaded[0], QUIET, subject, batch_size=1, clip=loaded[1]) as session:
         for adapter in (given, initial_adapter(run, session, None)):
             with adapter.injected(session.model.layers, session.model.access_weight), torch.no_grad():
                 condition = session.text.condition(subject.examples[:1])

@@ -45,7 +45,7 @@ def test_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any,
 
 
 def test_every_matrix_and_kernel_trains_and_a_rule_selects(loaded: Any, subject: Any) -> None:
-    with training_session(loaded[0], QUIET, subject, 1, loaded[1]) as session:
+    with training_session(loaded[0], QUIET, subject, batch_size=1, clip=loaded[1]) as session:
         everything = targets_of(full(text_encoder=True), session.model.shapes)
         assert {target.name for target in everything} == set(session.model.shapes)
         attention = targets_of(full("attention"), session.model.shapes)
@@ -54,7 +54,7 @@ def test_every_matrix_and_kernel_trains_and_a_rule_selects(loaded: Any, subject:
 
 def test_gradients_are_those_of_the_weights_themselves(loaded: Any, subject: Any) -> None:
     """Against autograd on a float64 copy of two layers with W + D for a weight."""
-    with training_session(loaded[0], QUIET, subject, 1) as session:
+    with training_session(loaded[0], QUIET, subject, batch_size=1) as session:
         names = [name for name, shape in session.model.shapes.items() if len(shape) == 4 and shape[-1] == 3][:1]
         names += [name for name, shape in session.model.shapes.items() if len(shape) == 2][:1]
         for name in names:
@@ -109,7 +109,7 @@ def test_in_a_chain_training_sees_what_apply_gives(
     (chain,) = node("Combine", first=links[0], second=links[1])
     example = subject.examples[0]
     patched = output(node("Apply", model=model, adapter=chain, strength_model=1.0)[0], example.cond[0][0])
-    with training_session(model, QUIET, subject, 1) as session, torch.no_grad():
+    with training_session(model, QUIET, subject, batch_size=1) as session, torch.no_grad():
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
         with chain.injected(session.model.layers, session.model.access_weight):
             attached = session.denoiser(x, torch.tensor([5.0]), session.text.condition([example]))

@@ -75,7 +75,7 @@ def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: An
 def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, subject: Any, storage: str) -> None:
     hollow = HollowedNetConfig(FRACTION, 4, storage)
     adapter, _, report = train(node, loaded, subject, lora(learning_rate=1e-2), steps=8, hollow=hollow)
-    with training_session(loaded[0], QUIET, subject, 1) as session, torch.no_grad():
+    with training_session(loaded[0], QUIET, subject, batch_size=1) as session, torch.no_grad():
         whole = DreamBoothLoss(
             session.denoiser, session.text.condition, session.denoiser.to_model, subject, QUIET, 1, 0
         )
@@ -202,7 +202,7 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
 def test_so_much_that_little_is_learnt_is_warned_of(
     more: float, loaded: Any, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
-    cut = replace(choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION), share=MOST + more)
+    cut = replace(choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION), fraction=MOST + more)
     said = "without 86% of the network little of a subject is learnt; give a fraction of 0.8 or less"
     report = report_of(loaded[0], HollowedNetConfig(0.9), cut, None)
     assert (f"warning: {said}" in report) == (said in caplog.text) == bool(more)

@@ -184,7 +184,10 @@ def test_main_memory_that_weights_are_still_to_take_is_not_free(
     elsewhere.offload_device = torch.device("meta")
     free = []
     for model in (loaded[0], elsewhere):
-        with training_session(model, QUIET, subject, 1, hollow=hollow) as session, monkeypatch.context() as patch:
+        with (
+            training_session(model, QUIET, subject, batch_size=1, hollow=hollow) as session,
+            monkeypatch.context() as patch,
+        ):
             patch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**9)
             free.append(session.memory.free_main_memory())
     assert free == [10**9, 10**9 - sum(parameter.nbytes for parameter in hollow.parameters())]

@@ -72,7 +72,7 @@ def test_training_sees_what_apply_gives_also_from_a_file(
     )  # fmt: skip
     expected = output(patched, patched_clip)
     with (
-        training_session(model, QUIET, subject, 1, clip if method.text_encoder else None) as session,
+        training_session(model, QUIET, subject, batch_size=1, clip=clip if method.text_encoder else None) as session,
         session.injected(adapter),
         torch.no_grad(),
     ):

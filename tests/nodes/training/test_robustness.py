@@ -170,7 +170,7 @@ def test_prior_prediction_is_nothing_before_training_and_the_drift_of_the_class_
     options = replace(QUIET, prior_mode="prediction")
     classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
     adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 20)
-    with training_session(loaded[0], options, classy, 3) as session, torch.no_grad():
+    with training_session(loaded[0], options, classy, batch_size=3) as session, torch.no_grad():
         with adapter.injected(session.model.layers) as without:
             loss = loss_of(session, classy, options, without)
             own, prior = (term.item() for term in loss(0))
@@ -194,7 +194,7 @@ def test_prior_prediction_keeps_the_class_where_it_was(node: Any, loaded: Any, p
         adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 40, options=options)
         measured = replace(QUIET, prior_mode="prediction")
         with (
-            training_session(loaded[0], measured, subject, 3) as session,
+            training_session(loaded[0], measured, subject, batch_size=3) as session,
             adapter.injected(session.model.layers) as without,
             torch.no_grad(),
         ):
@@ -212,7 +212,7 @@ def test_caption_dropout_trains_on_the_empty_prompt(loaded: Any, subject: Any) -
     blank = replace(
         subject, examples=tuple(replace(e, cond=subject.unconditional, prompt="") for e in subject.examples)
     )
-    with training_session(loaded[0], options, subject, 3) as session, torch.no_grad():
+    with training_session(loaded[0], options, subject, batch_size=3) as session, torch.no_grad():
         dropped = [t.item() for t in loss_of(session, subject, options, nullcontext)(0)]
         never = [t.item() for t in loss_of(session, subject, QUIET, nullcontext)(0)]
         on_blank = [t.item() for t in loss_of(session, blank, options, nullcontext)(0)]
@@ -231,7 +231,10 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, 
     masked = (replace(subject.examples[0], mask=torch.rand(1, 1, 8, 8)), *subject.examples[1:])
     uneven = replace(subject, examples=masked)
     adapter, _, _ = train(node, loaded, subject, lora(), 2)
-    with training_session(loaded[0], QUIET, uneven, 3) as session, adapter.injected(session.model.layers) as without:
+    with (
+        training_session(loaded[0], QUIET, uneven, batch_size=3) as session,
+        adapter.injected(session.model.layers) as without,
+    ):
         whole = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5)(0))
         for pieces in (2, 5):
             parts = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5, pieces=pieces)(0))
@@ -241,7 +244,10 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, 
 def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -> None:
     """Against what autograd keeps when the same step is kept alive."""
     adapter, _, _ = train(node, loaded, subject, lora(), 2)
-    with training_session(loaded[0], QUIET, subject, 3) as session, adapter.injected(session.model.layers) as without:
+    with (
+        training_session(loaded[0], QUIET, subject, batch_size=3) as session,
+        adapter.injected(session.model.layers) as without,
+    ):
         loss = loss_of(session, subject, QUIET, without)
         needs = measure_needs(loss.of_one_sample, session.model.blocks, adapter.parameters(), 0, 12)
         kept: dict[int, torch.Tensor] = {}

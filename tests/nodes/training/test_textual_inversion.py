@@ -115,7 +115,7 @@ def test_the_gradient_is_that_of_the_literal_formula(loaded: Any, named: Any) ->
     """One batch through the session, against autograd on float64 copies of text encoder and U-Net."""
     model, clip, _ = loaded
     seen: list[Tensor] = []
-    with training_session(model, QUIET, named, 2, clip) as session:
+    with training_session(model, QUIET, named, batch_size=2, clip=clip) as session:
         word = LearnedEmbedding(TOKEN, session.text.initial_vectors("dog", 2)).copy_to("cpu")
         rows = word.vectors["clip_l"].requires_grad_()
         assert torch.equal(rows[0], dog(clip)) and torch.equal(rows[1], dog(clip))
@@ -303,11 +303,11 @@ def test_the_text_encoder_under_a_lora_hears_the_word(node: Any, loaded: Any, pi
     model, clip, vae = loaded
     _, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
     subject = made(node, knowing, vae, pictures, f"a photo of embedding:{TOKEN}")
-    with training_session(model, QUIET, subject, 1, knowing) as session, torch.no_grad():
+    with training_session(model, QUIET, subject, batch_size=1, clip=knowing) as session, torch.no_grad():
         anew = session.text.condition([subject.examples[0].variant(0)])["c_crossattn"]
     assert relative(anew, subject.examples[0].cond[0][0]) < 1e-6
     with (
-        training_session(model, QUIET, subject, 1, clip) as session,
+        training_session(model, QUIET, subject, batch_size=1, clip=clip) as session,
         session.text.with_embeddings(learnt.embeddings),
         torch.no_grad(),
     ):

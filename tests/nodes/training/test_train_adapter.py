@@ -73,7 +73,7 @@ def test_training_sees_what_apply_gives(
     adapter, _, _ = train(node, loaded, subject, lora(text_encoder=text_encoder), clip=clip)
     patched = output(*node("Apply", model=model, adapter=adapter, strength_model=1.0, clip=clip, strength_clip=1.0))
     with (
-        training_session(model, QUIET, subject, 1, clip) as session,
+        training_session(model, QUIET, subject, batch_size=1, clip=clip) as session,
         adapter.injected(session.model.layers),
         torch.no_grad(),
     ):
@@ -118,7 +118,7 @@ def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> N
     from hyperbooth.models.adapters.targets import select_targets
 
     model = loaded[0]
-    with training_session(model, QUIET, subject, 2) as session:
+    with training_session(model, QUIET, subject, batch_size=2) as session:
         link = Adapter.create(
             "lora", select_targets(session.model.shapes, "attention"), LoRAConfig(2, 2.0), torch.Generator()
         )
@@ -236,7 +236,7 @@ def test_checkpointing_and_accumulation_change_only_memory(node: Any, loaded: An
 def test_prior_preservation_adds_its_term(node: Any, loaded: Any, subject: Any) -> None:
     model, _clip, _ = loaded
     with_prior = Subject(subject.examples, subject.examples[:1])
-    with training_session(model, QUIET, with_prior, 1) as session:
+    with training_session(model, QUIET, with_prior, batch_size=1) as session:
         terms = [
             list(
                 DreamBoothLoss(
@@ -392,9 +392,9 @@ def test_everything_else_leaves_the_device_first(node: Any, loaded: Any, subject
     model, clip, vae = loaded
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([vae.patcher, clip.patcher, model])
-    with training_session(model, QUIET, subject, 1):
+    with training_session(model, QUIET, subject, batch_size=1):
         assert [patcher.model for patcher in comfy.model_management.loaded_models()] == [model.model]
-    with training_session(model, QUIET, subject, 1, clip):
+    with training_session(model, QUIET, subject, batch_size=1, clip=clip):
         kept = {id(patcher.model) for patcher in comfy.model_management.loaded_models()}
         assert kept == {id(model.model), id(clip.cond_stage_model)}
 

@@ -126,12 +126,12 @@ def test_what_is_taken_out_is_not_run(loaded: Network) -> None:
 
 def test_cuts_grow_about_the_middle(loaded: Network) -> None:
     cuts = removable_blocks(loaded.network)
-    shares = [cut.share for cut in cuts]
+    shares = [cut.fraction for cut in cuts]
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
     assert len({cut.name for cut in cuts}) == len(cuts)
     for fraction in (0.0, 0.4, 1.0):
         found = choose_removed_blocks(loaded.network, fraction)
-        assert abs(found.share - fraction) == min(abs(share - fraction) for share in shares)
+        assert abs(found.fraction - fraction) == min(abs(share - fraction) for share in shares)
     blocks = [set(map(id, cut.hollow.blocks)) for cut in cuts]
     assert all(smaller < larger for smaller, larger in pairwise(blocks))
 

@@ -8,7 +8,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from helpers.training import output, untouched
 from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
-from hyperbooth.nodes.bridge.model.offload import leaves_device, offloaded
+from hyperbooth.nodes.bridge.model.offload import has_offload_device, offloaded
 from torch import nn
 
 
@@ -67,5 +67,7 @@ def test_quantised_weights_leave_with_all_that_they_are(loaded: Any) -> None:
 
 
 def test_a_gpu_without_memory_of_its_own_is_no_other_place(loaded: Any) -> None:
-    assert leaves_device(away_from("cuda", loaded[0])) and not leaves_device(away_from("mps", loaded[0]))
-    assert not leaves_device(away_from("cpu", loaded[0])) and not leaves_device(away_from("cuda", loaded[0], "cuda"))
+    assert has_offload_device(away_from("cuda", loaded[0])) and not has_offload_device(away_from("mps", loaded[0]))
+    assert not has_offload_device(away_from("cpu", loaded[0])) and not has_offload_device(
+        away_from("cuda", loaded[0], "cuda")
+    )
