@@ -1,4 +1,4 @@
-"""Prompts on their way into the model: encoding, and CONDITIONING -> arguments of the model's forward."""
+"""Text conditioning by ComfyUI: prompt -> CONDITIONING -> arguments of the model's forward."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,26 +13,35 @@ from torch import Tensor
 
 from ....models.textual_inversion.embeddings import LearnedEmbedding, spelt_out
 from ....trainers.data.dataset import Example, Frame, Subject
-from .learned_embeddings import check_embeddings_found, initial_vectors, with_embeddings
+from .learned_embeddings import require_embeddings_found, initial_vectors, with_embeddings
 from .per_subject import encode_per_subject
 
 Arguments = dict[str, Any]
+"""Keyword arguments of ``apply_model``, for a batch."""
+Conditions = dict[str, Any]
+"""ComfyUI's condition objects by argument name, for one sample."""
 
 GUIDANCE = 1.0
-"""What guidance-distilled models (Flux [dev]) are told in training unless the conditioning says otherwise. At 1 their
-output stands for the plain conditional velocity, which is what the loss compares it with; at the sampler's default of
-3.5 it stands for the guided one, and a plain target would wear the distillation off. Trainers commonly do the same."""
+"""Guidance that guidance-distilled models (Flux [dev]) get in training unless the conditioning carries its own. At 1
+their output is the plain conditional velocity, which is the target of the loss; at the sampler's default of 3.5 it is
+the guided velocity, and training it towards the plain one would undo the distillation. Trainers commonly use 1."""
+
+SIZED = (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner)
+"""Models conditioned on the image's size and crop (2307.01952, section 2.2)."""
+
+CACHE_BYTES = 2**28
+"""Bytes of conditioning that are cached on the device; 77 tokens of SD1.5 take 0.24 MB, 512 of Flux 8 MB."""
 
 
 def encode_prompt(clip: Any, prompt: str) -> Any:
-    """The CONDITIONING of ``prompt``, as the stock CLIP Text Encode gives it."""
+    """Encode ``prompt`` to a CONDITIONING, as the stock CLIP Text Encode does."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
 def encode_prompt_with_gradient(clip: Any, prompt: str) -> Any:
-    """The same through the text encoder as it stands on its device, keeping the graph.
+    """Encode ``prompt`` to a CONDITIONING with its autograd graph, by the text encoder as it is loaded.
 
-    The stock method loads the model anew at each call; during a session it is loaded already.
+    The stock method would load the model at each call; during a session it is loaded already.
     """
     encoder = clip.cond_stage_model
     encoder.reset_clip_options()
@@ -43,47 +52,48 @@ def encode_prompt_with_gradient(clip: Any, prompt: str) -> Any:
     return [[cond, {"pooled_output": pooled, **(extra[0] if extra else {})}]]
 
 
-SIZED = (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner)
-"""Models that are told the picture's size and crop (2307.01952, section 2.2)."""
-
-
-MOST_BYTES = 2**28
-"""Of conditioning that is kept on the device; 77 tokens of SD1.5 take 0.24 MB, 512 of Flux 8 MB."""
-
-
 @dataclass(frozen=True)
-class _Kept:
-    """A prompt's.
+class _CachedPrompt:
+    """The cache entry of one prompt.
 
     Args:
-        conditioning: as it was given; held, so that its id stays its own.
-        ordinary: a copy on the device, free of inference mode.
-        made: of it, by latent size and frame.
+        conditioning: as it was given; held, so that no other object gets its id.
+        copy: a copy on the device without inference tensors.
+        conditions: the model's conditions made from it, by latent size and frame.
     """
 
     conditioning: Any
-    ordinary: Any
-    made: dict[tuple[tuple[int, ...], Frame | None], dict[str, Any]] = field(default_factory=dict)
+    copy: Any
+    conditions: dict[tuple[tuple[int, ...], Frame | None], Conditions] = field(default_factory=dict)
 
 
 class ComfyTextConditioning:
-    """Batches of examples -> arguments of ``apply_model``, by the model's own ``extra_conds``.
+    """The session's text conditioning: batches of examples -> arguments of ``apply_model``.
 
-    What a prompt gives is kept per latent size (and per frame, where the model takes one), unless the text encoder
-    or a word trains (``clip`` given): then every batch encodes its prompts anew, each distinct one once. All that is
-    kept for one prompt shares the prompt's own tensors. Of more prompts than :data:`MOST_BYTES` hold, those used
-    least lately are made again.
+    Implements :class:`trainers.session.TextConditioning`. The model's own ``extra_conds`` turns a conditioning into
+    arguments. With ``clip``, its text encoder or a learned embedding trains: every batch encodes its distinct prompts
+    again, with gradients. Without it, the examples' stored conditionings are used, and the arguments made from them are
+    cached per latent size (and per frame, if the model is conditioned on one). All entries of a prompt share that
+    prompt's tensors. When the cached conditionings exceed :data:`CACHE_BYTES`, the least recently used prompts leave.
+
+    Args:
+        model: the MODEL's network wrapper (``patcher.model``).
+        device: the training device.
+        clip: the CLIP if its text encoder or a learned embedding trains, else None.
     """
 
     def __init__(self, model: Any, device: torch.device, clip: Any = None):
         self.model, self.device, self.clip = model, device, clip
         self._tokens: tuple[str, ...] = ()
-        self._kept: dict[int, _Kept] = {}
+        self._cache: dict[int, _CachedPrompt] = {}
 
     def condition(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
-        """For examples of one variant each (of several, the first one's frame counts)."""
+        """Return the arguments for a batch, or one per example if their texts cannot be concatenated.
+
+        Each example is expected to hold one variant; of several, the first one's frame is used.
+        """
         if self.clip is None:
-            return _collate([self.kept(e.cond, e.size, self._frame(e)) for e in examples])
+            return _collate([self.cached(e.cond, e.size, self._frame(e)) for e in examples])
         encoded = {prompt: self._encoded(prompt) for prompt in _distinct(examples)}
         return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
 
@@ -94,41 +104,52 @@ class ComfyTextConditioning:
         return self.arguments(subject.unconditional, subject.examples[0].size)
 
     def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
-        """Return vectors ``[count, width]`` for each text encoder that start at ``word``."""
+        """Return initial vectors ``[count, width]`` for each text encoder, from its embeddings of ``word``."""
         return initial_vectors(self.clip, word, count)
 
     def condition_per_subject(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
-        """The same for several subjects, each with adapters of its own for its example, the text encoder's as well.
+        """Return the arguments for a batch of one example per subject, with per-subject adapters on the text encoder.
 
         Raises:
-            ValueError: the text encoder trains, and prompts differ; or it gives them so many lengths that the model
-                does not take them in one batch.
+            ValueError: the text encoder trains and the prompts differ, or the model cannot take the encoded prompts in
+                one batch because their lengths differ.
         """
         prompts = _distinct(examples)
         if self.clip is None:
-            made = self.condition(examples)
-            if isinstance(made, tuple) and len(prompts) > 1:
+            batch = self.condition(examples)
+            if isinstance(batch, tuple) and len(prompts) > 1:
                 raise ValueError(
                     f"captions: this model does not take prompts of different lengths in one batch, such as "
                     f"{min(prompts, key=len)!r:.60} and {max(prompts, key=len)!r:.60}; train one subject at a time "
                     "(subjects_per_batch, batch_size 1), or build the bank without captions"
                 )
-            return made
+            return batch
         if len(prompts) != 1 or any(example.prompt is None for example in examples):
-            raise ValueError(f"subjects side by side have one prompt, not {prompts}")
+            raise ValueError(
+                f"subjects trained in one batch must share one prompt when the text encoder trains, not {prompts}"
+            )
         encoded = encode_per_subject(self.clip, len(examples), lambda: self._encoded(prompts[0]))
         return _collate(
             [self._prepare(one, e.size, self._frame(e)) for one, e in zip(encoded, examples, strict=True)]
         )  # fmt: skip
 
     @contextmanager
-    def with_embeddings(self, words: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()) -> Iterator[None]:
-        """Inside the block prompts may name ``words``; see :func:`check_embeddings_found` for ``prompts``."""
+    def with_embeddings(self, embeddings: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()) -> Iterator[None]:
+        """Resolve the placeholder tokens of ``embeddings`` to their current vectors inside the block.
+
+        Args:
+            embeddings: the learned embeddings; without a ``clip`` they have no effect.
+            prompts: checked by :func:`require_embeddings_found` before the block is entered.
+
+        Raises:
+            ValueError: a text encoder takes vectors of another width, or its tokenizer does not find a placeholder
+                token in one of ``prompts``.
+        """
         before = self.clip, self._tokens
         if self.clip is not None:
-            knowing = with_embeddings(self.clip, words)
-            check_embeddings_found(knowing, words, prompts)
-            self.clip, self._tokens = knowing, tuple(word.token for word in words)
+            extended = with_embeddings(self.clip, embeddings)
+            require_embeddings_found(extended, embeddings, prompts)
+            self.clip, self._tokens = extended, tuple(embedding.token for embedding in embeddings)
         try:
             yield
         finally:
@@ -137,32 +158,39 @@ class ComfyTextConditioning:
     def _encoded(self, prompt: str) -> Any:
         return encode_prompt_with_gradient(self.clip, spelt_out(prompt, self._tokens))
 
-    def kept(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None = None) -> dict[str, Any]:
-        """The model's conditions for one conditioning, latent size and frame, made once, free of inference mode."""
-        one = self._kept.pop(id(conditioning), None) or _Kept(conditioning, _ordinary(conditioning, self.device))
-        self._kept[id(conditioning)] = one
-        if (size, frame) not in one.made:
-            one.made[size, frame] = self._prepare(one.ordinary, size, frame)
-            self._forget()
-        return one.made[size, frame]
+    def cached(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None = None) -> Conditions:
+        """Return the model's conditions for one conditioning from the cache, or make them, without inference tensors.
 
-    def _forget(self) -> None:
-        """All but the latest prompts, so many as there is room for; the last one in any case."""
-        room = MOST_BYTES
-        for place, one in reversed([*self._kept.items()]):
-            room -= _bytes_of(one.ordinary)
-            if room < 0 and place != next(reversed(self._kept)):
-                del self._kept[place]
+        Args:
+            conditioning: a CONDITIONING of one part; identified by its ``id``.
+            size: of the latent, ``(C, ..., h, w)``.
+            frame: original size and crop, or None for what the conditioning itself carries.
+        """
+        entry = self._cache.pop(id(conditioning), None)
+        entry = entry or _CachedPrompt(conditioning, _without_inference_tensors(conditioning, self.device))
+        self._cache[id(conditioning)] = entry
+        if (size, frame) not in entry.conditions:
+            entry.conditions[size, frame] = self._prepare(entry.copy, size, frame)
+            self._evict()
+        return entry.conditions[size, frame]
+
+    def _evict(self) -> None:
+        """Remove the least recently used prompts beyond :data:`CACHE_BYTES`; the most recent one always stays."""
+        free = CACHE_BYTES
+        for key, entry in reversed([*self._cache.items()]):
+            free -= _bytes_of(entry.copy)
+            if free < 0 and key != next(reversed(self._cache)):
+                del self._cache[key]
 
     def arguments(self, conditioning: Any, size: tuple[int, ...]) -> Arguments:
-        """The arguments for a batch of one."""
-        return _collate([self.kept(conditioning, size)])
+        """Return the arguments for a batch of one latent of ``size = (C, ..., h, w)``."""
+        return _collate([self.cached(conditioning, size)])
 
     def _frame(self, example: Example) -> Frame | None:
         return example.frames[0] if example.frames and isinstance(self.model, SIZED) else None
 
-    def _prepare(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None) -> dict[str, Any]:
-        """Without a frame the sizes are those that the conditioning itself carries, or the latent's."""
+    def _prepare(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None) -> Conditions:
+        """Make the model's conditions; without a frame, sizes are those the conditioning carries, or the latent's."""
         entries = comfy.sampler_helpers.convert_cond(conditioning)
         if len(entries) != 1:
             raise ValueError(f"a prompt's conditioning has {len(entries)} parts; training takes one part per image")
@@ -181,33 +209,33 @@ def _distinct(examples: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(example.prompt for example in examples if example.prompt is not None))
 
 
-def _collate(prepared: Sequence[dict[str, Any]]) -> Arguments | tuple[Arguments, ...]:
-    """One batch of arguments from single ones, joined as the core joins them; one by one where it cannot join them."""
+def _collate(prepared: Sequence[Conditions]) -> Arguments | tuple[Arguments, ...]:
+    """Concatenate single conditions to one batch as ComfyUI does, or return them one by one if it cannot."""
     first, *others = prepared
     if not others:
         return {name: cond.cond for name, cond in first.items()}
-    if not all(_joins(first, other) for other in others):
+    if not all(_can_concatenate(first, other) for other in others):
         return tuple(_collate([single]) for single in prepared)
     return {name: cond.concat([other[name] for other in others]) for name, cond in first.items()}
 
 
-def _joins(first: dict[str, Any], other: dict[str, Any]) -> bool:
+def _can_concatenate(first: Conditions, other: Conditions) -> bool:
     return first.keys() == other.keys() and all(cond.can_concat(other[name]) for name, cond in first.items())
 
 
-def _ordinary(value: Any, device: torch.device) -> Any:
-    """A copy on the device in which every tensor is an ordinary one: autograd cannot keep inference tensors."""
+def _without_inference_tensors(value: Any, device: torch.device) -> Any:
+    """Copy to the device so that no tensor is an inference tensor, which autograd could not save for backward."""
     if isinstance(value, Tensor):
         return value.detach().to(device, copy=True)
     if isinstance(value, dict):
-        return {key: _ordinary(item, device) for key, item in value.items()}
+        return {key: _without_inference_tensors(item, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_ordinary(item, device) for item in value)
+        return type(value)(_without_inference_tensors(item, device) for item in value)
     return value
 
 
 def _bytes_of(value: Any) -> int:
-    """Of all tensors in it."""
+    """Return the bytes of all tensors in nested containers."""
     if isinstance(value, Tensor):
         return value.nbytes
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()

@@ -1,8 +1,8 @@
-"""Learnt words on ComfyUI's text encoders: its tokenizers take tensors in the place of tokens.
+"""Learned embeddings in ComfyUI's CLIP: placeholder tokens that its tokenizers resolve to trained vectors.
 
-A prompt's ``embedding:name`` is looked up by each encoder's tokenizer, which puts the rows that it finds into the list
-of tokens; the encoder puts them among the embeddings of the others. Here a *copy* of the tokenizer looks among given
-words first, then wherever it would have looked. Rows that are parameters keep their gradient on that way.
+Each encoder's tokenizer looks up a prompt's ``embedding:name`` and puts the rows that it finds into the list of tokens;
+the encoder puts them among the other tokens' embeddings. Here a *copy* of the tokenizer looks among given learned
+embeddings first, and then wherever it would have looked. Rows that are parameters keep their gradient on that path.
 """
 
 import copy
@@ -17,11 +17,19 @@ from torch import Tensor
 from ....models.textual_inversion.embeddings import LearnedEmbedding, names, spelt_out, start_at
 
 _NAME = re.compile(r"\s*([\w-]+)(,*)(?=[\s<\[]|$)")
-"""A name as the stock lookup cuts it out: up to a space or bracket, commas at its end aside."""
+"""A name as the stock lookup delimits it: up to a space or bracket, without trailing commas."""
 
 
 def initial_vectors(clip: Any, word: str, count: int) -> dict[str, Tensor]:
-    """``[count, width]`` for each text encoder of ``clip``, from its embeddings of ``word``.
+    """Make initial vectors for a learned embedding from the encoders' embeddings of ``word``.
+
+    Args:
+        clip: the CLIP, loaded on its device.
+        word: the initializer word, of one or more tokens.
+        count: number of vectors.
+
+    Returns:
+        ``[count, width]`` for each text encoder, by its name in embedding files.
 
     Raises:
         ValueError: no encoder takes embeddings, or the word has no token.
@@ -29,51 +37,59 @@ def initial_vectors(clip: Any, word: str, count: int) -> dict[str, Tensor]:
     encoders = dict(_encoders(clip))
     if not encoders:
         raise ValueError(
-            f"clip: this text encoder ({type(clip.cond_stage_model).__name__}) takes no embeddings, so that no word "
-            "can be trained on it; train a LoRA"
+            f"clip: this text encoder ({type(clip.cond_stage_model).__name__}) takes no embeddings, so none can be "
+            "learned for it; train a LoRA"
         )
     device = clip.patcher.load_device
     return {key: start_at(_rows(*encoder, word, device), count) for key, encoder in encoders.items()}
 
 
-def with_embeddings(clip: Any, words: Sequence[LearnedEmbedding]) -> Any:
-    """``clip`` itself, or a copy of it whose tokenizer knows ``words`` too; the encoder is shared, and unchanged.
+def with_embeddings(clip: Any, embeddings: Sequence[LearnedEmbedding]) -> Any:
+    """Return a copy of ``clip`` whose tokenizer also resolves the placeholder tokens of ``embeddings``.
+
+    The text encoder is shared and unchanged. Without embeddings ``clip`` itself is returned.
 
     Raises:
-        ValueError: an encoder would get vectors of another width, or none.
+        ValueError: a text encoder would get vectors of another width, or none.
     """
-    if not words:
+    if not embeddings:
         return clip
-    for word in words:
-        _check_fits(clip, word)
+    for embedding in embeddings:
+        _require_widths(clip, embedding)
     copied = copy.copy(clip)
     copied.tokenizer = copy.copy(clip.tokenizer)
     loaded = dict(_encoders(clip))
     for name, tokenizer in _tokenizers(clip):
         if tokenizer.embedding_key in loaded:
-            setattr(copied.tokenizer, name, _knowing(tokenizer, words))
+            setattr(copied.tokenizer, name, _extended(tokenizer, embeddings))
     return copied
 
 
-def check_embeddings_found(clip: Any, words: Sequence[LearnedEmbedding], prompts: Iterable[str]) -> None:
-    """Each of ``prompts`` that names one of ``words`` gets its vectors from ``clip``, which knows them.
+def require_embeddings_found(clip: Any, embeddings: Sequence[LearnedEmbedding], prompts: Iterable[str]) -> None:
+    """Check that every prompt that names a placeholder token is tokenized to its vectors.
+
+    Args:
+        clip: a CLIP from :func:`with_embeddings`.
+        embeddings: those given to it.
+        prompts: the prompts of a training run.
 
     Raises:
-        ValueError: a prompt's tokens hold none of them, so that it would teach nothing, unnoticed.
+        ValueError: a tokenizer does not find a placeholder token in a prompt that names it; training on this prompt
+            would have no effect on the embedding.
     """
     for prompt in prompts:
-        given = _storages(clip.tokenize(spelt_out(prompt, [word.token for word in words])))
-        for word in words:
-            unheard = [key for key, _ in _encoders(clip) if _storage(word.vectors[key]) not in given]
-            if unheard and names(prompt, word.token):
+        found = _storages(clip.tokenize(spelt_out(prompt, [embedding.token for embedding in embeddings])))
+        for embedding in embeddings:
+            missing = [key for key, _ in _encoders(clip) if _storage(embedding.vectors[key]) not in found]
+            if missing and names(prompt, embedding.token):
                 raise ValueError(
-                    f"the prompt {prompt!r} names {word.token!r}, but the tokenizer of {', '.join(unheard)} does not "
-                    "find it there; write it with spaces around it, and close every bracket"
+                    f"the prompt {prompt!r} names {embedding.token!r}, but the tokenizer of {', '.join(missing)} does "
+                    "not find it there; write it with spaces around it, and close every bracket"
                 )
 
 
 def _storages(tokens: Mapping[str, Any]) -> set[int]:
-    """Where the tensors among a prompt's tokens (batches of token and weight for each encoder) lie in memory."""
+    """Return the addresses of the tensors among a prompt's tokens (encoder -> batches of token and weight)."""
     batches = [batch for encoder in tokens.values() for batch in encoder]
     return {_storage(token) for batch in batches for token, *_ in batch if isinstance(token, Tensor)}
 
@@ -82,24 +98,24 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _knowing(tokenizer: SDTokenizer, words: Sequence[LearnedEmbedding]) -> SDTokenizer:
-    """A copy of one encoder's tokenizer that looks among ``words`` first."""
-    knowing = copy.copy(tokenizer)
-    if knowing.embedding_directory is None:
-        knowing.embedding_directory = []  # None would switch lookups off
-    elsewhere = knowing._try_get_embedding
-    known = {word.token: word.vectors[tokenizer.embedding_key] for word in words}
+def _extended(tokenizer: SDTokenizer, embeddings: Sequence[LearnedEmbedding]) -> SDTokenizer:
+    """Copy one encoder's tokenizer so that it looks among ``embeddings`` first."""
+    extended = copy.copy(tokenizer)
+    if extended.embedding_directory is None:
+        extended.embedding_directory = []  # None would disable lookups
+    stock_lookup = extended._try_get_embedding
+    vectors = {embedding.token: embedding.vectors[tokenizer.embedding_key] for embedding in embeddings}
 
     def look_up(text: str) -> tuple[Tensor | None, str, str]:
-        found = _NAME.match(text)
-        if found is None or found[1] not in known:
-            return elsewhere(text)
-        name, commas = found.groups()
-        rest = " ".join(text[found.end() :].split())
-        return known[name], name + commas, f"{commas} {rest}" if commas else rest
+        match = _NAME.match(text)
+        if match is None or match[1] not in vectors:
+            return stock_lookup(text)
+        name, commas = match.groups()
+        rest = " ".join(text[match.end() :].split())
+        return vectors[name], name + commas, f"{commas} {rest}" if commas else rest
 
-    knowing._try_get_embedding = look_up
-    return knowing
+    extended._try_get_embedding = look_up
+    return extended
 
 
 def _tokenizers(clip: Any) -> Iterator[tuple[str, SDTokenizer]]:
@@ -107,7 +123,7 @@ def _tokenizers(clip: Any) -> Iterator[tuple[str, SDTokenizer]]:
 
 
 def _encoders(clip: Any) -> Iterator[tuple[str, tuple[SDTokenizer, SDClipModel]]]:
-    """Name in embedding files -> tokenizer and encoder; of those that are loaded and take embeddings."""
+    """Yield the name in embedding files, tokenizer and model of each encoder that is loaded and takes embeddings."""
     models = dict(clip.cond_stage_model.named_children())
     for name, tokenizer in _tokenizers(clip):
         if isinstance(models.get(name), SDClipModel):
@@ -115,7 +131,7 @@ def _encoders(clip: Any) -> Iterator[tuple[str, tuple[SDTokenizer, SDClipModel]]
 
 
 def _rows(tokenizer: SDTokenizer, encoder: SDClipModel, word: str, device: torch.device) -> Tensor:
-    """The embeddings of the word's tokens ``[m, width]``."""
+    """Return the embeddings ``[m, width]`` of the word's ``m`` tokens in float32."""
     end = -1 if tokenizer.tokenizer_adds_end_token else None
     ids = tokenizer.tokenizer(word.strip())["input_ids"][tokenizer.tokens_start : end]
     if not ids:
@@ -127,13 +143,13 @@ def _rows(tokenizer: SDTokenizer, encoder: SDClipModel, word: str, device: torch
         return table(torch.tensor([ids], device=device), out_dtype=torch.float32)[0].clone()
 
 
-def _check_fits(clip: Any, word: LearnedEmbedding) -> None:
+def _require_widths(clip: Any, embedding: LearnedEmbedding) -> None:
     for key, (_, encoder) in _encoders(clip):
         width = encoder.transformer.get_input_embeddings().embedding_dim
-        given = word.vectors[key].shape[-1] if key in word.vectors else "none"
+        given = embedding.vectors[key].shape[-1] if key in embedding.vectors else "none"
         if given != width:
-            has = ", ".join(f"{name} of width {v.shape[-1]}" for name, v in word.vectors.items())
+            has = ", ".join(f"{name} of width {v.shape[-1]}" for name, v in embedding.vectors.items())
             raise ValueError(
-                f"the word {word.token!r} was trained for other text encoders: it has vectors for {has}; this clip "
-                f"({type(clip.cond_stage_model).__name__}) takes {key} of width {width}"
+                f"the learned embedding {embedding.token!r} was trained for other text encoders: it has vectors for "
+                f"{has}; this clip ({type(clip.cond_stage_model).__name__}) takes {key} of width {width}"
             )

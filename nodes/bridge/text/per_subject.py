@@ -1,7 +1,8 @@
-"""One prompt for each of several subjects, each through its own adapters on the text encoder.
+"""Encoding of one prompt for several subjects, with per-subject adapters on the text encoder.
 
-An encoder runs once, on a batch of the prompt repeated, and gives each subject its row. What ComfyUI makes of an
-encoder's rows (sections of long prompts, weights of words, several encoders) is ComfyUI's own code, run for each.
+Each encoder runs once, on a batch of the prompt repeated per subject, and each subject gets its row of the output. What
+ComfyUI computes from an encoder's rows (sections of long prompts, prompt weights, several encoders) is done by
+ComfyUI's own code, once per subject.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +15,19 @@ from comfy.sd1_clip import SDClipModel
 
 
 def encode_per_subject(clip: Any, subjects: int, encode: Callable[[], Any]) -> list[Any]:
-    """What ``encode`` gives for each of the subjects whose adapters the text encoder carries, see
-    :mod:`models.subjects`.
+    """Encode one prompt for each of the subjects whose adapters are injected into the text encoder.
 
     Args:
-        encode: encodes one prompt, the same at each call.
+        clip: the CLIP with batched adapters, see :mod:`models.adapters.per_sample`.
+        subjects: their number, the adapters' batch dimension.
+        encode: encodes the prompt by ``clip``, the same at each call.
+
+    Returns:
+        What ``encode`` returns, for each subject.
     """
     parts = [part for part in clip.cond_stage_model.modules() if isinstance(part, SDClipModel)]
     with ExitStack() as stack:
-        encoders = [stack.enter_context(_rows(part, subjects)) for part in parts]
+        encoders = [stack.enter_context(_batched(part, subjects)) for part in parts]
         encoded = []
         for subject in range(subjects):
             for encoder in encoders:
@@ -32,8 +37,15 @@ def encode_per_subject(clip: Any, subjects: int, encode: Callable[[], Any]) -> l
 
 
 @dataclass
-class _Rows:
-    """Stands in for an encoder's ``encode``: what it gives for one subject, from one run for all."""
+class _BatchedEncoder:
+    """Replacement of an encoder's ``encode`` that runs all subjects in one batch and returns one subject's rows.
+
+    Args:
+        encode: the encoder's own method.
+        subjects: the batch size.
+        subject: index of the subject whose rows are returned.
+        outputs: the encoder's outputs per section, after the first call.
+    """
 
     encode: Callable[[list[Any]], tuple[Any, ...]]
     subjects: int
@@ -41,25 +53,25 @@ class _Rows:
     outputs: list[tuple[Any, ...]] = field(default_factory=list)
 
     def __call__(self, sections: list[Any]) -> tuple[Any, ...]:
-        """A section at a time: adapters of several subjects take one sample for each."""
+        """Encode section by section, because batched adapters take exactly one sample per subject."""
         if not self.outputs:
             self.outputs = [self.encode([section] * self.subjects) for section in sections]
         return tuple(_row(values, self.subject) for values in zip(*self.outputs, strict=True))
 
 
 def _row(values: Sequence[Any], subject: int) -> Any:
-    """One subject's rows of each section's output: a tensor, tensors by name, or None."""
+    """Return one subject's row of each section's output: a tensor, tensors by name, or None."""
     if isinstance(values[0], dict):
         return {name: _row([value[name] for value in values], subject) for name in values[0]}
     return None if values[0] is None else torch.stack([value[subject] for value in values])
 
 
 @contextmanager
-def _rows(encoder: SDClipModel, subjects: int) -> Iterator[_Rows]:
+def _batched(encoder: SDClipModel, subjects: int) -> Iterator[_BatchedEncoder]:
     before = vars(encoder).get("encode")
-    rows = encoder.encode = _Rows(encoder.encode, subjects)
+    batched = encoder.encode = _BatchedEncoder(encoder.encode, subjects)
     try:
-        yield rows
+        yield batched
     finally:
         del encoder.encode
         if before is not None:

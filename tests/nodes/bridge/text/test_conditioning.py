@@ -81,7 +81,7 @@ def test_sizes_that_a_conditioning_carries_itself_are_kept(sdxl: Any, conds: Any
 
 def test_two_hundred_frames_of_one_text_share_its_tensors(sdxl: Any, conds: Any) -> None:
     conditions = ComfyTextConditioning(sdxl, CPU)
-    kept = [conditions.kept(conds[0], (4, 8, 8), Frame(500 + i, 600, i, 0, 64, 64)) for i in range(200)]
+    kept = [conditions.cached(conds[0], (4, 8, 8), Frame(500 + i, 600, i, 0, 64, 64)) for i in range(200)]
     assert len({entry["c_crossattn"].cond.data_ptr() for entry in kept}) == 1
     assert len({entry["y"].cond.data_ptr() for entry in kept}) == 200
     assert not kept[0]["c_crossattn"].cond.is_inference()
@@ -104,16 +104,16 @@ def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkey
     with torch.inference_mode():
         texts = [encode_prompt(loaded[1], f"face {number}") for number in range(5)]
     whole, few, size = ComfyTextConditioning(sdxl, CPU), ComfyTextConditioning(sdxl, CPU), (4, 8, 8)
-    first = [whole.kept(text, size) for text in texts]
+    first = [whole.cached(text, size) for text in texts]
     one = sum(tensor.nbytes for tensor in (texts[0][0][0], texts[0][0][1]["pooled_output"]))
-    monkeypatch.setattr(module, "MOST_BYTES", 3 * one)
-    made = [few.kept(text, size) for text in texts]
-    assert few.kept(texts[2], size) is made[2] and whole.kept(texts[0], size) is first[0]
-    assert few.kept(texts[0], size) is not made[0] and few.kept(texts[2], size) is made[2]
-    for name, value in few.kept(texts[0], size).items():
+    monkeypatch.setattr(module, "CACHE_BYTES", 3 * one)
+    made = [few.cached(text, size) for text in texts]
+    assert few.cached(texts[2], size) is made[2] and whole.cached(texts[0], size) is first[0]
+    assert few.cached(texts[0], size) is not made[0] and few.cached(texts[2], size) is made[2]
+    for name, value in few.cached(texts[0], size).items():
         assert torch.equal(value.cond, first[0][name].cond)
-    monkeypatch.setattr(module, "MOST_BYTES", 0)
-    assert few.kept(texts[3], size) is few.kept(texts[3], size)
+    monkeypatch.setattr(module, "CACHE_BYTES", 0)
+    assert few.cached(texts[3], size) is few.cached(texts[3], size)
 
 
 def test_a_model_without_size_conditioning_takes_no_notice(loaded: Any, conds: Any) -> None:
