@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapters.stack import AdapterStack, WeightOf
 from ..adapters.weight_update import depends_on_weight
@@ -65,8 +66,35 @@ def distance(first: Record, second: Record) -> float:
     return math.dist(ours, theirs) / max(math.hypot(*ours), 1e-12) if both else 0.0
 
 
+class SampledWeights:
+    """Read base weights and keep the sampled values of each, so that sampling a weight needs no second read.
+
+    Args:
+        weight_of: layer name -> its weight; called once for each call of this object.
+    """
+
+    def __init__(self, weight_of: WeightOf):
+        self._weight_of = weight_of
+        self._samples: dict[str, list[float]] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        weight = self._weight_of(name)
+        self._samples[name] = _values(weight)
+        return weight
+
+    def sample(self, name: str) -> list[float]:
+        """Return the sampled values of a weight, which is read if it was not before."""
+        if name not in self._samples:
+            self(name)
+        return self._samples[name]
+
+
 def _sample(name: str, weight_of: WeightOf) -> list[float]:
-    """Numbers spread over the weight, as text keeps them."""
-    flat = weight_of(name).float().flatten()
+    return weight_of.sample(name) if isinstance(weight_of, SampledWeights) else _values(weight_of(name))
+
+
+def _values(weight: Tensor) -> list[float]:
+    """Return values spread evenly over the weight, rounded as they are written into a header."""
+    flat = weight.float().flatten()
     places = torch.linspace(0, len(flat) - 1, NUMBERS, dtype=torch.float64).long()
     return [float(f"{number:.5g}") for number in flat[places].tolist()]

@@ -1,4 +1,4 @@
-"""Using an adapter: on a model, as a stock LoRA, and what is in it."""
+"""Nodes that apply, combine, convert and describe adapters."""
 
 import logging
 from typing import Any
@@ -18,18 +18,20 @@ from ..bridge.adapters.patching import (
     apply_adapter,
     base_weights,
     has_text_layers,
-    require_convertible_to_lora,
     require_layers_present,
     warn_if_other_base,
 )
 from ..bridge.images.vae import to_image
 from ..common import sockets
+from .file_formats import BaseModel
+
+logger = logging.getLogger("hyperbooth")
 
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
 
 class Apply(io.ComfyNode):
-    """Model and adapter -> personalised model."""
+    """Apply an adapter stack to a model and its text encoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -47,8 +49,8 @@ class Apply(io.ComfyNode):
                 io.Float.Input("strength_clip", **STRENGTH, tooltip="The same for the text encoder.", optional=True),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The personalised model."),
-                io.Clip.Output(display_name="clip", tooltip="The personalised text encoder."),
+                io.Model.Output(display_name="model", tooltip="The personalized model."),
+                io.Clip.Output(display_name="clip", tooltip="The personalized text encoder."),
             ],
         )
 
@@ -59,15 +61,15 @@ class Apply(io.ComfyNode):
         for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
             check_number(name, strength, -100, 100)
         if clip is None and (adapter.embeddings or has_text_layers(adapter)):
-            what = "text-encoder layers" if has_text_layers(adapter) else "words"
-            logging.warning("HyperBooth Apply Adapter: the adapter also holds %s; connect clip to use them", what)
+            what = "text-encoder layers" if has_text_layers(adapter) else "learned embeddings"
+            logger.warning("Apply Adapter: the adapter also holds %s; connect clip to use them", what)
         if strength_model or strength_clip:
             warn_if_other_base(model, clip, adapter)
         return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
 
 
 class Combine(io.ComfyNode):
-    """Two adapters -> one chain."""
+    """Combine two adapter stacks into one."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -75,29 +77,29 @@ class Combine(io.ComfyNode):
             node_id="HyperBoothCombine",
             display_name="Combine Adapters",
             category=f"{sockets.CATEGORY}/adapter",
-            description="Two adapters as one chain: the second changes what the first made of the model.",
+            description="Combines two adapters into one adapter stack; the second is applied after the first.",
             inputs=[
                 sockets.Adapter.Input("first", tooltip="Applied first."),
                 sockets.Adapter.Input("second", tooltip="Applied after it; training further trains this one."),
             ],
-            outputs=[sockets.Adapter.Output(display_name="adapter", tooltip="Both, in this order.")],
+            outputs=[sockets.Adapter.Output(display_name="adapter", tooltip="The stack of both, in this order.")],
         )
 
     @classmethod
     def execute(cls, first: AdapterStack, second: AdapterStack) -> io.NodeOutput:
         adapter = combine_adapters(first, second)
         if warning := removal_warning(adapter):
-            logging.warning("HyperBooth Combine Adapters: %s", warning)
+            logger.warning("Combine Adapters: %s", warning)
         if disagree(adapter.metadata):
-            logging.warning(
-                "HyperBooth Combine Adapters: first and second are PaRas written down as LoRAs for different bases; no "
-                "model fits both. Use the files in format 'hyperbooth', which fit every base"
+            logger.warning(
+                "Combine Adapters: first and second are PaRas exported as LoRAs for different bases; no model fits "
+                "both. Use the files in format 'hyperbooth', which fit every base"
             )
         return io.NodeOutput(adapter)
 
 
 class ToLoRA(io.ComfyNode):
-    """Adapter -> stock LORA_MODEL."""
+    """Convert an adapter stack to a stock LORA_MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -105,10 +107,10 @@ class ToLoRA(io.ComfyNode):
             node_id="HyperBoothToLoRA",
             display_name="Adapter to LoRA",
             category=f"{sockets.CATEGORY}/adapter",
-            description="The adapter as a plain LoRA for the stock nodes (Load LoRA Model, Save LoRA Weights).",
+            description="Converts an adapter to a plain LoRA for the stock nodes (Load LoRA Model, Save LoRA Weights).",
             inputs=[
                 sockets.Adapter.Input("adapter", tooltip="The adapter."),
-                io.Model.Input("model", tooltip="The model it was trained on; some families need its weights."),
+                io.Model.Input("model", tooltip="The model it was trained on; PaRa needs its weights."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
@@ -120,17 +122,20 @@ class ToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: AdapterStack, model: Any, clip: Any = None) -> io.NodeOutput:
-        require_convertible_to_lora(model, clip, adapter)
+        base = BaseModel(model, clip)
+        base.require_convertible(adapter)
         if not adapter.adapters:
-            raise ValueError("the adapter holds words only, which no LoRA can hold; use Apply Adapter, or Save Adapter "
-                             "in format 'comfyui' for an embedding file")  # fmt: skip
+            raise ValueError("the adapter holds learned embeddings only, which no LoRA can hold; use Apply Adapter, or "
+                             "Save Adapter in format 'comfyui' for an embedding file")  # fmt: skip
         if adapter.embeddings:
-            logging.warning("HyperBooth Adapter to LoRA: the adapter also holds words, which a LoRA leaves out")
-        return io.NodeOutput(adapter_tensors_plain(as_plain_lora(adapter, base_weights(model, clip))))
+            logger.warning("Adapter to LoRA: the adapter also holds learned embeddings, which a LoRA leaves out")
+        tensors = adapter_tensors_plain(as_plain_lora(adapter, base.weights))
+        base.warn_if_other(adapter)
+        return io.NodeOutput(tensors)
 
 
 class Info(io.ComfyNode):
-    """What an adapter is and where it changes the model."""
+    """Describe an adapter stack, and chart its change of each block of the model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -138,13 +143,13 @@ class Info(io.ComfyNode):
             node_id="HyperBoothInfo",
             display_name="Adapter Info",
             category=f"{sockets.CATEGORY}/adapter",
-            description="Family, size and history of an adapter, and a chart of how much it changes each block.",
+            description="Reports family, size and settings of an adapter, and charts how much it changes each block.",
             inputs=[
                 sockets.Adapter.Input("adapter", tooltip="The adapter."),
                 io.Model.Input("model", optional=True, tooltip="With it, changes are relative to its weights."),
             ],
             outputs=[
-                io.String.Output(display_name="report", tooltip="What it is, in words."),
+                io.String.Output(display_name="report", tooltip="Family, size and settings."),
                 io.Image.Output(display_name="chart", tooltip="Mean change of the weights per block."),
             ],
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...models.hypernetwork.checkpoint import load_predictor, save_predictor
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.metadata.base_fingerprint import sample_of
-from ..adapters.save_load import PRECISIONS
+from ..adapters.file_formats import PRECISIONS
 from ..bridge.adapters.patching import base_weights
 from ..bridge.folders import hypernetwork_files, hypernetwork_path, output_file, output_name, widget_value
 from ..bridge.images.clip_vision import encoder_ref, image_tokens

@@ -28,7 +28,7 @@ def link(family: str, loaded: Any, seed: int, text: bool = False) -> Adapter:
     return made
 
 
-def adapters(families: tuple[str, ...], loaded: Any, text: bool = False) -> AdapterStack:
+def stack_of(families: tuple[str, ...], loaded: Any, text: bool = False) -> AdapterStack:
     return AdapterStack(tuple(link(family, loaded, i, text) for i, family in enumerate(families)), {"base": "SD15"})
 
 

@@ -113,7 +113,6 @@ def require_convertible_to_lora(model: Any, clip: Any, adapter: AdapterStack) ->
         ValueError: it does not fit, or is on it already: what a PaRa takes away is not there to be written down.
     """
     require_layers_present(model, clip, adapter)
-    warn_if_other_base(model, clip, adapter)
     for name in adapter.targets():
         patcher = clip.patcher if clip is not None and name.startswith(TEXT_PREFIX) else model
         patches = [patch[1] for patch in patcher.patches.get(f"{name.removeprefix(TEXT_PREFIX)}.weight", ())]
@@ -126,8 +125,16 @@ def require_convertible_to_lora(model: Any, clip: Any, adapter: AdapterStack) ->
             )
 
 
-def warn_if_other_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
-    """Say so in the log if the adapter was written down, or predicted, for other weights than these.
+def warn_if_other_base(
+    model: Any, clip: Any, adapter: AdapterStack, weight_of: WeightOf | None = None
+) -> None:  # fmt: skip
+    """Log a warning if the adapter was exported, or predicted, for other base weights than these.
+
+    Args:
+        model: the MODEL.
+        clip: its CLIP, or None; then text-encoder layers are not compared.
+        adapter: the adapter stack, with the records of its base in the metadata.
+        weight_of: layer name -> base weight; by default :func:`base_weights` of ``model`` and ``clip``.
 
     Raises:
         ValueError: it is for another architecture.
@@ -136,7 +143,7 @@ def warn_if_other_base(model: Any, clip: Any, adapter: AdapterStack) -> None:
         return
     require_layers_present(model, clip, adapter)
     layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
-    if far := different_base(adapter.metadata, base_weights(model, clip), layers):
+    if far := different_base(adapter.metadata, weight_of or base_weights(model, clip), layers):
         what, instead = PREDICTED if is_predicted(adapter.metadata) else WRITTEN_DOWN
         logging.warning(
             "HyperBooth: the adapter %s for another base: the weights here differ from those recorded by %.1f %%, so "

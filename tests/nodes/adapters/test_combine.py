@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from helpers.adapters import chain, link, literal
+from helpers.adapters import link, literal, stack_of
 from helpers.training import PROMPT, output, relative, same_bits, weights
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
@@ -18,6 +19,7 @@ from hyperbooth.models.adapters.weight_update import ProjectOut, apply_updates
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.metadata.base_fingerprint import with_base
 from hyperbooth.models.metadata.combine import combine_adapters
+from hyperbooth.nodes.bridge.adapters import patching
 from hyperbooth.nodes.bridge.adapters.lora_keys import import_names
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
 from hyperbooth.nodes.bridge.adapters.weight_adapter import StackWeightAdapter, register
@@ -39,7 +41,7 @@ by_order = pytest.mark.parametrize("families", ORDERS, ids=", ".join)
 def test_applied_each_weight_is_the_papers_in_order(
     node: Any, loaded: Any, families: tuple[str, ...], strength: float
 ) -> None:
-    adapter = chain(families, loaded)
+    adapter = stack_of(families, loaded)
     model, _ = node("Apply", model=loaded[0], adapter=adapter, strength_model=strength)
     assert bool(model.patches) == (strength != 0)
     before, after = base_weights(loaded[0]), base_weights(model)
@@ -54,7 +56,7 @@ def test_the_stock_loader_on_the_file_is_apply(
 ) -> None:
 
     model, clip, _ = loaded
-    adapter = chain(families, loaded, text=True)
+    adapter = stack_of(families, loaded, text=True)
     save_adapter(adapter, tmp_path / "a.safetensors")
     ours = node("Apply", model=model, adapter=adapter, strength_model=0.8, clip=clip, strength_clip=0.6)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
@@ -76,7 +78,7 @@ def test_bypassed_is_applied(
         model, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), **WITHOUT, model_options={"dtype": dtype})
     model.set_model_compute_dtype(torch.float32)
     assert model.model.diffusion_model.middle_block[0].in_layers[2].weight.dtype == dtype
-    adapter = chain(families, (model, loaded[1]))
+    adapter = stack_of(families, (model, loaded[1]))
     save_adapter(adapter, tmp_path / "a.safetensors")
     with torch.inference_mode():
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
@@ -102,7 +104,7 @@ def test_bypassed_in_a_half_precision_text_encoder_it_is_nearer(
     """The ordinary loader rounds each changed weight; stock bypass rounds the adapter's numbers, and no weight."""
     _, exact, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
     exact.cond_stage_model.float()
-    save_adapter(chain(families, loaded, text=True), tmp_path / "a.safetensors")
+    save_adapter(stack_of(families, loaded, text=True), tmp_path / "a.safetensors")
     file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
     _, bypassed = comfy.sd.load_bypass_lora_for_models(*loaded[:2], file, 1.0, 0.7)
     _, rounded = comfy.sd.load_lora_for_models(*loaded[:2], file, 1.0, 0.7)
@@ -123,7 +125,7 @@ def test_exported_the_change_is_the_same_on_its_base(
     if "full" in families and format != "comfyui":
         pytest.skip("whole differences have no low rank")
     model, clip, _ = loaded
-    adapter = chain(families, loaded, text=format != "diffusers")
+    adapter = stack_of(families, loaded, text=format != "diffusers")
     path = output_folder / node(
         "Save", adapter=adapter, filename_prefix="loras/a", format=format, precision="float32", model=model, clip=clip
     )[0]  # fmt: skip
@@ -137,7 +139,7 @@ def test_exported_the_change_is_the_same_on_its_base(
 @by_order
 def test_to_lora_is_the_chain_in_its_order(node: Any, loaded: Any, families: tuple[str, ...]) -> None:
     model, clip, _ = loaded
-    adapter = chain(families, loaded)
+    adapter = stack_of(families, loaded)
     if "full" in families:
         with pytest.raises(ValueError, match="full differences of weights, which no LoRA can hold"):
             node("ToLoRA", adapter=adapter, model=model)
@@ -165,7 +167,7 @@ def test_a_lora_survives_a_para_before_it_and_not_one_after_it(loaded: Any) -> N
 
 def test_patches_of_others_keep_their_place(node: Any, loaded: Any, tmp_path: Path) -> None:
     """Two Apply nodes are one Combine."""
-    first, second = chain(("lora",), loaded), chain(("para",), loaded)
+    first, second = stack_of(("lora",), loaded), stack_of(("para",), loaded)
     one, _ = node("Apply", model=loaded[0], adapter=first, strength_model=1.0)
     two, _ = node("Apply", model=one, adapter=second, strength_model=1.0)
     (both,) = node("Combine", first=first, second=second)
@@ -178,7 +180,7 @@ def test_patches_of_others_keep_their_place(node: Any, loaded: Any, tmp_path: Pa
 
 def test_an_export_is_for_the_weights_the_model_carries(node: Any, loaded: Any) -> None:
     """Patches of the MODEL count, whichever are in place at the moment."""
-    lora, para = chain(("lora",), loaded), chain(("para",), loaded)
+    lora, para = stack_of(("lora",), loaded), stack_of(("para",), loaded)
     patched, _ = node("Apply", model=loaded[0], adapter=lora, strength_model=1.0)
     name = next(iter(lora.targets()))
     plain = base_weights(loaded[0])(name)
@@ -195,18 +197,18 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     node: Any, loaded: Any, output_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = loaded[0]
-    adapter = chain(("para", "lora"), loaded)
+    adapter = stack_of(("para", "lora"), loaded)
     (name,) = node(
         "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float16", model=model
     )  # fmt: skip
     again = load_adapter(output_folder / name, import_names(model))
-    other, _ = node("Apply", model=model, adapter=chain(("lora",), loaded), strength_model=1.0)
+    other, _ = node("Apply", model=model, adapter=stack_of(("lora",), loaded), strength_model=1.0)
     node("Apply", model=model, adapter=again, strength_model=1.0)
     assert "another base" not in caplog.text
     node("Apply", model=other, adapter=again, strength_model=1.0)
     assert "written down as a LoRA for another base" in caplog.text and "%" in caplog.text
     caplog.clear()
-    (joined,) = node("Combine", first=chain(("lora",), loaded), second=again)
+    (joined,) = node("Combine", first=stack_of(("lora",), loaded), second=again)
     (name,) = node(
         "Save", adapter=joined, filename_prefix="loras/b", format="kohya", precision="float16", model=model
     )  # fmt: skip
@@ -225,11 +227,36 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     node("Combine", first=again, second=once_more)
     assert "for different bases" not in caplog.text
     (plain,) = node(
-        "Save", adapter=chain(("lora", "lidb"), loaded), filename_prefix="loras/b", format="kohya",
+        "Save", adapter=stack_of(("lora", "lidb"), loaded), filename_prefix="loras/b", format="kohya",
         precision="float16", model=model,
     )  # fmt: skip
     independent = load_adapter(output_folder / plain, import_names(model))
     assert "made_for" in again.metadata and "made_for" not in independent.metadata
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "comfyui"])
+def test_a_save_reads_each_weight_of_the_base_once(
+    node: Any, loaded: Any, output_folder: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """The conversion, the warning about another base and the record of this base take their values from one read."""
+    reads: Counter[str] = Counter()
+    read = patching._weight
+
+    def counted(patcher: Any, key: str) -> Tensor:
+        reads[key] += 1
+        return read(patcher, key)
+
+    adapter = with_base(stack_of(("para", "lora"), loaded), base_weights(loaded[0]))
+    monkeypatch.setattr(patching, "_weight", counted)
+    (name,) = node(
+        "Save", adapter=adapter, filename_prefix="loras/a", format=format, precision="float16", model=loaded[0]
+    )  # fmt: skip
+    assert reads == {f"{layer}.weight": 1 for layer in adapter.targets()}
+    reads.clear()
+    node("ToLoRA", adapter=adapter, model=loaded[0])
+    assert reads == {f"{layer}.weight": 1 for layer in adapter.targets()}
+    saved = load_adapter(output_folder / name, import_names(loaded[0]))
+    assert saved.metadata["made_for"] == [*adapter.metadata["made_for"]] * 2
 
 
 def test_an_export_from_the_model_that_carries_it_is_refused(
@@ -237,7 +264,7 @@ def test_an_export_from_the_model_that_carries_it_is_refused(
 ) -> None:
     """There ``Q^T W`` is nothing, and so would be the LoRA."""
     model, clip, _ = loaded
-    adapter = chain(("para", "lora"), loaded)
+    adapter = stack_of(("para", "lora"), loaded)
     applied, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
     save_adapter(adapter, tmp_path / "a.safetensors")
     with torch.inference_mode():
@@ -256,7 +283,7 @@ def test_an_export_from_the_model_that_carries_it_is_refused(
 
 def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> None:
     """Before its base is looked at."""
-    adapter = with_base(chain(("para",), loaded), base_weights(loaded[0]))
+    adapter = with_base(stack_of(("para",), loaded), base_weights(loaded[0]))
     name, other = next(iter(adapter.targets())), "diffusion_model.input_blocks.9.1.proj_in"
     made = adapter.adapters[0]
     moved = Adapter("para", {other: made.layers[name]}, {other: Target(other, made.targets[name].shape)})
@@ -265,10 +292,10 @@ def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> N
 
 
 def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, output_folder: Path) -> None:
-    adapter = chain(("para",), loaded)
+    adapter = stack_of(("para",), loaded)
     with pytest.raises(ValueError, match=r"depends on them; connect the model"):
         node("Save", adapter=adapter, filename_prefix="loras/a", format="comfyui", precision="float32")
-    with_text = chain(("para",), loaded, text=True)
+    with_text = stack_of(("para",), loaded, text=True)
     with pytest.raises(ValueError, match=r"clip is not connected, but text_encoders\..* is a layer of the text"):
         node(
             "Save", adapter=with_text, filename_prefix="loras/a", format="comfyui", precision="float32",
@@ -278,10 +305,10 @@ def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, o
 
 
 def test_info_without_the_model_says_what_it_leaves_out(node: Any, loaded: Any) -> None:
-    report, chart = node("Info", adapter=chain(("para",), loaded))
+    report, chart = node("Info", adapter=stack_of(("para",), loaded))
     assert "para (rank 3)" in report and "connect model to see them" in report
     assert chart.shape[-1] == 3
-    complete, _ = node("Info", adapter=chain(("para", "lora"), loaded), model=loaded[0])
+    complete, _ = node("Info", adapter=stack_of(("para", "lora"), loaded), model=loaded[0])
     assert "connect model" not in complete
 
 
@@ -291,7 +318,7 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     from hyperbooth.models.adapters.lidb import adapter as lidb
     from hyperbooth.models.adapters.lidb import random_bases
 
-    save_adapter(chain(("lidb",), loaded), tmp_path / "a.safetensors")
+    save_adapter(stack_of(("lidb",), loaded), tmp_path / "a.safetensors")
     real = random_bases.checksum
     monkeypatch.setattr(lidb, "probes", lambda *key: [number + 0.01 for number in real(*key)])
     with torch.inference_mode(), pytest.raises(ValueError, match="other bases than seed 3 gives here"):
@@ -313,7 +340,7 @@ def test_numbers_that_are_no_adapters_are_refused_by_the_stock_loader(
     loaded: Any, damage: Any, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
-    save_adapter(chain(("para",), loaded), path)
+    save_adapter(stack_of(("para",), loaded), path)
     with torch.inference_mode():
         file = comfy.utils.load_torch_file(str(path), safe_load=True)
         name = next(iter(file))
@@ -324,7 +351,7 @@ def test_numbers_that_are_no_adapters_are_refused_by_the_stock_loader(
 
 def test_a_chain_with_a_gap_is_refused(loaded: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    save_adapter(chain(("para", "lidb", "para"), loaded), path)
+    save_adapter(stack_of(("para", "lidb", "para"), loaded), path)
     with torch.inference_mode():
         file = comfy.utils.load_torch_file(str(path), safe_load=True)
         del file["2/packed"]
@@ -352,7 +379,7 @@ def test_half_precision_weights_are_rounded_once() -> None:
 
 def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    save_adapter(chain(("para", "lora"), loaded), path)
+    save_adapter(stack_of(("para", "lora"), loaded), path)
     with torch.inference_mode():
         file = comfy.utils.load_torch_file(str(path), safe_load=True)
         lost = next(name for name in file if name.endswith("lora_down.weight"))
@@ -363,7 +390,7 @@ def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
 
 def test_dynamic_vram_moves_it_as_it_moves_its_own(loaded: Any) -> None:
     """ComfyUI rebuilds an adapter from its tensors, laid out in one buffer."""
-    steps = chain(("para", "lora"), loaded).steps()
+    steps = stack_of(("para", "lora"), loaded).steps()
     adapter = StackWeightAdapter.of(next(steps for steps in steps.values() if len(steps) == 2), {"a"})
     size = [0]
     comfy.lora.prefetch_prepared_value(adapter, size, None, None, False)
@@ -384,7 +411,7 @@ def test_registered_once_however_often_the_pack_is_loaded() -> None:
 
 
 def test_what_is_loaded_again_is_what_was_saved(loaded: Any, tmp_path: Path) -> None:
-    adapter = chain(("para", "lidb", "lora"), loaded, text=True)
+    adapter = stack_of(("para", "lidb", "lora"), loaded, text=True)
     save_adapter(adapter, tmp_path / "a.safetensors")
     again = load_adapter(tmp_path / "a.safetensors")
     assert [one.describe() for one in again.adapters] == [one.describe() for one in adapter.adapters]

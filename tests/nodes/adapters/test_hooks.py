@@ -10,7 +10,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras import nodes_hooks
-from helpers.adapters import chain, literal
+from helpers.adapters import literal, stack_of
 from helpers.training import PROMPT, relative, untouched
 from hyperbooth.models.files.adapter_file import save_adapter
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
@@ -85,7 +85,7 @@ def in_turn(first: Any, then: Any, conds: list[Any]) -> Tensor:
 def test_hooks_of_the_model_alone(node: Any, loaded: Any, loras: Path, families: tuple[str, ...]) -> None:
     """At 0 nothing, at 1 what Apply does, switched off after a step what the two models do in turn."""
     model, clip, _ = loaded
-    adapter = chain(families, loaded)
+    adapter = stack_of(families, loaded)
     save_adapter(adapter, loras / NAME)
     applied, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
     conds = prompts(clip)
@@ -111,7 +111,7 @@ def test_hooks_of_the_model_alone(node: Any, loaded: Any, loras: Path, families:
 @torch.inference_mode()
 def test_hooks_of_both_by_set_clip_hooks(node: Any, loaded: Any, loras: Path, families: tuple[str, ...]) -> None:
     model, clip, _ = loaded
-    adapter = chain(families, loaded, text=True)
+    adapter = stack_of(families, loaded, text=True)
     save_adapter(adapter, loras / NAME)
     strengths = {"strength_model": 0.8, "strength_clip": 0.6}
     applied, text = node("Apply", model=model, adapter=adapter, clip=clip, **strengths)
@@ -128,7 +128,7 @@ def test_hooks_of_both_by_set_clip_hooks(node: Any, loaded: Any, loras: Path, fa
 def test_a_schedule_at_half_the_strength_is_apply_at_half(node: Any, loaded: Any, loras: Path) -> None:
     """Strength times keyframe: every link of the chain at that strength, as in Apply."""
     model, clip, _ = loaded
-    adapter = chain(("para", "lora"), loaded)
+    adapter = stack_of(("para", "lora"), loaded)
     save_adapter(adapter, loras / NAME)
     applied, _ = node("Apply", model=model, adapter=adapter, strength_model=0.4)
     conds = prompts(clip)
@@ -140,7 +140,7 @@ def test_a_schedule_at_half_the_strength_is_apply_at_half(node: Any, loaded: Any
 def test_a_hook_on_a_model_with_patches(node: Any, loaded: Any, loras: Path) -> None:
     """ComfyUI works hooks on the weights as they stand, patched: they come after every patch of the MODEL."""
     model, clip, _ = loaded
-    para, lora = chain(("para",), loaded), chain(("lora",), loaded)
+    para, lora = stack_of(("para",), loaded), stack_of(("lora",), loaded)
     save_adapter(para, loras / NAME)
     first, _ = node("Apply", model=model, adapter=lora, strength_model=1.0)
     both, _ = node("Apply", model=first, adapter=para, strength_model=1.0)
@@ -153,7 +153,7 @@ def test_a_hook_on_a_model_with_patches(node: Any, loaded: Any, loras: Path) -> 
 def test_an_export_leaves_hooks_out(node: Any, loaded: Any, loras: Path) -> None:
     """Exports take the MODEL's own weights, also while a hook is in place."""
     model, *_ = loaded
-    adapter = chain(("para",), loaded)
+    adapter = stack_of(("para",), loaded)
     save_adapter(adapter, loras / NAME)
     name = next(iter(adapter.targets()))
     picture(model, prompts(loaded[1]))

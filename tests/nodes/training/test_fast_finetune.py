@@ -9,7 +9,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from helpers.adapters import chain, link, literal
+from helpers.adapters import link, literal, stack_of
 from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import AdapterStack
@@ -43,7 +43,7 @@ def tuned(node: Any, loaded: Any, subject: Any, adapter: AdapterStack, **inputs:
 def test_before_the_first_step_the_output_is_the_given_adapters(
     loaded: Any, subject: Any, families: tuple[str, ...]
 ) -> None:
-    given = chain(families, loaded, text=True)
+    given = stack_of(families, loaded, text=True)
     run = DreamBoothConfig(subject, METHOD, TrainingOptions(), 40, on_top_of=given)
     estimates = []
     with training_session(loaded[0], QUIET, subject, batch_size=1, clip=loaded[1]) as session:
@@ -59,7 +59,7 @@ def test_before_the_first_step_the_output_is_the_given_adapters(
 
 
 def test_learns_on_top_and_leaves_the_rest_alone(node: Any, loaded: Any, subject: Any) -> None:
-    given = chain(("lidb",), loaded, text=True)
+    given = stack_of(("lidb",), loaded, text=True)
     with untouched(*loaded[:2]):
         adapter, loss_map, report = tuned(node, loaded, subject, given, steps=40, learning_rate=3e-3, batch_size=2)
     losses = loss_map["loss"]
@@ -75,7 +75,7 @@ def test_learns_on_top_and_leaves_the_rest_alone(node: Any, loaded: Any, subject
 
 def test_the_first_loss_is_the_given_adapters(node: Any, loaded: Any, subject: Any) -> None:
     """Patched into the weights beforehand, or kept beside them: training starts from the same model."""
-    given = chain(("lidb",), loaded)
+    given = stack_of(("lidb",), loaded)
     applied, _ = node("Apply", model=loaded[0], adapter=given, strength_model=1.0)
     _, beside, _ = tuned(node, loaded, subject, given, steps=1)
     _, merged, _ = train(node, (applied,), subject, replace(METHOD, text_encoder=False), 1)
@@ -99,7 +99,7 @@ def test_exported_as_one_plain_lora_it_is_what_apply_gives(
     node: Any, loaded: Any, subject: Any, output_folder: Path, strength: float
 ) -> None:
     model, clip, _ = loaded
-    adapter, _, _ = tuned(node, loaded, subject, chain(("lidb",), loaded, text=True), learning_rate=3e-2)
+    adapter, _, _ = tuned(node, loaded, subject, stack_of(("lidb",), loaded, text=True), learning_rate=3e-2)
     (path,) = node("Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float32", model=model)
     file = comfy.utils.load_torch_file(str(output_folder / path), safe_load=True)
     ranks = {tensor.shape[0] for name, tensor in file.items() if name.endswith("lora_down.weight")}
@@ -121,7 +121,7 @@ def test_cancelled_and_queued_again_it_gives_the_chain_of_the_run_never_cancelle
     node: Any, loaded: Any, subject: Any, output_folder: Path
 ) -> None:
     options = {"options": replace(QUIET, checkpoint_every=2), "steps": 8}
-    given = chain(("lidb",), loaded, text=True)
+    given = stack_of(("lidb",), loaded, text=True)
     whole, losses, _ = tuned(node, loaded, subject, given, **options)
     (state,) = (output_folder / "hyperbooth_states").iterdir()
     state.unlink()
@@ -138,7 +138,7 @@ def test_cancelled_and_queued_again_it_gives_the_chain_of_the_run_never_cancelle
 def test_what_does_not_fit_is_refused_or_said(
     node: Any, loaded: Any, subject: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = chain(("lidb",), loaded, text=True)
+    given = stack_of(("lidb",), loaded, text=True)
     with pytest.raises(ValueError, match="clip is not connected, but adapter holds text-encoder layers"):
         tuned(node, loaded, subject, given, clip=None)
     with pytest.raises(ValueError, match="adapter holds words only"):
@@ -153,14 +153,14 @@ def test_what_does_not_fit_is_refused_or_said(
     other = AdapterStack(given.adapters, {"base": "SDXL"})
     with pytest.raises(ValueError, match="first was trained on SDXL, second on SD15"):
         tuned(node, loaded, subject, other)
-    foreign = with_base(chain(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
+    foreign = with_base(stack_of(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
     with caplog.at_level(logging.WARNING):
         tuned(node, loaded, subject, foreign, steps=1)
     assert "written down as a LoRA for another base" in caplog.text
 
 
 def test_a_file_of_the_chain_is_tuned_again(node: Any, loaded: Any, subject: Any, tmp_path: Path) -> None:
-    save_adapter(tuned(node, loaded, subject, chain(("lidb",), loaded))[0], tmp_path / "a.safetensors")
+    save_adapter(tuned(node, loaded, subject, stack_of(("lidb",), loaded))[0], tmp_path / "a.safetensors")
     again, _, _ = tuned(node, loaded, subject, load_adapter(tmp_path / "a.safetensors"), rank=2)
     assert [one.describe().split(" on ")[0] for one in again.adapters[1:]] == [
         "lora (rank 3, alpha 3)", "lora (rank 2, alpha 2)"

@@ -1,0 +1,169 @@
+"""The file formats of Save Adapter: what each of them writes of an adapter stack."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.adapters.stack import AdapterStack
+from ...models.files.adapter_file import HEADER, adapter_tensors, header_of
+from ...models.files.lora_key_formats import Name, as_plain_lora, format_keys, stock_tensors
+from ...models.files.precision_loss import half_precision_cost, plain_cost
+from ...models.metadata.base_fingerprint import SampledWeights, with_base
+from ...models.metadata.lora_metadata import lora_metadata
+from ...models.textual_inversion.embedding_files import embedding_tensors
+from ..bridge.adapters.lora_keys import export_names
+from ..bridge.adapters.patching import base_weights, require_convertible_to_lora, warn_if_other_base
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class BaseModel:
+    """The MODEL and CLIP that an adapter is converted for; both may be None.
+
+    ``weights`` reads the base's weights. Each is read once: the conversion to a plain LoRA reads it, and the
+    fingerprint of the base takes its values from the same read.
+    """
+
+    def __init__(self, model: Any, clip: Any = None):
+        self.model, self.clip = model, clip
+        self.weights = None if model is None else SampledWeights(base_weights(model, clip))
+
+    def require_convertible(self, adapter: AdapterStack) -> None:
+        """Require that ``adapter`` can be converted for the model, if there is one.
+
+        Raises:
+            ValueError: it does not fit, or the model carries it already.
+        """
+        if self.model is not None:
+            require_convertible_to_lora(self.model, self.clip, adapter)
+
+    def warn_if_other(self, adapter: AdapterStack) -> None:
+        """Log a warning if ``adapter`` was made for another base; call it last, when the weights have been read."""
+        if self.model is not None:
+            warn_if_other_base(self.model, self.clip, adapter, self.weights)
+
+
+class FileFormat(ABC):
+    """One format of adapter files."""
+
+    embedding_files = False
+    """Whether learned embeddings become a file that prompts call by its name."""
+
+    @abstractmethod
+    def tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
+        """Return the file's tensors, exact, under the names of the format."""
+
+    @abstractmethod
+    def header(self, adapter: AdapterStack) -> dict[str, str]:
+        """Return the entries without which the file could not be read."""
+
+    @abstractmethod
+    def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
+        """Return the entries that describe the adapter to other programs.
+
+        Args:
+            adapter: the adapter stack.
+            title: name of the adapter.
+            base: the model whose fingerprint is recorded if the file depends on it.
+        """
+
+    @abstractmethod
+    def rounding_error(self, adapter: AdapterStack, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
+        """Return the relative error of the change when the file is in ``dtype``.
+
+        Args:
+            adapter: the adapter stack.
+            tensors: what :meth:`tensors` gave for it.
+            dtype: of the file.
+        """
+
+
+class NativeFormat(FileFormat):
+    """The pack's own format: the stack as it is, to be trained further."""
+
+    def tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
+        return adapter_tensors(adapter)
+
+    def header(self, adapter: AdapterStack) -> dict[str, str]:
+        return {HEADER: header_of(adapter)}
+
+    def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
+        return lora_metadata(adapter, title, native=True)
+
+    def rounding_error(self, adapter: AdapterStack, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
+        return half_precision_cost(adapter, dtype)
+
+
+class PlainFormat(FileFormat):
+    """One plain LoRA, or one learned embedding, as another program reads it.
+
+    Args:
+        name: of the format.
+        names: MODEL and layer names -> each layer's names in the file; None keeps ComfyUI's own, for which no model
+            is needed.
+    """
+
+    embedding_files = True
+
+    def __init__(self, name: str, names: Callable[[Any, Iterable[str]], Mapping[str, Sequence[Name]]] | None = None):
+        self.name, self._names = name, names
+
+    def tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
+        if adapter.embeddings:
+            require_embeddings_only(adapter, self.name)
+            return embedding_tensors(adapter.embeddings)
+        base.require_convertible(adapter)
+        tensors = self._lora_tensors(adapter, base)
+        base.warn_if_other(adapter)
+        return tensors
+
+    def _lora_tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
+        if self._names is None:
+            return stock_tensors(adapter, base.weights)
+        if base.model is None:
+            raise ValueError(
+                f"model is not connected, but the names in a {self.name} file depend on the architecture; connect the "
+                "model the adapter was trained on, or save in format 'comfyui' or 'hyperbooth'"
+            )
+        lora = as_plain_lora(adapter, base.weights)
+        return format_keys(lora, self._names(base.model, adapter.targets()), self.name)
+
+    def header(self, adapter: AdapterStack) -> dict[str, str]:
+        return {}
+
+    def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
+        return lora_metadata(adapter if base.weights is None else with_base(adapter, base.weights), title)
+
+    def rounding_error(self, adapter: AdapterStack, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
+        return plain_cost(tensors, dtype)
+
+
+FORMATS: dict[str, FileFormat] = {
+    "hyperbooth": NativeFormat(),
+    "kohya": PlainFormat("kohya", lambda model, layers: export_names(model, "kohya", layers)),
+    "diffusers": PlainFormat("diffusers", lambda model, layers: export_names(model, "diffusers", layers)),
+    "comfyui": PlainFormat("comfyui"),
+}
+"""Name in Save Adapter -> format."""
+
+
+def require_embeddings_only(adapter: AdapterStack, format: str) -> None:
+    """Require that an embedding file of ``format`` can hold the whole adapter.
+
+    Raises:
+        ValueError: the adapter has layers too, or the format has no embedding files.
+    """
+    tokens = ", ".join(embedding.token for embedding in adapter.embeddings)
+    if adapter.adapters:
+        raise ValueError(
+            f"the adapter holds layers and learned embeddings ({tokens}), format {format!r} one of both; save it in "
+            "format 'hyperbooth', or save the adapters that were combined separately, the embedding in format 'comfyui'"
+        )
+    if format != "comfyui":
+        raise ValueError(
+            f"the adapter holds learned embeddings only ({tokens}), for which there is no format {format!r}; save it "
+            "in format 'comfyui', an embedding file that every program reads, or 'hyperbooth'"
+        )
