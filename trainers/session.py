@@ -16,6 +16,7 @@ from ..models.backbone.frozen_layers import WeightAccess
 from ..models.hollowed_net.network import HollowedNetwork
 from ..models.textual_inversion.embeddings import LearnedEmbedding
 from .data.dataset import Example, Subject
+from .engine.memory_planner import FreeMemory
 
 
 class TargetModel(Protocol):
@@ -78,7 +79,7 @@ class TextConditioning(Protocol):
         """
 
 
-class DeviceMemory(Protocol):
+class DeviceMemory(FreeMemory, Protocol):
     """The training device and its memory, and main memory."""
 
     device: torch.device
@@ -86,20 +87,11 @@ class DeviceMemory(Protocol):
     def inference_bytes(self, size: tuple[int, ...]) -> int:
         """Return the bytes that inference on one latent of that size takes for a moment."""
 
-    def free_memory(self) -> int:
-        """Return the bytes free on the device."""
-
     def free_main_memory(self) -> int:
         """Return the bytes free in main memory."""
 
-    def make_room(self, needed: int) -> None:
-        """Move weights off the device until ``needed`` bytes are free, as far as possible."""
-
     def offloaded(self) -> AbstractContextManager[None]:
         """Keep the weights of the removed blocks off the training device inside the block, if there is another."""
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Return whether ``error`` says that memory ran out; frees what can be freed."""
 
 
 class LatentDenoiser(Denoiser, Protocol):

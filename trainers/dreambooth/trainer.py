@@ -202,10 +202,7 @@ class DreamBoothTrainer:
     def _fits(self, plan: memory_plan.MemoryPlan, loss: DreamBoothLoss, on_step: OnStep) -> bool:
         """Train to the end under ``plan``; False if memory ran out on the way."""
         options = self.run.loss_options
-        config = FitConfig(
-            self.run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
-            options.max_grad_norm, options.validation, options.divergence_factor,
-        )  # fmt: skip
+        config = FitConfig.from_options(options, steps=self.run.steps)
         self.state.history.pieces, self.state.history.checkpointing = plan.pieces, plan.checkpointing
         loss = replace(loss, pieces=plan.pieces)
         validate = partial(loss.validate, self.run.validation) if options.validation else None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,34 @@ OnStep = Callable[[TrainState], None]
 Measure = Callable[[], float]
 
 
-@dataclass(frozen=True)
+class LoopOptions(Protocol):
+    """The part of :class:`trainers.config.TrainingOptions` that the loop takes."""
+
+    lr_scheduler: str
+    warmup_steps: int
+    gradient_accumulation: int
+    max_grad_norm: float
+    validation: int
+
+    @property
+    def divergence_factor(self) -> float:
+        """How many times the first losses the last ones may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Settings of the loop; see :class:`.options.TrainingOptions` for the meaning of each.
+    """Settings of the loop.
 
     Args:
-        steps: optimiser updates.
+        steps: optimizer updates.
+        lr_scheduler: learning-rate schedule after the warm-up, one of :data:`.lr_schedule.SCHEDULES`.
+        warmup_steps: updates over which the learning rate rises.
+        gradient_accumulation: batches per update.
+        max_grad_norm: largest gradient norm, 0 for no clipping.
         validation: steps between validations, 0 for none.
-        worse: how many times the first losses the last ones may be, see :mod:`.guard`.
-        apart: several subjects train side by side, see :func:`.clipping.clip_gradients`.
+        divergence_factor: how many times the first losses the last ones may be, see :mod:`.divergence`.
+        per_subject: the losses are those of several subjects trained in one batch; each subject's gradient is clipped
+            by itself, see :func:`.grad_clip.clip_gradients`.
     """
 
     steps: int
@@ -48,6 +68,20 @@ class FitConfig:
             raise ValueError(f"steps is {self.steps}; give at least 1")
         if self.warmup_steps >= max(2, self.steps):
             raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; give fewer")
+
+    @classmethod
+    def from_options(cls, options: LoopOptions, *, steps: int, per_subject: bool = False) -> "FitConfig":
+        """Return the loop's settings of a run of ``steps`` updates under the user's options."""
+        return cls(
+            steps=steps,
+            lr_scheduler=options.lr_scheduler,
+            warmup_steps=options.warmup_steps,
+            gradient_accumulation=options.gradient_accumulation,
+            max_grad_norm=options.max_grad_norm,
+            validation=options.validation,
+            divergence_factor=options.divergence_factor,
+            per_subject=per_subject,
+        )
 
 
 def fit(

@@ -1,7 +1,7 @@
-"""How a run fits into the memory there is: batches in parts, and checkpointing, only where they are needed.
+"""Memory plans: micro-batches and gradient checkpointing, chosen from what one sample was measured to need.
 
-What training keeps for backward is measured, not guessed: one sample goes through the network once, and every tensor
-that autograd would keep is counted and let go.
+What training keeps for backward is measured, not estimated: one sample goes through the network once, and every tensor
+that autograd would save is counted and released.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,32 +20,50 @@ HEADROOM = 0.9
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What was chosen.
+    """How a batch is computed within memory.
 
     Args:
-        pieces: parts that a batch goes through the network in. Costs next to nothing.
-        checkpointing: keep only each block's input, and run it again in backward. Costs one more forward.
+        micro_batches: number of parts that a batch goes through the network in. Costs next to nothing.
+        checkpointing: save only each block's input for backward, and recompute the rest. Costs one more forward.
     """
 
-    pieces: int = 1
+    micro_batches: int = 1
     checkpointing: bool = False
 
-    def tighter(self, batch_size: int) -> "MemoryPlan | None":
-        """The next plan that needs less, or None: batches in parts first, since they cost least."""
-        if self.pieces < batch_size:
-            return replace(self, pieces=min(batch_size, 2 * self.pieces))
-        return None if self.checkpointing else replace(self, checkpointing=True)
+    @property
+    def pieces(self) -> int:
+        """Return ``micro_batches``, under the name that trainers still use."""
+        return self.micro_batches
+
+    def samples(self, batch_size: int) -> int:
+        """Return the size of the largest micro-batch of ``batch_size`` samples."""
+        return -(-batch_size // self.micro_batches)
+
+    def tighter(self, batch_size: int, may_checkpoint: bool = True) -> "MemoryPlan | None":
+        """Return the next plan that needs less memory, or None.
+
+        The number of micro-batches doubles up to ``batch_size`` first, since that costs least; then checkpointing is
+        switched on, if it may be.
+        """
+        if self.micro_batches < batch_size:
+            return replace(self, micro_batches=min(batch_size, 2 * self.micro_batches))
+        return replace(self, checkpointing=True) if may_checkpoint and not self.checkpointing else None
+
+    def describe(self, batch_size: int) -> str:
+        """Return the plan in words, for the log and the report."""
+        parts = "" if self.micro_batches == 1 else f" in micro-batches of {self.samples(batch_size)}"
+        return f"batch {batch_size}{parts}, checkpointing {'on' if self.checkpointing else 'off'}"
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """What a run takes, in bytes.
+    """Bytes that a run takes in addition to the model's own.
 
     Args:
-        fixed: gradients, optimizer and average of what is trained.
-        passing: what one sample's forward takes for a moment, as in inference.
-        kept: what one sample keeps for backward.
-        kept_checkpointed: the same with checkpointing: each block's input, and the largest block's inside.
+        fixed: gradients, optimizer state and moving average of the trained parameters.
+        inference_bytes: temporary buffers of one sample's forward, as in inference.
+        kept: tensors that one sample's forward saves for backward.
+        kept_checkpointed: the same with checkpointing: each block's input, and the inside of the largest block.
     """
 
     fixed: int
@@ -54,15 +72,20 @@ class MemoryNeeds:
     kept_checkpointed: int
 
     def of(self, plan: MemoryPlan, batch_size: int) -> int:
-        """Bytes beside the model's own under ``plan``."""
-        samples = -(-batch_size // plan.pieces)
-        return self.fixed + samples * (
-            self.inference_bytes + (self.kept_checkpointed if plan.checkpointing else self.kept)
-        )
+        """Return the bytes needed under ``plan``, in addition to the model's own."""
+        kept = self.kept_checkpointed if plan.checkpointing else self.kept
+        return self.fixed + plan.samples(batch_size) * (self.inference_bytes + kept)
 
 
 def choose_plan(needs: MemoryNeeds, free: int, batch_size: int, start: MemoryPlan) -> MemoryPlan:
-    """The first plan from ``start`` on that fits into ``free`` bytes, or the tightest."""
+    """Return the first plan from ``start`` on that fits into ``free`` bytes, or the tightest.
+
+    Args:
+        needs: what was measured.
+        free: free memory in bytes, of which :data:`HEADROOM` is planned with.
+        batch_size: samples of a batch.
+        start: the plan to begin with.
+    """
     plan = start
     while needs.of(plan, batch_size) > HEADROOM * free and (tighter := plan.tighter(batch_size)):
         plan = tighter
@@ -70,15 +93,21 @@ def choose_plan(needs: MemoryNeeds, free: int, batch_size: int, start: MemoryPla
 
 
 def describe_plan(plan: MemoryPlan, needs: MemoryNeeds | None, free: int, batch_size: int, precision: str) -> str:
-    """One line for the log and the report; without ``needs`` nothing was measured."""
-    size = -(-batch_size // plan.pieces)
-    batch = f"batch {batch_size}" if plan.pieces == 1 else f"batch {batch_size} in parts of {size}"
-    chosen = f"memory: computing in {precision}, {batch}, checkpointing {'on' if plan.checkpointing else 'off'}"
+    """Describe a plan in one line, until trainers use :class:`.memory_planner.MemoryPlanner`.
+
+    Args:
+        plan: the plan.
+        needs: what was measured, or None.
+        free: free bytes.
+        batch_size: samples of a batch.
+        precision: name of the dtype.
+    """
+    line = f"memory: computing in {precision}, {plan.describe(batch_size)}"
     if needs is None:
-        return chosen
-    need = needs.of(plan, batch_size)
-    line = f"{chosen}: about {need / 2**30:.2f} GiB beside the model, of {free / 2**30:.2f} GiB free"
-    return line if need <= free else f"{line}. That may not be enough; {ADVICE}"
+        return line
+    needed = needs.of(plan, batch_size)
+    line = f"{line}: about {needed / 2**30:.2f} GiB in addition to the model, of {free / 2**30:.2f} GiB free"
+    return line if needed <= free else f"{line}. That may not be enough; {ADVICE}"
 
 
 ADVICE = (
@@ -88,8 +117,15 @@ ADVICE = (
 
 
 @dataclass
-class _Count:
-    """Bytes that autograd would keep, each storage once."""
+class _SavedBytes:
+    """Bytes that autograd would save for backward, each storage counted once.
+
+    Args:
+        bytes: of everything saved so far.
+        inputs: of the inputs of the blocks.
+        within: saved inside each block.
+        seen: the storages counted.
+    """
 
     bytes: int = 0
     inputs: int = 0
@@ -105,50 +141,57 @@ class _Count:
 
 
 def measure_needs(
-    sample: Callable[[], Tensor], blocks: Sequence[nn.Module], parameters: Sequence[nn.Parameter], passing: int,
-    per_number: int,
-) -> MemoryNeeds:  # fmt: skip
-    """What a run needs.
+    sample: Callable[[], Tensor],
+    blocks: Sequence[nn.Module],
+    parameters: Sequence[nn.Parameter],
+    inference_bytes: int,
+    bytes_per_parameter: int,
+) -> MemoryNeeds:
+    """Run ``sample`` once and return the memory that training on such samples takes.
 
     Args:
-        sample: the loss of one sample; it is not taken backward.
-        blocks: what checkpointing would run again, see :mod:`models.checkpointing`.
-        parameters: what is trained.
-        passing: see :class:`MemoryNeeds`.
-        per_number: bytes of gradient, optimizer and average for each trained number.
+        sample: computes the loss of one sample; it is not taken backward.
+        blocks: modules that checkpointing would recompute, see :mod:`models.backbone.gradient_checkpointing`.
+        parameters: the trained parameters.
+        inference_bytes: temporary buffers of one sample's forward, see :class:`MemoryNeeds`.
+        bytes_per_parameter: gradient, optimizer state and moving average of each trained value.
     """
-    count = _Count()
+    saved = _SavedBytes()
     for parameter in parameters:
-        count.seen.add(StorageWeakRef(parameter.untyped_storage()))
-    with _watched(blocks, count), torch.autograd.graph.saved_tensors_hooks(count, _nothing_kept):
+        saved.seen.add(StorageWeakRef(parameter.untyped_storage()))
+    with _counted_by_block(blocks, saved), torch.autograd.graph.saved_tensors_hooks(saved, _nothing_saved):
         sample()
-    outside = count.bytes - sum(count.within)
-    checkpointed = outside + count.inputs + max(count.within, default=0)
-    fixed = per_number * sum(parameter.numel() for parameter in parameters)
-    return MemoryNeeds(fixed, passing, count.bytes, min(count.bytes, checkpointed))
+    outside = saved.bytes - sum(saved.within)
+    checkpointed = outside + saved.inputs + max(saved.within, default=0)
+    return MemoryNeeds(
+        fixed=bytes_per_parameter * sum(parameter.numel() for parameter in parameters),
+        inference_bytes=inference_bytes,
+        kept=saved.bytes,
+        kept_checkpointed=min(saved.bytes, checkpointed),
+    )
 
 
-def _nothing_kept(_: None) -> Tensor:
-    raise RuntimeError("a forward that was only measured cannot go backward")
+def _nothing_saved(_: None) -> Tensor:
+    raise RuntimeError("a forward that was only measured has no tensors saved for backward")
 
 
 @contextmanager
-def _watched(blocks: Sequence[nn.Module], count: _Count) -> Iterator[None]:
-    """Inside the block, each of ``blocks`` notes the size of its inputs and what autograd would keep of its inside."""
+def _counted_by_block(blocks: Sequence[nn.Module], saved: _SavedBytes) -> Iterator[None]:
+    """Record the input bytes and the saved bytes of each of ``blocks`` inside the block."""
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(replaced_forward(block, _noting(block.forward, count)))
+            stack.enter_context(replaced_forward(block, _counting(block.forward, saved)))
         yield
 
 
-def _noting(forward: Forward, count: _Count) -> Forward:
-    def noting(*args: object, **kwargs: object) -> Tensor:
-        before = count.bytes
+def _counting(forward: Forward, saved: _SavedBytes) -> Forward:
+    def counting(*args: object, **kwargs: object) -> Tensor:
+        before = saved.bytes
         result = forward(*args, **kwargs)
-        count.within.append(count.bytes - before)
-        count.inputs += sum(
-            given.untyped_storage().nbytes() for given in (*args, *kwargs.values()) if isinstance(given, Tensor)
+        saved.within.append(saved.bytes - before)
+        saved.inputs += sum(
+            value.untyped_storage().nbytes() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
         )
         return result
 
-    return noting
+    return counting

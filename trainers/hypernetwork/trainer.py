@@ -129,10 +129,7 @@ class HyperNetworkTrainer:
 
     def _fits(self, states: CheckpointStore, watch: OnHistory) -> bool:
         run, options = self.run, self.run.options
-        config = FitConfig(
-            run.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
-            options.max_grad_norm, divergence_factor=options.divergence_factor,
-        )  # fmt: skip
+        config = FitConfig.from_options(options, steps=run.steps)
 
         def on_step(state: TrainState) -> None:
             if self._is_due(state.history.step):

@@ -102,10 +102,7 @@ class BankTrainer:
         state = TrainState(
             parameter_groups(link, self.recipe.method), options.optimizer, options.ema_decay, session.model.half
         )
-        config = FitConfig(
-            self.recipe.steps, options.lr_scheduler, options.warmup_steps, options.gradient_accumulation,
-            options.max_grad_norm, divergence_factor=options.divergence_factor, per_subject=True,
-        )  # fmt: skip
+        config = FitConfig.from_options(options, steps=self.recipe.steps, per_subject=True)
         loss = self._loss(session, subjects)
         with (
             session.injected(AdapterStack((link,))) as without,

@@ -90,7 +90,7 @@ def test_a_run_that_meets_its_limit_goes_on_with_less(node: Any, loaded: Any) ->
         split, _, report = train(
             node, loaded, subject, inversion(), 2, clip=loaded[1], batch_size=2, resume="start over"
         )
-    assert "in parts of 1" in report
+    assert "in micro-batches of 1" in report
     assert torch.allclose(split.embeddings[0].vectors["clip_l"], plain.embeddings[0].vectors["clip_l"], atol=1e-4)
 
 

@@ -46,7 +46,7 @@ def train(state: TrainState, steps: int, stop_at: int | None = None) -> None:
             raise Stopped
 
     validate = lambda: float(sum(p.detach().square().sum() for p in state.parameters))  # noqa: E731
-    config = FitConfig(steps, "cosine", warmup_steps=3, gradient_accumulation=2, validation=4)
+    config = FitConfig(steps=steps, lr_scheduler="cosine", warmup_steps=3, gradient_accumulation=2, validation=4)
     with contextlib.suppress(Stopped):
         fit(losses(state), state, config, on_step, validate)
 

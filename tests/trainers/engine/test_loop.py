@@ -31,7 +31,7 @@ def run(
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_finds_the_minimum(optimizer: str, schedule: str) -> None:
     parameter, losses = problem()
-    history = run(losses, parameter, 0.1, FitConfig(300, schedule, max_grad_norm=0), optimizer)
+    history = run(losses, parameter, 0.1, FitConfig(steps=300, lr_scheduler=schedule, max_grad_norm=0), optimizer)
     assert history.losses[-1] < 0.05 * history.losses[0]
     assert len(history.losses) == history.step == 300
 
@@ -43,7 +43,7 @@ def test_accumulation_is_the_mean_over_its_batches() -> None:
         parameter = nn.Parameter(torch.zeros(1))
         groups = [data[i : i + per_batch] for i in range(0, 4, per_batch)]
         losses = lambda batch: [torch.stack([(parameter - x).square() for x in groups[batch]]).mean()]  # noqa: E731
-        run(losses, parameter, 0.1, FitConfig(1, gradient_accumulation=accumulation, max_grad_norm=0))
+        run(losses, parameter, 0.1, FitConfig(steps=1, gradient_accumulation=accumulation, max_grad_norm=0))
         return parameter.item()
 
     assert ended(4, 1) == pytest.approx(ended(1, 4)) == pytest.approx(0.1 * 2 * 4)
@@ -52,7 +52,7 @@ def test_accumulation_is_the_mean_over_its_batches() -> None:
 def test_terms_of_a_batch_add_up() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     losses = lambda batch: iter([(parameter - 1).square().sum(), 2 * (parameter - 4).square().sum()])  # noqa: E731
-    history = run(losses, parameter, 0.01, FitConfig(1, max_grad_norm=0))
+    history = run(losses, parameter, 0.01, FitConfig(steps=1, max_grad_norm=0))
     assert history.losses == [1 + 2 * 16]
     assert parameter.item() == pytest.approx(0.01 * (2 * 1 + 2 * 2 * 4))
 
@@ -64,7 +64,7 @@ def test_a_subject_learns_beside_others_what_it_learns_alone() -> None:
     def ended(goal: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
         parameter = nn.Parameter(torch.zeros_like(goal))
         losses = lambda batch: [(parameter - goal).square().sum(1)]  # noqa: E731
-        history = run(losses, parameter, 0.1, FitConfig(5, max_grad_norm=1.0, per_subject=True), "adamw")
+        history = run(losses, parameter, 0.1, FitConfig(steps=5, max_grad_norm=1.0, per_subject=True), "adamw")
         return parameter.detach(), history.losses
 
     together, shown = ended(goals)
@@ -76,14 +76,14 @@ def test_a_subject_learns_beside_others_what_it_learns_alone() -> None:
 def test_clipping_shortens_the_gradient() -> None:
     parameter, losses = problem()
     before = parameter.detach().clone()
-    run(losses, parameter, 1.0, FitConfig(1, max_grad_norm=0.5))
+    run(losses, parameter, 1.0, FitConfig(steps=1, max_grad_norm=0.5))
     assert (parameter - before).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_warmup_and_schedule_set_the_rate() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     places: list[float] = []
-    config = FitConfig(8, "linear", warmup_steps=4, max_grad_norm=0)
+    config = FitConfig(steps=8, lr_scheduler="linear", warmup_steps=4, max_grad_norm=0)
     run(lambda b: [parameter.sum()], parameter, 1.0, config, on_step=lambda s: places.append(parameter.item()))
     rates = [a - b for a, b in zip([0.0, *places], places, strict=False)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25])
@@ -98,7 +98,7 @@ def test_every_step_has_a_rate_above_zero(schedule: str) -> None:
 
 def test_a_warmup_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup_steps is 50 of 2 steps"):
-        FitConfig(2, warmup_steps=50)
+        FitConfig(steps=2, warmup_steps=50)
 
 
 def broken_gradient(parameter: nn.Parameter, when: range) -> Any:
@@ -116,22 +116,22 @@ def broken_gradient(parameter: nn.Parameter, when: range) -> Any:
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_reaches_the_parameters() -> None:
     parameter = nn.Parameter(torch.ones(1))
     with pytest.raises(Diverged, match="the gradient is nan at step 3"):
-        run(broken_gradient(parameter, range(2, 3)), parameter, 0.1, FitConfig(3), "adamw")
+        run(broken_gradient(parameter, range(2, 3)), parameter, 0.1, FitConfig(steps=3), "adamw")
     assert torch.isfinite(parameter).all()
 
 
 def test_float16_skips_a_step_out_of_range_and_says_so_but_not_for_ever() -> None:
     parameter = nn.Parameter(torch.ones(1))
-    history = run(broken_gradient(parameter, range(1, 3)), parameter, 0.1, FitConfig(5), "adamw", half=True)
+    history = run(broken_gradient(parameter, range(1, 3)), parameter, 0.1, FitConfig(steps=5), "adamw", half=True)
     assert history.skipped == 2 and torch.isfinite(parameter).all()
     with pytest.raises(Diverged, match="the gradient is nan at step 20"):
-        run(broken_gradient(parameter, range(99)), parameter, 0.1, FitConfig(99), "adamw", half=True)
+        run(broken_gradient(parameter, range(99)), parameter, 0.1, FitConfig(steps=99), "adamw", half=True)
 
 
 def test_groups_have_their_own_rates() -> None:
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     state = TrainState([Group([a], 0.1), Group([b], 0.3)], "sgd")
-    fit(lambda _: [(a + b).sum()], state, FitConfig(1, max_grad_norm=0))
+    fit(lambda _: [(a + b).sum()], state, FitConfig(steps=1, max_grad_norm=0))
     assert (a.item(), b.item()) == pytest.approx((-0.1, -0.3))
 
 
@@ -140,14 +140,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_try(bad: float)
     parameter = nn.Parameter(torch.ones(1))
     losses = lambda batch: [parameter.sum() * (bad if batch == 3 else 1.0)]  # noqa: E731
     with pytest.raises(Diverged, match=r"step 4.*lower learning rate"):
-        run(losses, parameter, 0.1, FitConfig(10), "adamw")
+        run(losses, parameter, 0.1, FitConfig(steps=10), "adamw")
     assert torch.isfinite(parameter).all()
 
 
 def test_a_run_that_grows_worse_and_worse_is_stopped() -> None:
     parameter, losses = problem()
     with pytest.raises(Diverged, match=r"the run diverges: the loss is .* times what it was at the start"):
-        run(losses, parameter, 1.02, FitConfig(4000, max_grad_norm=0))
+        run(losses, parameter, 1.02, FitConfig(steps=4000, max_grad_norm=0))
     assert torch.isfinite(parameter).all()
 
 
@@ -155,7 +155,7 @@ def test_a_validation_that_grows_worse_stops_the_run() -> None:
     parameter, losses = problem()
     values = iter([1.0, 1.5, 3.5])
     with pytest.raises(Diverged, match=r"the validation loss is 3.5 at step 4, 3.5 times"):
-        run(losses, parameter, 0.01, FitConfig(10, validation=2), validate=lambda: next(values))
+        run(losses, parameter, 0.01, FitConfig(steps=10, validation=2), validate=lambda: next(values))
 
 
 def test_losses_that_differ_by_their_noise_level_alone_stop_nothing() -> None:
@@ -163,7 +163,7 @@ def test_losses_that_differ_by_their_noise_level_alone_stop_nothing() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     for seed in range(20):
         draws = torch.exp(2 * torch.randn(1000, generator=torch.Generator().manual_seed(seed)))
-        history = run(lambda b, d=draws: [d[b] + 0 * parameter.sum()], parameter, 0.1, FitConfig(1000))
+        history = run(lambda b, d=draws: [d[b] + 0 * parameter.sum()], parameter, 0.1, FitConfig(steps=1000))
         assert history.step == 1000
 
 
@@ -171,7 +171,7 @@ def test_validation_comes_at_its_steps_on_what_the_run_would_give() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     seen: list[float] = []
     validate = lambda: seen.append(parameter.item()) or 1.0  # noqa: E731
-    config = FitConfig(7, max_grad_norm=0, validation=3)
+    config = FitConfig(steps=7, max_grad_norm=0, validation=3)
     history = run(lambda _: [-parameter.sum()], parameter, 1.0, config, validate=validate, ema_decay=0.5)
     assert [step for step, _ in history.validation] == [0, 3, 6, 7]
     average = [0.0]
@@ -192,7 +192,7 @@ def test_a_ruined_model_is_found_at_the_latest_at_the_end() -> None:
 
     losses = lambda _: [1 - (parameter - parameter.detach()).sum()]  # noqa: E731
     with pytest.raises(Diverged, match=r"the loss on fixed noise is 3.5 at step 300, 3.5 times"):
-        run(losses, parameter, 1.0, FitConfig(300, max_grad_norm=0), probe=probe)
+        run(losses, parameter, 1.0, FitConfig(steps=300, max_grad_norm=0), probe=probe)
     assert looks == [0, 64, 128, 256, 300]
 
 
@@ -203,13 +203,13 @@ def test_looks_are_few() -> None:
 
 def test_zero_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="steps is 0"):
-        FitConfig(0)
+        FitConfig(steps=0)
 
 
 def test_loss_scaling_changes_nothing_but_the_range() -> None:
     def ended(half: bool) -> torch.Tensor:
         parameter, losses = problem()
-        run(losses, parameter, 0.05, FitConfig(20), "adamw", half=half)
+        run(losses, parameter, 0.05, FitConfig(steps=20), "adamw", half=half)
         return parameter.detach()
 
     torch.testing.assert_close(ended(True), ended(False))
@@ -218,7 +218,7 @@ def test_loss_scaling_changes_nothing_but_the_range() -> None:
 def test_every_step_is_reported() -> None:
     parameter, losses = problem()
     seen: list[int] = []
-    run(losses, parameter, 0.1, FitConfig(5), on_step=lambda state: seen.append(state.history.step))
+    run(losses, parameter, 0.1, FitConfig(steps=5), on_step=lambda state: seen.append(state.history.step))
     assert seen == [1, 2, 3, 4, 5]
 
 
@@ -226,4 +226,4 @@ def test_a_process_that_has_lost_step_stops() -> None:
     """One of two that hears only itself: from the second step on the sum of their steps tells."""
     parameter, losses = problem()
     with pytest.raises(RuntimeError, match=r"process 0 is at step 1, the 2 of them at 0\.5 on average"):
-        run(losses, parameter, 0.1, FitConfig(3), processes=ProcessGroup(0, 2))
+        run(losses, parameter, 0.1, FitConfig(steps=3), processes=ProcessGroup(0, 2))
