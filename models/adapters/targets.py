@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..validation import LONGEST, is_name, shape_of
+from ..validation import MAX_NAME_LENGTH, is_name, parse_shape
 
 MOST_LAYERS = 8192
 """Of one link; the largest models have some thousand."""
@@ -62,7 +62,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
-            raise ValueError(f"{self.name!r:.80} is no layer's name; names have 1 to {LONGEST} printable characters")
+            raise ValueError(
+                f"{self.name!r:.80} is no layer's name; names have 1 to {MAX_NAME_LENGTH} printable characters"
+            )
         if len(self.shape) not in (2, 4) or not all(0 < size <= LARGEST for size in self.shape):
             raise ValueError(
                 f"layer {self.name} has a weight of shape {self.shape!r:.80}; expected (out, in) or (out, in, kh, kw), "
@@ -85,7 +87,7 @@ def targets_from_header(entries: Any) -> dict[str, Target]:
         raise ValueError(f"gives {entries!r:.40} for targets; expected layers with the shapes of their weights")
     if len(entries) > MOST_LAYERS:
         raise ValueError(f"names {len(entries)} layers; no model has more than {MOST_LAYERS}")
-    return {name: Target(name, shape_of(shape, name)) for name, shape in entries.items()}
+    return {name: Target(name, parse_shape(shape, name)) for name, shape in entries.items()}
 
 
 def select_targets(shapes: Mapping[str, tuple[int, ...]], rule: str) -> list[Target]:

@@ -79,7 +79,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
-            validation.tensor_names(path.name, names)
+            validation.check_tensor_names(path.name, names)
             if HEADER not in metadata:
                 check_is_lora(path.name, names)
             return metadata, {name: file.get_tensor(name) for name in names}

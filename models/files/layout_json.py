@@ -66,7 +66,7 @@ def _layers_of(header: Mapping[str, Any]) -> tuple[dict[str, Target], dict[str, 
         if type(index) is not int or not 0 <= index < len(kinds) or len(kinds[index]) != 1 + count:
             raise ValueError(f"has a layout that gives {name!r:.80} the shapes {index!r:.40}; save it again")
     targets = targets_from_header({name: kinds[index][0] for name, index in kind_of.items()})
-    shapes = [tuple(validation.shape_of(shape, "a packed tensor") for shape in kind[1:]) for kind in kinds]
+    shapes = [tuple(validation.parse_shape(shape, "a packed tensor") for shape in kind[1:]) for kind in kinds]
     if any(size < 1 for kind in shapes for shape in kind for size in shape):
         raise ValueError("has a layout with empty tensors; save it again")
     return targets, {name: shapes[index] for name, index in kind_of.items()}

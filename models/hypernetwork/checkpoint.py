@@ -58,7 +58,7 @@ def load_predictor(path: Path) -> Predictor:
             if said is None:
                 raise ValueError(f"{path.name} is no hypernetwork: its header has no {HEADER!r}; choose another file")
             names = list(file.keys())
-            validation.tensor_names(path.name, names)
+            validation.check_tensor_names(path.name, names)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             header, network = _network(path.name, said, shapes)
             tensors = {name: _numbers(path.name, file.get_tensor(name), name) for name in names}
@@ -107,7 +107,7 @@ def _network(
         _check_shapes({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, shapes)
         facts = validation.checked_metadata(said["facts"])
         made = {name: _made(said[name]) for name in ("encoder", "base")}
-        if not isinstance(said["prompt"], str) or len(said["prompt"]) > validation.LONGEST_FACT:
+        if not isinstance(said["prompt"], str) or len(said["prompt"]) > validation.MAX_TEXT_LENGTH:
             raise ValueError(f"gives {said['prompt']!r:.60} for its prompt; expected a text")
         return {**made, "prompt": said["prompt"], "facts": facts}, network
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..adapters import LoRA
 from ..adapters.stack import AdapterStack
-from ..validation import LONGEST_FACT, parse_header
+from ..validation import MAX_TEXT_LENGTH, parse_header
 from .base_fingerprint import FACT, records
 from .prompt_limits import limit_metadata, limit_prompts
 
@@ -77,7 +77,7 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     if re.fullmatch("[0-9]{1,18}", metadata.get("ss_steps", "")):
         facts["steps"] = int(metadata["ss_steps"])
     trigger = metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", ""))
-    if 0 < len(trigger) <= LONGEST_FACT:
+    if 0 < len(trigger) <= MAX_TEXT_LENGTH:
         facts["trigger"] = trigger
     if (recorded := metadata.get(f"hyperbooth_{FACT}")) is not None:
         facts[FACT] = parse_header(recorded)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...models.adapters.stack import AdapterStack
 from ...models.files.adapter_file import in_file, load_adapter
 from ...models.files.safetensors_io import with_hash, write_tensors
-from ...models.validation import is_text
+from ...models.validation import is_unicode
 from ..bridge.adapters.lora_keys import import_names
 from ..bridge.folders import (
     adapter_files,
@@ -92,7 +92,7 @@ class Save(io.ComfyNode):
         trigger: str = "", metadata: bool = True, clip: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         path = output_file(filename_prefix, ".safetensors")
-        if not is_text(trigger):
+        if not is_unicode(trigger):
             raise ValueError(f"trigger {trigger!r:.60} holds invalid Unicode (a lone surrogate); give plain text")
         if trigger.strip():
             adapter = replace(adapter, metadata={**adapter.metadata, "trigger": trigger.strip()})

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.subject_bank.bank import Bank
 from ...models.subject_bank.shards import MANIFEST, Manifest, SubjectFit, read_shard, shards_in, write_shard
-from ...models.validation import is_text
+from ...models.validation import is_unicode
 from ..data.build_dataset import Encoders, Framing, SourceImages, build_dataset
 from ..data.dataset import Subject
 from ..data.image_folder import natural_order, read_folder
@@ -135,7 +135,7 @@ def _folders(source: Path) -> list[str]:
 
 
 def _is_a_name(name: str) -> bool:
-    return is_text(name) and name.isprintable()
+    return is_unicode(name) and name.isprintable()
 
 
 def _check_same_build(folder: Path, manifest: Manifest) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from ...models.validation import LONGEST_FACT, LONGEST_TEXT
+from ...models.validation import MAX_HEADER_LENGTH, MAX_TEXT_LENGTH
 from ..data.build_dataset import prompts_for
 from ..data.image_reader import ImageRecord
 
-MOST = LONGEST_TEXT // 2
+MOST = MAX_HEADER_LENGTH // 2
 """Characters of a file's captions; the other half of its header names the subjects."""
 
 
@@ -17,8 +17,10 @@ def prompts_of(photographs: Sequence[ImageRecord], prompt: str) -> list[str]:
         ValueError: a caption is longer than any encoder reads.
     """
     for photograph in photographs:
-        if (length := len(photograph.caption)) > LONGEST_FACT:
-            raise ValueError(f"the text beside {photograph.name} has {length} characters; give at most {LONGEST_FACT}")
+        if (length := len(photograph.caption)) > MAX_TEXT_LENGTH:
+            raise ValueError(
+                f"the text beside {photograph.name} has {length} characters; give at most {MAX_TEXT_LENGTH}"
+            )
     return prompts_for(len(photographs), prompt, [photograph.caption for photograph in photographs])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ...models.adapters import FAMILIES
 from ...models.adapters.parameter_layout import ParameterLayout
 from ...models.adapters.stack import Adapter, AdapterStack
-from ...models.validation import LONGEST_FACT, is_text
+from ...models.validation import MAX_TEXT_LENGTH, is_unicode
 from ..config import Method, TrainingOptions
 from ..dreambooth.config import COSMETIC, targets_of
 from ..dreambooth.initial_adapter import new_link
@@ -55,10 +55,10 @@ class BankConfig:
         check_number("steps", self.steps, 1)
         if not self.prompt.strip():
             raise ValueError("prompt is empty; give one that names every subject alike, such as 'a photo of sks face'")
-        if len(self.prompt) > LONGEST_FACT or not is_text(self.prompt):
+        if len(self.prompt) > MAX_TEXT_LENGTH or not is_unicode(self.prompt):
             raise ValueError(
                 f"prompt {self.prompt!r:.40} has {len(self.prompt)} characters, or such as no file can hold; give at "
-                f"most {LONGEST_FACT}"
+                f"most {MAX_TEXT_LENGTH}"
             )
         packed = [name for name, family in FAMILIES.items() if family.has_parameter_layout]
         if self.method.family not in packed:

@@ -330,7 +330,7 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     ("damage", "message"),
     [
         (lambda t: t.fill_(float("nan")), r"at diffusion_model\..*: holds NaN or infinite values"),
-        (lambda t: t.to(torch.int32), "an adapter's numbers are floating-point"),
+        (lambda t: t.to(torch.int32), "int32.*floating-point"),
         (lambda t: t[:, 0], "holds a basis of shape"),
         (lambda t: t[None], "holds a basis of shape"),
     ],
