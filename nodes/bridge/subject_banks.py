@@ -100,10 +100,10 @@ def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text
     trained = clip if text_encoder else None
     return BankBuilder(
         tools=Encoders(
-            encode=lambda pixels: encode_pixels(vae, pixels),
-            embed=lru_cache(maxsize=MOST_PROMPTS)(lambda prompt: encode_prompt(clip, prompt)),
-            cell=latent_cell(vae),
-            progress=lambda *_: None,
+            encode_image=lambda pixels: encode_pixels(vae, pixels),
+            encode_prompt=lru_cache(maxsize=MOST_PROMPTS)(lambda prompt: encode_prompt(clip, prompt)),
+            latent_cell=latent_cell(vae),
+            on_progress=lambda *_: None,
         ),
         session=lambda subject, batch_size: training_session(
             model, options, subject, batch_size=batch_size, clip=trained

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...trainers.data.image_folder import read_folder, state_of
+from ...trainers.data.image_folder import folder_state, read_folder
 from ...trainers.data.image_reader import ON_BROKEN, ReadOptions
 from ...trainers.engine.run_hash import run_hash
 from ..bridge.folders import input_folder, widget_value
@@ -75,17 +75,18 @@ class ImagesFromFolder(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> Any:
         """A digest of names, sizes and times of the files: changed ones are read again. ComfyUI writes it into the
         pictures that it saves."""
-        return run_hash(state_of(input_folder(widget_value("folder", folder))))
+        return run_hash(folder_state(input_folder(widget_value("folder", folder))))
 
     @classmethod
     def execute(
         cls, folder: str, captions: bool = READING.captions, masks: bool = READING.masks,
         on_broken: str = READING.on_broken, longest_side: int = READING.longest_side,
     ) -> io.NodeOutput:  # fmt: skip
-        found, lines = read_folder(input_folder(folder), ReadOptions(captions, masks, on_broken, longest_side))
+        options = ReadOptions(captions=captions, masks=masks, on_broken=on_broken, longest_side=longest_side)
+        found, lines = read_folder(input_folder(folder), options)
         return io.NodeOutput(
-            [photograph.image[None] for photograph in found],
-            [photograph.caption for photograph in found],
-            [photograph.counting[None] for photograph in found],
+            [image.pixels[None] for image in found],
+            [image.caption for image in found],
+            [image.mask_or_ones[None] for image in found],
             "\n".join(lines),
         )

@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...trainers.data.augmentation import MOST, MOST_VARIANTS, Augmentation
+from ...trainers.data.augmentation import MAX_STRENGTH, MAX_VARIANTS, Augmentation
 from ...trainers.data.build_dataset import Encoders, Framing, SourceImages, build_dataset, prompts_for
 from ..bridge.images.vae import encode_pixels, latent_cell
 from ..bridge.progress import Progress
@@ -105,11 +105,16 @@ class Subject(io.ComfyNode):
         class_text = single_value("class_prompt", class_prompt or [""]).strip()
         others = _class_pictures(unbatch(class_images or []), class_text)
         framing = Framing(
-            single_value("resolution", resolution), single_value("bucket", bucket), single_value("flip", flip)
+            resolution=single_value("resolution", resolution),
+            bucket=single_value("bucket", bucket),
+            flip=single_value("flip", flip),
         )
         total = len(pictures) + (len(others.images) if others else 0)
-        tools = _tools(single_value("vae", vae), single_value("clip", clip), total)
-        return io.NodeOutput(build_dataset(subject, others, framing, tools, class_text, augmentation))
+        encoders = _encoders(single_value("vae", vae), single_value("clip", clip), total)
+        dataset = build_dataset(
+            subject, framing, encoders, class_images=others, class_prompt=class_text, augmentation=augmentation
+        )
+        return io.NodeOutput(dataset)
 
 
 def _augmentation_inputs() -> list[io.Input]:
@@ -120,7 +125,7 @@ def _augmentation_inputs() -> list[io.Input]:
             optional=True,
             default=defaults.variants,
             min=1,
-            max=MOST_VARIANTS,
+            max=MAX_VARIANTS,
             tooltip="Versions of each image that crop and colour make; every step takes one. All are encoded before "
             "training, so the time to encode grows with it, the memory to train does not. 8 to 16 when augmenting.",
         ),
@@ -129,7 +134,7 @@ def _augmentation_inputs() -> list[io.Input]:
             optional=True,
             default=defaults.crop,
             min=0.0,
-            max=MOST,
+            max=MAX_STRENGTH,
             step=0.01,
             tooltip="How far a random crop may zoom in: 0 is off, 0.2 leaves four fifths of each side. Needs variants.",
         ),
@@ -138,7 +143,7 @@ def _augmentation_inputs() -> list[io.Input]:
             optional=True,
             default=defaults.color,
             min=0.0,
-            max=MOST,
+            max=MAX_STRENGTH,
             step=0.01,
             tooltip="How much brightness, contrast, saturation and (a little) hue vary: 0 is off, 0.1 is subtle. "
             "Leave off where colour is what makes the subject. Needs variants.",
@@ -177,10 +182,10 @@ def _class_pictures(images: list[Tensor], class_prompt: str) -> SourceImages | N
     return SourceImages(images, [class_prompt] * len(images))
 
 
-def _tools(vae: Any, clip: Any, total: int) -> Encoders:
+def _encoders(vae: Any, clip: Any, total: int) -> Encoders:
     return Encoders(
-        encode=lambda pixels: encode_pixels(vae, pixels),
-        embed=lambda prompt: encode_prompt(clip, prompt),
-        cell=latent_cell(vae),
-        progress=Progress(total),
+        encode_image=lambda pixels: encode_pixels(vae, pixels),
+        encode_prompt=lambda prompt: encode_prompt(clip, prompt),
+        latent_cell=latent_cell(vae),
+        on_progress=Progress(total),
     )

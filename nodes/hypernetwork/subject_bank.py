@@ -9,7 +9,7 @@ from ...models.adapters.stack import AdapterStack
 from ...models.subject_bank.bank import Bank
 from ...models.subject_bank.shards import state_of as state_of_bank
 from ...trainers.config import Method, TrainingOptions
-from ...trainers.data.image_folder import state_of
+from ...trainers.data.image_folder import folder_state
 from ...trainers.engine.checks import check_number
 from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
@@ -92,7 +92,7 @@ class BuildBank(io.ComfyNode):
         """A digest of names, sizes and times of the files in the sub-folders: the bank is extended if any changed; and
         built again if it is no more what was built. ComfyUI writes it into the pictures that it saves."""
         source = input_folder(widget_value("folder", folder))
-        pictures = [(name, state_of(source / name)) for name in subject_names(source)]
+        pictures = [(name, folder_state(source / name)) for name in subject_names(source)]
         return run_hash(pictures), folder_version(place_of(widget_value("bank_name", bank_name), source))
 
     @classmethod

@@ -140,15 +140,15 @@ def test_a_folder_of_all_kinds_trains_and_both_reports_say_what_became_of_it(
     graph = from_folder(checkpoint, album.name, variants=4, crop=0.2, colour=0.1)
     outcome = server.run(graph)
     read, report = shown(outcome, "read"), shown(outcome)
-    assert "4 photographs from album" in read
-    assert "turned.jpg: 64 x 96, turned upright" in read
-    assert "cut out.png: 80 x 80, its mask" in read
-    assert "no text for cut out.png, deep.png, whole.jpg: the Subject's prompt is taken" in read
-    assert "left out: text.png: not a picture, whatever its name says" in read
+    assert "4 images from album" in read
+    assert "turned.jpg: 64 x 96, rotated upright" in read
+    assert "cut out.png: 80 x 80, with mask" in read
+    assert "no text for cut out.png, deep.png, whole.jpg: the Subject's prompt is used" in read
+    assert "left out: text.png: not an image" in read
     assert "left out: truncated.jpg: truncated: the end of the file is missing" in read
     assert "6 steps of 1 on 4 images" in report
     assert "masks: 1 of 4 images" in report
-    assert "4 versions of each image: cropped by up to 20%, colours changed by up to 10%, every second one" in report
+    assert "4 variants of each image: cropped by up to 20%, colors changed by up to 10%, every second one" in report
     again = server.run(graph)
     assert again.status == "success" and "folder" not in again.executed
     (album / "deep.txt").write_text("sks dog, deep")
@@ -163,7 +163,7 @@ def test_a_linked_folder_is_read_each_time_and_the_log_says_why(server: Server, 
         "folder": {"class_type": "HyperBoothImagesFromFolder", "inputs": {"folder": ["name", 0]}},
         "read": {"class_type": "PreviewAny", "inputs": {"source": ["folder", 3]}},
     }
-    assert "photographs from album" in shown(server.run(graph), "read")
+    assert "images from album" in shown(server.run(graph), "read")
     assert "folder" in server.run(graph).executed
     assert "folder is linked, so nobody can see beforehand" in (server.base / "server.log").read_text()
 

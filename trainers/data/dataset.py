@@ -1,4 +1,4 @@
-"""What is learnt: examples of the subject, and of its class for prior preservation."""
+"""The dataset of a run: encoded examples of the subject, and of its class for prior preservation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,15 @@ from ..engine.rng import generator_for
 
 @dataclass(frozen=True)
 class Frame:
-    """Which part of which picture a latent shows: SDXL's size conditioning (2307.01952, section 2.2).
+    """Describe which part of an image a latent shows: SDXL's size conditioning (2307.01952, section 2.2).
 
     Args:
-        width, height: of the whole picture before it was resized.
-        crop_w, crop_h: left and top edge of the crop, in pixels of the resized picture.
-        target_width, target_height: of the crop, what the latent decodes to.
+        width: of the whole image before it was resized, in pixels.
+        height: of the whole image before it was resized, in pixels.
+        crop_w: left edge of the crop, in pixels of the resized image.
+        crop_h: top edge of the crop, in pixels of the resized image.
+        target_width: of the crop, which is the width of the decoded latent.
+        target_height: of the crop, which is the height of the decoded latent.
     """
 
     width: int
@@ -30,14 +33,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Example:
-    """One picture, ready to train on.
+    """Hold one encoded image with its prompt.
 
     Args:
-        latents: ``[variants, C, h, w]`` as the VAE gave them; a step takes one variant (the picture, its mirror image).
+        latents: ``[variants, C, h, w]`` as the VAE encodes them; a step takes one variant (such as the mirror image).
         cond: what the denoiser takes for the prompt (opaque here).
         prompt: the text, or None if only its conditioning is known.
-        mask: weights of the loss ``[variants, 1, h, w]``, or None.
-        frames: what each variant shows of its picture, or None if that is not known.
+        mask: weights of the loss ``[variants, 1, h, w]`` in [0, 1], or None for everywhere 1.
+        frames: size conditioning of each variant, or None if unknown.
     """
 
     latents: Tensor
@@ -47,7 +50,7 @@ class Example:
     frames: tuple[Frame, ...] | None = None
 
     def variant(self, index: int) -> "Example":
-        """The example with that variant only."""
+        """Return the example with one variant only."""
         only = slice(index, index + 1)
         return replace(
             self,
@@ -57,26 +60,29 @@ class Example:
         )
 
     def unframed(self) -> "Example":
-        """The example without its frames: a picture of its own size, nothing cut away, as samples are asked for."""
+        """Return the example without frames: the conditioning of an uncropped image, as for samples."""
         return replace(self, frames=None)
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Shape of one latent; examples of one size make a batch."""
+        """The shape ``(C, h, w)`` of one latent; a batch holds examples of one size."""
         return tuple(self.latents.shape[1:])
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The examples of a subject.
+    """Hold the dataset of one subject.
 
     Args:
-        examples: pictures of it, "a [V] dog".
-        class_examples: pictures of its class, "a dog"; empty without prior preservation.
-        blank: conditioning of the empty prompt, for previews with guidance; None if unknown.
+        examples: images of the subject, "a [V] dog".
+        class_examples: images of its class, "a dog"; empty without prior preservation.
+        unconditional: conditioning of the empty prompt, for guidance and caption dropout; None if unknown.
         class_cond: conditioning of the class prompt, for prior preservation without class images; None if unknown.
-        class_prompt: its text, or None if only its conditioning is known.
-        notes: what was done to the pictures, for the report.
+        class_prompt: text of the class prompt, or None if only its conditioning is known.
+        notes: lines of the preprocessing report.
+
+    Raises:
+        ValueError: there is no example.
     """
 
     examples: tuple[Example, ...]
@@ -96,22 +102,28 @@ class Subject:
         return list(dict.fromkeys(example.prompt for example in self.examples if example.prompt is not None))
 
     def as_class(self) -> tuple[Example, ...]:
-        """The subject's own pictures under the class prompt; empty if that is unknown."""
+        """Return the subject's own images under the class prompt; empty if that is unknown."""
         if self.class_cond is None:
             return ()
         return tuple(replace(e, cond=self.class_cond, prompt=self.class_prompt) for e in self.examples)
 
     def held_out(self, count: int) -> tuple["Subject", tuple[Example, ...]]:
-        """The subject without its last ``count`` examples, and those."""
+        """Return the subject without its last ``count`` examples, and those examples."""
         kept = len(self.examples) - count
         return replace(self, examples=self.examples[:kept]), self.examples[kept:]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """An endless, reproducible order over examples, in batches of one size.
+    """An endless, reproducible sampler of batches; all examples of a batch have one size.
 
-    Every example comes once per round, in a new order each round. Batch ``b`` depends on ``(seed, b)`` alone.
+    Every example occurs once per epoch, in a new order each epoch; the last batch of a size is filled from the start.
+    Batch ``b`` depends on ``(seed, b)`` alone.
+
+    Args:
+        examples: the dataset.
+        batch_size: examples per batch.
+        seed: of the order.
     """
 
     examples: Sequence[Example]
@@ -119,8 +131,9 @@ class Batches:
     seed: int
 
     def __getitem__(self, batch: int) -> list[Example]:
-        per_round = sum(-(-len(group) // self.batch_size) for group in self._groups())
-        return self._round(batch // per_round)[batch % per_round]
+        """Return the examples of batch number ``batch``, counted over all epochs."""
+        per_epoch = sum(-(-len(group) // self.batch_size) for group in self._groups())
+        return self._epoch(batch // per_epoch)[batch % per_epoch]
 
     def _groups(self) -> list[list[Example]]:
         groups: dict[tuple[int, ...], list[Example]] = {}
@@ -128,8 +141,8 @@ class Batches:
             groups.setdefault(example.size, []).append(example)
         return list(groups.values())
 
-    def _round(self, number: int) -> list[list[Example]]:
-        """The batches of one round: each size shuffled and cut, the last batch filled from the start, then shuffled."""
+    def _epoch(self, number: int) -> list[list[Example]]:
+        """Return the batches of one epoch: each size shuffled and cut into batches, then all batches shuffled."""
         generator = generator_for(self.seed, number)
         batches = []
         for group in self._groups():

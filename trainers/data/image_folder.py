@@ -1,100 +1,117 @@
-"""A folder of photographs: what can be used is read, the rest is named."""
+"""Reading a folder of images: usable files are read, all others are listed with the reason."""
 
 import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .image_reader import BROKEN, MASK_SUFFIX, TEXT_SUFFIX, ImageRecord, ReadOptions, read_image, reason
+from .image_reader import (
+    MASK_SUFFIX,
+    READ_ERRORS,
+    ImageRecord,
+    ReadOptions,
+    caption_path,
+    mask_path,
+    read_error,
+    read_image,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-SMALLEST = 64
-"""Pixels of the shorter side: below, it is a thumbnail or an icon, not a photograph."""
+MIN_SIDE = 64
+"""Pixels of the shorter side: a smaller image is a thumbnail or an icon, not a photo."""
 
 
-def read_folder(folder: Path, reading: ReadOptions) -> tuple[list[ImageRecord], list[str]]:
-    """The usable photographs directly in ``folder``, in natural order, and what to say of all files.
+def read_folder(folder: Path, options: ReadOptions) -> tuple[list[ImageRecord], list[str]]:
+    """Read the usable images directly in ``folder``, in natural order.
+
+    Returns:
+        The images, and the lines of a report on all files.
 
     Raises:
-        ValueError: none can be used, or one is broken and ``on_broken`` is ``stop``.
+        ValueError: no image can be used, or one is broken and ``on_broken`` is ``stop``.
     """
     used: list[ImageRecord] = []
     left_out: list[str] = []
     seen: dict[bytes, str] = {}
-    for path in _candidates(folder):
+    for path in _image_files(folder):
         try:
-            photograph = read_image(path, reading)
-        except BROKEN as error:
-            if reading.on_broken == "stop":
-                hint = "repair it, take it away, or set on_broken to skip"
-                raise ValueError(f"{path.name}: {reason(error)}; {hint}") from error
-            left_out.append(f"{path.name}: {reason(error)}")
+            image = read_image(path, options)
+        except READ_ERRORS as error:
+            if options.on_broken == "stop":
+                remedy = "repair it, remove it, or set on_broken to skip"
+                raise ValueError(f"{path.name}: {read_error(error)}; {remedy}") from error
+            left_out.append(f"{path.name}: {read_error(error)}")
             continue
-        if unwanted := _unwanted(photograph, seen):
-            left_out.append(f"{path.name}: {unwanted}")
+        if unusable := _why_unusable(image, seen):
+            left_out.append(f"{path.name}: {unusable}")
         else:
-            used.append(photograph)
+            used.append(image)
     if not used:
-        raise ValueError("\n".join([f"no photograph in {folder.name} can be used", *left_out]))
-    return used, _report(folder, used, left_out, reading)
+        raise ValueError("\n".join([f"no image in {folder.name} can be used", *left_out]))
+    return used, _report(folder, used, left_out, options)
 
 
-def state_of(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of every file: another state means that something changed."""
+def folder_state(folder: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and modification time (ns) of every file: equal as long as nothing has changed."""
     states = ((path.name, path.stat()) for path in files_in(folder))
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """Sort key: dog 2 comes before dog 10."""
+    """Return a sort key with which dog 2 comes before dog 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", name)]
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The visible files of a folder, in natural order."""
+    """Return the visible files of a folder, in natural order."""
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return sorted(files, key=lambda path: natural_order(path.name))
 
 
-def _candidates(folder: Path) -> list[Path]:
-    return [path for path in files_in(folder) if _is_picture_name(path.name)]
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in files_in(folder) if _is_image_name(path.name)]
 
 
-def _is_picture_name(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.lower().endswith(MASK_SUFFIX)
+def _is_image_name(name: str) -> bool:
+    lower = name.lower()
+    return lower.endswith(SUFFIXES) and not lower.endswith(MASK_SUFFIX)
 
 
-def _unwanted(photograph: ImageRecord, seen: dict[bytes, str]) -> str | None:
-    """Why a readable picture is not used, or None; remembers its content in ``seen``."""
-    height, width = photograph.image.shape[:2]
-    if min(height, width) < SMALLEST:
-        return f"{width} x {height} pixels, too small: {SMALLEST} is the least"
-    if photograph.mask is not None and not photograph.mask.any():
-        return "its mask is black everywhere, so it would teach nothing"
-    content = hashlib.sha256(f"{width} x {height}".encode() + photograph.image.numpy().tobytes()).digest()
-    earlier = seen.setdefault(content, photograph.name)
-    return None if earlier == photograph.name else f"the same picture as {earlier}"
+def _why_unusable(image: ImageRecord, seen: dict[bytes, str]) -> str | None:
+    """Return why a readable image is not used, or None.
+
+    Args:
+        image: as read.
+        seen: digest -> name of the images so far; this one is added.
+    """
+    height, width = image.pixels.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        return f"{width} x {height} pixels, too small: the shorter side needs {MIN_SIDE}"
+    if image.mask is not None and not image.mask.any():
+        return "its mask is black everywhere, so nothing would be learned from it"
+    content = hashlib.sha256(f"{width} x {height}".encode() + image.pixels.numpy().tobytes()).digest()
+    earlier = seen.setdefault(content, image.name)
+    return None if earlier == image.name else f"a duplicate of {earlier}"
 
 
-def _report(folder: Path, used: Sequence[ImageRecord], left_out: Sequence[str], reading: ReadOptions) -> list[str]:
-    lines = [f"{len(used)} photographs from {folder.name}", *(_line(photograph) for photograph in used)]
-    if missing := [photograph.name for photograph in used if reading.captions and not photograph.caption]:
+def _report(folder: Path, used: Sequence[ImageRecord], left_out: Sequence[str], options: ReadOptions) -> list[str]:
+    lines = [f"{len(used)} images from {folder.name}", *map(_describe, used)]
+    if missing := [image.name for image in used if options.captions and not image.caption]:
         which = "any of them" if len(missing) == len(used) else ", ".join(missing)
-        lines.append(f"no text for {which}: the Subject's prompt is taken")
-    lines += [f"left out: {why}" for why in left_out]
-    others = ", ".join(_others(folder))
-    return lines + ([f"not looked at: {others}"] if others else [])
+        lines.append(f"no text for {which}: the Subject's prompt is used")
+    lines += [f"left out: {reason}" for reason in left_out]
+    ignored = ", ".join(_other_files(folder))
+    return lines + ([f"ignored: {ignored}"] if ignored else [])
 
 
-def _line(photograph: ImageRecord) -> str:
-    height, width = photograph.image.shape[:2]
-    return f"{photograph.name}: {', '.join([f'{width} x {height}', *photograph.notes])}"
+def _describe(image: ImageRecord) -> str:
+    height, width = image.pixels.shape[:2]
+    return f"{image.name}: {', '.join([f'{width} x {height}', *image.notes])}"
 
 
-def _others(folder: Path) -> list[str]:
-    """Files that are no pictures, nor a picture's text or mask; and folders."""
-    pictures = _candidates(folder)
-    known = {path.with_suffix(TEXT_SUFFIX).name for path in pictures} | {path.stem + MASK_SUFFIX for path in pictures}
-    names = {path.name for path in pictures} | known
-    files = [path.name for path in files_in(folder) if path.name not in names]
+def _other_files(folder: Path) -> list[str]:
+    """Return the names of files that are neither images nor their texts or masks, and of folders."""
+    images = _image_files(folder)
+    known = {name for path in images for name in (path.name, caption_path(path).name, mask_path(path).name)}
+    files = [path.name for path in files_in(folder) if path.name not in known]
     return files + [f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir()]

@@ -1,4 +1,4 @@
-"""What is done to each picture before training, and what the report says of it."""
+"""The preprocessing report: sizes, crops and variants of every image before training."""
 
 import hashlib
 from collections import Counter
@@ -9,21 +9,23 @@ from torch import Tensor
 
 from .augmentation import Augmentation, View
 
-MUCH_ENLARGED = 1.25
-MUCH_CUT = 0.2
+MAX_ENLARGEMENT = 1.25
+"""Scale above which the report remarks that the image is small."""
+MAX_CROPPED = 0.2
+"""Share of the area above which the report remarks on the crop."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImagePlan:
-    """What is to be made of one picture.
+    """Describe how one image is preprocessed.
 
     Args:
-        index: its number, from 0.
-        image: ``[H, W, C]``.
+        index: of the image in the dataset, from 0.
+        image: ``[H, W, C]`` in [0, 1].
         prompt: its text.
-        mask: ``[H, W]``, or None if everything counts.
-        size: (height, width) it is brought to.
-        views: the versions to encode.
+        mask: ``[H, W]``, or None if every pixel counts.
+        size: (height, width) it is resized to.
+        views: the variants to encode.
     """
 
     index: int
@@ -35,59 +37,66 @@ class ImagePlan:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The (height, width) of the image in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 
-def image_notes(jobs: Sequence[ImagePlan], flip: bool, augmentation: Augmentation) -> list[str]:
-    """Sizes, masks and versions of all, then a line for each picture, then what is there twice."""
-    notes = [f"sizes: {_buckets(jobs)}"] if len(jobs) > 1 else []
-    masked = sum(job.mask is not None for job in jobs)
-    notes += [f"masks: {masked} of {len(jobs)} images"] if masked else []
-    notes += _versions(len(jobs[0].views), flip, augmentation)
-    notes += [f"image {job.index + 1}: {_framing(job)}" for job in jobs]
-    return notes + _duplicates(jobs)
+def image_notes(plans: Sequence[ImagePlan], flip: bool, augmentation: Augmentation) -> list[str]:
+    """Return the report on the subject's images: totals, then one line per image, then duplicates.
+
+    Args:
+        plans: one per image.
+        flip: whether mirror images are added.
+        augmentation: of the variants.
+    """
+    notes = [f"sizes: {_buckets(plans)}"] if len(plans) > 1 else []
+    masked = sum(plan.mask is not None for plan in plans)
+    notes += [f"masks: {masked} of {len(plans)} images"] if masked else []
+    notes += _variant_notes(len(plans[0].views), flip, augmentation)
+    notes += [f"image {plan.index + 1}: {_describe_resize(plan)}" for plan in plans]
+    return notes + _duplicates(plans)
 
 
-def class_notes(jobs: Sequence[ImagePlan]) -> list[str]:
-    """A line for each kind of class image."""
-    return [f"{count} class images: {note}" for note, count in Counter(map(_framing, jobs)).items()]
+def class_notes(plans: Sequence[ImagePlan]) -> list[str]:
+    """Return one line for each distinct preprocessing of class images."""
+    return [f"{count} class images: {note}" for note, count in Counter(map(_describe_resize, plans)).items()]
 
 
-def _buckets(jobs: Sequence[ImagePlan]) -> str:
-    counted = Counter(job.size for job in jobs).most_common()
+def _buckets(plans: Sequence[ImagePlan]) -> str:
+    counted = Counter(plan.size for plan in plans).most_common()
     return ", ".join(f"{count} of {width} x {height}" for (height, width), count in counted)
 
 
-def _versions(count: int, flip: bool, augmentation: Augmentation) -> list[str]:
-    if not augmentation.varies:
-        alone = augmentation.variants > 1
-        idle = "variants has no effect: crop and colour are 0" if alone else ""
-        return [*([idle] if idle else []), *(["each image and its mirror image"] if flip else [])]
-    how = [f"cropped by up to {augmentation.crop:.0%}"] if augmentation.crop else []
-    how += [f"colours changed by up to {augmentation.color:.0%}"] if augmentation.color else []
-    how += ["every second one mirrored"] if flip else []
-    return [f"{count} versions of each image: {', '.join(how)}"]
+def _variant_notes(count: int, flip: bool, augmentation: Augmentation) -> list[str]:
+    if not augmentation.is_random:
+        unused = augmentation.variants > 1
+        notes = ["variants has no effect: crop and colour are 0"] if unused else []
+        return [*notes, *(["each image and its mirror image"] if flip else [])]
+    changes = [f"cropped by up to {augmentation.crop:.0%}"] if augmentation.crop else []
+    changes += [f"colors changed by up to {augmentation.color:.0%}"] if augmentation.color else []
+    changes += ["every second one mirrored"] if flip else []
+    return [f"{count} variants of each image: {', '.join(changes)}"]
 
 
-def _framing(job: ImagePlan) -> str:
-    """Sizes before and after, and what was lost on the way, in the picture as it is."""
-    (height, width), (rows, columns), box = job.shape, job.size, job.views[0].box
+def _describe_resize(plan: ImagePlan) -> str:
+    """Return the sizes before and after, and what is lost between, for the unaugmented image."""
+    (height, width), (rows, columns), box = plan.shape, plan.size, plan.views[0].box
     note = f"{width} x {height} -> {columns} x {rows}"
-    grown, cut = max(rows / box.height, columns / box.width), 1 - box.height * box.width / (height * width)
-    if grown > MUCH_ENLARGED:
-        note += f" (enlarged {grown:.1f} times: a larger picture would teach more)"
-    if cut > MUCH_CUT:
-        note += f" (the crop cuts away {cut:.0%}: crop it yourself if the subject is not in the middle)"
+    scale, cropped = max(rows / box.height, columns / box.width), 1 - box.height * box.width / (height * width)
+    if scale > MAX_ENLARGEMENT:
+        note += f" (enlarged {scale:.1f} times: a larger image holds more detail to learn)"
+    if cropped > MAX_CROPPED:
+        note += f" (the crop cuts away {cropped:.0%}: crop it yourself if the subject is not in the center)"
     return note
 
 
-def _duplicates(jobs: Sequence[ImagePlan]) -> list[str]:
-    """Pictures that are there more than once count for more, which is rarely meant."""
+def _duplicates(plans: Sequence[ImagePlan]) -> list[str]:
+    """Return a line for each duplicate: it doubles the weight of its image, which is rarely intended."""
     first: dict[tuple[tuple[int, int], bytes], int] = {}
     notes = []
-    for job in jobs:
-        content = hashlib.sha256(job.image.contiguous().cpu().numpy().tobytes()).digest()
-        earlier = first.setdefault((job.shape, content), job.index)
-        if earlier != job.index:
-            notes.append(f"image {job.index + 1} is the same picture as image {earlier + 1}, which so counts twice")
+    for plan in plans:
+        content = hashlib.sha256(plan.image.contiguous().cpu().numpy().tobytes()).digest()
+        earlier = first.setdefault((plan.shape, content), plan.index)
+        if earlier != plan.index:
+            notes.append(f"image {plan.index + 1} is a duplicate of image {earlier + 1}, which therefore counts twice")
     return notes

@@ -177,18 +177,18 @@ class _Build:
 
     def _prepared(self, name: str) -> Prepared | None:
         """The subject's pictures at the bank's size; None if none can be used, which the report says."""
-        recipe, tools = self.recipe, replace(self.workshop.tools, progress=lambda *_: self._alive())
-        reading = ReadOptions(recipe.captions, masks=False, longest_side=4 * recipe.resolution)
+        recipe, tools = self.recipe, replace(self.workshop.tools, on_progress=lambda *_: self._alive())
+        reading = ReadOptions(captions=recipe.captions, masks=False, longest_side=4 * recipe.resolution)
         try:
             photographs, lines = read_folder(self.source / name, reading)
-            images = [photograph.image for photograph in photographs]
-            framing = Framing(recipe.resolution, bucket=False)
-            subject = build_dataset(SourceImages(images, prompts_of(photographs, recipe.prompt)), None, framing, tools)
+            images = [photograph.pixels for photograph in photographs]
+            framing = Framing(resolution=recipe.resolution, bucket=False)
+            subject = build_dataset(SourceImages(images, prompts_of(photographs, recipe.prompt)), framing, tools)
         except (ValueError, OSError) as error:
             self.tally.left_out.append(f"{name}: {error}".replace("\n", "; "))
             return None
         self.tally.left_out += [f"{name}/{line.removeprefix('left out: ')}" for line in lines if "left out: " in line]
-        return Prepared(name, subject, _as_bytes(images, subject, tools.cell))
+        return Prepared(name, subject, _as_bytes(images, subject, tools.latent_cell))
 
     def _alive(self) -> None:
         self.show(self.tally.done * self.recipe.steps, self.tally.total * self.recipe.steps, None)

@@ -306,8 +306,8 @@ def test_what_cannot_be_read_is_reported_and_skipped(node: Any, quick: Any, peop
     bank, report = build(node, quick)
     assert bank.names == ("alice", "bob") and bank.counts == (1, 3)
     assert "left out: bob/broken.png: " in report
-    assert "left out: carol: no photograph in carol can be used; 0.png: not a picture" in report
-    assert "left out: empty: no photograph" in report and "hidden" not in report
+    assert "left out: carol: no image in carol can be used; 0.png: not an image" in report
+    assert "left out: empty: no image" in report and "hidden" not in report
     assert r"left out: 'two\nlines': no name" in report
     picture(5).save(people / "carol" / "0.png")
     bank, report = build(node, quick)

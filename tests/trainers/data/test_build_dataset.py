@@ -1,5 +1,6 @@
-"""Pictures to a subject, with a VAE that is easy to check: latents are pixels, four times smaller."""
+"""Images to a dataset, with a VAE that is easy to check: latents are pixels, downscaled four times."""
 
+import re
 from typing import Any
 
 import pytest
@@ -13,22 +14,27 @@ from torch import Tensor
 FRAMING = Framing(resolution=32)
 
 
-def tools(seen: list[Any] | None = None) -> Encoders:
+def encoders(seen: list[Any] | None = None) -> Encoders:
     seen = [] if seen is None else seen
 
-    def embed(prompt: str) -> str:
+    def encode_prompt(prompt: str) -> str:
         seen.append(prompt)
         return f"<{prompt}>"
 
-    return Encoders(lambda pixels: F.avg_pool2d(pixels, 4), embed, 4, lambda done, total: seen.append((done, total)))
+    return Encoders(
+        encode_image=lambda pixels: F.avg_pool2d(pixels, 4),
+        encode_prompt=encode_prompt,
+        latent_cell=4,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
 
 
-def pictures(*sizes: tuple[int, ...], masks: list[Tensor] | None = None) -> SourceImages:
+def images(*sizes: tuple[int, ...], masks: list[Tensor] | None = None) -> SourceImages:
     return SourceImages([torch.rand(size) for size in sizes], [f"p{i}" for i in range(len(sizes))], masks)
 
 
-def test_each_picture_has_its_size_its_prompt_and_its_note() -> None:
-    made = build_dataset(pictures((32, 32, 3), (40, 20, 3)), None, FRAMING, tools())
+def test_each_image_has_its_size_its_prompt_and_its_note() -> None:
+    made = build_dataset(images((32, 32, 3), (40, 20, 3)), FRAMING, encoders())
     assert [example.size for example in made.examples] == [(3, 8, 8), (3, 11, 5)]
     assert [example.cond for example in made.examples] == ["<p0>", "<p1>"]
     assert made.unconditional == "<>"
@@ -37,29 +43,30 @@ def test_each_picture_has_its_size_its_prompt_and_its_note() -> None:
     )  # fmt: skip
 
 
-def test_texts_are_encoded_once_and_progress_counts_every_picture() -> None:
+def test_texts_are_encoded_once_and_progress_counts_every_image() -> None:
     seen: list[Any] = []
     subject = SourceImages([torch.rand(32, 32, 3)] * 3, ["same"] * 3)
-    build_dataset(subject, SourceImages([torch.rand(32, 32, 3)] * 2, ["class"] * 2), FRAMING, tools(seen))
+    class_images = SourceImages([torch.rand(32, 32, 3)] * 2, ["class"] * 2)
+    build_dataset(subject, FRAMING, encoders(seen), class_images=class_images)
     assert [entry for entry in seen if isinstance(entry, str)] == ["", "same", "class"]
     assert [entry for entry in seen if not isinstance(entry, str)] == [(i, 5) for i in range(1, 6)]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_grey_and_transparent_pictures_are_taken_as_rgb(channels: int) -> None:
+def test_gray_and_transparent_images_are_converted_to_rgb(channels: int) -> None:
     image = torch.rand(32, 32, channels)
-    made = build_dataset(SourceImages([image], ["p"]), None, FRAMING, tools())
+    made = build_dataset(SourceImages([image], ["p"]), FRAMING, encoders())
     expected = image.movedim(-1, 0).expand(3, -1, -1) if channels == 1 else image.movedim(-1, 0)[:3]
     torch.testing.assert_close(made.examples[0].latents[0], F.avg_pool2d(expected, 4))
 
 
 def test_flip_adds_the_mirror_image() -> None:
-    (example,) = build_dataset(pictures((32, 32, 3)), None, Framing(32, True, True), tools()).examples
+    (example,) = build_dataset(images((32, 32, 3)), Framing(resolution=32, flip=True), encoders()).examples
     torch.testing.assert_close(example.latents[1], example.latents[0].flip(-1))
 
 
-def test_small_pictures_are_enlarged_and_the_report_says_so() -> None:
-    made = build_dataset(pictures((10, 10, 3)), None, FRAMING, tools())
+def test_small_images_are_enlarged_and_the_report_remarks_on_it() -> None:
+    made = build_dataset(images((10, 10, 3)), FRAMING, encoders())
     assert made.examples[0].size == (3, 8, 8)
     assert "enlarged 3.2 times" in made.notes[0]
 
@@ -67,29 +74,29 @@ def test_small_pictures_are_enlarged_and_the_report_says_so() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (pictures(), "images holds no image"),
-        (pictures((32, 32, 3), (3, 90, 3)), "images: image 2 is 90 x 3 pixels, smaller than one latent cell"),
-        (pictures((32, 32, 3), masks=[]), "masks holds 0 for 1 images"),
-        (pictures((32, 32, 3), masks=[torch.ones(16, 32)]), "mask 1 is 32 x 16, its image 32 x 32"),
-        (pictures((32, 32, 3), masks=[torch.zeros(32, 32)]), "mask 1 is empty"),
-        (pictures((32, 32, 3), masks=[torch.full((32, 32), torch.nan)]), "mask 1 holds NaN"),
-        (pictures((32, 32, 2)), "image 1 has 2 channels"),
-        (SourceImages([torch.full((32, 32, 3), torch.inf)], ["p"]), "image 1 holds NaN or infinite"),
+        (images(), "images holds no image"),
+        (images((32, 32, 3), (3, 90, 3)), "images: image 2 is 90 x 3 .*4 x 4"),
+        (images((32, 32, 3), masks=[]), "masks holds 0 for 1 images"),
+        (images((32, 32, 3), masks=[torch.ones(16, 32)]), "masks: mask 1 is 32 x 16.*32 x 32"),
+        (images((32, 32, 3), masks=[torch.zeros(32, 32)]), "masks: mask 1 is black"),
+        (images((32, 32, 3), masks=[torch.full((32, 32), torch.nan)]), "masks: mask 1 holds NaN"),
+        (images((32, 32, 2)), "images: image 1 has 2 channels"),
+        (SourceImages([torch.full((32, 32, 3), torch.inf)], ["p"]), "images: image 1 holds NaN"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_named(given: SourceImages, message: str) -> None:
+def test_unusable_images_and_masks_are_named(given: SourceImages, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_dataset(given, None, FRAMING, tools())
+        build_dataset(given, FRAMING, encoders())
 
 
 def test_class_images_are_checked_under_their_own_name() -> None:
     with pytest.raises(ValueError, match="class_images: image 1 is 2 x 2"):
-        build_dataset(pictures((32, 32, 3)), pictures((2, 2, 3)), FRAMING, tools())
+        build_dataset(images((32, 32, 3)), FRAMING, encoders(), class_images=images((2, 2, 3)))
 
 
 @pytest.mark.parametrize("captions", [["a"], ["a", "b", "c"]])
 def test_captions_match_the_images(captions: list[str]) -> None:
-    with pytest.raises(ValueError, match=f"captions holds {len(captions)} texts for 2 images"):
+    with pytest.raises(ValueError, match=f"captions holds {len(captions)} .* 2 images"):
         prompts_for(2, "p", captions)
 
 
@@ -98,9 +105,9 @@ def test_a_subject_needs_a_text() -> None:
         prompts_for(2, "  ", None)
 
 
-def test_a_picture_without_a_caption_takes_the_prompt_and_one_without_either_is_refused() -> None:
+def test_an_image_without_a_caption_takes_the_prompt_and_one_without_either_is_refused() -> None:
     assert prompts_for(2, "p", ["a", " "]) == ["a", "p"]
-    with pytest.raises(ValueError, match="captions: text 2 is empty, and so is prompt"):
+    with pytest.raises(ValueError, match=r"captions: text 2 .*prompt"):
         prompts_for(2, " ", ["a", " "])
 
 
@@ -108,65 +115,68 @@ def test_a_mask_that_the_crop_leaves_nothing_of_is_refused() -> None:
     mask = torch.zeros(32, 128)
     mask[:, :20] = 1
     wide = SourceImages([torch.rand(32, 128, 3)], ["p"], [mask])
-    with pytest.raises(ValueError, match="nothing of mask 1 is left after cropping its picture to 32 x 32"):
-        build_dataset(wide, None, Framing(32, bucket=False), tools())
+    with pytest.raises(ValueError, match=r"masks: .*mask 1 .*32 x 32"):
+        build_dataset(wide, Framing(resolution=32, bucket=False), encoders())
 
 
-def test_load_images_stand_in_for_no_mask_means_everything_counts() -> None:
+def test_load_images_placeholder_for_no_mask_is_no_mask() -> None:
     masked = torch.zeros(32, 32)
     masked[:16] = 1
-    made = build_dataset(
-        pictures((32, 32, 3), (40, 40, 3), masks=[masked, torch.zeros(64, 64)]), None, FRAMING, tools()
-    )
+    made = build_dataset(images((32, 32, 3), (40, 40, 3), masks=[masked, torch.zeros(64, 64)]), FRAMING, encoders())
     assert made.examples[0].mask is not None and made.examples[1].mask is None
 
 
 def test_many_class_images_are_one_line_of_the_report() -> None:
-    made = build_dataset(pictures((32, 32, 3)), pictures(*[(32, 32, 3)] * 7), FRAMING, tools())
+    made = build_dataset(images((32, 32, 3)), FRAMING, encoders(), class_images=images(*[(32, 32, 3)] * 7))
     assert made.notes == ("image 1: 32 x 32 -> 32 x 32", "7 class images: 32 x 32 -> 32 x 32")
 
 
-def test_versions_are_encoded_one_by_one_with_their_masks_and_frames() -> None:
+def test_variants_are_encoded_one_by_one_with_their_masks_and_frames() -> None:
     seen: list[Any] = []
     mask = torch.zeros(60, 40)
     mask[10:50, 10:30] = 1
-    given, augmentation = pictures((60, 40, 3), masks=[mask]), Augmentation(6, 0.3, 0.2)
-    made = build_dataset(given, pictures((32, 32, 3)), Framing(32, True, True), tools(seen), augmentation=augmentation)
+    given, augmentation = images((60, 40, 3), masks=[mask]), Augmentation(variants=6, crop=0.3, color=0.2)
+    made = build_dataset(
+        given,
+        Framing(resolution=32, flip=True),
+        encoders(seen),
+        class_images=images((32, 32, 3)),
+        augmentation=augmentation,
+    )
     (example,) = made.examples
     assert len(example.latents) == len(example.mask) == len(example.frames) == 6
     assert len({latent.numpy().tobytes() for latent in example.latents}) == 6
     assert [entry for entry in seen if not isinstance(entry, str)] == [(i, 8) for i in range(1, 9)]
     assert len(made.class_examples[0].latents) == 2, "class images are mirrored, not augmented"
-    assert (
-        "6 versions of each image: cropped by up to 30%, colours changed by up to 20%, every second one mirrored"
-        in (made.notes)
-    )
+    assert any(re.match("6 variants of each image: .*30%.*20%.*mirrored", note) for note in made.notes)
     assert "masks: 1 of 1 images" in made.notes
 
 
-def test_frames_say_what_was_cropped() -> None:
-    (wide,) = build_dataset(pictures((32, 64, 3)), None, Framing(32, False, True), tools()).examples
+def test_frames_describe_the_crop() -> None:
+    (wide,) = build_dataset(images((32, 64, 3)), Framing(resolution=32, bucket=False, flip=True), encoders()).examples
     assert wide.frames == (Frame(64, 32, 16, 0, 32, 32),) * 2
-    (large,) = build_dataset(pictures((96, 64, 3)), None, Framing(32, False, False), tools()).examples
+    (large,) = build_dataset(images((96, 64, 3)), Framing(resolution=32, bucket=False), encoders()).examples
     assert large.frames == (Frame(64, 96, 0, 8, 32, 32),)
 
 
-def test_the_report_names_what_was_cut_away_and_what_is_there_twice() -> None:
+def test_the_report_names_large_crops_and_duplicates() -> None:
     image = torch.rand(32, 64, 3)
     made = build_dataset(
-        SourceImages([image, torch.rand(32, 32, 3), image.clone()], ["p"] * 3), None, Framing(32, False), tools()
+        SourceImages([image, torch.rand(32, 32, 3), image.clone()], ["p"] * 3),
+        Framing(resolution=32, bucket=False),
+        encoders(),
     )
     assert "sizes: 3 of 32 x 32" in made.notes
-    assert any(note.startswith("image 1: 64 x 32 -> 32 x 32 (the crop cuts away 50%") for note in made.notes)
-    assert "image 3 is the same picture as image 1, which so counts twice" in made.notes
+    assert any(re.match(r"image 1: 64 x 32 -> 32 x 32 \(.*50%", note) for note in made.notes)
+    assert any(re.match("image 3 is .*duplicate of image 1", note) for note in made.notes)
 
 
-def test_variants_without_crop_or_colour_are_one_version_and_the_report_says_so() -> None:
-    made = build_dataset(pictures((32, 32, 3)), None, FRAMING, tools(), augmentation=Augmentation(8))
+def test_variants_without_crop_or_color_are_one_variant_and_the_report_remarks_on_it() -> None:
+    made = build_dataset(images((32, 32, 3)), FRAMING, encoders(), augmentation=Augmentation(variants=8))
     assert len(made.examples[0].latents) == 1
-    assert "variants has no effect: crop and colour are 0" in made.notes
+    assert any(re.match("variants .*crop and colour are 0", note) for note in made.notes)
 
 
 def test_a_white_mask_counts_as_none() -> None:
-    made = build_dataset(pictures((32, 32, 3), masks=[torch.ones(32, 32)]), None, FRAMING, tools())
+    made = build_dataset(images((32, 32, 3), masks=[torch.ones(32, 32)]), FRAMING, encoders())
     assert made.examples[0].mask is None

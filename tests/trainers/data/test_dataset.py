@@ -1,4 +1,4 @@
-"""Batches: every example once per round, one size per batch, reproducible."""
+"""Batches: every example once per epoch, one size per batch, reproducible."""
 
 from collections import Counter
 
@@ -16,12 +16,12 @@ def examples(counts: list[int]) -> list[Example]:
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(1, 5), st.integers(0, 2**32))
-def test_every_example_comes_once_per_round_and_sizes_do_not_mix(counts: list[int], size: int, seed: int) -> None:
+def test_every_example_occurs_once_per_epoch_and_sizes_do_not_mix(counts: list[int], size: int, seed: int) -> None:
     batches = Batches(examples(counts), size, seed)
-    per_round = sum(-(-n // size) for n in counts)
-    for start in (0, per_round):
+    per_epoch = sum(-(-n // size) for n in counts)
+    for start in (0, per_epoch):
         seen: Counter[str] = Counter()
-        for batch in (batches[b] for b in range(start, start + per_round)):
+        for batch in (batches[b] for b in range(start, start + per_epoch)):
             assert len(batch) == size
             assert len({example.size for example in batch}) == 1
             seen.update({example.prompt for example in batch})

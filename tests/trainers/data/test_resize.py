@@ -19,27 +19,27 @@ def test_buckets_keep_area_and_aspect_and_divide(height: int, width: int, resolu
         assert abs(columns - rows * width / height) <= unit * (1 + width / height)
 
 
-def test_a_wide_picture_gets_a_wide_bucket() -> None:
+def test_a_wide_image_gets_a_wide_bucket() -> None:
     assert bucket_size(600, 900, 512, 8, True) == (384, 640)
     assert bucket_size(900, 600, 512, 8, True) == (640, 384)
 
 
 def test_the_crop_is_central_and_not_scaled_when_it_fits() -> None:
-    picture = torch.arange(6 * 10.0).view(1, 1, 6, 10) / 60
-    assert torch.equal(crop_and_resize(picture, (6, 4)), picture[..., 3:7])
+    image = torch.arange(6 * 10.0).view(1, 1, 6, 10) / 60
+    assert torch.equal(crop_and_resize(image, (6, 4)), image[..., 3:7])
 
 
-def test_a_very_thin_picture_is_cropped_before_it_is_scaled() -> None:
+def test_a_very_thin_image_is_cropped_before_it_is_scaled() -> None:
     thin = torch.rand(1, 3, 16000, 8)
-    picture = crop_and_resize(thin, (24, 40))
-    torch.testing.assert_close(picture, crop_and_resize(thin[..., 7990:8010, :], (24, 40)), atol=0.05, rtol=0)
+    image = crop_and_resize(thin, (24, 40))
+    torch.testing.assert_close(image, crop_and_resize(thin[..., 7990:8010, :], (24, 40)), atol=0.05, rtol=0)
 
 
 @given(st.integers(8, 90), st.integers(8, 90))
-def test_any_picture_comes_out_at_the_size_asked_for(height: int, width: int) -> None:
-    picture = crop_and_resize(torch.rand(1, 3, height, width), (24, 40))
-    assert picture.shape == (1, 3, 24, 40)
-    assert picture.min() >= 0 and picture.max() <= 1
+def test_any_image_is_resized_to_the_requested_size(height: int, width: int) -> None:
+    image = crop_and_resize(torch.rand(1, 3, height, width), (24, 40))
+    assert image.shape == (1, 3, 24, 40)
+    assert image.min() >= 0 and image.max() <= 1
 
 
 def test_captions_take_the_place_of_the_prompt() -> None:
@@ -68,23 +68,23 @@ SIDES = st.integers(8, 400)
 
 
 @given(SIDES, SIDES, st.sampled_from([(64, 64), (48, 80), (80, 48)]), st.floats(0, 0.5), st.integers(0, 99))
-def test_boxes_lie_inside_have_the_aspect_and_enlarge_no_more_than_asked(
+def test_boxes_lie_inside_have_the_aspect_and_crop_no_more_than_configured(
     height: int, width: int, size: tuple[int, int], crop: float, seed: int
 ) -> None:
-    whole = center_box(height, width, size)
+    largest = center_box(height, width, size)
     box = random_box(height, width, size, crop, torch.Generator().manual_seed(seed))
-    for part in (whole, box):
+    for part in (largest, box):
         assert 0 <= part.top <= height - part.height and 0 <= part.left <= width - part.width
         assert abs(part.width / part.height / (size[1] / size[0]) - 1) <= 1 / part.height + 1 / part.width
     needed = max(size[0] / height, size[1] / width)
-    assert abs(size[0] / needed - whole.height) <= 0.5 and abs(size[1] / needed - whole.width) <= 0.5
-    assert box.height >= (1 - crop) * whole.height - 0.5 and box.width >= (1 - crop) * whole.width - 0.5
+    assert abs(size[0] / needed - largest.height) <= 0.5 and abs(size[1] / needed - largest.width) <= 0.5
+    assert box.height >= (1 - crop) * largest.height - 0.5 and box.width >= (1 - crop) * largest.width - 0.5
 
 
 @given(SIDES, SIDES, st.booleans(), st.integers(0, 99))
-def test_a_frame_says_where_the_crop_lies_in_the_scaled_picture(h: int, w: int, mirrored: bool, seed: int) -> None:
+def test_a_frame_describes_where_the_crop_lies_in_the_resized_image(h: int, w: int, mirrored: bool, seed: int) -> None:
     box = random_box(h, w, (48, 80), 0.5, torch.Generator().manual_seed(seed))
-    frame = frame_of(h, w, box, (48, 80), mirrored)
+    frame = frame_of((h, w), box, (48, 80), mirrored)
     assert (frame.width, frame.height, frame.target_width, frame.target_height) == (w, h, 80, 48)
     across, down = 80 / box.width, 48 / box.height
     assert abs(frame.crop_h / down - box.top) <= 0.5 / down + 1e-6
@@ -92,10 +92,10 @@ def test_a_frame_says_where_the_crop_lies_in_the_scaled_picture(h: int, w: int, 
     assert abs(frame.crop_w / across - left) <= 0.5 / across + 1e-6
 
 
-def test_picture_and_mask_are_framed_alike() -> None:
-    picture = torch.zeros(1, 3, 90, 70)
-    picture[..., 30:60, 20:50] = 1
+def test_image_and_mask_are_cropped_alike() -> None:
+    image = torch.zeros(1, 3, 90, 70)
+    image[..., 30:60, 20:50] = 1
     box = random_box(90, 70, (48, 32), 0.4, torch.Generator().manual_seed(3))
     torch.testing.assert_close(
-        crop_and_resize(picture, (48, 32), box)[:, :1], crop_and_resize(picture[:, :1], (48, 32), box)
+        crop_and_resize(image, (48, 32), box)[:, :1], crop_and_resize(image[:, :1], (48, 32), box)
     )
