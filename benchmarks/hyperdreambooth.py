@@ -122,7 +122,7 @@ def mean_of(predictor: Any) -> Any:
     """What the hypernetwork makes of nobody."""
     from hyperbooth.models.adapters.stack import AdapterStack
 
-    return AdapterStack((predictor.network.layout.link(predictor.network.nobody().detach()),))
+    return AdapterStack((predictor.network.layout.unpack(predictor.network.nobody().detach()),))
 
 
 MADE = digest(trained_hypernetwork.WEIGHTS.read_bytes()) if trained_hypernetwork.WEIGHTS.exists() else "not trained yet"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..models.adapters.inject import Without
+from ..models.adapters.inject import DisableAdapters
 from ..models.adapters.stack import AdapterStack
 from ..models.backbone.denoiser import Denoiser
 from ..models.backbone.frozen_layers import WeightAccess
@@ -113,6 +113,6 @@ class TrainingSession:
     memory: DeviceMemory
     denoiser: LatentDenoiser
 
-    def injected(self, adapter: AdapterStack) -> AbstractContextManager[Without]:
+    def injected(self, adapter: AdapterStack) -> AbstractContextManager[DisableAdapters]:
         """Attach ``adapter`` to the network inside the block, see :meth:`AdapterStack.injected`."""
         return adapter.injected(self.model.layers, self.model.access_weight, self.model.modified_in_place)

@@ -29,7 +29,7 @@ class AdapterLayer(nn.Module):
     """Name of the family in files and reports."""
     starts_as_identity: ClassVar[bool]
     """Whether a new adapter changes nothing."""
-    adds: ClassVar[bool] = False
+    is_additive: ClassVar[bool] = False
     """Whether its step is a :class:`~..steps.Sum`: what it adds has factors that depend on no weight."""
     has_parameter_layout: ClassVar[bool] = False
     """Whether its parameters are so few that an adapter is treated as one vector, see :mod:`.parameter_layout`."""
@@ -41,25 +41,25 @@ class AdapterLayer(nn.Module):
         """A new adapter for a matrix of ``shape = (out, in)``, drawn from ``generator`` (on the CPU)."""
         raise NotImplementedError
 
-    def settle(self, weight_of: Callable[[], Tensor], config: Any, generator: torch.Generator) -> None:
+    def initialize_from_weight(self, weight_of: Callable[[], Tensor], config: Any, generator: torch.Generator) -> None:
         """Move to a start that depends on the weight ``W [out, in]``, for settings that ask for one."""
 
     @property
-    def matrix(self) -> tuple[int, int]:
+    def matrix_shape(self) -> tuple[int, int]:
         """The shape ``(out, in)`` of the matrix it changes."""
         raise NotImplementedError
 
-    def step(self) -> WeightUpdate:
+    def weight_update(self) -> WeightUpdate:
         """What it does to a weight, see :mod:`..steps`; gradients flow to the parameters."""
         raise NotImplementedError
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """The change of the weight, ``[..., out, in]``; families that project ``W`` need it."""
-        return self.step().delta(weight)
+        return self.weight_update().delta(weight)
 
-    def on(self, site: LayerContext) -> Forward:
+    def adapted_forward(self, site: LayerContext) -> Forward:
         """The site's forward f with the change: ``y = f(x) + up (down x)`` for families that add a low rank."""
-        factors = Factors(self)
+        factors = CachedFactors(self)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             up, down = factors(x.dtype)
@@ -68,7 +68,7 @@ class AdapterLayer(nn.Module):
         return adapted
 
     @classmethod
-    def gather(cls, adapters: Iterable["AdapterLayer"]) -> None:
+    def share_computation(cls, adapters: Iterable["AdapterLayer"]) -> None:
         """Adapters that will work side by side; for families that can do part of the work for all at once."""
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -111,10 +111,10 @@ class AdapterLayer(nn.Module):
 
     def describe(self) -> str:
         """The settings in a few words, for reports: ``rank 8, alpha 8``."""
-        return ", ".join(f"{name} {shown(value)}" for name, value in self.settings().items())
+        return ", ".join(f"{name} {format_setting(value)}" for name, value in self.settings().items())
 
 
-class Factors:
+class CachedFactors:
     """``(up, down)`` of an adapter in a dtype; those of one that does not train are worked out once."""
 
     def __init__(self, adapter: AdapterLayer):
@@ -130,9 +130,9 @@ class Factors:
         return self.kept[dtype]
 
     def _now(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        return tuple(factor.to(dtype) for factor in self.adapter.step().factors())
+        return tuple(factor.to(dtype) for factor in self.adapter.weight_update().low_rank_factors())
 
 
-def shown(value: float) -> str:
+def format_setting(value: float) -> str:
     """A setting for reports: whole numbers with every digit (a seed), others short."""
     return str(value) if isinstance(value, int) else f"{value:g}"

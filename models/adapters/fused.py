@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..adapters import AdapterLayer
 from ..backbone.forward_patch import Forward
-from .base import Factors
+from .base import CachedFactors
 from .layer_context import LayerContext
 from .low_rank import low_rank_branch
 
-FEW = 16
+MAX_FREE_RANK = 16
 """Rank of frozen factors that always join; higher ones join a trained rank that is at least as high."""
 
 
@@ -31,15 +31,15 @@ class FusedLowRank:
     """What several links do to one layer, as :class:`~.adapters.base.AdapterLayer` puts one there.
 
     Args:
-        adapters: of families that :attr:`~.adapters.base.AdapterLayer.adds`, one subject's, in the links' order.
+        adapters: of families that :attr:`~.adapters.base.AdapterLayer.is_additive`, one subject's, in the links' order.
     """
 
     def __init__(self, adapters: Sequence[AdapterLayer]):
         self.layers = adapters
 
-    def on(self, site: LayerContext) -> Forward:
+    def adapted_forward(self, site: LayerContext) -> Forward:
         """``y = f(x) + [up_1 up_2 ...] ([down_1; down_2; ...] x)``."""
-        factors = [Factors(adapter) for adapter in self.layers]
+        factors = [CachedFactors(adapter) for adapter in self.layers]
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y, pairs = site.forward(x, *args, **kwargs), [each(x.dtype) for each in factors]
@@ -56,7 +56,7 @@ def _side_by_side(pairs: Sequence[tuple[Tensor, ...]]) -> Sequence[tuple[Tensor,
         sum(up.shape[-1] for up, down in pairs if (up.requires_grad or down.requires_grad) is trains)
         for trains in (True, False)
     )
-    if not trained or frozen > max(trained, FEW):
+    if not trained or frozen > max(trained, MAX_FREE_RANK):
         return pairs
     ups, downs = zip(*pairs, strict=True)
     return [(torch.cat(ups, -1), torch.cat(downs, -2))]
@@ -76,4 +76,4 @@ def fused_groups(links: Sequence[Mapping[str, AdapterLayer]]) -> Iterator[Mappin
 
 def _joins(adapters: Mapping[str, AdapterLayer]) -> bool:
     """Whether these stand beside any others of their kind: they add a low rank, and are one subject's."""
-    return all(a.adds and all(p.ndim == 2 for p in a.parameters()) for a in adapters.values())
+    return all(a.is_additive and all(p.ndim == 2 for p in a.parameters()) for a in adapters.values())

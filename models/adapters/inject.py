@@ -12,7 +12,7 @@ from .base import AdapterLayer
 from .fused import FusedLowRank
 from .layer_context import LayerContext
 
-Without = Callable[[], AbstractContextManager[None]]
+DisableAdapters = Callable[[], AbstractContextManager[None]]
 """Makes a block inside which the modules are as they were before anything was attached."""
 
 
@@ -23,7 +23,7 @@ def injected(
     access_weight: WeightAccess = own_weights,
     changed: Collection[str] = (),
     modified_in_place: Collection[str] = (),
-) -> Iterator[Without]:
+) -> Iterator[DisableAdapters]:
     """Inside the block, each module's output carries the change of the adapter of its name.
 
     Args:
@@ -37,13 +37,13 @@ def injected(
     before = {name: modules[name].forward for name in adapters}
     alone = [adapter for adapter in adapters.values() if isinstance(adapter, AdapterLayer)]
     for kind in {type(adapter) for adapter in alone}:
-        kind.gather(alone)
+        kind.share_computation(alone)
     with ExitStack() as stack:
         for name, adapter in adapters.items():
             site = LayerContext(
                 modules[name], before[name], access_weight, name not in changed, name in modified_in_place
             )
-            stack.enter_context(replaced_forward(modules[name], adapter.on(site)))
+            stack.enter_context(replaced_forward(modules[name], adapter.adapted_forward(site)))
         yield partial(_with_forwards, before, modules)
 
 

@@ -24,5 +24,5 @@ class LayerContext:
     layer: nn.Module
     forward: Forward
     access_weight: WeightAccess = own_weights
-    alone: bool = True
+    is_unmodified: bool = True
     modified_in_place: bool = False

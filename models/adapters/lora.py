@@ -41,7 +41,7 @@ class LoRA(AdapterLayer):
 
     family = "lora"
     starts_as_identity = True
-    adds = True
+    is_additive = True
     tensor_names = ("lora_up.weight", "lora_down.weight", "alpha")
 
     def __init__(self, up: Tensor, down: Tensor, alpha: float):
@@ -72,10 +72,10 @@ class LoRA(AdapterLayer):
         return self.down.shape[-2]
 
     @property
-    def matrix(self) -> tuple[int, int]:
+    def matrix_shape(self) -> tuple[int, int]:
         return self.up.shape[-2], self.down.shape[-1]
 
-    def step(self) -> AddLowRank:
+    def weight_update(self) -> AddLowRank:
         return AddLowRank(self.up * (self.alpha / self.rank), self.down)
 
     def to_tensors(self) -> dict[str, Tensor]:

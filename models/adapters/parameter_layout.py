@@ -53,7 +53,7 @@ class ParameterLayout:
         Raises:
             ValueError: its family is not kept packed.
         """
-        kind = flat_family(link.family)
+        kind = family_with_layout(link.family)
         shapes = {
             name: tuple(tuple(tensor.shape) for tensor in adapter.to_tensors().values())
             for name, adapter in link.layers.items()
@@ -62,18 +62,20 @@ class ParameterLayout:
         return cls(link.family, targets, shapes, kind.constants_of(link.layers.values()))
 
     @cached_property
-    def numbers(self) -> int:
+    def parameter_count(self) -> int:
         """N."""
         return sum(math.prod(shape) for shapes in self.shapes.values() for shape in shapes)
 
-    def parts(self, theta: Tensor) -> dict[str, dict[str, Tensor]]:
+    def unflatten(self, theta: Tensor) -> dict[str, dict[str, Tensor]]:
         """Layer name -> tensor name -> its numbers ``[..., *shape]``: views of ``theta [..., N]``, gradients pass.
 
         Raises:
             ValueError: theta has another number of numbers.
         """
-        if theta.ndim < 1 or theta.shape[-1] != self.numbers:
-            raise ValueError(f"holds packed numbers of shape {tuple(theta.shape)}, its layout is for {self.numbers}")
+        if theta.ndim < 1 or theta.shape[-1] != self.parameter_count:
+            raise ValueError(
+                f"holds packed numbers of shape {tuple(theta.shape)}, its layout is for {self.parameter_count}"
+            )
         names = FAMILIES[self.family].tensor_names
         flat = [shape for shapes in self.shapes.values() for shape in shapes]
         pieces = iter(theta.split([math.prod(shape) for shape in flat], dim=-1))
@@ -82,8 +84,8 @@ class ParameterLayout:
             for layer, shapes in self.shapes.items()
         }
 
-    def joined(self, parts: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-        """Theta from :meth:`parts`; gradients pass. What has no dimension of subjects is the same for all of them."""
+    def flatten(self, parts: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """Theta from :meth:`unflatten`; gradients pass. What has no dimension of subjects is the same for all of them."""
         names = FAMILIES[self.family].tensor_names
         flat = [
             tensor.flatten(tensor.ndim - len(shape))
@@ -100,25 +102,25 @@ class ParameterLayout:
             ValueError: the link is of another layout; both sides are named.
         """
         self._check_kind(link)
-        return self.joined({name: adapter.to_tensors() for name, adapter in link.layers.items()})
+        return self.flatten({name: adapter.to_tensors() for name, adapter in link.layers.items()})
 
-    def link(self, theta: Tensor) -> Adapter:
+    def unpack(self, theta: Tensor) -> Adapter:
         """New adapters that hold ``theta [N]`` or ``[subjects, N]``, on its device, for attaching and training.
 
         Their numbers are parameters of their own: what a backward leaves there is fetched with :meth:`gradient`.
         """
-        parts = self.parts(theta.detach())
+        parts = self.unflatten(theta.detach())
         with torch.inference_mode(False):
             adapters = {
                 name: adapter.with_tensors({key: value.clone() for key, value in parts[name].items()})
-                for name, adapter in self._model.layers.items()
+                for name, adapter in self._template.layers.items()
             }
         return Adapter(self.family, adapters, self.targets)
 
     @torch.no_grad()
-    def put(self, theta: Tensor, link: Adapter) -> None:
+    def assign(self, theta: Tensor, link: Adapter) -> None:
         """Give the adapters of ``link``, made of numbers of the same shape, the numbers ``theta``."""
-        for name, tensors in self.parts(theta.detach()).items():
+        for name, tensors in self.unflatten(theta.detach()).items():
             parameters = dict(link.layers[name].named_parameters())
             for key, value in tensors.items():
                 parameters[key].copy_(value if value.ndim == parameters[key].ndim else value[0])
@@ -136,9 +138,9 @@ class ParameterLayout:
             return found if found.ndim == widest.ndim else found / len(widest)
 
         parameters = {name: dict(adapter.named_parameters()) for name, adapter in link.layers.items()}
-        return self.joined({name: {key: of(p) for key, p in own.items()} for name, own in parameters.items()})
+        return self.flatten({name: {key: of(p) for key, p in own.items()} for name, own in parameters.items()})
 
-    def check_same(self, other: "ParameterLayout", ours: str, theirs: str) -> None:
+    def check_compatible(self, other: "ParameterLayout", ours: str, theirs: str) -> None:
         """``other`` gives numbers the same meaning.
 
         Args:
@@ -147,13 +149,13 @@ class ParameterLayout:
         Raises:
             ValueError: it does not; both sides are named.
         """
-        if found := self.difference(other):
+        if found := self.first_difference(other):
             raise ValueError(
                 f"{ours} and {theirs} are of different kinds: {found[0]} in {ours}, {found[1]} in {theirs}; connect "
                 "two that were made with the same LiDB settings"
             )
 
-    def difference(self, other: "ParameterLayout") -> tuple[str, str] | None:
+    def first_difference(self, other: "ParameterLayout") -> tuple[str, str] | None:
         """The first thing that differs, as each side has it; None if nothing does."""
         pairs = [(self.describe(), other.describe())]
         for (name, shape), (their_name, their_shape) in zip(self._layers(), other._layers(), strict=False):
@@ -161,7 +163,7 @@ class ParameterLayout:
         if different := next((pair for pair in pairs if pair[0] != pair[1]), None):
             return different
         try:
-            FAMILIES[self.family].check_constants(other.constants, self._model.layers.values())
+            FAMILIES[self.family].check_constants(other.constants, self._template.layers.values())
         except ValueError as error:
             return "bases that it was made with", f"numbers that it {error}"
         return None
@@ -171,7 +173,7 @@ class ParameterLayout:
         seed = "".join(
             f", {name.replace('_', ' ')} {value}" for name, value in self.constants.items() if name != "probes"
         )
-        return f"{self.family} of {self.numbers:,} numbers on {len(self.targets)} layers{seed}"
+        return f"{self.family} of {self.parameter_count:,} numbers on {len(self.targets)} layers{seed}"
 
     def check(self) -> None:
         """Links can be made here, and mean what the layout's writer meant.
@@ -179,17 +181,17 @@ class ParameterLayout:
         Raises:
             ValueError: shapes do not fit each other, or the bases here are others.
         """
-        _ = self._model
+        _ = self._template
 
     @cached_property
-    def _model(self) -> Adapter:
+    def _template(self) -> Adapter:
         """A link of this layout, without numbers of its own: shapes of strangers take no memory."""
-        kind, adapters = flat_family(self.family), {}
+        kind, adapters = family_with_layout(self.family), {}
         for name, target in self.targets.items():
             shapes = zip(kind.tensor_names, self.shapes[name], strict=True)
             tensors = {key: torch.zeros(()).expand(shape) for key, shape in shapes}
             try:
-                adapters[name] = kind.from_tensors(tensors, target.matrix, self.constants)
+                adapters[name] = kind.from_tensors(tensors, target.matrix_shape, self.constants)
             except ValueError as error:
                 raise ValueError(f"is of no use: the adapter of {name} {error}") from error
         kind.check_constants(self.constants, adapters.values())
@@ -200,12 +202,14 @@ class ParameterLayout:
 
     def _check_kind(self, link: Adapter) -> None:
         """Families keep a link's settings in its tensors' shapes and its facts, whatever the number of subjects."""
-        settings = {name: adapter.settings() for name, adapter in self._model.layers.items()}
+        settings = {name: adapter.settings() for name, adapter in self._template.layers.items()}
         if (link.family, link.targets, link.settings()) != (self.family, self.targets, settings):
-            raise ValueError(f"the adapter is {link.describe()}; expected {self._model.describe()}, of the same layers")
+            raise ValueError(
+                f"the adapter is {link.describe()}; expected {self._template.describe()}, of the same layers"
+            )
 
 
-def flat_family(name: Any) -> type[AdapterLayer]:
+def family_with_layout(name: Any) -> type[AdapterLayer]:
     """Return the family of that name.
 
     Raises:

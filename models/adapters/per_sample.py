@@ -10,18 +10,20 @@ from .parameter_layout import ParameterLayout
 from .stack import Adapter
 
 
-def batched_adapter(layout: ParameterLayout, theta: Tensor, shared_input: bool, learnt_input: bool = False) -> Adapter:
+def batched_adapter(
+    layout: ParameterLayout, theta: Tensor, share_down: bool, train_shared_down: bool = False
+) -> Adapter:
     """New adapters that hold ``theta [subjects, N]``, see :meth:`.ParameterLayout.link`.
 
     Args:
-        shared_input: the subjects differ in each layer's first tensor, its output side, alone. The first subject's
+        share_down: the subjects differ in each layer's first tensor, its output side, alone. The first subject's
             others then serve all of them, without a dimension of subjects.
-        learnt_input: these want a gradient, too.
+        train_shared_down: these want a gradient, too.
     """
-    link = layout.link(theta)
-    if not shared_input:
+    link = layout.unpack(theta)
+    if not share_down:
         return link
-    adapters = {name: _sharing(adapter, learnt_input) for name, adapter in link.layers.items()}
+    adapters = {name: _sharing(adapter, train_shared_down) for name, adapter in link.layers.items()}
     return Adapter(link.family, adapters, link.targets)
 
 
@@ -34,7 +36,7 @@ def _sharing(adapter: AdapterLayer, learned: bool) -> AdapterLayer:
     return shared
 
 
-def stacked(links: Sequence[Adapter]) -> Adapter:
+def stack_subjects(links: Sequence[Adapter]) -> Adapter:
     """Links of one kind as one whose numbers have a leading dimension of subjects.
 
     Raises:
@@ -50,8 +52,8 @@ def stacked(links: Sequence[Adapter]) -> Adapter:
     return Adapter(first.family, adapters, first.targets)
 
 
-def unstacked(link: Adapter) -> list[Adapter]:
-    """What :func:`stacked` put together, one link for each subject."""
+def unstack_subjects(link: Adapter) -> list[Adapter]:
+    """What :func:`stack_subjects` put together, one link for each subject."""
     counts = {len(next(adapter.parameters())) for adapter in link.layers.values()}
     if len(counts) != 1:
         raise ValueError(f"the link's layers hold {sorted(counts)} subjects; all hold the same number")

@@ -13,11 +13,11 @@ from ..adapters import FAMILIES, AdapterLayer
 from ..backbone.frozen_layers import WeightAccess, own_weights
 from ..textual_inversion.embeddings import LearnedEmbedding
 from ..units import describe_size
-from .base import shown
+from .base import format_setting
 from .fused import fused_groups
-from .inject import Without, injected
+from .inject import DisableAdapters, injected
 from .targets import Target
-from .weight_update import WeightUpdate, depends_on_weight, total_factors
+from .weight_update import WeightUpdate, depends_on_weight, total_low_rank_factors
 
 WeightOf = Callable[[str], Tensor]
 
@@ -50,9 +50,9 @@ class Adapter:
         adapters = {}
         for target in targets:
             try:
-                adapters[target.name] = kind.create(target.matrix, config, generator)
+                adapters[target.name] = kind.create(target.matrix_shape, config, generator)
                 if weight_of is not None:
-                    adapters[target.name].settle(partial(weight_of, target.name), config, generator)
+                    adapters[target.name].initialize_from_weight(partial(weight_of, target.name), config, generator)
             except ValueError as error:
                 raise ValueError(f"layer {target.name}: {error}") from error
         return cls(family, adapters, {target.name: target for target in targets})
@@ -76,14 +76,16 @@ class Adapter:
             for name, value in adapter.settings().items():
                 values.setdefault(name, set()).add(value)
         return ", ".join(
-            f"{name} {shown(min(all_))} to {shown(max(all_))}" if len(all_) > 1 else f"{name} {shown(min(all_))}"
+            f"{name} {format_setting(min(all_))} to {format_setting(max(all_))}"
+            if len(all_) > 1
+            else f"{name} {format_setting(min(all_))}"
             for name, all_ in values.items()
         )
 
     def describe_size(self) -> str:
         """``797,184 numbers, 3.04 MiB in float32``; where it is another number, also what a LoRA would have."""
         numbers = sum(parameter.numel() for parameter in self.parameters())
-        lora = sum(a.settings().get("rank", 0) * sum(a.matrix) for a in self.layers.values())
+        lora = sum(a.settings().get("rank", 0) * sum(a.matrix_shape) for a in self.layers.values())
         other = f"; a LoRA of this rank would have {lora:,}" if lora not in (0, numbers) else ""
         return f"{describe_size(self.parameters())}{other}"
 
@@ -130,11 +132,11 @@ class AdapterStack:
         """Every layer that the chain changes, once."""
         return {name: target for link in self.adapters for name, target in link.targets.items()}
 
-    def restricted(self, prefix: str) -> "AdapterStack":
+    def select_prefix(self, prefix: str) -> "AdapterStack":
         """The part of the chain on layers whose name starts with ``prefix``."""
-        return self.only({name for name in self.targets() if name.startswith(prefix)})
+        return self.select_layers({name for name in self.targets() if name.startswith(prefix)})
 
-    def only(self, layers: Collection[str]) -> "AdapterStack":
+    def select_layers(self, layers: Collection[str]) -> "AdapterStack":
         """The part of the chain on ``layers``."""
         links = []
         for link in self.adapters:
@@ -143,14 +145,14 @@ class AdapterStack:
                 links.append(Adapter(link.family, kept, {name: link.targets[name] for name in kept}))
         return AdapterStack(tuple(links), self.metadata)
 
-    def steps(self) -> dict[str, list[WeightUpdate]]:
+    def weight_updates(self) -> dict[str, list[WeightUpdate]]:
         """Layer name -> what is done to its weight, in order."""
-        return {name: self.steps_of(name) for name in self.targets()}
+        return {name: self.weight_updates_of(name) for name in self.targets()}
 
     @torch.no_grad()
-    def steps_of(self, name: str) -> list[WeightUpdate]:
+    def weight_updates_of(self, name: str) -> list[WeightUpdate]:
         """What is done to the weight of one layer: a packed adapter of few numbers may be large when unfolded."""
-        return [link.layers[name].step() for link in self.adapters if name in link.layers]
+        return [link.layers[name].weight_update() for link in self.adapters if name in link.layers]
 
     @contextmanager
     def injected(
@@ -158,7 +160,7 @@ class AdapterStack:
         modules: Mapping[str, nn.Module],
         access_weight: WeightAccess = own_weights,
         modified_in_place: Collection[str] = (),
-    ) -> Iterator[Without]:
+    ) -> Iterator[DisableAdapters]:
         """Inside the block the modules' outputs carry the chain's change; always taken off again.
 
         Gives a way to be without the change for a moment.
@@ -168,7 +170,7 @@ class AdapterStack:
             written_over: layers whose output the network may write over, see :class:`.site.Site`.
         """
         with ExitStack() as stack:
-            off: list[Without] = []
+            off: list[DisableAdapters] = []
             changed: set[str] = set()
             for adapters in fused_groups([link.layers for link in self.adapters]):
                 off.append(stack.enter_context(injected(adapters, modules, access_weight, changed, modified_in_place)))
@@ -185,16 +187,19 @@ class AdapterStack:
         Raises:
             ValueError: a layer's change has no low rank, or depends on a base that is not given.
         """
-        return {name: total_factors(steps, base_of(name, steps, weight_of)) for name, steps in self.steps().items()}
+        return {
+            name: total_low_rank_factors(steps, base_weight(name, steps, weight_of))
+            for name, steps in self.weight_updates().items()
+        }
 
 
-def base_of(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) -> Tensor | None:
+def base_weight(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) -> Tensor | None:
     """The layer's weight ``[out, in]`` in float32, if the steps ask for it and it can be had."""
     return weight_of(name).float().flatten(1) if weight_of and depends_on_weight(steps) else None
 
 
 @contextmanager
-def _without(off: Sequence[Without]) -> Iterator[None]:
+def _without(off: Sequence[DisableAdapters]) -> Iterator[None]:
     """The links taken off, the last one first, so that the first one's originals remain."""
     with ExitStack() as stack:
         for one in reversed(off):

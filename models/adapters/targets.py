@@ -12,7 +12,7 @@ from typing import Any
 
 from ..validation import MAX_NAME_LENGTH, is_name, parse_shape
 
-MOST_LAYERS = 8192
+MAX_LAYERS = 8192
 """Of one link; the largest models have some thousand."""
 
 DIFFUSION_PREFIX = "diffusion_model."
@@ -45,7 +45,7 @@ RULES: dict[str, tuple[str, bool]] = {
 """Rule name -> (pattern on the layer's name, whether convolutions count)."""
 
 
-LARGEST = 2**20
+MAX_SIZE = 2**20
 """Of a weight's sizes: far beyond any layer's, so that products of a few stay numbers."""
 
 
@@ -65,14 +65,14 @@ class Target:
             raise ValueError(
                 f"{self.name!r:.80} is no layer's name; names have 1 to {MAX_NAME_LENGTH} printable characters"
             )
-        if len(self.shape) not in (2, 4) or not all(0 < size <= LARGEST for size in self.shape):
+        if len(self.shape) not in (2, 4) or not all(0 < size <= MAX_SIZE for size in self.shape):
             raise ValueError(
                 f"layer {self.name} has a weight of shape {self.shape!r:.80}; expected (out, in) or (out, in, kh, kw), "
-                f"each from 1 to {LARGEST}"
+                f"each from 1 to {MAX_SIZE}"
             )
 
     @property
-    def matrix(self) -> tuple[int, int]:
+    def matrix_shape(self) -> tuple[int, int]:
         """The shape an adapter sees: ``(out, in)`` with a convolution's kernel flattened into ``in``."""
         return self.shape[0], math.prod(self.shape[1:])
 
@@ -85,8 +85,8 @@ def targets_from_header(entries: Any) -> dict[str, Target]:
     """
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f"gives {entries!r:.40} for targets; expected layers with the shapes of their weights")
-    if len(entries) > MOST_LAYERS:
-        raise ValueError(f"names {len(entries)} layers; no model has more than {MOST_LAYERS}")
+    if len(entries) > MAX_LAYERS:
+        raise ValueError(f"names {len(entries)} layers; no model has more than {MAX_LAYERS}")
     return {name: Target(name, parse_shape(shape, name)) for name, shape in entries.items()}
 
 

@@ -26,7 +26,7 @@ class AddLowRank(NamedTuple):
     up: Tensor
     down: Tensor
 
-    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def low_rank_factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.up, self.down
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ class ProjectOut(NamedTuple):
 
     q: Tensor
 
-    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def low_rank_factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(-q, q^T W)``: a plain LoRA for this one W.
 
         Raises:
@@ -52,7 +52,7 @@ class ProjectOut(NamedTuple):
         return -self.q, self.q.mT @ weight
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
-        up, down = self.factors(weight)
+        up, down = self.low_rank_factors(weight)
         return up @ down
 
 
@@ -61,7 +61,7 @@ class AddDense(NamedTuple):
 
     diff: Tensor
 
-    def factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def low_rank_factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """There are none of low rank.
 
         Raises:
@@ -96,7 +96,7 @@ def is_dense(steps: Iterable[WeightUpdate]) -> bool:
     return any(isinstance(step, AddDense) for step in steps)
 
 
-def total_change(steps: Iterable[WeightUpdate], weight: Tensor | None, strength: float = 1.0) -> Tensor:
+def total_delta(steps: Iterable[WeightUpdate], weight: Tensor | None, strength: float = 1.0) -> Tensor:
     """``W_n - W_0`` after the steps, each at ``strength``, ``[out, in]``; ``weight`` is W_0, needed if they depend on
     it."""
     change: Tensor | None = None
@@ -109,12 +109,12 @@ def total_change(steps: Iterable[WeightUpdate], weight: Tensor | None, strength:
     return change
 
 
-def total_factors(steps: Iterable[WeightUpdate], weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def total_low_rank_factors(steps: Iterable[WeightUpdate], weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """``(up [out, r], down [r, in])`` of ``W_n - W_0 = sum_i up_i down_i``: the factors stand side by side, and the
     rank is their sum."""
     ups, downs = [], []
     for step in steps:
-        up, down = step.factors(weight)
+        up, down = step.low_rank_factors(weight)
         ups.append(up)
         downs.append(down)
         weight = None if weight is None else torch.addmm(weight, up, down)

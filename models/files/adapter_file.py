@@ -25,7 +25,11 @@ from ..adapters import FAMILIES, AdapterLayer
 from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import targets_from_header
 from ..metadata.prompt_limits import limit_metadata
-from ..textual_inversion.embedding_files import header_entries, named_tensors, read_embedding
+from ..textual_inversion.embedding_files import (
+    embedding_from_header,
+    embedding_header_entries,
+    native_embedding_tensors,
+)
 from .family_codecs import LAYER_CODECS, PACKED_CODECS, LayerCodec
 from .lora_import import KeyNames, check_is_lora, read_lora
 from .lora_key_formats import adapter_tensors_plain
@@ -90,7 +94,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def adapter_tensors(adapter: AdapterStack) -> dict[str, Tensor]:
     """The tensors of every link and word, as our own format names them."""
-    return named_tensors(adapter.embeddings) | {
+    return native_embedding_tensors(adapter.embeddings) | {
         _prefix(adapter, i) + name: tensor
         for i, link in enumerate(adapter.adapters)
         for name, tensor in (packed(link) if link.family in PACKED_CODECS else adapter_tensors_plain(link)).items()
@@ -104,7 +108,7 @@ def header_of(adapter: AdapterStack) -> str:
         ValueError: :func:`load_adapter` would not take it.
     """
     chain = [_entry(link) for link in adapter.adapters]
-    words = {"words": header_entries(adapter.embeddings)} if adapter.embeddings else {}
+    words = {"words": embedding_header_entries(adapter.embeddings)} if adapter.embeddings else {}
     header = {"version": VERSION, "chain": chain, **words, "facts": limit_metadata(adapter)}
     text = json.dumps(header, ensure_ascii=False)
     try:
@@ -160,7 +164,7 @@ def _header(file: str, text: str) -> Mapping[str, Any]:
 
 def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterStack:
     try:
-        words = tuple(read_embedding(entry, tensors) for entry in header.get("words", ()))
+        words = tuple(embedding_from_header(entry, tensors) for entry in header.get("words", ()))
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error
     if not header["chain"] and not words:

@@ -89,7 +89,7 @@ def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[li
         ValueError: a tensor is missing, or holds what no adapter's does.
     """
     if part.adapter is not None:
-        return [part.adapter.step()], {part.prefix + PACKED, part.prefix + LAYOUT}
+        return [part.adapter.weight_update()], {part.prefix + PACKED, part.prefix + LAYOUT}
     codec = LAYER_CODECS[part.family]
     names = [f"{part.prefix}{layer}.{name}" for name in codec.tensor_names]
     if missing := [name for name in names if name not in tensors]:
@@ -100,4 +100,4 @@ def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[li
         adapter = codec.decode(values, codec.weight_shape(values))
     except ValueError as error:
         raise ValueError(f"the adapter file, at {layer}: {error}") from error
-    return [adapter.step()], set(names)
+    return [adapter.weight_update()], set(names)

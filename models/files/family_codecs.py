@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..adapters import AdapterLayer, Full, LiDB, LoRA, PaRa
-from ..adapters.lidb.random_bases import check_sizes
+from ..adapters.lidb.random_bases import check_basis_sizes
 
 Shape = tuple[int, ...]
 
@@ -70,7 +70,7 @@ class LoRACodec:
                 "expected two matrices and a number"
             )
         layer = LoRA(up.flatten(1), down.flatten(1), alpha.item())
-        check_matrix(layer.matrix, weight_shape)
+        check_matrix(layer.matrix_shape, weight_shape)
         return layer
 
     def weight_shape(self, tensors: Mapping[str, Tensor]) -> Shape:
@@ -97,7 +97,7 @@ class PaRaCodec:
         if basis.ndim != 2 or not 0 < basis.shape[1] < basis.shape[0]:
             raise ValueError(f"holds a basis of shape {tuple(basis.shape)}, not of out x rank with a rank below out")
         layer = PaRa(basis, math.prod(weight_shape[1:]))
-        check_matrix(layer.matrix, weight_shape)
+        check_matrix(layer.matrix_shape, weight_shape)
         return layer
 
     def weight_shape(self, tensors: Mapping[str, Tensor]) -> Shape:
@@ -123,7 +123,7 @@ class FullCodec:
         if tensors["diff"].ndim < 2:
             raise ValueError(f"holds a difference of shape {tuple(tensors['diff'].shape)}, not of a matrix")
         layer = Full(tensors["diff"].flatten(1))
-        check_matrix(layer.matrix, weight_shape)
+        check_matrix(layer.matrix_shape, weight_shape)
         return layer
 
     def weight_shape(self, tensors: Mapping[str, Tensor]) -> Shape:
@@ -155,7 +155,7 @@ class LiDBCodec:
 
         Raises:
             ValueError: a layer has no two matrices, the seed is none, or the bases are too large, see
-                :func:`~..adapters.lidb.random_bases.check_sizes`.
+                :func:`~..adapters.lidb.random_bases.check_basis_sizes`.
         """
         seed, used = constants["basis_seed"], set()
         for weight_shape, (a_train, b_train) in shapes:
@@ -168,7 +168,7 @@ class LiDBCodec:
         for values in constants["probes"].values():
             if not all(type(value) in (int, float) for value in values):
                 raise TypeError(f"probes {values!r:.40}")
-        check_sizes((size, columns) for _, size, columns in used)
+        check_basis_sizes((size, columns) for _, size, columns in used)
 
 
 LAYER_CODECS: dict[str, LayerCodec] = {LoRA.family: LoRACodec(), PaRa.family: PaRaCodec(), Full.family: FullCodec()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import validation
 from ..adapters import FAMILIES
-from ..adapters.parameter_layout import ParameterLayout, Shapes, flat_family
+from ..adapters.parameter_layout import ParameterLayout, Shapes, family_with_layout
 from ..adapters.targets import Target, targets_from_header
 from .family_codecs import PACKED_CODECS
 
@@ -44,7 +44,7 @@ def layout_from_json(header: Any) -> ParameterLayout:
     if not isinstance(header, dict) or header.get("version") != VERSION:
         raise ValueError(f"has a layout of another version than {VERSION}, which this pack reads; update the pack")
     with _named_as_damaged():
-        family, (targets, shapes) = flat_family(header["family"]).family, _layers_of(header)
+        family, (targets, shapes) = family_with_layout(header["family"]).family, _layers_of(header)
         constants = header["facts"]
         PACKED_CODECS[family].check(constants, [(target.shape, shapes[name]) for name, target in targets.items()])
         return ParameterLayout(family, targets, shapes, constants)

@@ -230,7 +230,7 @@ def _adapter(target: Target, parts: list[tuple[KeyTarget, Part]]) -> LoRA:
         if len(parts) == 1 and whole:
             values = (whole[0].up, whole[0].down, torch.tensor(whole[0].alpha))
             return LAYER_CODECS[LoRA.family].decode(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape)
-        return _fused(target.matrix, parts)
+        return _fused(target.matrix_shape, parts)
     except ValueError as error:
         raise ValueError(f"is of no use: the LoRA of {target.name} {error}") from error
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..adapters import LoRA
-from ..adapters.stack import Adapter, AdapterStack, WeightOf, base_of
-from ..adapters.weight_update import is_dense, total_change
+from ..adapters.stack import Adapter, AdapterStack, WeightOf, base_weight
+from ..adapters.weight_update import is_dense, total_delta
 from .family_codecs import LAYER_CODECS
 
 
@@ -81,12 +81,12 @@ def as_plain_lora(adapter: AdapterStack, weight_of: WeightOf | None = None) -> A
 
 def stock_tensors(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
     """The chain in ComfyUI's own names: a plain LoRA, and a whole difference where a layer has no low rank."""
-    targets, all_steps = adapter.targets(), adapter.steps()
+    targets, all_steps = adapter.targets(), adapter.weight_updates()
     dense = {name: steps for name, steps in all_steps.items() if is_dense(steps)}
-    low_rank = adapter.only(targets.keys() - dense.keys())
+    low_rank = adapter.select_layers(targets.keys() - dense.keys())
     tensors = adapter_tensors_plain(as_plain_lora(low_rank, weight_of)) if low_rank.adapters else {}
     for name, steps in dense.items():
-        change = total_change(steps, base_of(name, steps, weight_of))
+        change = total_delta(steps, base_weight(name, steps, weight_of))
         tensors[name + DIFFERENCE] = change.reshape(targets[name].shape)
     return tensors
 

@@ -53,9 +53,11 @@ def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Adapter:
         raise ValueError(f"lacks {' and '.join(missing)}; the file is not whole")
     layout, theta = layout_of(tensors[prefix + LAYOUT]), tensors[prefix + PACKED]
     if theta.ndim != 1:
-        raise ValueError(f"holds packed numbers of shape {tuple(theta.shape)}, its layout is for {layout.numbers}")
-    layout.parts(theta)
-    return layout.link(validation.checked_tensor(theta, PACKED))
+        raise ValueError(
+            f"holds packed numbers of shape {tuple(theta.shape)}, its layout is for {layout.parameter_count}"
+        )
+    layout.unflatten(theta)
+    return layout.unpack(validation.checked_tensor(theta, PACKED))
 
 
 def layout_of(tensor: Tensor) -> ParameterLayout:

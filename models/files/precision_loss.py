@@ -21,7 +21,7 @@ def half_precision_cost(adapter: AdapterStack, dtype: torch.dtype) -> float:
     Of a projection it is the projector's, ``Q Q^T``, whatever weight it is put on. 0 if nothing is changed at all.
     """
     adapters = [one for link in adapter.adapters for one in link.layers.values()]
-    return _relative((one.step(), _rounded(one, dtype).step()) for one in adapters)
+    return _relative((one.weight_update(), _rounded(one, dtype).weight_update()) for one in adapters)
 
 
 @torch.no_grad()
@@ -65,5 +65,5 @@ def _squared_distance(step: WeightUpdate, other: WeightUpdate | None) -> float:
 
 
 def _factors(step: WeightUpdate) -> tuple[Tensor, Tensor]:
-    up, down = (step.q, step.q.mT) if isinstance(step, ProjectOut) else step.factors()
+    up, down = (step.q, step.q.mT) if isinstance(step, ProjectOut) else step.low_rank_factors()
     return up.double(), down.double()

@@ -97,8 +97,10 @@ def _network(
                 "pack, or train the hypernetwork again if its version is the lower one"
             )
         layout = layout_from_json(said["layout"])
-        if shapes.get("mean") != (layout.numbers,):
-            raise ValueError(f"holds a mean of shape {shapes.get('mean')}, its layout is for {layout.numbers} numbers")
+        if shapes.get("mean") != (layout.parameter_count,):
+            raise ValueError(
+                f"holds a mean of shape {shapes.get('mean')}, its layout is for {layout.parameter_count} numbers"
+            )
         layout.check()
         config, width = _config(said["config"]), said["encoder_width"]
         if type(width) is not int or not 1 <= width <= WIDEST:

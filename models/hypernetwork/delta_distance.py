@@ -29,7 +29,7 @@ class LayerDeltas:
     """
 
     def __init__(self, layout: ParameterLayout):
-        places = layout.parts(torch.arange(layout.numbers))
+        places = layout.unflatten(torch.arange(layout.parameter_count))
         kinds: dict[tuple[tuple[int, ...], ...], list[list[Tensor]]] = {}
         for layer, shapes in layout.shapes.items():
             kinds.setdefault(shapes, []).append(list(places[layer].values()))

@@ -82,11 +82,11 @@ class HyperNetwork(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(one, config.depth, nn.LayerNorm(width))
         self.heads = nn.Parameter(torch.empty(layers, width, slots))
-        self._shared = _others(self._places, layout.numbers)
+        self._shared = _others(self._places, layout.parameter_count)
         self.input_side = nn.Parameter(torch.empty(len(self._shared))) if config.learnt_input else None
         self.guess = _Guess(config.directions, 3 * encoder_width, len(self._places)) if config.directions else None
-        self.register_buffer("mean", torch.empty(layout.numbers))
-        self.register_buffer("scale", torch.empty(layout.numbers))
+        self.register_buffer("mean", torch.empty(layout.parameter_count))
+        self.register_buffer("scale", torch.empty(layout.parameter_count))
 
     @classmethod
     def create(
@@ -229,7 +229,7 @@ def _others(places: Tensor, numbers: int) -> Tensor:
 def _tokens_of(layout: ParameterLayout, shared_input: bool) -> tuple[Tensor, Tensor, int]:
     """Where predicted numbers are in theta, where in the layers' tokens (padded to one length), and that length."""
     with torch.device("cpu"):
-        parts = layout.parts(torch.arange(layout.numbers)).values()
+        parts = layout.unflatten(torch.arange(layout.parameter_count)).values()
         rows = [[tensor.flatten() for tensor in tensors.values()] for tensors in parts]
         places = [torch.cat(row[:1] if shared_input else row) for row in rows]
         longest = max(map(len, places))

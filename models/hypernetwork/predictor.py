@@ -92,7 +92,7 @@ class Predictor:
         theta = torch.stack(thetas).mean(0)
         if not theta.isfinite().all():
             raise ValueError("hypernetwork predicts numbers that are none; train it again, with a lower learning rate")
-        return AdapterStack((self.network.layout.link(theta),), self._facts(len(pictures)))
+        return AdapterStack((self.network.layout.unpack(theta),), self._facts(len(pictures)))
 
     def _facts(self, images: int) -> dict[str, Any]:
         known = [name for name in self.base.record if name in self.network.layout.targets]

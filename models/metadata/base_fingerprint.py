@@ -25,7 +25,7 @@ is another base."""
 
 def with_base(adapter: AdapterStack, weight_of: WeightOf) -> AdapterStack:
     """``adapter`` with a sample of its base among the facts, if what it changes depends on the base."""
-    dependent = sorted(name for name, steps in adapter.steps().items() if depends_on_weight(steps))
+    dependent = sorted(name for name, steps in adapter.weight_updates().items() if depends_on_weight(steps))
     if not dependent:
         return adapter
     return replace(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..adapters.stack import AdapterStack
-from ..textual_inversion.embeddings import joined
+from ..textual_inversion.embeddings import merge_embeddings
 from .lora_metadata import trigger_words
 from .prompt_limits import LEFT_OUT
 
@@ -30,7 +30,7 @@ def combine_adapters(first: AdapterStack, second: AdapterStack) -> AdapterStack:
             f"first was trained on {bases[0]}, second on {bases[1]}; a chain is for one architecture, "
             "combine adapters of the same one"
         )
-    words = joined(first.embeddings, second.embeddings)
+    words = merge_embeddings(first.embeddings, second.embeddings)
     return AdapterStack(first.adapters + second.adapters, _combined_facts(first.metadata, second.metadata), words)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..adapters import PaRa
-from ..adapters.stack import AdapterStack, WeightOf, base_of
-from ..adapters.weight_update import WeightUpdate, is_dense, total_change, total_factors
+from ..adapters.stack import AdapterStack, WeightOf, base_weight
+from ..adapters.weight_update import WeightUpdate, is_dense, total_delta, total_low_rank_factors
 from .base_fingerprint import FACT
 
 _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(middle_block|\w+?_?blocks?\.\d+|layers\.\d+)")
@@ -49,7 +49,7 @@ def change_per_block(adapter: AdapterStack, weight_of: WeightOf | None = None) -
 
     ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built for low-rank families.
     """
-    changes = {name: _norm(name, adapter.steps_of(name), weight_of) for name in adapter.targets()}
+    changes = {name: _norm(name, adapter.weight_updates_of(name), weight_of) for name in adapter.targets()}
     blocks: dict[str, list[float]] = {}
     for name in adapter.targets():
         change = changes[name]
@@ -61,10 +61,10 @@ def change_per_block(adapter: AdapterStack, weight_of: WeightOf | None = None) -
 
 def _norm(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) -> float:
     """``||dW||_F`` of a layer."""
-    weight = base_of(name, steps, weight_of)
+    weight = base_weight(name, steps, weight_of)
     if is_dense(steps):
-        return total_change(steps, weight).norm().item()
-    up, down = total_factors(steps, weight)
+        return total_delta(steps, weight).norm().item()
+    up, down = total_low_rank_factors(steps, weight)
     return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
 
 
@@ -86,7 +86,7 @@ def removed_rank(adapter: AdapterStack) -> dict[str, int]:
 
 def removal_warning(adapter: AdapterStack) -> str | None:
     """A sentence that names the worst layer, if any loses more than its share; else None."""
-    outputs = {name: target.matrix[0] for name, target in adapter.targets().items()}
+    outputs = {name: target.matrix_shape[0] for name, target in adapter.targets().items()}
     removed = removed_rank(adapter)
     over = [name for name, rank in removed.items() if rank * FORTIETH > outputs[name]]
     if not over:

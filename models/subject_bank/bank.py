@@ -112,7 +112,7 @@ class Bank:
 
     def adapter(self, subject: int) -> AdapterStack:
         """The subject's own adapter."""
-        return AdapterStack((self.layout.link(self.theta([subject])[0]),), self.metadata(subject))
+        return AdapterStack((self.layout.unpack(self.theta([subject])[0]),), self.metadata(subject))
 
     def metadata(self, subject: int) -> dict[str, Any]:
         """What is known of how it was made, as files of adapters keep it."""

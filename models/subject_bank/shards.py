@@ -126,7 +126,7 @@ class Manifest:
 
     def difference(self, other: "Manifest") -> tuple[str, str] | None:
         """The first thing in which ``other`` differs, as each side has it; None if subjects of both go together."""
-        if found := self.layout.difference(other.layout):
+        if found := self.layout.first_difference(other.layout):
             return found
         for name in sorted({*self.settings, *other.settings}):
             if self.settings.get(name) != other.settings.get(name):
@@ -236,7 +236,7 @@ def _entries(path: Path, said: Any, shapes: Mapping[str, tuple[int, ...]], layou
         pictures = place, place + one["pictures"]
         entries.append(Entry(one["name"], SubjectFit(**losses), path, row, pictures, _prompts(one)))
         place += one["pictures"]
-    wanted = {"theta": (len(entries), layout.numbers), "images": (place,), "latents": (place,)}
+    wanted = {"theta": (len(entries), layout.parameter_count), "images": (place,), "latents": (place,)}
     for name, shape in shapes.items():
         if shape[: len(wanted[name])] != wanted[name] or len(shape) != {"theta": 2}.get(name, 4):
             raise ValueError(f"its {name} have the shape {shape}, for {len(entries)} subjects of {place} pictures")

@@ -10,7 +10,7 @@ from .. import validation
 from .embeddings import LearnedEmbedding, check_token
 
 
-def embedding_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
+def comfyui_embedding_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
     """A word as an embedding file of ComfyUI (and AUTOMATIC1111 and diffusers) holds it: a tensor for each encoder.
 
     With a single encoder it is called ``emb_params``, the name that every program reads.
@@ -27,7 +27,7 @@ def embedding_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
     return {key: vector.detach() for key, vector in vectors.items()}
 
 
-def tensor_places(token: str, encoders: Sequence[str]) -> dict[str, str]:
+def embedding_tensor_names(token: str, encoders: Sequence[str]) -> dict[str, str]:
     """Text encoder -> its tensor's name in our own files, ``embedding/<token>/<encoder>``.
 
     Raises:
@@ -43,28 +43,28 @@ def _is_encoder(key: Any) -> bool:
     return isinstance(key, str) and re.fullmatch(r"\w{1,100}", key) is not None
 
 
-def named_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
+def native_embedding_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
     """The tensors of the words in our own files."""
     return {
         place: word.vectors[key].detach()
         for word in words
-        for key, place in tensor_places(word.token, tuple(word.vectors)).items()
+        for key, place in embedding_tensor_names(word.token, tuple(word.vectors)).items()
     }
 
 
-def header_entries(words: Sequence[LearnedEmbedding]) -> list[dict[str, Any]]:
+def embedding_header_entries(words: Sequence[LearnedEmbedding]) -> list[dict[str, Any]]:
     """What our own files' headers say of them."""
     return [{"token": word.token, "encoders": list(word.vectors)} for word in words]
 
 
-def read_embedding(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> LearnedEmbedding:
+def embedding_from_header(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> LearnedEmbedding:
     """The word that a header's ``entry`` describes; its tensors are taken out of ``tensors``.
 
     Raises:
         ValueError: the entry is none, or a tensor is missing or no word's.
         KeyError, TypeError: the entry is of another form altogether.
     """
-    places = tensor_places(entry["token"], entry["encoders"])
+    places = embedding_tensor_names(entry["token"], entry["encoders"])
     if missing := [name for name in places.values() if name not in tensors]:
         raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
     return LearnedEmbedding(

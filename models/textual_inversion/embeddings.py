@@ -18,10 +18,10 @@ from ..units import describe_size
 FAMILY = "textual_inversion"
 IDENTIFIER = "embedding:"
 """What ComfyUI's prompts write before the name of a word."""
-MOST_VECTORS = 75
+MAX_VECTORS = 75
 """Tokens that CLIP takes beside start and end."""
 _TOKEN = re.compile(r"\w(?:[\w-]*\w)?")
-LONGEST_TOKEN = 100
+MAX_TOKEN_LENGTH = 100
 
 
 def check_token(token: str) -> None:
@@ -30,9 +30,9 @@ def check_token(token: str) -> None:
     Raises:
         ValueError: it cannot; the message says what can.
     """
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token) or len(token) > LONGEST_TOKEN:
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token) or len(token) > MAX_TOKEN_LENGTH:
         raise ValueError(
-            f"token is {token!r:.80}; give one word of letters, digits, '_' and '-' (at most {LONGEST_TOKEN}), "
+            f"token is {token!r:.80}; give one word of letters, digits, '_' and '-' (at most {MAX_TOKEN_LENGTH}), "
             "such as 'sks-dog'"
         )
 
@@ -57,8 +57,8 @@ class TextualInversionConfig:
         check_token(self.token)
         if not self.initializer_word.strip():
             raise ValueError("initializer_word is empty; give a word for what the subject is, such as 'dog'")
-        if not 1 <= self.vectors <= MOST_VECTORS:
-            raise ValueError(f"vectors is {self.vectors}; give 1 to {MOST_VECTORS}, what a prompt of CLIP can hold")
+        if not 1 <= self.vectors <= MAX_VECTORS:
+            raise ValueError(f"vectors is {self.vectors}; give 1 to {MAX_VECTORS}, what a prompt of CLIP can hold")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +81,16 @@ class LearnedEmbedding:
         check_token(self.token)
         shapes = {key: tuple(tensor.shape) for key, tensor in self.vectors.items()}
         counts = {shape[0] for shape in shapes.values() if len(shape) == 2 and 0 not in shape}
-        if len(counts) != 1 or any(len(shape) != 2 for shape in shapes.values()) or counts.pop() > MOST_VECTORS:
+        if len(counts) != 1 or any(len(shape) != 2 for shape in shapes.values()) or counts.pop() > MAX_VECTORS:
             raise ValueError(
                 f"the word {self.token!r} has vectors of shapes {shapes}; it takes [n, width] for each text encoder, "
-                f"n alike and at most {MOST_VECTORS}"
+                f"n alike and at most {MAX_VECTORS}"
             )
         parameters = {key: nn.Parameter(v.detach(), requires_grad=False) for key, v in self.vectors.items()}
         object.__setattr__(self, "vectors", parameters)
 
     @property
-    def count(self) -> int:
+    def vector_count(self) -> int:
         """Vectors per text encoder."""
         return len(next(iter(self.vectors.values())))
 
@@ -99,7 +99,7 @@ class LearnedEmbedding:
 
     def describe(self) -> str:
         """``textual_inversion (embedding:sks-dog, 1 vector for clip_l)``."""
-        count = f"{self.count} vector{'s' if self.count > 1 else ''}"
+        count = f"{self.vector_count} vector{'s' if self.vector_count > 1 else ''}"
         return f"{FAMILY} ({IDENTIFIER}{self.token}, {count} for {', '.join(self.vectors)})"
 
     def describe_size(self) -> str:
@@ -118,7 +118,7 @@ class LearnedEmbedding:
         return same and all(torch.equal(v, other.vectors[key]) for key, v in self.vectors.items())
 
 
-def start_at(rows: Tensor, count: int) -> Tensor:
+def vectors_from_rows(rows: Tensor, count: int) -> Tensor:
     """``count`` vectors ``[count, width]`` from a word's embeddings ``rows [m, width]``.
 
     Fewer than the word has tokens: its tokens in ``count`` runs of equal length (or nearly), each run's mean, so that
@@ -130,7 +130,9 @@ def start_at(rows: Tensor, count: int) -> Tensor:
     return torch.stack([run.mean(0) for run in rows.tensor_split(count)])
 
 
-def joined(first: Sequence[LearnedEmbedding], second: Sequence[LearnedEmbedding]) -> tuple[LearnedEmbedding, ...]:
+def merge_embeddings(
+    first: Sequence[LearnedEmbedding], second: Sequence[LearnedEmbedding]
+) -> tuple[LearnedEmbedding, ...]:
     """The words of both.
 
     Raises:
@@ -146,12 +148,12 @@ def joined(first: Sequence[LearnedEmbedding], second: Sequence[LearnedEmbedding]
     return (*first, *(word for word in second if word.token not in known))
 
 
-def names(prompt: str, token: str) -> bool:
+def mentions_token(prompt: str, token: str) -> bool:
     """Whether ``prompt`` names the word, as ``sks-dog`` or as ``embedding:sks-dog``."""
     return _mention(token).search(prompt) is not None
 
 
-def spelt_out(prompt: str, tokens: Iterable[str]) -> str:
+def expand_placeholders(prompt: str, tokens: Iterable[str]) -> str:
     """``a photo of sks-dog.`` -> ``a photo of embedding:sks-dog .``: as ComfyUI's tokenizers look words up."""
     for token in tokens:
         prompt = _mention(token).sub(partial(_spaced, token), prompt)

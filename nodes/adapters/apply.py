@@ -159,8 +159,8 @@ class Info(io.ComfyNode):
         report = summary(adapter)
         if model is None:
             layers = adapter.targets()
-            known = {name for name in layers if not depends_on_weight(adapter.steps_of(name))}
-            changes = change_per_block(adapter.only(known))
+            known = {name for name in layers if not depends_on_weight(adapter.weight_updates_of(name))}
+            changes = change_per_block(adapter.select_layers(known))
             if len(known) < len(layers):
                 report += (
                     f"\nchart: without {len(layers) - len(known)} layers, whose change depends on the model's weights; "
@@ -168,5 +168,5 @@ class Info(io.ComfyNode):
                 )
         else:
             require_layers_present(model, None, adapter)
-            changes = change_per_block(adapter.restricted(DIFFUSION_PREFIX), base_weights(model))
+            changes = change_per_block(adapter.select_prefix(DIFFUSION_PREFIX), base_weights(model))
         return io.NodeOutput(report, to_image(block_chart(changes, relative=model is not None)))

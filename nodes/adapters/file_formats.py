@@ -13,7 +13,7 @@ from ...models.files.lora_key_formats import Name, as_plain_lora, format_keys, s
 from ...models.files.precision_loss import half_precision_cost, plain_cost
 from ...models.metadata.base_fingerprint import SampledWeights, with_base
 from ...models.metadata.lora_metadata import lora_metadata
-from ...models.textual_inversion.embedding_files import embedding_tensors
+from ...models.textual_inversion.embedding_files import comfyui_embedding_tensors
 from ..bridge.adapters.lora_keys import export_names
 from ..bridge.adapters.patching import base_weights, require_convertible_to_lora, warn_if_other_base
 
@@ -114,7 +114,7 @@ class PlainFormat(FileFormat):
     def tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
         if adapter.embeddings:
             require_embeddings_only(adapter, self.name)
-            return embedding_tensors(adapter.embeddings)
+            return comfyui_embedding_tensors(adapter.embeddings)
         base.require_convertible(adapter)
         tensors = self._lora_tensors(adapter, base)
         base.warn_if_other(adapter)

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ...models.textual_inversion.embeddings import FAMILY, MOST_VECTORS, TextualInversionConfig
+from ...models.textual_inversion.embeddings import FAMILY, MAX_VECTORS, TextualInversionConfig
 from ...trainers.config import Method
 from ..common import method_inputs, sockets
 
@@ -38,7 +38,7 @@ class MethodTextualInversion(io.ComfyNode):
                     "vectors",
                     default=WORD.vectors,
                     min=1,
-                    max=MOST_VECTORS,
+                    max=MAX_VECTORS,
                     tooltip="Vectors of the word, each takes the place of a token. 1 as in the paper; 2 to 8 hold "
                     "more of the subject and follow other words less.",
                 ),

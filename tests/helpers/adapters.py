@@ -20,7 +20,7 @@ def link(family: str, loaded: Any, seed: int, text: bool = False) -> Adapter:
     shapes = layer_shapes(trainable_layers(loaded[0], loaded[1] if text else None))
     targets = select_targets(shapes, RULES.get(family, "attention"))
     if family == "para":
-        targets = [target for target in targets if target.matrix[0] > 8]
+        targets = [target for target in targets if target.matrix_shape[0] > 8]
     made = Adapter.create(family, targets, CONFIGS[family], torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for parameter in made.parameters():

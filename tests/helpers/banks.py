@@ -59,8 +59,8 @@ def write_bank(
     manifest.save(folder)
     for start in range(people.start, people.stop, per_shard):
         some = range(start, min(start + per_shard, people.stop))
-        thetas = torch.stack([theta_of(person, manifest.layout.numbers) for person in some])
-        for tensors in manifest.layout.parts(thetas).values() if shared_input else ():
+        thetas = torch.stack([theta_of(person, manifest.layout.parameter_count) for person in some])
+        for tensors in manifest.layout.unflatten(thetas).values() if shared_input else ():
             tensors["b_train"].copy_(shared_by_all(tensors["b_train"][0]))
         images = torch.cat([pictures_of(person, pictures) for person in some])
         latents = torch.randn(len(images), 4, 8, 8, generator=generator_for(start, 5))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models import validation
-from hyperbooth.models.adapters.targets import LARGEST, Target, targets_from_header
+from hyperbooth.models.adapters.targets import MAX_SIZE, Target, targets_from_header
 from hyperbooth.models.validation import (
     MAX_CONTAINERS,
     MAX_HEADER_LENGTH,
@@ -205,7 +205,7 @@ def test_missing_entries_are_named() -> None:
         ({"a": [4, 4, 4]}, r"expected \(out, in\) or \(out, in, kh, kw\)"),
         ({"a": [4, 0]}, "each from 1 to"),
         ({"a": [4, -4]}, "each from 1 to"),
-        ({"a": [4, LARGEST + 1]}, f"each from 1 to {LARGEST}"),
+        ({"a": [4, MAX_SIZE + 1]}, f"each from 1 to {MAX_SIZE}"),
         ({"": [4, 4]}, "'' is no layer's name"),
         ({"a\n": [4, 4]}, r"'a\\n' is no layer's name"),
         ({"a" * (MAX_NAME_LENGTH + 1): [4, 4]}, f"is no layer's name; names have 1 to {MAX_NAME_LENGTH}"),

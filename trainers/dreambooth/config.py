@@ -8,7 +8,7 @@ from typing import Any
 from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
 from ...models.metadata.base_fingerprint import FACT
-from ...models.textual_inversion.embeddings import names
+from ...models.textual_inversion.embeddings import mentions_token
 from ..config import HollowedNetConfig, Method, TrainingOptions
 from ..data.dataset import Example, Subject
 from ..engine.checks import check_number
@@ -107,7 +107,7 @@ class DreamBoothConfig:
 
     def _named_by(self, examples: Sequence[Example]) -> int:
         """How many of ``examples`` name the word."""
-        return sum(e.prompt is not None and names(e.prompt, self.method.word.token) for e in examples)
+        return sum(e.prompt is not None and mentions_token(e.prompt, self.method.word.token) for e in examples)
 
     @property
     def has_a_past(self) -> bool:

@@ -78,7 +78,7 @@ class HyperNetworkTrainingConfig:
             self._check_start(self.start_from)
 
     def _check_start(self, start: Predictor) -> None:
-        start.network.layout.check_same(self.bank.layout, "start_from", "the bank")
+        start.network.layout.check_compatible(self.bank.layout, "start_from", "the bank")
         base = self.bank.manifest.base
         start.base.check(BaseModelRef(base["base"], base["weights"]), "bank", "hypernetwork in start_from")
         shared = self.config.shared_input

@@ -119,9 +119,9 @@ class BankTrainer:
         """What the link holds now, beside its loss and the base's, and measured with the numbers of the neighbour."""
         theta, other = self.layout.pack(link), None
         if len(theta) > 1:
-            self.layout.put(theta.roll(1, 0), link)
+            self.layout.assign(theta.roll(1, 0), link)
             other = loss.measured()
-            self.layout.put(theta, link)
+            self.layout.assign(theta, link)
         return [
             TrainedSubject(one, SubjectFit(base[i].item(), own[i].item(), None if other is None else other[i].item()))
             for i, one in enumerate(theta.cpu())

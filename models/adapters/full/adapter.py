@@ -43,16 +43,16 @@ class Full(AdapterLayer):
         return cls(torch.zeros(shape))
 
     @property
-    def matrix(self) -> tuple[int, int]:
+    def matrix_shape(self) -> tuple[int, int]:
         return self.diff.shape[-2], self.diff.shape[-1]
 
-    def step(self) -> AddDense:
+    def weight_update(self) -> AddDense:
         return AddDense(self.diff)
 
-    def on(self, site: LayerContext) -> Forward:
+    def adapted_forward(self, site: LayerContext) -> Forward:
         """The layer with ``W + D`` for a weight, put together for each use and not kept; ``D x`` beside a layer that
         an earlier link has changed."""
-        if not site.alone:
+        if not site.is_unmodified:
             return lambda x: site.forward(x) + self._beside(site.layer, x)
         function = TrainedConvolution if isinstance(site.layer, nn.Conv2d) else TrainedLinear
         return lambda x: function.apply(x, self.diff, site.layer, site.access_weight)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..base import AdapterLayer
 from ..weight_update import AddLowRank
-from .random_bases import TOLERANCE, checksum, random_basis
+from .random_bases import CHECKSUM_TOLERANCE, checksum, random_basis
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LiDB(AdapterLayer):
 
     family = "lidb"
     starts_as_identity = True
-    adds = True
+    is_additive = True
     has_parameter_layout = True
     tensor_names = ("a_train", "b_train")
 
@@ -79,10 +79,10 @@ class LiDB(AdapterLayer):
         return cls(torch.zeros(a, rank), b_train, shape, config.basis_seed)
 
     @property
-    def matrix(self) -> tuple[int, int]:
+    def matrix_shape(self) -> tuple[int, int]:
         return self._matrix
 
-    def step(self) -> AddLowRank:
+    def weight_update(self) -> AddLowRank:
         """``(A_aux A_train, B_train B_aux)``: tiny products, so that a token costs what it does with LoRA. Those of
         several subjects are one product, with the basis they share on the right."""
         several = self.a_train.ndim > 2
@@ -126,7 +126,9 @@ class LiDB(AdapterLayer):
             raise ValueError(f"has probes of {len(constants['probes'])} bases, but uses {len(expected)}; save it again")
         for name, ours in expected.items():
             theirs = constants["probes"][name]
-            if len(theirs) != len(ours) or any(abs(a - b) > TOLERANCE for a, b in zip(ours, theirs, strict=True)):
+            if len(theirs) != len(ours) or any(
+                abs(a - b) > CHECKSUM_TOLERANCE for a, b in zip(ours, theirs, strict=True)
+            ):
                 raise ValueError(
                     f"was trained in other bases than seed {constants['basis_seed']} gives here: the basis {name} has "
                     f"{theirs!r:.80} in the file, {ours} here; applied, it would be another subject"

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-6
+CHECKSUM_TOLERANCE = 1e-6
 """Of a probe: float32 leaves 6e-8 of such a number."""
 
-LARGEST = 2**22
+MAX_BASIS_VALUES = 2**22
 """Numbers in a basis (16 MiB): a layer of 21,504, the widest of Flux, takes 195 columns."""
-MOST = 2**23
+MAX_TOTAL_VALUES = 2**23
 """Numbers in the bases of one file. A file of a kilobyte can ask for any; the numbers themselves are not in it."""
 
 _on_device: WeakValueDictionary[tuple[str, int, int, int, torch.device], Tensor] = WeakValueDictionary()
@@ -32,7 +32,7 @@ def random_basis(role: str, seed: int, size: int, columns: int, device: torch.de
     Args:
         role: which of a layer's bases, ``out`` or ``in``; they are independent.
     """
-    check_sizes([(size, columns)])
+    check_basis_sizes([(size, columns)])
     device = torch.device(device)
     key = (role, seed, size, columns, device)
     kept = _on_device.get(key)
@@ -43,7 +43,7 @@ def random_basis(role: str, seed: int, size: int, columns: int, device: torch.de
     return kept
 
 
-def check_sizes(sizes: Iterable[tuple[int, int]]) -> None:
+def check_basis_sizes(sizes: Iterable[tuple[int, int]]) -> None:
     """Bases ``[size, columns]`` exist and fit in memory.
 
     Raises:
@@ -51,13 +51,13 @@ def check_sizes(sizes: Iterable[tuple[int, int]]) -> None:
     """
     sizes = list(sizes)
     for size, columns in sizes:
-        if columns > size or size * columns > LARGEST:
+        if columns > size or size * columns > MAX_BASIS_VALUES:
             raise ValueError(
-                f"needs a basis of {size} x {columns}; a basis has no more columns than rows and at most {LARGEST} "
+                f"needs a basis of {size} x {columns}; a basis has no more columns than rows and at most {MAX_BASIS_VALUES} "
                 "numbers, give a smaller a or b"
             )
-    if (total := sum(size * columns for size, columns in sizes)) > MOST:
-        raise ValueError(f"needs bases of {total} numbers, at most {MOST} are made; give a smaller a or b")
+    if (total := sum(size * columns for size, columns in sizes)) > MAX_TOTAL_VALUES:
+        raise ValueError(f"needs bases of {total} numbers, at most {MAX_TOTAL_VALUES} are made; give a smaller a or b")
 
 
 def checksum(role: str, seed: int, size: int, columns: int) -> list[float]:

@@ -11,8 +11,8 @@ from ...backbone.frozen_layers import Bias, is_convolution
 from ..base import AdapterLayer
 from ..layer_context import LayerContext
 from ..weight_update import ProjectOut
-from .autograd import Projected
-from .singular_init import smallest_left
+from .autograd import ProjectOutput
+from .singular_init import smallest_left_singular_vectors
 
 INITS = ("random", "smallest singular")
 
@@ -62,7 +62,7 @@ class PaRa(AdapterLayer):
     def __init__(self, basis: Tensor, columns: int):
         super().__init__()
         self.basis, self.columns = nn.Parameter(basis), columns
-        self.together = Decompositions([self.basis])
+        self.qr = BatchedQR([self.basis])
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: PaRaConfig, generator: torch.Generator) -> "PaRa":
@@ -81,43 +81,45 @@ class PaRa(AdapterLayer):
         return cls(torch.linalg.qr(drawn).Q.contiguous(), columns)
 
     @torch.no_grad()
-    def settle(self, weight_of: Callable[[], Tensor], config: PaRaConfig, generator: torch.Generator) -> None:
+    def initialize_from_weight(
+        self, weight_of: Callable[[], Tensor], config: PaRaConfig, generator: torch.Generator
+    ) -> None:
         """For ``smallest singular``: B spans the directions that W uses least."""
         if config.init == "smallest singular":
-            self.basis.copy_(smallest_left(weight_of(), self.rank, generator).to(self.basis.device))
+            self.basis.copy_(smallest_left_singular_vectors(weight_of(), self.rank, generator).to(self.basis.device))
 
     @property
     def rank(self) -> int:
         return self.basis.shape[-1]
 
     @property
-    def matrix(self) -> tuple[int, int]:
+    def matrix_shape(self) -> tuple[int, int]:
         return self.basis.shape[-2], self.columns
 
-    def step(self) -> ProjectOut:
+    def weight_update(self) -> ProjectOut:
         return ProjectOut(torch.linalg.qr(self.basis).Q)
 
-    def on(self, site: LayerContext) -> Forward:
+    def adapted_forward(self, site: LayerContext) -> Forward:
         """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
         places, bias = is_convolution(site.layer), Bias(site.layer, site.access_weight)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y = site.forward(x, *args, **kwargs)
-            q, r = self.together(self.basis)
-            return Projected.apply(y, self.basis, q, r, bias(y), places, site.modified_in_place)
+            q, r = self.qr(self.basis)
+            return ProjectOutput.apply(y, self.basis, q, r, bias(y), places, site.modified_in_place)
 
         return adapted
 
     @classmethod
-    def gather(cls, adapters: Iterable["PaRa"]) -> None:
+    def share_computation(cls, adapters: Iterable["PaRa"]) -> None:
         """Layers of one shape are decomposed together from now on."""
         alike: dict[tuple[object, ...], list[PaRa]] = {}
         for adapter in adapters:
             alike.setdefault((adapter.basis.shape, adapter.basis.device), []).append(adapter)
         for group in alike.values():
-            together = Decompositions([adapter.basis for adapter in group])
+            together = BatchedQR([adapter.basis for adapter in group])
             for adapter in group:
-                adapter.together = together
+                adapter.qr = together
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"basis": self.basis.detach()}
@@ -129,7 +131,7 @@ class PaRa(AdapterLayer):
         return {"rank": self.rank}
 
 
-class Decompositions:
+class BatchedQR:
     """``B = Q R`` of bases of one shape, in one call, once for each value of the bases.
 
     That a basis has another value is told by PyTorch's count of changes, which fused optimizers do not raise by

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from ...backbone.frozen_layers import no_view
 
 
-class Projected(torch.autograd.Function):
+class ProjectOutput(torch.autograd.Function):
     """``y - Q Q^T (y - b)`` for the tokens of a linear layer, ``y [..., out]``; or, with ``places``, for the channels
     of a convolution, ``y [n, out, height, width]``.
 

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-ROUNDS = 8
-SPARE = 8
+ITERATIONS = 8
+EXTRA_COLUMNS = 8
 """Columns iterated beside those asked for, so that the last of these converge too."""
 SHIFTS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 """Parts of the largest eigenvalue, the size of zero ones; the next where rounding has made some more negative."""
 
 
 @torch.no_grad()
-def smallest_left(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def smallest_left_singular_vectors(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``q [out, count]`` of orthonormal columns with next to the smallest ``||q^T W||_F``, for ``W [out, in]``.
 
     Inverse iteration of a subspace with ``(W W^T + e I)^-1``. Where W is taller than wide it is left to the Woodbury
@@ -30,8 +30,8 @@ def smallest_left(weight: Tensor, count: int, generator: torch.Generator) -> Ten
     weight = weight / weight.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     tall = rows > columns
     factor = _cholesky(weight.mT @ weight if tall else weight @ weight.mT)
-    q = torch.randn(rows, min(rows, count + SPARE), generator=generator).to(weight.device)
-    for _ in range(ROUNDS):
+    q = torch.randn(rows, min(rows, count + EXTRA_COLUMNS), generator=generator).to(weight.device)
+    for _ in range(ITERATIONS):
         q = q - weight @ torch.cholesky_solve(weight.mT @ q, factor) if tall else torch.cholesky_solve(q, factor)
         q = torch.linalg.qr(q).Q
     used = q.mT @ weight

@@ -55,7 +55,9 @@ def _patches(model: Any, clip: Any, adapter: AdapterStack) -> dict[Any, Any]:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
     if [link.family for link in adapter.adapters] in ([LoRA.family], [Full.family]):
         return comfy.lora.load_lora(stock_tensors(adapter), keys, log_missing=False)
-    return {keys[name]: StackWeightAdapter.of(steps) for name, steps in adapter.steps().items() if name in keys}
+    return {
+        keys[name]: StackWeightAdapter.of(steps) for name, steps in adapter.weight_updates().items() if name in keys
+    }
 
 
 def require_layers_present(model: Any, clip: Any, adapter: AdapterStack) -> None:
@@ -117,7 +119,7 @@ def require_convertible_to_lora(model: Any, clip: Any, adapter: AdapterStack) ->
         patcher = clip.patcher if clip is not None and name.startswith(TEXT_PREFIX) else model
         patches = [patch[1] for patch in patcher.patches.get(f"{name.removeprefix(TEXT_PREFIX)}.weight", ())]
         chains = [patch for patch in patches if isinstance(patch, StackWeightAdapter)]
-        if chains and any(chain.removes(step.q) for chain in chains for step in adapter.steps_of(name)
+        if chains and any(chain.removes(step.q) for chain in chains for step in adapter.weight_updates_of(name)
                           if isinstance(step, ProjectOut)):  # fmt: skip
             raise ValueError(
                 "the model carries this adapter already (from Apply Adapter or Load LoRA), so that what its PaRa takes "

@@ -21,7 +21,7 @@ from ....models.adapters.weight_update import (
     ProjectOut,
     WeightUpdate,
     depends_on_weight,
-    total_change,
+    total_delta,
 )
 from ....models.files.comfyui_keys import Part, parts_of, read_part
 
@@ -81,7 +81,7 @@ class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
         larger weight."""
         flat = weight.flatten(1).float()
         try:
-            change = total_change(self.steps(weight.device, torch.float32), flat, strength)
+            change = total_delta(self.steps(weight.device, torch.float32), flat, strength)
             weight += function(change.reshape(weight.shape).to(weight.dtype))
         except torch.OutOfMemoryError:
             raise

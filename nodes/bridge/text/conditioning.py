@@ -11,9 +11,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ....models.textual_inversion.embeddings import LearnedEmbedding, spelt_out
+from ....models.textual_inversion.embeddings import LearnedEmbedding, expand_placeholders
 from ....trainers.data.dataset import Example, Frame, Subject
-from .learned_embeddings import require_embeddings_found, initial_vectors, with_embeddings
+from .learned_embeddings import initial_vectors, require_embeddings_found, with_embeddings
 from .per_subject import encode_per_subject
 
 Arguments = dict[str, Any]
@@ -156,7 +156,7 @@ class ComfyTextConditioning:
             self.clip, self._tokens = before
 
     def _encoded(self, prompt: str) -> Any:
-        return encode_prompt_with_gradient(self.clip, spelt_out(prompt, self._tokens))
+        return encode_prompt_with_gradient(self.clip, expand_placeholders(prompt, self._tokens))
 
     def cached(self, conditioning: Any, size: tuple[int, ...], frame: Frame | None = None) -> Conditions:
         """Return the model's conditions for one conditioning from the cache, or make them, without inference tensors.

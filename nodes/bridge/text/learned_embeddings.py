@@ -14,7 +14,12 @@ import torch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
-from ....models.textual_inversion.embeddings import LearnedEmbedding, names, spelt_out, start_at
+from ....models.textual_inversion.embeddings import (
+    LearnedEmbedding,
+    expand_placeholders,
+    mentions_token,
+    vectors_from_rows,
+)
 
 _NAME = re.compile(r"\s*([\w-]+)(,*)(?=[\s<\[]|$)")
 """A name as the stock lookup delimits it: up to a space or bracket, without trailing commas."""
@@ -41,7 +46,7 @@ def initial_vectors(clip: Any, word: str, count: int) -> dict[str, Tensor]:
             "learned for it; train a LoRA"
         )
     device = clip.patcher.load_device
-    return {key: start_at(_rows(*encoder, word, device), count) for key, encoder in encoders.items()}
+    return {key: vectors_from_rows(_rows(*encoder, word, device), count) for key, encoder in encoders.items()}
 
 
 def with_embeddings(clip: Any, embeddings: Sequence[LearnedEmbedding]) -> Any:
@@ -78,10 +83,10 @@ def require_embeddings_found(clip: Any, embeddings: Sequence[LearnedEmbedding], 
             would have no effect on the embedding.
     """
     for prompt in prompts:
-        found = _storages(clip.tokenize(spelt_out(prompt, [embedding.token for embedding in embeddings])))
+        found = _storages(clip.tokenize(expand_placeholders(prompt, [embedding.token for embedding in embeddings])))
         for embedding in embeddings:
             missing = [key for key, _ in _encoders(clip) if _storage(embedding.vectors[key]) not in found]
-            if missing and names(prompt, embedding.token):
+            if missing and mentions_token(prompt, embedding.token):
                 raise ValueError(
                     f"the prompt {prompt!r} names {embedding.token!r}, but the tokenizer of {', '.join(missing)} does "
                     "not find it there; write it with spaces around it, and close every bracket"

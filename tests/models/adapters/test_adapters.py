@@ -19,7 +19,7 @@ from hyperbooth.models.adapters import (  # fmt: skip
     PaRaConfig,
 )
 from hyperbooth.models.adapters.parameter_layout import ParameterLayout
-from hyperbooth.models.adapters.per_sample import batched_adapter, stacked, unstacked
+from hyperbooth.models.adapters.per_sample import batched_adapter, stack_subjects, unstack_subjects
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.adapters.weight_update import apply_updates
@@ -158,7 +158,7 @@ def test_merged_equals_attached(family: Family, layer: Layer, dtype: torch.dtype
     made = case(family, layer, dtype)
     with torch.no_grad():
         y = made.output()
-        merged = apply_updates(made.weight.float(), made.set.steps()["l"])
+        merged = apply_updates(made.weight.float(), made.set.weight_updates()["l"])
     assert distance(y, layer.apply(merged.double(), made.module, made.x)) < TOLERANCE[dtype]
 
 
@@ -195,8 +195,8 @@ def test_what_does_not_train_is_worked_out_once(
     made = case(family, LAYERS[0])
     for parameter in made.link.parameters():
         parameter.requires_grad_(trains)
-    expected, steps, step = made.output(), [], type(made.adapter).step
-    monkeypatch.setattr(type(made.adapter), "step", lambda self: (steps.append(1), step(self))[1])
+    expected, steps, step = made.output(), [], type(made.adapter).weight_update
+    monkeypatch.setattr(type(made.adapter), "weight_update", lambda self: (steps.append(1), step(self))[1])
     with made.set.injected({"l": made.module}):
         assert all(torch.equal(made.module(made.x), expected) for _ in range(3))
         made.module.bfloat16()
@@ -214,7 +214,7 @@ def test_what_does_not_train_is_worked_out_once(
 def test_strength_zero_changes_nothing(family: Family, layer: Layer, dtype: torch.dtype) -> None:
     made = case(family, layer, dtype)
     weight = made.weight.float()
-    assert torch.equal(apply_updates(weight, made.set.steps()["l"], 0.0), weight)
+    assert torch.equal(apply_updates(weight, made.set.weight_updates()["l"], 0.0), weight)
 
 
 @by_family
@@ -325,7 +325,7 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: La
     """Outputs and gradients, each sample of the batch with an adapter of its own."""
     made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
     module, x = made[0].module, made[0].x
-    link = stacked([one.link for one in made])
+    link = stack_subjects([one.link for one in made])
     with frozen(module), AdapterStack((link,)).injected({"l": module}):
         together = module(x)
         together.float().square().mul(1e-3).sum().backward()
@@ -336,7 +336,7 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: La
         assert distance(together[i : i + 1], alone) < TOLERANCE[dtype]
         for stack, parameter in zip(link.parameters(), one.link.parameters(), strict=True):
             assert distance(stack.grad[i], parameter.grad) < 10 * TOLERANCE[dtype]
-    for one, again in zip(made, unstacked(link), strict=True):
+    for one, again in zip(made, unstack_subjects(link), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.link.parameters(), again.parameters(), strict=True))
 
 
@@ -348,9 +348,9 @@ def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer,
     made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
     for one in made[1:]:
         one.adapter.b_train.data.copy_(made[0].adapter.b_train.data)
-    module, x, whole = made[0].module, made[0].x, stacked([one.link for one in made])
+    module, x, whole = made[0].module, made[0].x, stack_subjects([one.link for one in made])
     layout = ParameterLayout.of(made[0].link)
-    shared, outputs = batched_adapter(layout, layout.pack(whole), True, learnt_input=True), []
+    shared, outputs = batched_adapter(layout, layout.pack(whole), True, train_shared_down=True), []
     for link in (shared, whole):
         with frozen(module), AdapterStack((link,)).injected({"l": module}):
             outputs.append(module(x))
@@ -366,7 +366,7 @@ def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer,
 @by_low_rank
 def test_a_batch_of_another_size_than_the_subjects_is_refused(family: Family) -> None:
     made = [case(family, LAYERS[0], seed=seed) for seed in range(2)]
-    adapter = AdapterStack((stacked([one.link for one in made]),))
+    adapter = AdapterStack((stack_subjects([one.link for one in made]),))
     with pytest.raises(ValueError, match="a batch of 3 samples for 2 subjects"):
         made[0].output(adapter)
 
@@ -374,12 +374,12 @@ def test_a_batch_of_another_size_than_the_subjects_is_refused(family: Family) ->
 def test_subjects_of_other_kinds_are_not_put_side_by_side() -> None:
     links = [case(family, LAYERS[0]).link for family in TABLE[:2]]
     with pytest.raises(ValueError, match=r"rank 4, alpha 4.*rank 3, alpha 12"):
-        stacked(links)
+        stack_subjects(links)
     with pytest.raises(ValueError, match="no adapters"):
-        stacked([])
+        stack_subjects([])
     seeds = [Family("lidb", LiDBConfig(basis_seed=10_000_000 + i), _lidb) for i in range(2)]
     with pytest.raises(ValueError, match=r"basis seed 10000000\b.*basis seed 10000001\b"):
-        stacked([case(family, LAYERS[0]).link for family in seeds])
+        stack_subjects([case(family, LAYERS[0]).link for family in seeds])
 
 
 @by_family

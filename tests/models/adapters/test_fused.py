@@ -4,7 +4,7 @@ import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig, PaRaConfig, fused
 from hyperbooth.models.adapters.fused import FusedLowRank, fused_groups
-from hyperbooth.models.adapters.per_sample import stacked
+from hyperbooth.models.adapters.per_sample import stack_subjects
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from torch import Tensor, nn
@@ -93,6 +93,6 @@ def test_frozen_factors_join_where_their_gradients_are_few_and_something_trains(
 def test_what_depends_on_the_weight_or_is_of_several_subjects_stands_alone() -> None:
     three = [link("lora", 0).layers, link("para", 1).layers, link("lidb", 2).layers]
     assert [*fused_groups(three)] == three
-    several = stacked([link("lidb", 0), link("lidb", 1)]).layers
+    several = stack_subjects([link("lidb", 0), link("lidb", 1)]).layers
     assert [*fused_groups([several, three[0]])] == [several, three[0]]
     assert [*fused_groups([])] == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.adapters.parameter_layout import ParameterLayout
-from hyperbooth.models.adapters.per_sample import batched_adapter, stacked, unstacked
+from hyperbooth.models.adapters.per_sample import batched_adapter, stack_subjects, unstack_subjects
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.backbone.frozen_layers import frozen
@@ -37,34 +37,34 @@ def test_a_link_comes_back_from_its_numbers() -> None:
     made = link()
     layout = ParameterLayout.of(made)
     theta = layout.pack(made)
-    assert theta.shape == (layout.numbers,) == (NUMBERS,)
+    assert theta.shape == (layout.parameter_count,) == (NUMBERS,)
     assert theta[:14].equal(made.layers[TARGETS[0].name].a_train.detach().flatten())
-    assert same(layout.link(theta), made)
+    assert same(layout.unpack(theta), made)
 
 
 def test_subjects_are_rows() -> None:
     made = [link(seed) for seed in range(3)]
     layout = ParameterLayout.of(made[0])
-    thetas = layout.pack(stacked(made))
+    thetas = layout.pack(stack_subjects(made))
     assert thetas.equal(torch.stack([layout.pack(one) for one in made]))
-    for one, again in zip(made, unstacked(layout.link(thetas)), strict=True):
+    for one, again in zip(made, unstack_subjects(layout.unpack(thetas)), strict=True):
         assert same(one, again)
 
 
 def test_putting_numbers_in_place_equals_a_new_link() -> None:
     layout = ParameterLayout.of(link())
     thetas = torch.randn(2, NUMBERS, generator=torch.Generator().manual_seed(1))
-    kept = layout.link(torch.zeros(2, NUMBERS))
+    kept = layout.unpack(torch.zeros(2, NUMBERS))
     before = kept.parameters()
-    layout.put(thetas, kept)
-    assert same(kept, layout.link(thetas)) and all(a is b for a, b in zip(before, kept.parameters(), strict=True))
+    layout.assign(thetas, kept)
+    assert same(kept, layout.unpack(thetas)) and all(a is b for a, b in zip(before, kept.parameters(), strict=True))
 
 
 def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
     """One input side for all, without a gradient; packed, filled and read like any other link."""
     layout = ParameterLayout.of(link())
     thetas = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
-    whole = layout.link(thetas)
+    whole = layout.unpack(thetas)
     for adapter in whole.layers.values():
         adapter.b_train.data.copy_(adapter.b_train.data[:1].clone())
     thetas = layout.pack(whole)
@@ -73,11 +73,11 @@ def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
         assert adapter.a_train.ndim == 3 and adapter.a_train.requires_grad
         assert adapter.b_train.ndim == 2 and not adapter.b_train.requires_grad
     assert layout.pack(made).equal(thetas)
-    layout.put(thetas.roll(1, 0), made)
+    layout.assign(thetas.roll(1, 0), made)
     assert layout.pack(made).equal(thetas.roll(1, 0))
     for adapter in made.layers.values():
         adapter.a_train.grad = torch.ones_like(adapter.a_train)
-    gradient = layout.parts(layout.gradient(made))
+    gradient = layout.unflatten(layout.gradient(made))
     assert all(parts["a_train"].eq(1).all() and parts["b_train"].eq(0).all() for parts in gradient.values())
     apart = batched_adapter(layout, thetas, False)
     assert same(apart, whole) and all(parameter.requires_grad for parameter in apart.parameters())
@@ -86,33 +86,33 @@ def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
 def test_a_learnt_input_side_has_everybodys_gradient() -> None:
     layout, name = ParameterLayout.of(link()), TARGETS[0].name
     theta = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
-    for tensors in layout.parts(theta).values():
+    for tensors in layout.unflatten(theta).values():
         tensors["b_train"].copy_(tensors["b_train"][:1].clone())
     layer, x, found = nn.Linear(9, 12), torch.randn(3, 9, generator=torch.Generator().manual_seed(2)), []
-    for made in (batched_adapter(layout, theta, True, learnt_input=True), layout.link(theta)):
-        with frozen(layer), AdapterStack((made,)).only([name]).injected({name: layer}):
+    for made in (batched_adapter(layout, theta, True, train_shared_down=True), layout.unpack(theta)):
+        with frozen(layer), AdapterStack((made,)).select_layers([name]).injected({name: layer}):
             layer(x).square().sum().backward()
         found.append(layout.gradient(made))
     together, apart = found
     assert torch.allclose(together.sum(0), apart.sum(0), atol=1e-5)
-    ours, theirs = (layout.parts(gradient)[name]["a_train"] for gradient in found)
+    ours, theirs = (layout.unflatten(gradient)[name]["a_train"] for gradient in found)
     assert torch.allclose(ours, theirs, atol=1e-6) and theirs.abs().sum() > 0
-    assert layout.parts(apart)[name]["b_train"].abs().sum() > 0
+    assert layout.unflatten(apart)[name]["b_train"].abs().sum() > 0
 
 
 def test_the_links_gradient_is_thetas() -> None:
     """Through parameters of its own and :meth:`ParameterLayout.gradient`, against autograd through ``parts``."""
     layout = ParameterLayout.of(link())
     theta = torch.randn(2, NUMBERS, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    made, x = layout.link(theta), torch.randn(2, 9, generator=torch.Generator().manual_seed(2))
+    made, x = layout.unpack(theta), torch.randn(2, 9, generator=torch.Generator().manual_seed(2))
     layer, name = nn.Linear(9, 12), TARGETS[0].name
-    with frozen(layer), AdapterStack((made,)).only([name]).injected({name: layer}):
+    with frozen(layer), AdapterStack((made,)).select_layers([name]).injected({name: layer}):
         layer(x).square().sum().backward()
     theta.backward(layout.gradient(made))
     reached = theta.grad.clone()
 
     theta.grad = None
-    adapter, parts = made.layers[name], layout.parts(theta)[name]
+    adapter, parts = made.layers[name], layout.unflatten(theta)[name]
     up, down = adapter.a_aux @ parts["a_train"], parts["b_train"] @ adapter.b_aux.mT
     (layer(x) + (up @ (down @ x[..., None])).squeeze(-1)).square().sum().backward()
     assert torch.allclose(reached, theta.grad, atol=1e-5) and reached[:, :24].norm() > 0
@@ -121,14 +121,14 @@ def test_the_links_gradient_is_thetas() -> None:
 
 def test_parts_joined_are_theta() -> None:
     layout, theta = ParameterLayout.of(link()), torch.arange(2.0 * NUMBERS).view(2, NUMBERS)
-    assert layout.joined(layout.parts(theta)).equal(theta)
+    assert layout.flatten(layout.unflatten(theta)).equal(theta)
 
 
 def test_a_layout_survives_json() -> None:
     layout = ParameterLayout.of(link())
     again = layout_from_json(json.loads(json.dumps(layout_to_json(layout))))
     again.check()
-    assert again == layout and again.difference(layout) is None
+    assert again == layout and again.first_difference(layout) is None
     assert layout.describe() == "lidb of 48 numbers on 2 layers, basis seed 3"
 
 
@@ -143,9 +143,9 @@ OTHERS = [
 @pytest.mark.parametrize(("other", "message"), OTHERS)
 def test_other_layouts_are_told_apart(other: Adapter, message: str) -> None:
     ours = ParameterLayout.of(link())
-    ours.check_same(ParameterLayout.of(link(7)), "a bank", "a network")
+    ours.check_compatible(ParameterLayout.of(link(7)), "a bank", "a network")
     with pytest.raises(ValueError, match=message):
-        ours.check_same(ParameterLayout.of(other), "a bank", "a network")
+        ours.check_compatible(ParameterLayout.of(other), "a bank", "a network")
 
 
 @pytest.mark.parametrize("other", [other for other, _ in OTHERS if list(other.targets) != list(link().targets)[::-1]])
@@ -166,7 +166,7 @@ def test_other_bases_under_the_same_seed_are_told_apart() -> None:
     said = json.loads(json.dumps(layout_to_json(ours)))
     said["facts"]["probes"]["out 12 7"][0] += 0.1
     with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
-        ours.check_same(layout_from_json(said), "a bank", "a network")
+        ours.check_compatible(layout_from_json(said), "a bank", "a network")
     with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
         layout_from_json(said).check()
 
@@ -179,7 +179,7 @@ def test_what_is_not_packed_has_no_layout() -> None:
 @pytest.mark.parametrize("shape", [(), (NUMBERS - 1,), (NUMBERS, 2)])
 def test_other_numbers_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="its layout is for 48"):
-        ParameterLayout.of(link()).link(torch.zeros(shape))
+        ParameterLayout.of(link()).unpack(torch.zeros(shape))
 
 
 def test_a_strangers_layout_takes_no_memory() -> None:
@@ -189,4 +189,4 @@ def test_a_strangers_layout_takes_no_memory() -> None:
     layout = layout_from_json(said)
     layout.check()
     with pytest.raises(ValueError, match="its layout is for"):
-        layout.link(torch.zeros(NUMBERS))
+        layout.unpack(torch.zeros(NUMBERS))

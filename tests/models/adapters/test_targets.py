@@ -100,7 +100,7 @@ def test_an_unknown_rule_lists_the_known() -> None:
 
 
 def test_a_convolution_is_a_matrix_to_its_adapter() -> None:
-    assert Target("x", (320, 4, 3, 3)).matrix == (320, 36)
+    assert Target("x", (320, 4, 3, 3)).matrix_shape == (320, 36)
 
 
 def test_text_encoders_have_self_attention_only() -> None:

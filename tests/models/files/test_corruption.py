@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.lidb.random_bases import LARGEST
+from hyperbooth.models.adapters.lidb.random_bases import MAX_BASIS_VALUES
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
@@ -275,7 +275,7 @@ DAMAGES = (
 
 
 def weight_of(adapter: AdapterStack) -> Callable[[str], torch.Tensor]:
-    shapes = {name: target.matrix for name, target in adapter.targets().items()}
+    shapes = {name: target.matrix_shape for name, target in adapter.targets().items()}
     return lambda name: torch.ones(shapes[name])
 
 
@@ -291,7 +291,7 @@ def outcome(path: Path, names: KeyNames) -> str:
         assert time.monotonic() - begun < SLOWEST
     assert adapter.parameters() and all(torch.isfinite(p).all() for p in adapter.parameters())
     assert summary(adapter)
-    small = all(target.matrix[0] * target.matrix[1] < 10**6 for target in adapter.targets().values())
+    small = all(target.matrix_shape[0] * target.matrix_shape[1] < 10**6 for target in adapter.targets().values())
     if small:
         assert all(value < float("inf") for value in change_per_block(adapter, weight_of(adapter)).values())
     again = path.with_name("again.safetensors")
@@ -376,8 +376,8 @@ HUNGRY: dict[str, Callable[[], bytes]] = {
     "too much": lambda: claimed("[" + "[]," * 2**20 + "1]"),
     "many tensors": lambda: save({f"diffusion_model.{i}.lora_up.weight": torch.ones(1, 1) for i in range(20_000)}),
     "declared": lambda: declare_huge_sizes(large("full", torch.float32), random.Random(0)),
-    "bases": lambda: bases_of(LARGEST // 8),
-    "too large bases": lambda: bases_of(LARGEST // 8 + 1),
+    "bases": lambda: bases_of(MAX_BASIS_VALUES // 8),
+    "too large bases": lambda: bases_of(MAX_BASIS_VALUES // 8 + 1),
 }  # fmt: skip
 """Files that ask for most, each of its sort; of a few MiB, so that ten times their size can be told from noise."""
 BESIDE = {"lists": 8, "names": 24, "bases": 224}

@@ -41,7 +41,7 @@ def read(tensors: dict[str, Tensor], places: dict[str, KeyTarget], shape: tuple[
 )  # fmt: skip
 def test_every_spelling_round_trips(spelling, rows, columns, kernel, rank, alpha, swapped) -> None:
     shape = (2 * rows, columns, *kernel)
-    rank = min(rank, *Target(LAYER, shape).matrix)
+    rank = min(rank, *Target(LAYER, shape).matrix_shape)
     made, name = link(shape, rank, alpha), Name("x", KeyTarget(LAYER, swapped=swapped), spelling)
     again = read(format_keys(made, {LAYER: [name]}, "test"), {"x": name.place}, shape)
     torch.testing.assert_close(again.delta(), made.layers[LAYER].delta())

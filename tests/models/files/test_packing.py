@@ -219,7 +219,7 @@ def test_the_cost_of_half_precision_is_the_change_of_the_change(
     adapter = AdapterStack((lidb(SMALL, config, family),))
     save_adapter(adapter, tmp_path / "a.safetensors", dtype)
     ours, theirs = (
-        torch.cat([one.delta(torch.eye(target.matrix[0])).detach().double().flatten()
+        torch.cat([one.delta(torch.eye(target.matrix_shape[0])).detach().double().flatten()
                    for one, target in zip(link.layers.values(), SMALL, strict=True)])
         for link in (adapter.adapters[0], load_adapter(tmp_path / "a.safetensors").adapters[0])
     )  # fmt: skip

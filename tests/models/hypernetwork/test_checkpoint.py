@@ -29,7 +29,7 @@ def predictor(seed: int = 0, **settings: Any) -> Predictor:
     config = HyperNetworkConfig(**{"width": 16, "heads": 2, "directions": 3, **settings})
     generator = torch.Generator().manual_seed(seed)
     network = HyperNetwork.create(config, layout, WIDTH, generator)
-    mean, scale = torch.randn(2, layout.numbers, generator=generator)
+    mean, scale = torch.randn(2, layout.parameter_count, generator=generator)
     network.standardise(mean, scale.abs())
     return Predictor(network, ENCODER, BASE, "a [V] face", {"steps": 7, "people": 5})
 

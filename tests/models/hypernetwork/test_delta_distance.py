@@ -20,19 +20,19 @@ def layout(rank: int) -> ParameterLayout:
 
 
 def people(rank: int, count: int = 6, seed: int = 0) -> Tensor:
-    return torch.randn(count, layout(rank).numbers, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, layout(rank).parameter_count, generator=torch.Generator().manual_seed(seed))
 
 
 def literal(theta: Tensor, rank: int) -> Tensor:
     """All products of a row, one after the other, in float64."""
-    parts = layout(rank).parts(theta.double())
+    parts = layout(rank).unflatten(theta.double())
     return torch.cat([(p["a_train"] @ p["b_train"]).flatten(-2) for p in parts.values()], -1)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_factors_are_the_layouts_parts(rank: int) -> None:
     split, theta = LayerDeltas(layout(rank)), people(rank)
-    factors, parts = split(theta), layout(rank).parts(theta)
+    factors, parts = split(theta), layout(rank).unflatten(theta)
     assert [tuple(a.shape[1:]) for a, _ in factors] == [(3, 7, rank), (1, 4, min(rank, 3))]
     assert factors[0][0][:, 2].equal(parts["diffusion_model.c.to_q"]["a_train"])
     assert factors[1][1][:, 0].equal(parts["diffusion_model.d.to_q"]["b_train"])

@@ -22,7 +22,7 @@ WIDTH = 6
 def network(**settings: Any) -> HyperNetwork:
     settings = {"width": 16, "heads": 2, "directions": 3, **settings}
     made = HyperNetwork.create(HyperNetworkConfig(**settings), LAYOUT, WIDTH, torch.Generator().manual_seed(0))
-    made.standardise(torch.arange(LAYOUT.numbers) / 10, torch.full((LAYOUT.numbers,), 0.5))
+    made.standardise(torch.arange(LAYOUT.parameter_count) / 10, torch.full((LAYOUT.parameter_count,), 0.5))
     return made
 
 
@@ -32,8 +32,8 @@ def features(batch: int = 4, tokens: int = 5) -> Tensor:
 
 def test_it_is_the_papers_recursion() -> None:
     made, f = network(refinements=3), features()
-    assert made(f).shape == (4, LAYOUT.numbers)
-    z, projected = torch.zeros(4, LAYOUT.numbers), made.features(f)
+    assert made(f).shape == (4, LAYOUT.parameter_count)
+    z, projected = torch.zeros(4, LAYOUT.parameter_count), made.features(f)
     for _ in range(3):
         z = z + made._step(projected, z)
     assert torch.allclose(made(f), made.theta(z), atol=1e-6)
@@ -44,7 +44,7 @@ def test_a_copy_that_refines_less_often_has_the_same_steps() -> None:
     made, f = network(refinements=3), features()
     with torch.inference_mode():
         once = made.copied(1)
-    step = made._step(made.features(f), torch.zeros(4, LAYOUT.numbers))
+    step = made._step(made.features(f), torch.zeros(4, LAYOUT.parameter_count))
     assert once.config.refinements == 1 and torch.allclose(once(f), made.theta(step), atol=1e-6)
     once(f).sum().backward()
     assert made.heads.grad is None and not torch.equal(once(f), made(f))
@@ -54,8 +54,8 @@ def test_a_copy_that_refines_less_often_has_the_same_steps() -> None:
 def test_a_step_is_tokens_decoded_through_heads() -> None:
     """Layer by layer, by hand."""
     made, f = network(), features()
-    z = torch.randn(4, LAYOUT.numbers, generator=torch.Generator().manual_seed(2))
-    numbers = z.split([sum(t.numel() for t in tensors.values()) for tensors in LAYOUT.parts(z[0]).values()], 1)
+    z = torch.randn(4, LAYOUT.parameter_count, generator=torch.Generator().manual_seed(2))
+    numbers = z.split([sum(t.numel() for t in tensors.values()) for tensors in LAYOUT.unflatten(z[0]).values()], 1)
     tokens = [n @ made.entry[i, : n.shape[1]] + made.position[i] for i, n in enumerate(numbers)]
     decoded = made.decoder(torch.stack(tokens, 1), made.features(f))
     changes = [decoded[:, i] @ made.heads[i, :, : n.shape[1]] for i, n in enumerate(numbers)]
@@ -66,7 +66,7 @@ def test_the_start_is_the_linear_guess() -> None:
     made, f = network(refinements=1), features()
     draw = torch.Generator().manual_seed(3)
     weight, bias = torch.randn(2, 3 * WIDTH, generator=draw), torch.randn(2, generator=draw)
-    directions = torch.randn(LAYOUT.numbers, 2, generator=draw)
+    directions = torch.randn(LAYOUT.parameter_count, 2, generator=draw)
     made.begin(weight, bias, directions)
     expected = torch.cat([f[:, 0], f.mean(1), f.std(1, unbiased=False)], 1) @ weight.mT + bias
     assert torch.allclose(made.theta(made.guessed(f)), made.mean + 0.5 * expected @ directions.mT, atol=1e-4)
@@ -79,14 +79,14 @@ def test_the_start_is_the_linear_guess() -> None:
 
 def test_every_parameter_learns() -> None:
     made = network()
-    made.begin(torch.ones(3, 3 * WIDTH), torch.ones(3), torch.ones(LAYOUT.numbers, 3))
+    made.begin(torch.ones(3, 3 * WIDTH), torch.ones(3), torch.ones(LAYOUT.parameter_count, 3))
     made(features()).square().sum().backward()
     assert [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_it_tells_pictures_apart_and_learns_to() -> None:
     made, f = network(directions=0), features(8)
-    target = torch.randn(8, LAYOUT.numbers, generator=torch.Generator().manual_seed(4))
+    target = torch.randn(8, LAYOUT.parameter_count, generator=torch.Generator().manual_seed(4))
     optimizer = torch.optim.Adam(made.parameters(), 3e-3)
     for _ in range(150):
         loss = (made.standardised(f) - target).square().mean()
@@ -100,7 +100,7 @@ def test_it_tells_pictures_apart_and_learns_to() -> None:
 
 def test_a_shared_input_factor_is_the_means() -> None:
     made = network(shared_input=True)
-    parts, mean = LAYOUT.parts(made(features())), LAYOUT.parts(made.mean)
+    parts, mean = LAYOUT.unflatten(made(features())), LAYOUT.unflatten(made.mean)
     for name, tensors in parts.items():
         assert torch.equal(tensors["b_train"], mean[name]["b_train"].expand_as(tensors["b_train"]))
         assert (tensors["a_train"] != mean[name]["a_train"]).any()
@@ -114,7 +114,7 @@ def test_a_learnt_input_factor_starts_as_the_means_and_is_everybodys() -> None:
     assert made.input_side.grad.all()
     with torch.no_grad():
         made.input_side.copy_(torch.arange(len(made.input_side)))
-    parts, before, at = LAYOUT.parts(made(features())), LAYOUT.parts(plain(features())), 0
+    parts, before, at = LAYOUT.unflatten(made(features())), LAYOUT.unflatten(plain(features())), 0
     for name, tensors in parts.items():
         added = (tensors["b_train"] - before[name]["b_train"]).flatten(1)
         expected = torch.arange(at, at + added.shape[1]).float()
@@ -128,13 +128,13 @@ def test_a_learnt_input_factor_starts_as_the_means_and_is_everybodys() -> None:
 
 def test_what_is_shared_takes_no_place() -> None:
     made = network(shared_input=True)
-    predicted = sum(tensors["a_train"].numel() for tensors in LAYOUT.parts(made.mean).values())
+    predicted = sum(tensors["a_train"].numel() for tensors in LAYOUT.unflatten(made.mean).values())
     assert made.guess.directions.shape == (predicted, 3) and made.standardised(features()).shape == (4, predicted)
 
 
 def test_a_number_without_scale_stays_at_the_mean() -> None:
     made = network()
-    scale = torch.ones(LAYOUT.numbers)
+    scale = torch.ones(LAYOUT.parameter_count)
     scale[::2] = 0
     made.standardise(made.mean.clone(), scale)
     assert torch.equal(made(features())[:, ::2], made.mean[::2].expand(4, -1))

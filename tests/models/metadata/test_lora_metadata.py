@@ -136,7 +136,7 @@ def test_a_chain_says_the_rank_of_its_sum() -> None:
     made = AdapterStack(adapter().adapters + adapter(rank=3).adapters, FACTS)
     said = lora_metadata(made, "dog")
     assert said["ss_network_dim"] == said["ss_network_alpha"] == "5"
-    (some,) = adapter(rank=3).restricted("diffusion_model.a").adapters
+    (some,) = adapter(rank=3).select_prefix("diffusion_model.a").adapters
     assert lora_metadata(AdapterStack((*adapter().adapters, some)), "dog")["ss_network_dim"] == "Dynamic"
 
 

@@ -67,7 +67,7 @@ def test_a_weight_of_nothing_is_no_reason_to_fail() -> None:
 
 def test_on_square_layers_para_has_half_of_loras_numbers() -> None:
     square = {name: shape for name, shape in SHAPES.items() if len(shape) == 2}
-    link = chain("para").only(square).adapters[0]
+    link = chain("para").select_layers(square).adapters[0]
     numbers = sum(parameter.numel() for parameter in link.parameters())
     assert numbers == 3 * 16 * 2
     assert f"{numbers} numbers" in summary(AdapterStack((link,)))

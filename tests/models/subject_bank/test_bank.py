@@ -43,7 +43,7 @@ def write(folder: Path, counts: dict[str, int], seed: int = 0, of: Manifest | No
     """A shard of subjects (name -> number of pictures)."""
     of = of or manifest()
     fits = {name: SubjectFit(0.1, 0.05, 0.2 if len(counts) > 1 else None) for name in counts}
-    theta = numbers(len(counts), of.layout.numbers, seed=seed)
+    theta = numbers(len(counts), of.layout.parameter_count, seed=seed)
     return write_shard(folder, of, fits, list(counts.values()), theta, *pictures(sum(counts.values()), seed))
 
 
@@ -60,7 +60,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     bank = Bank.open(folder)
     assert bank.names == ("alice", "bob", "carol") and bank.counts == (3, 2, 1) and len(bank) == 3
     assert (bank.name, bank.prompt, bank.layout) == ("people", "a sks face", layout())
-    first, second = numbers(2, bank.layout.numbers, seed=1), numbers(1, bank.layout.numbers, seed=2)
+    first, second = numbers(2, bank.layout.parameter_count, seed=1), numbers(1, bank.layout.parameter_count, seed=2)
     assert bank.theta().equal(torch.stack([first[1], second[0], first[0]]))
     assert bank.theta([2, 1, 2]).equal(torch.stack([first[0], second[0], first[0]]))
     images, latents = pictures(4, seed=1)
@@ -80,7 +80,7 @@ def test_pictures_have_captions_of_their_own_or_the_banks_prompt(folder: Path) -
     assert Bank.open(folder).prompts == ("a sks face",) and Bank.open(folder).prompt_of(0, 2) == "a sks face"
     of.save(folder.parent / "told")
     fits = {"dora": SubjectFit(0.1, 0.05), "emil": SubjectFit(0.1, 0.05)}
-    write_shard(folder.parent / "told", of, fits, [2, 1], numbers(2, of.layout.numbers), *pictures(3), captions)
+    write_shard(folder.parent / "told", of, fits, [2, 1], numbers(2, of.layout.parameter_count), *pictures(3), captions)
     bank = Bank.open(folder.parent / "told")
     assert [[bank.prompt_of(i, p) for p in range(count)] for i, count in enumerate(bank.counts)] == captions
     assert bank.prompts == ("a sks face", "a sks face at sea") and bank.prompt == "a sks face"
@@ -167,7 +167,7 @@ def test_numbers_that_are_none_are_refused(folder: Path) -> None:
 
 
 def test_a_shard_that_holds_nan_is_not_written(tmp_path: Path) -> None:
-    theta = torch.full((1, layout().numbers), torch.nan)
+    theta = torch.full((1, layout().parameter_count), torch.nan)
     with pytest.raises(ValueError, match="theta holds NaN"):
         write_shard(tmp_path, manifest(), {"a": SubjectFit(1, 1)}, [1], theta, *pictures(1))
     assert list(tmp_path.iterdir()) == []

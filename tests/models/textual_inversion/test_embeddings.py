@@ -12,13 +12,13 @@ from hyperbooth.models.files.adapter_file import HEADER, adapter_tensors, header
 from hyperbooth.models.files.safetensors_io import write_tensors
 from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.models.metadata.summary import summary
-from hyperbooth.models.textual_inversion.embedding_files import embedding_tensors
+from hyperbooth.models.textual_inversion.embedding_files import comfyui_embedding_tensors
 from hyperbooth.models.textual_inversion.embeddings import (
     LearnedEmbedding,
     TextualInversionConfig,
-    names,
-    spelt_out,
-    start_at,
+    expand_placeholders,
+    mentions_token,
+    vectors_from_rows,
 )
 
 LAYER = Target("diffusion_model.a.attn1.to_q", (6, 4))
@@ -56,22 +56,22 @@ OTHERS = (
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_word_is_named_plainly_or_as_an_embedding(prompt: str) -> None:
-    assert names(prompt, "sks-dog")
-    assert spelt_out(prompt, ["sks-dog"]) == PROMPTS[prompt]
+    assert mentions_token(prompt, "sks-dog")
+    assert expand_placeholders(prompt, ["sks-dog"]) == PROMPTS[prompt]
 
 
 @pytest.mark.parametrize("prompt", OTHERS)
 def test_other_words_are_not_it(prompt: str) -> None:
-    assert not names(prompt, "sks-dog")
-    assert spelt_out(prompt, ["sks-dog"]) == prompt
+    assert not mentions_token(prompt, "sks-dog")
+    assert expand_placeholders(prompt, ["sks-dog"]) == prompt
 
 
 def test_vectors_start_at_the_words_tokens() -> None:
     rows = torch.tensor([[1.0, 0.0], [3.0, 2.0], [8.0, 4.0]])
-    assert start_at(rows, 1).tolist() == [[4.0, 2.0]]
-    assert start_at(rows, 2).tolist() == [[2.0, 1.0], [8.0, 4.0]]
-    assert torch.equal(start_at(rows, 3), rows)
-    assert torch.equal(start_at(rows, 5), torch.cat([rows, rows[:2]]))
+    assert vectors_from_rows(rows, 1).tolist() == [[4.0, 2.0]]
+    assert vectors_from_rows(rows, 2).tolist() == [[2.0, 1.0], [8.0, 4.0]]
+    assert torch.equal(vectors_from_rows(rows, 3), rows)
+    assert torch.equal(vectors_from_rows(rows, 5), torch.cat([rows, rows[:2]]))
 
 
 BAD = {
@@ -158,7 +158,7 @@ def test_the_report_names_them() -> None:
 
 def test_an_embedding_file_holds_one_word() -> None:
     one, two = word(), word("cat", clip_l=8, clip_g=12)
-    assert list(embedding_tensors([one])) == ["emb_params"]
-    assert list(embedding_tensors([two])) == ["clip_l", "clip_g"]
+    assert list(comfyui_embedding_tensors([one])) == ["emb_params"]
+    assert list(comfyui_embedding_tensors([two])) == ["clip_l", "clip_g"]
     with pytest.raises(ValueError, match="holds one word, the adapter 2 \\(sks-dog, cat\\)"):
-        embedding_tensors([one, two])
+        comfyui_embedding_tensors([one, two])

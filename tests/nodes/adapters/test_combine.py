@@ -390,7 +390,7 @@ def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
 
 def test_dynamic_vram_moves_it_as_it_moves_its_own(loaded: Any) -> None:
     """ComfyUI rebuilds an adapter from its tensors, laid out in one buffer."""
-    steps = stack_of(("para", "lora"), loaded).steps()
+    steps = stack_of(("para", "lora"), loaded).weight_updates()
     adapter = StackWeightAdapter.of(next(steps for steps in steps.values() if len(steps) == 2), {"a"})
     size = [0]
     comfy.lora.prefetch_prepared_value(adapter, size, None, None, False)

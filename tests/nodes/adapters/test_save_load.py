@@ -331,7 +331,7 @@ def transformer_twin(kind: str) -> tuple[Any, Any]:
 def test_a_transformers_export_loads_in_diffusers(node: Any, families: Any, folder: Path, kind: str) -> None:
     """Every part of a fused layer lands in diffusers' layer of its own, with its rows of the change."""
     model, clip = families(kind)
-    adapter = adapter_of(model, clip).restricted("diffusion_model.")
+    adapter = adapter_of(model, clip).select_prefix("diffusion_model.")
     path = folder / save(node, adapter, "diffusers", model)
     pipeline, twin = transformer_twin(kind)
     before = {name: tensor.clone() for name, tensor in twin.state_dict().items()}

@@ -33,7 +33,9 @@ def predictor(loaded: Any) -> Predictor:
     draw, vision = torch.Generator().manual_seed(0), small_vision()
     layout = ParameterLayout.of(Adapter.create("lidb", targets, LiDBConfig(), draw))
     network = HyperNetwork.create(HyperNetworkConfig(32, heads=2, directions=2), layout, 32, draw)
-    network.standardise(0.05 * torch.randn(layout.numbers, generator=draw), torch.full((layout.numbers,), 0.1))
+    network.standardise(
+        0.05 * torch.randn(layout.parameter_count, generator=draw), torch.full((layout.parameter_count,), 0.1)
+    )
     with torch.no_grad():
         network.heads.mul_(200)
     base = BaseModelRef("SD15", sample_of([target.name for target in targets], base_weights(loaded[0])))
@@ -66,7 +68,7 @@ def test_a_prediction_is_applied_saved_and_combined_like_any_adapter(
     applied = [output(node("Apply", model=model, adapter=a, strength_model=1.0)[0], clip) for a in (first, other)]
     assert relative(applied[0], output(model, clip)) > 1e-3 and relative(*applied) > 1e-4
     (path,) = node("Save", adapter=first, filename_prefix="loras/a", format="hyperbooth", precision="float32")
-    assert (output_folder / path).stat().st_size < 4 * predictor.network.layout.numbers + 20_000
+    assert (output_folder / path).stat().st_size < 4 * predictor.network.layout.parameter_count + 20_000
     report, _ = node("Info", adapter=first)
     assert "hypernetwork: 1 steps on 2 people" in report and "a [V] face" in report
 

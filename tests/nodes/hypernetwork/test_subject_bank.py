@@ -82,7 +82,7 @@ def test_each_subject_is_learnt_and_the_model_stays(node: Any, quick: Any, peopl
     with untouched(*quick[:2]):
         bank, report = build(node, quick, steps=30, method=lidb(text_encoder=True))
     assert bank.names == ("alice", "bob", "carol") and bank.counts == (1, 3, 1)
-    assert bank.prompt == PROMPT and bank.theta().shape == (3, bank.layout.numbers)
+    assert bank.prompt == PROMPT and bank.theta().shape == (3, bank.layout.parameter_count)
     for entry in bank.entries:
         assert entry.fit.own < 0.95 * entry.fit.base and entry.fit.own < entry.fit.other, entry
     assert "3 subjects with 5 pictures in 1 shards" in report and "3 of them new" in report
@@ -354,10 +354,10 @@ def test_all_start_from_the_same_numbers(node: Any, quick: Any, people: Path) ->
     still, _ = build(node, quick, method=lidb(learning_rate=0.0, text_encoder_lr=0.0), bank_name="still")
     assert (still.theta() == still.theta([0])).all()
     learnt, _ = build(node, quick, bank_name="learnt")
-    mean = AdapterStack((learnt.layout.link(learnt.theta().mean(0)),))
+    mean = AdapterStack((learnt.layout.unpack(learnt.theta().mean(0)),))
     on, _ = build(node, quick, start_from=mean, bank_name="on", method=lidb(learning_rate=0.0, text_encoder_lr=0.0))
     assert on.theta([1])[0].equal(learnt.theta().mean(0))
-    other = AdapterStack((learnt.layout.link(learnt.theta()[0]),) * 2)
+    other = AdapterStack((learnt.layout.unpack(learnt.theta()[0]),) * 2)
     with pytest.raises(ValueError, match=r"start_from is lidb .*, lidb .*; a bank's subjects start from one LiDB"):
         build(node, quick, start_from=other, bank_name="no")
     with pytest.raises(ValueError, match=r"start_from: the adapter is lidb .*expected lidb"):
@@ -367,7 +367,7 @@ def test_all_start_from_the_same_numbers(node: Any, quick: Any, people: Path) ->
 def test_with_a_shared_input_the_other_factor_stays(node: Any, quick: Any, people: Path) -> None:
     bank, _ = build(node, quick, shared_input=True)
     start = Adapter.create("lidb", list(bank.layout.targets.values()), lidb().config, generator_for(0, 100))
-    for name, parts in bank.layout.parts(bank.theta()).items():
+    for name, parts in bank.layout.unflatten(bank.theta()).items():
         assert (parts["b_train"] == start.layers[name].b_train.detach()).all()
         assert parts["a_train"].flatten(1).norm(dim=1).min() > 0
 
@@ -390,7 +390,7 @@ def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
     patched = node("Apply", model=model, adapter=bank.adapter(0), strength_model=1.0, clip=clip, strength_clip=1.0)
     layers = bank.adapter(0).targets()
     with training_session(model, FAST, pictures_of(bank, 0), batch_size=1, clip=clip) as session:
-        stack = AdapterStack((bank.layout.link(bank.theta([0])),))
+        stack = AdapterStack((bank.layout.unpack(bank.theta([0])),))
         with (
             session.injected(stack),
             torch.no_grad(),

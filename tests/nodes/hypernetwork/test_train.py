@@ -84,7 +84,7 @@ def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: A
         hypernetwork, loss_map, report = trained(node, loaded, bank, steps=60, batch_size=8)
     assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.7 * sum(loss_map["loss"][:10])
     new = range(1000, 1008)
-    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    fitted = torch.stack([theta_of(person, bank.layout.parameter_count) for person in new])
     own = predicted(node, hypernetwork, new)
     assert relative_error(hypernetwork.network, own, fitted) < 0.4
     assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
@@ -111,7 +111,7 @@ def test_the_controls_are_on_the_screen_before_the_first_step(
 def test_the_linear_start_alone_sees_the_person(node: Any, loaded: Any, bank: Bank) -> None:
     hypernetwork, _, _ = trained(node, loaded, bank, steps=1, learning_rate=0.0)
     new = range(1000, 1008)
-    fitted = torch.stack([theta_of(person, bank.layout.numbers) for person in new])
+    fitted = torch.stack([theta_of(person, bank.layout.parameter_count) for person in new])
     own = predicted(node, hypernetwork, new)
     assert relative_error(hypernetwork.network, own, fitted) < 0.6
     assert relative_error(hypernetwork.network, own.roll(1, 0), fitted) > 1.1
@@ -177,8 +177,8 @@ def test_a_shared_input_side_is_everybodys_and_learnt(
     if denoising:
         assert means[0] != means[1], "what everybody has is in the control, too"
     network = hypernetwork.network
-    first, second = (network.layout.parts(row) for row in predicted(node, hypernetwork, range(2)))
-    mean = network.layout.parts(network.mean)
+    first, second = (network.layout.unflatten(row) for row in predicted(node, hypernetwork, range(2)))
+    mean = network.layout.unflatten(network.mean)
     for name, tensors in first.items():
         assert torch.equal(tensors["b_train"], second[name]["b_train"])
         assert not torch.equal(tensors["b_train"], mean[name]["b_train"])

@@ -16,7 +16,7 @@ import torch
 from helpers.reference import l_simple_eps, l_simple_flow, l_simple_v
 from helpers.training import QUIET, lora, relative, train, untouched
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.per_sample import stacked
+from hyperbooth.models.adapters.per_sample import stack_subjects
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import TEXT_PREFIX, select_targets
 from hyperbooth.models.backbone.gradient_checkpointing import gradient_checkpointing
@@ -179,7 +179,7 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Loaded, method: M
         example = family.subject.examples[0]
         x = torch.cat([noise(example.size), 0.5 * noise(example.size)])
         sigma = level(family.model)
-        together, alike = estimates(session, stacked(links), x, sigma.expand(2), [example, example])
+        together, alike = estimates(session, stack_subjects(links), x, sigma.expand(2), [example, example])
         for i, link in enumerate(links):
             single, gradients = estimates(session, link, x[i : i + 1], sigma, [example])
             assert relative(together[i : i + 1], single) < 1e-4
@@ -199,7 +199,7 @@ def test_prompts_in_one_batch_equal_one_after_another(family: Loaded) -> None:
         targets = [t for t in select_targets(session.model.shapes, "all linear") if t.name.startswith(TEXT_PREFIX)]
         links = [alone(EVERYWHERE[1], targets, seed) for seed in (0, 1)]
         example = replace(family.subject.examples[0].variant(0), prompt=WEIGHED_AND_LONG)
-        both = stacked(links)
+        both = stack_subjects(links)
         with session.injected(AdapterStack((both,))):
             together = session.text.condition_per_subject([example, example])
             squares(together).backward()
@@ -227,7 +227,7 @@ def test_a_network_that_joins_a_batch_takes_one_subject_at_a_time(family: Loaded
         links = [alone(EVERYWHERE[1], select_targets(session.model.shapes, "all linear"), seed) for seed in (0, 1)]
         example = family.subject.examples[0]
         with pytest.raises(ValueError, match="a batch of 1 samples for 2 subjects"):
-            estimates(session, stacked(links), torch.cat([noise(example.size)] * 2), level(family.model).expand(2),
+            estimates(session, stack_subjects(links), torch.cat([noise(example.size)] * 2), level(family.model).expand(2),
                       [example, example])  # fmt: skip
 
 

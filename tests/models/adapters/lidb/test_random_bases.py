@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDB, LiDBConfig
-from hyperbooth.models.adapters.lidb.random_bases import check_sizes, checksum, random_basis
+from hyperbooth.models.adapters.lidb.random_bases import check_basis_sizes, checksum, random_basis
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 
@@ -75,4 +75,4 @@ def test_bases_that_no_memory_should_hold_are_refused_before_they_are_made() -> 
     with pytest.raises(ValueError, match=r"layer l: needs a basis of 21504 x 300.* give a smaller a or b"):
         Adapter.create("lidb", [Target("l", (21504, 3072))], LiDBConfig(a=300), torch.Generator())
     with pytest.raises(ValueError, match=r"needs bases of 40\d+ numbers, at most 8388608 are made"):
-        check_sizes([(size, 100) for size in range(20_000, 20_010) for _ in ("out", "in")])
+        check_basis_sizes([(size, 100) for size in range(20_000, 20_010) for _ in ("out", "in")])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hyperbooth.models.adapters import PaRaConfig
-from hyperbooth.models.adapters.para.singular_init import smallest_left
+from hyperbooth.models.adapters.para.singular_init import smallest_left_singular_vectors
 from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from torch import Tensor
@@ -24,7 +24,7 @@ def weight(shape: tuple[int, int], spectrum: str) -> Tensor:
 
 
 def start(weight: Tensor, count: int = 4, seed: int = 0) -> Tensor:
-    return smallest_left(weight, count, torch.Generator().manual_seed(seed))
+    return smallest_left_singular_vectors(weight, count, torch.Generator().manual_seed(seed))
 
 
 def left(q: Tensor, weight: Tensor) -> float:

@@ -13,8 +13,8 @@ from hyperbooth.models.textual_inversion.embeddings import (
     FAMILY,
     LearnedEmbedding,
     TextualInversionConfig,
-    names,
-    spelt_out,
+    expand_placeholders,
+    mentions_token,
 )
 from hyperbooth.nodes.bridge.text.learned_embeddings import with_embeddings
 from hyperbooth.trainers.config import Method
@@ -69,8 +69,8 @@ def test_every_prompt_that_names_the_word_gets_its_vectors(flux: Any) -> None:
     word = LearnedEmbedding(TOKEN, {"clip_l": torch.randn(2, 768), "t5xxl": torch.randn(2, 128)})
     knowing = with_embeddings(clip, [word])
     for prompt in (f"{before}{TOKEN}{after}" for before in BEFORE for after in AFTER):
-        assert names(prompt, TOKEN), prompt
-        tokens = knowing.tokenize(spelt_out(prompt, [TOKEN]))
+        assert mentions_token(prompt, TOKEN), prompt
+        tokens = knowing.tokenize(expand_placeholders(prompt, [TOKEN]))
         for encoder, key in (("l", "clip_l"), ("t5xxl", "t5xxl")):
             rows = [t for batch in tokens[encoder] for t, *_ in batch if isinstance(t, Tensor)]
             assert len(rows) == 2 * prompt.count(TOKEN), (prompt, encoder)
@@ -82,7 +82,7 @@ def test_a_weight_stays_one_and_the_rest_of_the_prompt_stays(flux: Any) -> None:
     word = LearnedEmbedding("dog", {"clip_l": torch.randn(1, 768), "t5xxl": torch.randn(1, 128)})
     knowing = with_embeddings(clip, [word])
     for prompt in ("a (dog:1.3) here", "(dog,beach:1.2)", "dog: a portrait", "dog,outdoors", "(dog) b"):
-        plain, ours = clip.tokenize(prompt), knowing.tokenize(spelt_out(prompt, ["dog"]))
+        plain, ours = clip.tokenize(prompt), knowing.tokenize(expand_placeholders(prompt, ["dog"]))
         kept = [[None if isinstance(t, Tensor) else t, w] for t, w in ours["l"][0]]
         (dog,) = clip.tokenizer.clip_l.tokenizer("dog")["input_ids"][1:-1]
         assert kept == [[None if t == dog else t, w] for t, w in plain["l"][0]], prompt
