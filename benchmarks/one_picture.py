@@ -55,7 +55,7 @@ def predictor(model: Any, vision: Any) -> Any:
     from hyperbooth.models.adapters.targets import select_targets
     from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
     from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor
-    from hyperbooth.models.metadata.base_fingerprint import sample_of
+    from hyperbooth.models.metadata.base_fingerprint import fingerprint
     from hyperbooth.nodes.bridge.adapters.patching import base_weights
     from hyperbooth.nodes.bridge.images.clip_vision import encoder_ref
     from hyperbooth.nodes.bridge.model.layers import architecture, layer_shapes, trainable_layers
@@ -66,7 +66,7 @@ def predictor(model: Any, vision: Any) -> Any:
     layout = ParameterLayout.of(link)
     network = HyperNetwork.create(HyperNetworkConfig(), layout, vision.config["hidden_size"], draw)
     network.standardise(layout.pack(link), torch.full((layout.parameter_count,), 1e-3))
-    record = sample_of([target.name for target in targets], base_weights(model))
+    record = fingerprint([target.name for target in targets], base_weights(model))
     return Predictor(network, encoder_ref(vision), BaseModelRef(architecture(model), record), PROMPT)
 
 

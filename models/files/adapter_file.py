@@ -32,8 +32,8 @@ from ..textual_inversion.embedding_files import (
 )
 from .family_codecs import LAYER_CODECS, PACKED_CODECS, LayerCodec
 from .lora_import import KeyNames, check_is_lora, read_lora
-from .lora_key_formats import adapter_tensors_plain
-from .packing import LAYOUT, PACKED, packed, unpacked
+from .lora_key_formats import layer_tensors
+from .packing import LAYOUT, PACKED, pack_adapter, unpack_adapter
 from .safetensors_io import write_tensors
 
 VERSION = 1
@@ -50,8 +50,8 @@ def save_adapter(
         ValueError: a value is not finite.
         OSError: the disk is full or the folder cannot be written; the former file, if any, is untouched.
     """
-    tensors = in_file(adapter_tensors(adapter), dtype)
-    write_tensors(tensors, path, {**(metadata or {}), HEADER: header_of(adapter)})
+    tensors = cast_for_file(adapter_tensors(adapter), dtype)
+    write_tensors(tensors, path, {**(metadata or {}), HEADER: adapter_header(adapter)})
 
 
 def load_adapter(path: Path, names: KeyNames | None = None) -> AdapterStack:
@@ -97,11 +97,11 @@ def adapter_tensors(adapter: AdapterStack) -> dict[str, Tensor]:
     return native_embedding_tensors(adapter.embeddings) | {
         _prefix(adapter, i) + name: tensor
         for i, link in enumerate(adapter.adapters)
-        for name, tensor in (packed(link) if link.family in PACKED_CODECS else adapter_tensors_plain(link)).items()
+        for name, tensor in (pack_adapter(link) if link.family in PACKED_CODECS else layer_tensors(link)).items()
     }
 
 
-def header_of(adapter: AdapterStack) -> str:
+def adapter_header(adapter: AdapterStack) -> str:
     """The entry under :data:`HEADER` that makes a file ours; prompts in it are shortened, see :mod:`.prompts`.
 
     Raises:
@@ -129,7 +129,7 @@ def _entry(link: Adapter) -> dict[str, Any]:
     }
 
 
-def in_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def cast_for_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors as a file takes them; bytes, and single numbers (an alpha), stay exact whatever the precision.
 
     Raises:
@@ -195,7 +195,7 @@ def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefi
 
 
 def _packed_link(family: str, tensors: dict[str, Tensor], prefix: str) -> Adapter:
-    link = unpacked(tensors, prefix)
+    link = unpack_adapter(tensors, prefix)
     if link.family != family:
         raise ValueError(f"holds {link.family} where its header says {family}; save it again")
     del tensors[prefix + PACKED], tensors[prefix + LAYOUT]

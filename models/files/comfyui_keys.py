@@ -15,7 +15,7 @@ from .. import validation
 from ..adapters import AdapterLayer, Full, LoRA, PaRa
 from ..adapters.weight_update import WeightUpdate
 from .family_codecs import LAYER_CODECS
-from .packing import LAYOUT, PACKED, unpacked
+from .packing import LAYOUT, PACKED, unpack_adapter
 
 _NAME = re.compile(r"(?:(?P<place>[1-9]\d*)/)?(?P<layer>.+?)\.(?P<tensor>basis|lora_up\.weight|diff)")
 _OURS = re.compile(rf"{PACKED}|{LAYOUT}|[1-9]\d*/.+|embedding/.+/.+")
@@ -25,7 +25,7 @@ _FAMILY = {"basis": PaRa.family, "lora_up.weight": LoRA.family, "diff": Full.fam
 
 
 @dataclass(frozen=True)
-class Part:
+class AdapterPart:
     """What one link of a file does to one layer.
 
     Args:
@@ -39,22 +39,22 @@ class Part:
     adapter: AdapterLayer | None = None
 
 
-def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:
+def parts_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, list[AdapterPart]]:
     """Layer -> what the file's links do to it, in order; empty if the file is none of ours.
 
     Raises:
         ValueError: a link is missing, or a packed one cannot be read, or is in other bases than it would be here.
     """
-    found: dict[str, dict[int, Part]] = {}
+    found: dict[str, dict[int, AdapterPart]] = {}
     for name in tensors:
         match = _NAME.fullmatch(name)
         if match and (match["place"] or match["tensor"] == "basis"):
             prefix = f"{match['place']}/" if match["place"] else ""
-            part = Part(prefix, _FAMILY[match["tensor"]])
+            part = AdapterPart(prefix, _FAMILY[match["tensor"]])
             found.setdefault(match["layer"], {})[int(match["place"] or 1)] = part
         elif (prefix := _packed_at(name, tensors)) is not None:
             for layer, adapter in _unpacked(tensors, prefix).items():
-                found.setdefault(layer, {})[int(prefix.rstrip("/") or 1)] = Part(prefix, adapter=adapter)
+                found.setdefault(layer, {})[int(prefix.rstrip("/") or 1)] = AdapterPart(prefix, adapter=adapter)
     places = {place for by_place in found.values() for place in by_place}
     if places != set(range(1, len(places) + 1)):
         raise ValueError(f"the adapter file holds the links {sorted(places)} of a chain; one is missing, save it again")
@@ -76,13 +76,13 @@ def _packed_at(name: str, tensors: Mapping[str, Tensor]) -> str | None:
 
 def _unpacked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, AdapterLayer]:
     try:
-        return unpacked(tensors, prefix).layers
+        return unpack_adapter(tensors, prefix).layers
     except ValueError as error:
         raise ValueError(f"the adapter file {error}") from error
 
 
 @torch.no_grad()
-def read_part(tensors: Mapping[str, Tensor], layer: str, part: Part) -> tuple[list[WeightUpdate], set[str]]:
+def read_updates(tensors: Mapping[str, Tensor], layer: str, part: AdapterPart) -> tuple[list[WeightUpdate], set[str]]:
     """The steps of ``part`` on ``layer``, in float32, and the names of the tensors they came from.
 
     Raises:

@@ -12,7 +12,7 @@ from .. import validation
 from ..adapters import Full, LoRA
 from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
-from ..metadata.lora_metadata import facts_of
+from ..metadata.lora_metadata import parse_lora_metadata
 from .family_codecs import LAYER_CODECS
 from .lora_key_formats import DIFFERENCE, KEY_FORMATS, KOHYA, KeyTarget, swap_halves
 
@@ -42,14 +42,14 @@ class KeyNames:
         clip: whether its text encoder is connected too.
     """
 
-    places: Mapping[str, KeyTarget] = field(default_factory=dict)
+    targets: Mapping[str, KeyTarget] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model: str = ""
     clip: bool = False
 
 
 @dataclass(frozen=True)
-class Part:
+class LoRAFactors:
     """One pair of factors of the file, as matrices unless a convolution, and the alpha of their scale."""
 
     stem: str
@@ -105,15 +105,18 @@ def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
         factors = {name: tensor for name, tensor in tensors.items() if name not in differences}
         chain = [_lora_link(factors, names)] if factors else []
         chain += [_full_link(differences, names)] if differences else []
-        facts = {**({"base": names.model} if names.model else {}), **validation.checked_metadata(facts_of(metadata))}
+        facts = {
+            **({"base": names.model} if names.model else {}),
+            **validation.checked_metadata(parse_lora_metadata(metadata)),
+        }
         return AdapterStack(tuple(chain), facts)
     except ValueError as error:
         raise ValueError(f"{file} {error}") from error
 
 
 def _lora_link(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
-    grouped: dict[str, list[tuple[KeyTarget, Part]]] = {}
-    parts = factors_of(tensors)
+    grouped: dict[str, list[tuple[KeyTarget, LoRAFactors]]] = {}
+    parts = lora_factors(tensors)
     for part, place in zip(parts, _places([part.stem for part in parts], names), strict=True):
         grouped.setdefault(place.layer, []).append((place, part))
     adapters, targets = {}, {}
@@ -155,7 +158,7 @@ def _places(stems: Sequence[str], names: KeyNames) -> list[KeyTarget]:
 
 def _place(stem: str, names: KeyNames) -> KeyTarget | None:
     ours = (not names.model and stem.startswith(DIFFUSION_PREFIX)) or (not names.clip and stem.startswith(TEXT_PREFIX))
-    return names.places.get(stem) or (KeyTarget(stem) if ours else None)
+    return names.targets.get(stem) or (KeyTarget(stem) if ours else None)
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -169,7 +172,7 @@ def _split(name: str) -> tuple[str, str] | None:
     return None
 
 
-def factors_of(tensors: Mapping[str, Tensor]) -> list[Part]:
+def lora_factors(tensors: Mapping[str, Tensor]) -> list[LoRAFactors]:
     """The pairs of factors that the tensors of a plain LoRA are, in any spelling.
 
     Raises:
@@ -186,7 +189,7 @@ def factors_of(tensors: Mapping[str, Tensor]) -> list[Part]:
     return [_part(stem, roles) for stem, roles in found.items()]
 
 
-def _part(stem: str, roles: Mapping[str, Tensor]) -> Part:
+def _part(stem: str, roles: Mapping[str, Tensor]) -> LoRAFactors:
     if missing := [role for role in ("up", "down") if role not in roles]:
         raise ValueError(f"lacks the {' and '.join(missing)} of {stem}; the file is not whole")
     up, down = roles["up"], roles["down"]
@@ -197,7 +200,7 @@ def _part(stem: str, roles: Mapping[str, Tensor]) -> Part:
             f"holds tensors of {stem} that do not belong together, up {tuple(up.shape)}, down {tuple(down.shape)}, "
             f"alpha {tuple(alpha.shape)}; save or copy it again"
         )
-    return Part(stem, up, down, alpha.item())
+    return LoRAFactors(stem, up, down, alpha.item())
 
 
 def _why_unknown(unknown: list[str], names: KeyNames) -> str:
@@ -222,7 +225,7 @@ def _shape(layer: str, stem: str, said: tuple[int, ...], names: KeyNames) -> tup
     return names.shapes[layer]
 
 
-def _adapter(target: Target, parts: list[tuple[KeyTarget, Part]]) -> LoRA:
+def _adapter(target: Target, parts: list[tuple[KeyTarget, LoRAFactors]]) -> LoRA:
     try:
         whole = [part for place, part in parts if place == KeyTarget(target.name)]
         if len(whole) > 1:
@@ -235,7 +238,7 @@ def _adapter(target: Target, parts: list[tuple[KeyTarget, Part]]) -> LoRA:
         raise ValueError(f"is of no use: the LoRA of {target.name} {error}") from error
 
 
-def _fused(matrix: tuple[int, int], parts: list[tuple[KeyTarget, Part]]) -> LoRA:
+def _fused(matrix: tuple[int, int], parts: list[tuple[KeyTarget, LoRAFactors]]) -> LoRA:
     """One LoRA of scale 1 from LoRAs of a layer's parts."""
     ups: list[Tensor] = []
     downs: list[Tensor] = []

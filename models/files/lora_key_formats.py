@@ -56,12 +56,12 @@ class KeyTarget:
 
 
 @dataclass(frozen=True)
-class Name:
+class KeyName:
     """A name in a file: how it is written and where it leads."""
 
     stem: str
-    place: KeyTarget
-    spelling: KeyFormat = KOHYA
+    target: KeyTarget
+    format: KeyFormat = KOHYA
 
 
 def as_plain_lora(adapter: AdapterStack, weight_of: WeightOf | None = None) -> Adapter:
@@ -79,19 +79,19 @@ def as_plain_lora(adapter: AdapterStack, weight_of: WeightOf | None = None) -> A
     return Adapter(LoRA.family, plain, adapter.targets())
 
 
-def stock_tensors(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
+def comfyui_tensors(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
     """The chain in ComfyUI's own names: a plain LoRA, and a whole difference where a layer has no low rank."""
     targets, all_steps = adapter.targets(), adapter.weight_updates()
     dense = {name: steps for name, steps in all_steps.items() if is_dense(steps)}
     low_rank = adapter.select_layers(targets.keys() - dense.keys())
-    tensors = adapter_tensors_plain(as_plain_lora(low_rank, weight_of)) if low_rank.adapters else {}
+    tensors = layer_tensors(as_plain_lora(low_rank, weight_of)) if low_rank.adapters else {}
     for name, steps in dense.items():
         change = total_delta(steps, base_weight(name, steps, weight_of))
         tensors[name + DIFFERENCE] = change.reshape(targets[name].shape)
     return tensors
 
 
-def adapter_tensors_plain(link: Adapter) -> dict[str, Tensor]:
+def layer_tensors(link: Adapter) -> dict[str, Tensor]:
     """``<layer>.<tensor>`` -> tensor, in the form that the family keeps in files."""
     return {
         f"{name}.{key}": tensor
@@ -100,7 +100,7 @@ def adapter_tensors_plain(link: Adapter) -> dict[str, Tensor]:
     }
 
 
-def format_keys(link: Adapter, names: Mapping[str, Sequence[Name]], dialect: str) -> dict[str, Tensor]:
+def format_keys(link: Adapter, names: Mapping[str, Sequence[KeyName]], dialect: str) -> dict[str, Tensor]:
     """The tensors of a plain LoRA under the dialect's ``names``: layer -> its name, or names of its parts.
 
     A layer that the dialect cannot name is left out if the LoRA does not change it.
@@ -122,20 +122,20 @@ def format_keys(link: Adapter, names: Mapping[str, Sequence[Name]], dialect: str
     }
 
 
-def _part(adapter: LoRA, name: Name, shape: tuple[int, ...]) -> dict[str, Tensor]:
+def _part(adapter: LoRA, name: KeyName, shape: tuple[int, ...]) -> dict[str, Tensor]:
     up, down, alpha = LAYER_CODECS[LoRA.family].encode(adapter, shape).values()
-    if name.place.rows is not None:
-        first, count = name.place.rows
+    if name.target.rows is not None:
+        first, count = name.target.rows
         up, down = up[first : first + count], down.clone()  # a file holds no tensor twice
-    if name.place.swapped:
+    if name.target.swapped:
         up = swap_halves(up)
-    if name.spelling.alpha:
+    if name.format.alpha:
         return {
-            name.stem + name.spelling.up: up,
-            name.stem + name.spelling.down: down,
-            name.stem + name.spelling.alpha: alpha,
+            name.stem + name.format.up: up,
+            name.stem + name.format.down: down,
+            name.stem + name.format.alpha: alpha,
         }
-    return {name.stem + name.spelling.up: up * (adapter.alpha / adapter.rank), name.stem + name.spelling.down: down}
+    return {name.stem + name.format.up: up * (adapter.alpha / adapter.rank), name.stem + name.format.down: down}
 
 
 def swap_halves(rows: Tensor) -> Tensor:

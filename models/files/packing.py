@@ -21,11 +21,11 @@ from ..adapters.stack import Adapter
 from .layout_json import layout_from_json, layout_to_json
 
 PACKED, LAYOUT = "packed", "layout"
-LARGEST_LAYOUT = 1 << 20
+MAX_LAYOUT_BYTES = 1 << 20
 """Bytes of a layout when inflated, which one of a thousandth could fill; 200 layers take 16 KB."""
 
 
-def packed(link: Adapter) -> dict[str, Tensor]:
+def pack_adapter(link: Adapter) -> dict[str, Tensor]:
     """``link`` as its two tensors; numbers of adapters stay in the type they have.
 
     Raises:
@@ -33,9 +33,9 @@ def packed(link: Adapter) -> dict[str, Tensor]:
     """
     layout = ParameterLayout.of(link)
     text = json.dumps(layout_to_json(layout), separators=(",", ":")).encode()
-    if len(text) > LARGEST_LAYOUT:
+    if len(text) > MAX_LAYOUT_BYTES:
         raise ValueError(
-            f"{len(layout.targets)} layers need a layout of {len(text)} bytes; at most {LARGEST_LAYOUT} are read"
+            f"{len(layout.targets)} layers need a layout of {len(text)} bytes; at most {MAX_LAYOUT_BYTES} are read"
         )
     return {
         PACKED: layout.pack(link),
@@ -43,7 +43,7 @@ def packed(link: Adapter) -> dict[str, Tensor]:
     }
 
 
-def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Adapter:
+def unpack_adapter(tensors: Mapping[str, Tensor], prefix: str = "") -> Adapter:
     """The link whose tensors are ``<prefix>packed`` and ``<prefix>layout``; its numbers are float32 of their own.
 
     Raises:
@@ -51,7 +51,7 @@ def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Adapter:
     """
     if missing := [prefix + name for name in (PACKED, LAYOUT) if prefix + name not in tensors]:
         raise ValueError(f"lacks {' and '.join(missing)}; the file is not whole")
-    layout, theta = layout_of(tensors[prefix + LAYOUT]), tensors[prefix + PACKED]
+    layout, theta = decode_layout(tensors[prefix + LAYOUT]), tensors[prefix + PACKED]
     if theta.ndim != 1:
         raise ValueError(
             f"holds packed numbers of shape {tuple(theta.shape)}, its layout is for {layout.parameter_count}"
@@ -60,8 +60,8 @@ def unpacked(tensors: Mapping[str, Tensor], prefix: str = "") -> Adapter:
     return layout.unpack(validation.checked_tensor(theta, PACKED))
 
 
-def layout_of(tensor: Tensor) -> ParameterLayout:
-    """The layout, inflated to at most :data:`LARGEST_LAYOUT` bytes.
+def decode_layout(tensor: Tensor) -> ParameterLayout:
+    """The layout, inflated to at most :data:`MAX_LAYOUT_BYTES` bytes.
 
     Raises:
         ValueError: it is damaged, or of another version.
@@ -70,9 +70,9 @@ def layout_of(tensor: Tensor) -> ParameterLayout:
         raise ValueError(f"holds a layout of {tensor.dtype} and shape {tuple(tensor.shape)}; expected bytes in a row")
     try:
         inflate = zlib.decompressobj()
-        text = inflate.decompress(tensor.cpu().numpy().tobytes(), LARGEST_LAYOUT)
+        text = inflate.decompress(tensor.cpu().numpy().tobytes(), MAX_LAYOUT_BYTES)
         if not inflate.eof or inflate.unused_data:
-            raise ValueError(f"it does not end where it should, or holds more than {LARGEST_LAYOUT} bytes")
+            raise ValueError(f"it does not end where it should, or holds more than {MAX_LAYOUT_BYTES} bytes")
         said: Any = validation.parse_header(text.decode())
     except (zlib.error, ValueError) as error:
         raise ValueError(f"has a damaged layout ({error!s:.80}); save it again") from error

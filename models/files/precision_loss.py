@@ -9,13 +9,13 @@ from torch import Tensor
 from ..adapters import AdapterLayer
 from ..adapters.stack import AdapterStack
 from ..adapters.weight_update import AddDense, AddLowRank, ProjectOut, WeightUpdate
-from .adapter_file import in_file
-from .lora_import import factors_of
+from .adapter_file import cast_for_file
+from .lora_import import lora_factors
 from .lora_key_formats import DIFFERENCE
 
 
 @torch.no_grad()
-def half_precision_cost(adapter: AdapterStack, dtype: torch.dtype) -> float:
+def adapter_precision_loss(adapter: AdapterStack, dtype: torch.dtype) -> float:
     """``||dW' - dW||_F / ||dW||_F`` over all layers and links, with dW' the change of the numbers rounded to ``dtype``.
 
     Of a projection it is the projector's, ``Q Q^T``, whatever weight it is put on. 0 if nothing is changed at all.
@@ -25,15 +25,15 @@ def half_precision_cost(adapter: AdapterStack, dtype: torch.dtype) -> float:
 
 
 @torch.no_grad()
-def plain_cost(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
+def tensor_precision_loss(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
     """The same for the tensors of a file in another tool's form: a plain LoRA, and whole differences."""
-    return _relative(zip(_plain_steps(tensors), _plain_steps(in_file(tensors, dtype)), strict=True))
+    return _relative(zip(_plain_steps(tensors), _plain_steps(cast_for_file(tensors, dtype)), strict=True))
 
 
 def _plain_steps(tensors: Mapping[str, Tensor]) -> list[WeightUpdate]:
     dense = [AddDense(tensor.float()) for name, tensor in tensors.items() if name.endswith(DIFFERENCE)]
     low_rank = {name: tensor for name, tensor in tensors.items() if not name.endswith(DIFFERENCE)}
-    return [*dense, *(AddLowRank(*part.matrices) for part in factors_of(low_rank))]
+    return [*dense, *(AddLowRank(*part.matrices) for part in lora_factors(low_rank))]
 
 
 def _relative(steps: Iterable[tuple[WeightUpdate, WeightUpdate]]) -> float:
@@ -45,7 +45,7 @@ def _relative(steps: Iterable[tuple[WeightUpdate, WeightUpdate]]) -> float:
 
 
 def _rounded(adapter: AdapterLayer, dtype: torch.dtype) -> AdapterLayer:
-    return adapter.with_tensors({name: t.float() for name, t in in_file(adapter.to_tensors(), dtype).items()})
+    return adapter.with_tensors({name: t.float() for name, t in cast_for_file(adapter.to_tensors(), dtype).items()})
 
 
 def _squared_distance(step: WeightUpdate, other: WeightUpdate | None) -> float:

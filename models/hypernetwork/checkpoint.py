@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import validation
-from ..files.adapter_file import in_file
+from ..files.adapter_file import cast_for_file
 from ..files.layout_json import layout_from_json, layout_to_json
 from ..files.safetensors_io import write_tensors
 from .network import HyperNetwork, HyperNetworkConfig
@@ -39,8 +39,8 @@ def save_predictor(predictor: Predictor, path: Path, dtype: torch.dtype = torch.
         OSError: the file cannot be written; nothing is left behind, and a former one is untouched.
     """
     state = predictor.network.state_dict()
-    tensors = in_file({name: state[name] for name in state if name not in EXACT}, dtype)
-    tensors |= in_file({name: state[name] for name in EXACT if name in state}, torch.float32)
+    tensors = cast_for_file({name: state[name] for name in state if name not in EXACT}, dtype)
+    tensors |= cast_for_file({name: state[name] for name in EXACT if name in state}, torch.float32)
     said = json.dumps(_header(predictor), ensure_ascii=False)
     _network(path.name, said, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     write_tensors(tensors, path, {HEADER: said})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.stack import AdapterStack
-from ..metadata.base_fingerprint import ALIKE, FACT, Record, distance
+from ..metadata.base_fingerprint import MADE_FOR, SAME_BASE, Fingerprint, distance
 from .network import HyperNetwork
 
 PREDICTED = "hypernetwork"
@@ -27,7 +27,7 @@ class BaseModelRef:
     """
 
     kind: str
-    record: Record
+    record: Fingerprint
 
     def check(self, given: "BaseModelRef", name: str, whose: str) -> None:
         """``given`` is the same thing, as far as both know the same weights.
@@ -45,7 +45,7 @@ class BaseModelRef:
             raise ValueError(
                 f"{name} has none of the layers of the {self.kind} that the {whose} was made with; connect that one"
             )
-        if (far := distance(self.record, given.record)) > ALIKE:
+        if (far := distance(self.record, given.record)) > SAME_BASE:
             raise ValueError(
                 f"{name} is another {given.kind} than the {whose} was made with: its weights differ from those "
                 f"recorded by {100 * far:.1f} %; connect that one"
@@ -102,7 +102,7 @@ class Predictor:
             "prompts": [self.prompt],
             "images": images,
             PREDICTED: f"{self.metadata.get('steps', 0)} steps on {self.metadata.get('people', 0)} people",
-            FACT: [some],
+            MADE_FOR: [some],
         }
 
     def describe(self) -> str:

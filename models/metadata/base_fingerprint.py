@@ -13,53 +13,63 @@ from torch import Tensor
 from ..adapters.stack import AdapterStack, WeightOf
 from ..adapters.weight_update import depends_on_weight
 
-FACT = "made_for"
-Record = Mapping[str, Sequence[float]]
+MADE_FOR = "made_for"
+Fingerprint = Mapping[str, Sequence[float]]
 """Layer -> some numbers of its weight."""
-LAYERS, NUMBERS = 256, 4
+MAX_LAYERS, VALUES_PER_LAYER = 256, 4
 """How much of a base is kept: so many numbers of so many layers."""
-ALIKE = 0.005
+SAME_BASE = 0.005
 """Relative distance up to which two bases count as one: float16 rounds by 0.0003, bfloat16 by 0.002; fp8 by 0.03, which
 is another base."""
 
 
-def with_base(adapter: AdapterStack, weight_of: WeightOf) -> AdapterStack:
+def with_fingerprint(adapter: AdapterStack, weight_of: WeightOf) -> AdapterStack:
     """``adapter`` with a sample of its base among the facts, if what it changes depends on the base."""
     dependent = sorted(name for name, steps in adapter.weight_updates().items() if depends_on_weight(steps))
     if not dependent:
         return adapter
     return replace(
-        adapter, metadata={**adapter.metadata, FACT: [*records(adapter.metadata), sample_of(dependent, weight_of)]}
+        adapter,
+        metadata={
+            **adapter.metadata,
+            MADE_FOR: [*recorded_fingerprints(adapter.metadata), fingerprint(dependent, weight_of)],
+        },
     )
 
 
-def sample_of(layers: Sequence[str], weight_of: WeightOf, most: int = LAYERS) -> Record:
+def fingerprint(layers: Sequence[str], weight_of: WeightOf, most: int = MAX_LAYERS) -> Fingerprint:
     """Some numbers of the weights of up to ``most`` of ``layers``, spread over them."""
     return {name: _sample(name, weight_of) for name in layers[:: max(1, -(-len(layers) // most))]}
 
 
-def records(facts: Mapping[str, Any]) -> list[Record]:
+def recorded_fingerprints(facts: Mapping[str, Any]) -> list[Fingerprint]:
     """The bases that an adapter, or a part of it, was written down for."""
-    return [*facts.get(FACT, ()), *(record for part in facts.get("parts", ()) for record in records(part))]
+    return [
+        *facts.get(MADE_FOR, ()),
+        *(record for part in facts.get("parts", ()) for record in recorded_fingerprints(part)),
+    ]
 
 
-def different_base(facts: Mapping[str, Any], weight_of: WeightOf, layers: Collection[str]) -> float | None:
+def base_distance(facts: Mapping[str, Any], weight_of: WeightOf, layers: Collection[str]) -> float | None:
     """How far the weights are from one recorded (relative), if that is too far; None if they are the same, or nothing
     is known.
 
     Args:
         layers: those whose weights can be had.
     """
-    found = [distance(r, {name: _sample(name, weight_of) for name in r if name in layers}) for r in records(facts)]
-    return max((far for far in found if far > ALIKE), default=None)
+    found = [
+        distance(r, {name: _sample(name, weight_of) for name in r if name in layers})
+        for r in recorded_fingerprints(facts)
+    ]
+    return max((far for far in found if far > SAME_BASE), default=None)
 
 
 def disagree(facts: Mapping[str, Any]) -> bool:
     """Whether the parts of an adapter were written down for different bases, as far as they name the same layers."""
-    return any(distance(first, second) > ALIKE for first, second in combinations(records(facts), 2))
+    return any(distance(first, second) > SAME_BASE for first, second in combinations(recorded_fingerprints(facts), 2))
 
 
-def distance(first: Record, second: Record) -> float:
+def distance(first: Fingerprint, second: Fingerprint) -> float:
     """Relative, over the layers that both know; 0 if there is none."""
     both = [name for name in first if name in second and len(first[name]) == len(second[name])]
     ours, theirs = ([number for name in both for number in record[name]] for record in (first, second))
@@ -96,5 +106,5 @@ def _sample(name: str, weight_of: WeightOf) -> list[float]:
 def _values(weight: Tensor) -> list[float]:
     """Return values spread evenly over the weight, rounded as they are written into a header."""
     flat = weight.float().flatten()
-    places = torch.linspace(0, len(flat) - 1, NUMBERS, dtype=torch.float64).long()
+    places = torch.linspace(0, len(flat) - 1, VALUES_PER_LAYER, dtype=torch.float64).long()
     return [float(f"{number:.5g}") for number in flat[places].tolist()]

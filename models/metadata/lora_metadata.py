@@ -13,7 +13,7 @@ from typing import Any
 from ..adapters import LoRA
 from ..adapters.stack import AdapterStack
 from ..validation import MAX_TEXT_LENGTH, parse_header
-from .base_fingerprint import FACT, records
+from .base_fingerprint import MADE_FOR, recorded_fingerprints
 from .prompt_limits import limit_metadata, limit_prompts
 
 STABILITY, DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
@@ -62,12 +62,12 @@ def lora_metadata(adapter: AdapterStack, title: str, native: bool = False) -> di
     entries |= _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
     entries |= _network(adapter) if kind == LoRA.family else {}
     entries |= {"ss_output_name": title, **_model_spec(facts, title, kind)}
-    if bases := records(facts):
-        entries[f"hyperbooth_{FACT}"] = bases
+    if bases := recorded_fingerprints(facts):
+        entries[f"hyperbooth_{MADE_FOR}"] = bases
     return {name: value if isinstance(value, str) else _text(value) for name, value in entries.items()}
 
 
-def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+def parse_lora_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What a foreign file's entries say: base, steps and trigger words, as far as they are there."""
     facts: dict[str, Any] = {}
     version = metadata.get("ss_base_model_version", "").lower()
@@ -79,8 +79,8 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     trigger = metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", ""))
     if 0 < len(trigger) <= MAX_TEXT_LENGTH:
         facts["trigger"] = trigger
-    if (recorded := metadata.get(f"hyperbooth_{FACT}")) is not None:
-        facts[FACT] = parse_header(recorded)
+    if (recorded := metadata.get(f"hyperbooth_{MADE_FOR}")) is not None:
+        facts[MADE_FOR] = parse_header(recorded)
     return facts
 
 

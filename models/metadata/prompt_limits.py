@@ -1,7 +1,7 @@
 """Prompts in a file: shortened, never refused. Training keeps them all; a file says what they were like.
 
 Whoever trains on thousands of captions learns only when the file is written what a header can hold, so that it takes
-the first :data:`MOST` of them, cut at :data:`LONGEST` characters, and the number of the others. What is shortened is
+the first :data:`MAX_PROMPTS` of them, cut at :data:`MAX_LENGTH` characters, and the number of the others. What is shortened is
 not shortened again: a file that was loaded is saved as it was.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 from ..adapters import FAMILIES
 from ..adapters.stack import AdapterStack
 
-MOST, LONGEST = 20, 200
+MAX_PROMPTS, MAX_LENGTH = 20, 200
 """Distinct prompts, and characters of one."""
-MOST_PACKED, LONGEST_PACKED = 3, 40
+MAX_PROMPTS_PACKED, MAX_LENGTH_PACKED = 3, 40
 """The same where the numbers are packed: a LiDB of SD1.5 has 5 KB for all that is no number."""
 LEFT_OUT = "prompts_left_out"
 """The fact that counts the others."""
@@ -25,7 +25,7 @@ def limit_metadata(adapter: AdapterStack) -> dict[str, Any]:
     return limit_prompts(adapter.metadata, *_limits(adapter))
 
 
-def limit_prompts(facts: Mapping[str, Any], most: int = MOST, longest: int = LONGEST) -> dict[str, Any]:
+def limit_prompts(facts: Mapping[str, Any], most: int = MAX_PROMPTS, longest: int = MAX_LENGTH) -> dict[str, Any]:
     """``facts`` with at most ``most`` prompts of at most ``longest`` characters; their parts with none."""
     found = dict(facts)
     if isinstance(class_prompt := facts.get("class_prompt"), str):
@@ -44,7 +44,7 @@ def limit_prompts(facts: Mapping[str, Any], most: int = MOST, longest: int = LON
 
 def _limits(adapter: AdapterStack) -> tuple[int, int]:
     packed = [FAMILIES[link.family].has_parameter_layout for link in adapter.adapters]
-    return (MOST_PACKED, LONGEST_PACKED) if packed and all(packed) else (MOST, LONGEST)
+    return (MAX_PROMPTS_PACKED, MAX_LENGTH_PACKED) if packed and all(packed) else (MAX_PROMPTS, MAX_LENGTH)
 
 
 def _cut(text: str, longest: int) -> str:

@@ -10,11 +10,11 @@ import torch
 from ..adapters import PaRa
 from ..adapters.stack import AdapterStack, WeightOf, base_weight
 from ..adapters.weight_update import WeightUpdate, is_dense, total_delta, total_low_rank_factors
-from .base_fingerprint import FACT
+from .base_fingerprint import MADE_FOR
 
 _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(middle_block|\w+?_?blocks?\.\d+|layers\.\d+)")
 
-FORTIETH = 40
+OUTPUTS_PER_RANK = 40
 """A layer of d outputs should lose at most d / 40 directions in all (PaRa, arXiv 2406.05641)."""
 
 
@@ -32,7 +32,7 @@ def _facts(facts: Mapping[str, Any], indent: str = "") -> list[str]:
     """A line each; of a combined adapter, then those of its parts."""
     lines = [
         f"{indent}{name}: {_time(value) if name in ('started', 'finished') else value}"
-        for name, value in facts.items() if name not in ("parts", FACT) and value not in (None, [], "")
+        for name, value in facts.items() if name not in ("parts", MADE_FOR) and value not in (None, [], "")
     ]  # fmt: skip
     for place, part in enumerate(facts.get("parts", ()), 1):
         lines += [f"part {place}:", *_facts(part, "  ")]
@@ -88,7 +88,7 @@ def removal_warning(adapter: AdapterStack) -> str | None:
     """A sentence that names the worst layer, if any loses more than its share; else None."""
     outputs = {name: target.matrix_shape[0] for name, target in adapter.targets().items()}
     removed = removed_rank(adapter)
-    over = [name for name, rank in removed.items() if rank * FORTIETH > outputs[name]]
+    over = [name for name, rank in removed.items() if rank * OUTPUTS_PER_RANK > outputs[name]]
     if not over:
         return None
     worst = max(over, key=lambda name: removed[name] / outputs[name])

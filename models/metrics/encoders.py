@@ -1,4 +1,8 @@
-"""Encoders of pictures and texts for scores, from folders in the Hugging Face layout; nothing is downloaded."""
+"""CLIP and DINO encoders for the scores, loaded from folders in the Hugging Face layout; nothing is downloaded.
+
+The files are untrusted: everything by which transformers would open a pickled file, run code, or fill in weights at
+random is refused before or after loading.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,20 +16,20 @@ from torch import Tensor, nn
 from .scores import all_finite
 
 BATCH = 32
-"""Pictures that go through an encoder at once."""
+"""Images per forward pass."""
 DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 CLIP = ("clip",)
-"""``model_type`` in config.json of what can score subjects and of what can score prompts."""
+"""Values of ``model_type`` in config.json: encoders that score subjects, and encoders that score prompts."""
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 CONFIGURATION, PREPROCESSING = "config.json", "preprocessor_config.json"
 TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""One of these sets."""
+"""Sets of files of a tokenizer; one of them has to be complete."""
 ADAPTER = "adapter_config.json"
-"""Where it is, transformers puts another file's numbers into the model, pickled ones too."""
+"""A file by which transformers loads the weights of another file, pickled or not, into the model."""
 ELSEWHERE = ("transformers_weights", "quantization_config")
-"""Entries of config.json by which transformers opens other files, pickled ones too, or reads them otherwise."""
+"""Entries of config.json by which transformers opens other files, pickled or not, or decodes them otherwise."""
 UNUSED = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
-"""Ends of names of weights that old files hold, and that embed nothing."""
+"""Ends of the names of weights in old files that no embedding depends on."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,10 @@ class Encoder:
     """A loaded encoder.
 
     Args:
-        name: folder and kind, for reports: scores do not compare across encoders.
-        network: transformers' model.
-        processor: transformers' preprocessing of its pictures.
-        tokenizer: of its texts, or None if it has none.
+        name: folder and kind, for reports: scores of different encoders cannot be compared.
+        network: the model of transformers.
+        processor: the image processor of transformers.
+        tokenizer: the tokenizer of transformers, or None if no texts are embedded.
     """
 
     name: str
@@ -45,67 +49,73 @@ class Encoder:
     tokenizer: Any = None
 
     @torch.inference_mode()
-    def images(self, pictures: Sequence[Tensor], device: torch.device, on_done: Callable[[int], None]) -> Tensor:
-        """Embeddings ``[n, d]`` in float32 of pictures ``[H, W, 3]`` in [0, 1], of any sizes; on the CPU.
+    def embed_images(self, images: Sequence[Tensor], device: torch.device, on_done: Callable[[int], None]) -> Tensor:
+        """Return the embeddings ``[n, d]`` of images, in float32 on the CPU.
 
         Args:
-            on_done: called with how many are done.
+            images: ``[H, W, 3]`` each, in [0, 1], of any sizes.
+            device: of the network's weights.
+            on_done: called after each batch with the number of images done.
+
+        Raises:
+            ValueError: an embedding is NaN, infinite or zero.
         """
         rows = []
-        for start in range(0, len(pictures), BATCH):
-            pixels = [_bytes(picture) for picture in pictures[start : start + BATCH]]
-            # Said, not guessed: a picture of one or three rows could be of channels, rows, columns.
+        for start in range(0, len(images), BATCH):
+            pixels = [_as_bytes(image) for image in images[start : start + BATCH]]
+            # Without input_data_format the processor guesses: an image of one or three rows could be channels first.
             given = self.processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
             given = given["pixel_values"]
-            rows.append(self._of_pixels(given.to(device, next(self.network.parameters()).dtype)).float().cpu())
-            on_done(min(start + BATCH, len(pictures)))
+            rows.append(self._embed_pixels(given.to(device, next(self.network.parameters()).dtype)).float().cpu())
+            on_done(min(start + BATCH, len(images)))
         return _checked(torch.cat(rows), self.name)
 
     @torch.inference_mode()
-    def text(self, prompt: str, device: torch.device) -> Tensor:
-        """The embedding ``[1, d]`` of a prompt in float32; what is longer than the encoder reads is cut off."""
-        given = self.tokenizer([prompt], truncation=True, max_length=self._longest, return_tensors="pt").to(device)
+    def embed_text(self, prompt: str, device: torch.device) -> Tensor:
+        """Return the embedding ``[1, d]`` of a prompt in float32; a prompt beyond the encoder's length is truncated."""
+        given = self.tokenizer([prompt], truncation=True, max_length=self._max_length, return_tensors="pt").to(device)
         given = {name: given[name] for name in ("input_ids", "attention_mask")}
         pooled = self.network.text_model(**given).pooler_output
         return _checked(self.network.text_projection(pooled).float().cpu(), self.name)
 
-    def is_cut(self, prompt: str) -> bool:
-        """Whether the prompt is longer than the encoder reads."""
-        return len(self.tokenizer(prompt)["input_ids"]) > self._longest
+    def is_truncated(self, prompt: str) -> bool:
+        """Return whether the prompt has more tokens than the encoder reads."""
+        return len(self.tokenizer(prompt)["input_ids"]) > self._max_length
 
     @property
-    def _longest(self) -> int:
+    def _max_length(self) -> int:
         return self.network.config.text_config.max_position_embeddings
 
-    def _of_pixels(self, pixels: Tensor) -> Tensor:
-        """CLIP: its projected embedding. DINO: the last state of the class token, which its papers compare."""
+    def _embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Return CLIP's projected embedding or DINO's last class token, which its papers compare."""
         if hasattr(self.network, "visual_projection"):
             return self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
         return self.network(pixel_values=pixels).last_hidden_state[:, 0]
 
 
-def _bytes(picture: Tensor) -> Any:
-    """As from a picture file: what the preprocessing of every encoder was made for."""
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+def _as_bytes(image: Tensor) -> Any:
+    """Return the image in 8 bits, as decoded from a file, which is what every encoder's preprocessing expects."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _checked(embeddings: Tensor, name: str) -> Tensor:
     if not all_finite(embeddings):
-        raise ValueError(f"the encoder {name} gave embeddings that are no numbers; its files may be damaged")
+        raise ValueError(f"the encoder {name} gave NaN, infinite or zero embeddings; its files may be damaged")
     return embeddings
 
 
-def load(folder: Path, kinds: Sequence[str], with_texts: bool) -> Encoder:
-    """The encoder in ``folder``.
+def load_encoder(folder: Path, kinds: Sequence[str], with_texts: bool) -> Encoder:
+    """Load the encoder in ``folder``, in float32 and evaluation mode.
 
     Args:
-        kinds: which ``model_type`` it may be of.
-        with_texts: it is to embed prompts as well.
+        folder: the files of the model's Hugging Face page.
+        kinds: the accepted values of ``model_type``, such as :data:`DINO`.
+        with_texts: require a tokenizer, for embedding prompts.
 
     Raises:
-        ValueError: a file is missing, pickled, or of another kind of model; the message says what to put where.
+        ValueError: a file is missing, pickled, or of another kind of model; the message names the file and the remedy.
     """
-    kind = check(folder, kinds, with_texts)
+    kind = check_encoder(folder, kinds, with_texts)
     import transformers
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -113,26 +123,30 @@ def load(folder: Path, kinds: Sequence[str], with_texts: bool) -> Encoder:
         network = _network(folder, kind, local)
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **local)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local) if with_texts else None
-    except Exception as error:  # files of others make transformers fail in every way there is
+    except Exception as error:  # transformers raises errors of every class on untrusted files
         raise ValueError(f"the encoder in {folder} cannot be loaded: {error}") from error
     name = f"{folder.name} ({described(kind, network.config)})"
     return Encoder(name, network.eval().requires_grad_(False), processor, tokenizer)
 
 
 def described(kind: str, config: Any) -> str:
-    """Which of its kind a model is: two folders of one name may hold two."""
-    pictures = getattr(config, "vision_config", config)
-    return f"{kind}, width {getattr(pictures, 'hidden_size', '?')}, patches of {getattr(pictures, 'patch_size', '?')}"
+    """Return the kind and sizes of a model, which tell apart two models in folders of one name."""
+    vision = getattr(config, "vision_config", config)
+    return f"{kind}, width {getattr(vision, 'hidden_size', '?')}, patches of {getattr(vision, 'patch_size', '?')}"
 
 
 def _network(folder: Path, kind: str, local: dict[str, Any]) -> nn.Module:
-    """In float32, whatever the file holds; no weight is drawn at random, as transformers does where one is missing, and
-    none is left over, as where the configuration is another model's."""
+    """Load the network in float32, whatever the dtype of the file.
+
+    Raises:
+        ValueError: the file lacks a weight, which transformers would draw at random, or holds one that the model of the
+            configuration does not have.
+    """
     import transformers
 
     model = {"clip": transformers.CLIPModel, "vit": transformers.ViTModel}.get(kind, transformers.AutoModel)
     options: dict[str, Any] = {"add_pooling_layer": False} if kind == "vit" else {}
-    # sdpa is said because config.json could ask for code from the Hub in its place.
+    # sdpa is given explicitly because config.json could ask for code from the Hub in its place.
     network, found = model.from_pretrained(
         folder, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **options, **local
     )
@@ -143,14 +157,23 @@ def _network(folder: Path, kind: str, local: dict[str, Any]) -> nn.Module:
     return network.float()
 
 
-def check(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
-    """The ``model_type`` of the encoder in ``folder``; errors as :func:`load`."""
+def check_encoder(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
+    """Return the ``model_type`` of the encoder in ``folder`` after checking its files, without loading them.
+
+    Args:
+        folder: the files of the model's Hugging Face page.
+        kinds: the accepted values of ``model_type``.
+        with_texts: require a tokenizer.
+
+    Raises:
+        ValueError: as in :func:`load_encoder`.
+    """
     missing = [name for name in (CONFIGURATION, PREPROCESSING) if not (folder / name).is_file()]
     missing += [name for name in _weights(folder) if not (folder / name).is_file()]
     if with_texts and not any(all((folder / name).is_file() for name in names) for names in TOKENIZER):
         missing += TOKENIZER[0]
     if (folder / ADAPTER).exists():
-        raise ValueError(f"{folder} holds {ADAPTER}, which changes the model it is beside; take it away")
+        raise ValueError(f"{folder} holds {ADAPTER}, which changes the model of that folder; remove it")
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}; copy the files of the model's Hugging Face page there")
     kind = _kind(folder / CONFIGURATION)
@@ -160,10 +183,10 @@ def check(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
 
 
 def _weights(folder: Path) -> list[str]:
-    """Names of the files with the weights, there or not.
+    """Return the names of the files with the weights, whether they exist or not.
 
     Raises:
-        ValueError: they are pickled.
+        ValueError: the weights are pickled.
     """
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
@@ -179,22 +202,26 @@ def _weights(folder: Path) -> list[str]:
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names: transformers would open pickled ones, and ones elsewhere."""
+    """Return the files that an index of sharded weights names.
+
+    Raises:
+        ValueError: a file is pickled or in another folder; transformers would open it.
+    """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the encoder in {index.parent} cannot be loaded: {index.name}: {error}") from error
     if not names or not all(Path(name).name == name and name.endswith(".safetensors") for name in names):
-        raise ValueError(f"{index} names {', '.join(names) or 'no file'}; expected safetensors files beside it")
+        raise ValueError(f"{index} names {', '.join(names) or 'no file'}; expected safetensors files in its folder")
     return names
 
 
 def _kind(path: Path) -> str:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        kind, elsewhere = str(said["model_type"]), [name for name in ELSEWHERE if name in said]
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, elsewhere = str(config["model_type"]), [name for name in ELSEWHERE if name in config]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no model's configuration: {error}") from error
+        raise ValueError(f"{path} is no configuration of a model: {error}") from error
     if elsewhere:
-        raise ValueError(f"{path} has {elsewhere[0]}, by which other files than {WEIGHTS} are read; take it out")
+        raise ValueError(f"{path} has {elsewhere[0]}, by which other files than {WEIGHTS} are read; remove that entry")
     return kind

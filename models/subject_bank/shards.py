@@ -22,7 +22,7 @@ from .. import validation
 from ..adapters.parameter_layout import ParameterLayout
 from ..files.layout_json import layout_from_json, layout_to_json
 from ..files.safetensors_io import write_atomically, write_tensors
-from ..metadata.base_fingerprint import ALIKE, distance
+from ..metadata.base_fingerprint import SAME_BASE, distance
 
 MANIFEST = "manifest.json"
 HEADER = "hyperbooth_bank"
@@ -137,7 +137,9 @@ class Manifest:
                 a = "a" if name == "base" else f"{name} of the model"
                 return f"{a} {ours}", f"{a} {theirs}"
         far = distance(self.base["weights"], other.base["weights"])
-        return (f"one model ({MANIFEST} has some of its weights)", f"another, {far:.1%} off") if far > ALIKE else None
+        return (
+            (f"one model ({MANIFEST} has some of its weights)", f"another, {far:.1%} off") if far > SAME_BASE else None
+        )
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> str:

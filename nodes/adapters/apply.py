@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import DIFFUSION_PREFIX
 from ...models.adapters.weight_update import depends_on_weight
-from ...models.files.lora_key_formats import adapter_tensors_plain, as_plain_lora
+from ...models.files.lora_key_formats import as_plain_lora, layer_tensors
 from ...models.metadata.base_fingerprint import disagree
 from ...models.metadata.combine import combine_adapters
 from ...models.metadata.summary import change_per_block, removal_warning, summary
@@ -129,7 +129,7 @@ class ToLoRA(io.ComfyNode):
                              "Save Adapter in format 'comfyui' for an embedding file")  # fmt: skip
         if adapter.embeddings:
             logger.warning("Adapter to LoRA: the adapter also holds learned embeddings, which a LoRA leaves out")
-        tensors = adapter_tensors_plain(as_plain_lora(adapter, base.weights))
+        tensors = layer_tensors(as_plain_lora(adapter, base.weights))
         base.warn_if_other(adapter)
         return io.NodeOutput(tensors)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...models.adapters.stack import AdapterStack
-from ...models.files.adapter_file import HEADER, adapter_tensors, header_of
-from ...models.files.lora_key_formats import Name, as_plain_lora, format_keys, stock_tensors
-from ...models.files.precision_loss import half_precision_cost, plain_cost
-from ...models.metadata.base_fingerprint import SampledWeights, with_base
+from ...models.files.adapter_file import HEADER, adapter_header, adapter_tensors
+from ...models.files.lora_key_formats import KeyName, as_plain_lora, comfyui_tensors, format_keys
+from ...models.files.precision_loss import adapter_precision_loss, tensor_precision_loss
+from ...models.metadata.base_fingerprint import SampledWeights, with_fingerprint
 from ...models.metadata.lora_metadata import lora_metadata
 from ...models.textual_inversion.embedding_files import comfyui_embedding_tensors
 from ..bridge.adapters.lora_keys import export_names
@@ -88,13 +88,13 @@ class NativeFormat(FileFormat):
         return adapter_tensors(adapter)
 
     def header(self, adapter: AdapterStack) -> dict[str, str]:
-        return {HEADER: header_of(adapter)}
+        return {HEADER: adapter_header(adapter)}
 
     def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
         return lora_metadata(adapter, title, native=True)
 
     def rounding_error(self, adapter: AdapterStack, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
-        return half_precision_cost(adapter, dtype)
+        return adapter_precision_loss(adapter, dtype)
 
 
 class PlainFormat(FileFormat):
@@ -108,7 +108,7 @@ class PlainFormat(FileFormat):
 
     embedding_files = True
 
-    def __init__(self, name: str, names: Callable[[Any, Iterable[str]], Mapping[str, Sequence[Name]]] | None = None):
+    def __init__(self, name: str, names: Callable[[Any, Iterable[str]], Mapping[str, Sequence[KeyName]]] | None = None):
         self.name, self._names = name, names
 
     def tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class PlainFormat(FileFormat):
 
     def _lora_tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
         if self._names is None:
-            return stock_tensors(adapter, base.weights)
+            return comfyui_tensors(adapter, base.weights)
         if base.model is None:
             raise ValueError(
                 f"model is not connected, but the names in a {self.name} file depend on the architecture; connect the "
@@ -135,10 +135,10 @@ class PlainFormat(FileFormat):
         return {}
 
     def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
-        return lora_metadata(adapter if base.weights is None else with_base(adapter, base.weights), title)
+        return lora_metadata(adapter if base.weights is None else with_fingerprint(adapter, base.weights), title)
 
     def rounding_error(self, adapter: AdapterStack, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
-        return plain_cost(tensors, dtype)
+        return tensor_precision_loss(tensors, dtype)
 
 
 FORMATS: dict[str, FileFormat] = {

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...models.adapters.stack import AdapterStack
-from ...models.files.adapter_file import in_file, load_adapter
+from ...models.files.adapter_file import cast_for_file, load_adapter
 from ...models.files.safetensors_io import with_hash, write_tensors
 from ...models.validation import is_unicode
 from ..bridge.adapters.lora_keys import import_names
@@ -101,7 +101,7 @@ class Save(io.ComfyNode):
         if embedding:
             require_embedding_name(path)
         exact = kind.tensors(adapter, base)
-        tensors = in_file(exact, dtype)
+        tensors = cast_for_file(exact, dtype)
         entries = kind.header(adapter)
         if metadata:
             entries |= with_hash(kind.metadata(adapter, path.stem.rstrip("_"), base), tensors)

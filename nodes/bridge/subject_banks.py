@@ -8,7 +8,7 @@ import comfyui_version
 import folder_paths
 import torch
 
-from ...models.metadata.base_fingerprint import sample_of
+from ...models.metadata.base_fingerprint import fingerprint
 from ...models.subject_bank.shards import MANIFEST, state_of
 from ...trainers.config import TrainingOptions
 from ...trainers.data.build_dataset import Encoders
@@ -118,10 +118,10 @@ def base_model_record(model: Any, clip: Any, vae: Any = None) -> dict[str, Any]:
     """What a bank, or whatever is made from one, is for: as facts of adapters say it, and a sample of the weights of
     model, text encoder and (if given) VAE."""
     layers = sorted(trainable_layers(model, clip))
-    sample = dict(sample_of(layers, base_weights(model, clip), SAMPLED))
+    sample = dict(fingerprint(layers, base_weights(model, clip), SAMPLED))
     if vae is not None:
         numbers = {f"vae.{name}": value for name, value in vae.first_stage_model.state_dict().items() if value.ndim > 1}
-        sample |= sample_of(sorted(numbers), lambda name: numbers[name].float().cpu(), SAMPLED)
+        sample |= fingerprint(sorted(numbers), lambda name: numbers[name].float().cpu(), SAMPLED)
     return {
         "base": architecture(model),
         "prediction": prediction_of(model.get_model_object("model_sampling")).value,

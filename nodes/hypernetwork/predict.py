@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...models.hypernetwork.checkpoint import load_predictor, save_predictor
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
-from ...models.metadata.base_fingerprint import sample_of
+from ...models.metadata.base_fingerprint import fingerprint
 from ..adapters.file_formats import PRECISIONS
 from ..bridge.adapters.patching import base_weights
 from ..bridge.folders import hypernetwork_files, hypernetwork_path, output_file, output_name, widget_value
@@ -131,5 +131,5 @@ def require_predictor_base(model: Any, predictor: Predictor) -> None:
     """
     there = adaptable_layers(model)
     known = [name for name in predictor.base.record if name in there]
-    given = BaseModelRef(architecture(model), sample_of(known, base_weights(model)) if known else {})
+    given = BaseModelRef(architecture(model), fingerprint(known, base_weights(model)) if known else {})
     predictor.base.check(given, "model", "hypernetwork")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
-from ...models.metadata.base_fingerprint import FACT
+from ...models.metadata.base_fingerprint import MADE_FOR
 from ...models.textual_inversion.embeddings import mentions_token
 from ..config import HollowedNetConfig, Method, TrainingOptions
 from ..data.dataset import Example, Subject
@@ -164,7 +164,7 @@ class DreamBoothConfig:
         """What a file should say of the run."""
         before = dict(self.start_from.metadata) if self.start_from else {}
         return {
-            **{name: before[name] for name in ("trigger", "parts", FACT) if name in before},
+            **{name: before[name] for name in ("trigger", "parts", MADE_FOR) if name in before},
             "steps": before.get("steps", 0) + history.step,
             "batch_size": self.batch_size,
             "seed": self.seed,

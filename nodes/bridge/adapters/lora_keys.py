@@ -10,7 +10,7 @@ import comfy.utils
 
 from ....models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from ....models.files.lora_import import KeyNames
-from ....models.files.lora_key_formats import DIFFUSERS, KOHYA, PEFT, PROCESSOR, KeyTarget, Name
+from ....models.files.lora_key_formats import DIFFUSERS, KOHYA, PEFT, PROCESSOR, KeyName, KeyTarget
 from ..model.layers import adaptable_layers, architecture, layer_shapes
 
 KEY_FORMATS = ("kohya", "diffusers")
@@ -40,7 +40,7 @@ def import_names(model: Any, clip: Any = None) -> KeyNames:
     return KeyNames(places, layer_shapes(adaptable_layers(model, clip)), architecture(model), clip is not None)
 
 
-def export_names(model: Any, dialect: str, layers: Iterable[str]) -> dict[str, list[Name]]:
+def export_names(model: Any, dialect: str, layers: Iterable[str]) -> dict[str, list[KeyName]]:
     """Layer -> its name, or the names of its parts, in a file of ``dialect``; without those it cannot name."""
     known = import_names(model)
     write = _kohya_names if dialect == "kohya" else _diffusers_names
@@ -69,17 +69,17 @@ def _unet_names(model: Any) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _kohya_names(model: Any, known: KeyNames) -> dict[str, list[Name]]:
+def _kohya_names(model: Any, known: KeyNames) -> dict[str, list[KeyName]]:
     """SD1 and SD2 by diffusers' names, SDXL and transformers by the original ones."""
     if _is_first_generation(model):
         stems = {layer: name for name, layer in _unet_names(model).items()}
     else:
         stems = {layer: layer.removeprefix(DIFFUSION_PREFIX) for layer in known.shapes}
-    names = {layer: Name(f"lora_unet_{stem.replace('.', '_')}", KeyTarget(layer)) for layer, stem in stems.items()}
-    return {layer: [name] for layer, name in names.items() if known.places.get(name.stem) == name.place}
+    names = {layer: KeyName(f"lora_unet_{stem.replace('.', '_')}", KeyTarget(layer)) for layer, stem in stems.items()}
+    return {layer: [name] for layer, name in names.items() if known.targets.get(name.stem) == name.target}
 
 
-def _diffusers_names(model: Any, known: KeyNames) -> dict[str, list[Name]]:
+def _diffusers_names(model: Any, known: KeyNames) -> dict[str, list[KeyName]]:
     """A U-Net's names as diffusers wrote them before PEFT: it still reads them, and ComfyUI reads no others there.
 
     ComfyUI's map has ``attn1.processor.to_q`` where PEFT has ``attn1.to_q``; and diffusers converts a file only if
@@ -89,25 +89,25 @@ def _diffusers_names(model: Any, known: KeyNames) -> dict[str, list[Name]]:
         return {layer: [_unet_name(name, layer)] for name, layer in unet.items() if layer in known.shapes}
     if not isinstance(model.model, _TRANSFORMERS):
         return {}
-    found: dict[str, dict[KeyTarget, Name]] = {}
-    for stem, place in known.places.items():
+    found: dict[str, dict[KeyTarget, KeyName]] = {}
+    for stem, place in known.targets.items():
         if stem.startswith("transformer."):
             # Where a layer has several names, ComfyUI lists Flux.1's before Flux.2's.
             names = found.setdefault(place.layer, {})
             if place not in names or isinstance(model.model, comfy.model_base.Flux2):
-                names[place] = Name(stem, place, PEFT)
+                names[place] = KeyName(stem, place, PEFT)
     complete = {layer: _cover(names, known.shapes[layer][0]) for layer, names in found.items() if layer in known.shapes}
     return {layer: names for layer, names in complete.items() if names}
 
 
-def _unet_name(name: str, layer: str) -> Name:
+def _unet_name(name: str, layer: str) -> KeyName:
     attention = _ATTENTION.fullmatch(name)
     if attention is None:
-        return Name(f"unet.{name}", KeyTarget(layer), DIFFUSERS)
-    return Name(f"unet.{attention[1]}.processor.{attention[2]}", KeyTarget(layer), PROCESSOR)
+        return KeyName(f"unet.{name}", KeyTarget(layer), DIFFUSERS)
+    return KeyName(f"unet.{attention[1]}.processor.{attention[2]}", KeyTarget(layer), PROCESSOR)
 
 
-def _cover(names: Mapping[KeyTarget, Name], rows: int) -> list[Name]:
+def _cover(names: Mapping[KeyTarget, KeyName], rows: int) -> list[KeyName]:
     """The names that together stand for all ``rows`` of a layer: parts before a name of the whole; or none."""
     parts = sorted((place.rows, name.stem, name) for place, name in names.items() if place.rows is not None)
     end = 0
@@ -120,7 +120,7 @@ def _cover(names: Mapping[KeyTarget, Name], rows: int) -> list[Name]:
     return [name for place, name in names.items() if place.rows is None]
 
 
-def _text_name(model: Any, dialect: str, layer: str) -> Name | None:
+def _text_name(model: Any, dialect: str, layer: str) -> KeyName | None:
     """A text encoder's layer; its place in the family is its number: CLIP-L 1, CLIP-G 2, T5 3."""
     encoder, stem = _text_part(model, layer)
     if stem is None:
@@ -128,9 +128,9 @@ def _text_name(model: Any, dialect: str, layer: str) -> Name | None:
     if dialect == "diffusers":
         place = {1: "text_encoder", 2: "text_encoder_2"}.get(encoder)
         readable = place is not None and not stem.startswith("text_projection")
-        return Name(f"{place}.{stem}", KeyTarget(layer), PEFT) if readable else None
+        return KeyName(f"{place}.{stem}", KeyTarget(layer), PEFT) if readable else None
     alone = _is_first_generation(model) and not stem.startswith("text_projection")
-    return Name(f"lora_te{'' if alone else encoder}_{stem.replace('.', '_')}", KeyTarget(layer), KOHYA)
+    return KeyName(f"lora_te{'' if alone else encoder}_{stem.replace('.', '_')}", KeyTarget(layer), KOHYA)
 
 
 def _text_part(model: Any, layer: str) -> tuple[int, str | None]:

@@ -13,9 +13,9 @@ from ....models.adapters import Full, LoRA
 from ....models.adapters.stack import AdapterStack, WeightOf
 from ....models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX
 from ....models.adapters.weight_update import ProjectOut
-from ....models.files.lora_key_formats import stock_tensors
+from ....models.files.lora_key_formats import comfyui_tensors
 from ....models.hypernetwork.predictor import is_predicted
-from ....models.metadata.base_fingerprint import different_base, records
+from ....models.metadata.base_fingerprint import base_distance, recorded_fingerprints
 from ..model.layers import adaptable_layers, architecture, layer_shapes
 from ..text.learned_embeddings import with_embeddings
 from .weight_adapter import StackWeightAdapter
@@ -54,7 +54,7 @@ def _patches(model: Any, clip: Any, adapter: AdapterStack) -> dict[Any, Any]:
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
     if [link.family for link in adapter.adapters] in ([LoRA.family], [Full.family]):
-        return comfy.lora.load_lora(stock_tensors(adapter), keys, log_missing=False)
+        return comfy.lora.load_lora(comfyui_tensors(adapter), keys, log_missing=False)
     return {
         keys[name]: StackWeightAdapter.of(steps) for name, steps in adapter.weight_updates().items() if name in keys
     }
@@ -141,11 +141,11 @@ def warn_if_other_base(
     Raises:
         ValueError: it is for another architecture.
     """
-    if not records(adapter.metadata):
+    if not recorded_fingerprints(adapter.metadata):
         return
     require_layers_present(model, clip, adapter)
     layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
-    if far := different_base(adapter.metadata, weight_of or base_weights(model, clip), layers):
+    if far := base_distance(adapter.metadata, weight_of or base_weights(model, clip), layers):
         what, instead = PREDICTED if is_predicted(adapter.metadata) else WRITTEN_DOWN
         logging.warning(
             "HyperBooth: the adapter %s for another base: the weights here differ from those recorded by %.1f %%, so "

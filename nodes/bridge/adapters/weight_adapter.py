@@ -23,7 +23,7 @@ from ....models.adapters.weight_update import (
     depends_on_weight,
     total_delta,
 )
-from ....models.files.comfyui_keys import Part, parts_of, read_part
+from ....models.files.comfyui_keys import AdapterPart, parts_by_layer, read_updates
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (AddLowRank, ProjectOut, AddDense)}
 
@@ -54,7 +54,7 @@ class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
         steps: list[WeightUpdate] = []
         names: set[str] = set()
         for part in _parts(lora).get(x, ()):
-            more, taken = read_part(lora, x, part)
+            more, taken = read_updates(lora, x, part)
             steps += more
             names |= taken
         return cls.of(steps, names) if steps else None
@@ -141,18 +141,18 @@ def _flat(step: WeightUpdate) -> tuple[Any, ...]:
     return (type(step).__name__, *(tensor.detach() for tensor in step))
 
 
-_last: tuple[Callable[[], Tensor | None], int, int, dict[str, list[Part]]] = (lambda: None, 0, 0, {})
+_last: tuple[Callable[[], Tensor | None], int, int, dict[str, list[AdapterPart]]] = (lambda: None, 0, 0, {})
 """The file asked for last (its first tensor, id and length) and its parts: a loader asks for every layer in turn."""
 
 
-def _parts(lora: Mapping[str, Tensor]) -> dict[str, list[Part]]:
+def _parts(lora: Mapping[str, Tensor]) -> dict[str, list[AdapterPart]]:
     global _last
     first = next(iter(lora.values()), None)
     if first is None:
         return {}
     known, name, length, parts = _last
     if known() is not first or (name, length) != (id(lora), len(lora)):
-        parts = parts_of(lora)
+        parts = parts_by_layer(lora)
         _last = (weakref.ref(first), id(lora), len(lora), parts)
     return parts
 

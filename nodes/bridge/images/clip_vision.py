@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....models.hypernetwork.predictor import BaseModelRef
-from ....models.metadata.base_fingerprint import sample_of
+from ....models.metadata.base_fingerprint import fingerprint
 from ....models.metrics.scores import all_finite
 
 BATCH_SIZE = 4
@@ -62,4 +62,4 @@ def encoder_ref(vision: Any) -> BaseModelRef:
     """What the encoder is."""
     weights = {name: weight for name, weight in vision.model.state_dict().items() if weight.is_floating_point()}
     kind = f"{vision.model_type}, width {vision.config.get('hidden_size', '?')}"
-    return BaseModelRef(kind, sample_of(list(weights), lambda name: weights[name].float()))
+    return BaseModelRef(kind, fingerprint(list(weights), lambda name: weights[name].float()))

@@ -111,7 +111,7 @@ def require_encoder_files(kind: str, name: str) -> None:
     Raises:
         ValueError: it is not, or has not.
     """
-    encoders.check(_folder(kind, name), *FOLDERS[kind])
+    encoders.check_encoder(_folder(kind, name), *FOLDERS[kind])
 
 
 def encoder_files(kind: str, name: str) -> Files:
@@ -128,14 +128,14 @@ def _of_folder(kind: str, name: str) -> Embedder:
     encoder = opened.encoder
 
     def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
-        return encoder.images(pictures, _load(opened), on_done)
+        return encoder.embed_images(pictures, _load(opened), on_done)
 
     def text(prompt: str) -> Tensor:
-        return encoder.text(prompt, _load(opened))
+        return encoder.embed_text(prompt, _load(opened))
 
     if encoder.tokenizer is None:
         return Embedder(encoder.name, images)
-    return Embedder(encoder.name, images, text, encoder.is_cut)
+    return Embedder(encoder.name, images, text, encoder.is_truncated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def _opened(kind: str, folder: Path, files: Files) -> Opened:
 
 def _read(kind: str, folder: Path) -> Opened:
     with torch.inference_mode(False):
-        encoder = encoders.load(folder, *FOLDERS[kind])
+        encoder = encoders.load_encoder(folder, *FOLDERS[kind])
     device = comfy.model_management.text_encoder_device()
     if comfy.model_management.should_use_fp16(device):
         encoder.network.half()

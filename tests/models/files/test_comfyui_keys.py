@@ -6,7 +6,7 @@ from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import adapter_tensors
-from hyperbooth.models.files.comfyui_keys import parts_of
+from hyperbooth.models.files.comfyui_keys import parts_by_layer
 from hyperbooth.models.files.packing import LAYOUT, PACKED
 from hyperbooth.models.textual_inversion.embeddings import LearnedEmbedding
 from torch import Tensor
@@ -26,10 +26,10 @@ def tensors_of(*families: str, word: bool = False) -> dict[str, Tensor]:
 @pytest.mark.parametrize("word", [False, True])
 def test_a_packed_link_that_lost_one_tensor_is_told_of(lost: str, word: bool) -> None:
     tensors = tensors_of("lidb", word=word)
-    assert list(parts_of(tensors)) == [LAYER.name]
+    assert list(parts_by_layer(tensors)) == [LAYER.name]
     del tensors[lost]
     with pytest.raises(ValueError, match=f"^the adapter file lacks {lost}; the file is not whole"):
-        parts_of(tensors)
+        parts_by_layer(tensors)
 
 
 @pytest.mark.parametrize("lost", [PACKED, LAYOUT])
@@ -37,7 +37,7 @@ def test_one_of_a_chain_too(lost: str) -> None:
     tensors = tensors_of("lora", "lidb")
     del tensors[f"2/{lost}"]
     with pytest.raises(ValueError, match=f"^the adapter file lacks 2/{lost}; the file is not whole"):
-        parts_of(tensors)
+        parts_by_layer(tensors)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_one_of_a_chain_too(lost: str) -> None:
 )
 def test_what_is_damaged_is_the_adapter_file(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=f"^the adapter file {message}"):
-        parts_of({**tensors_of("lidb"), **change})
+        parts_by_layer({**tensors_of("lidb"), **change})
 
 
 @pytest.mark.parametrize("name", [PACKED, LAYOUT])
 def test_another_programs_tensor_of_that_name_is_left_alone(name: str) -> None:
-    assert parts_of({name: torch.ones(3), FOREIGN: torch.ones(12, 2)}) == {}
+    assert parts_by_layer({name: torch.ones(3), FOREIGN: torch.ones(12, 2)}) == {}

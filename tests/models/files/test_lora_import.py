@@ -7,7 +7,7 @@ import pytest
 import torch
 from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.models.files.lora_import import KeyNames
-from hyperbooth.models.files.lora_key_formats import KeyTarget, stock_tensors
+from hyperbooth.models.files.lora_key_formats import KeyTarget, comfyui_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -86,7 +86,7 @@ def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
         (pair(), None, r"names its layers in its own way \(lora_unet_a\); connect model and clip"),
         (
             {**pair(), **pair("unet.a")},
-            KeyNames({**KOHYA.places, "unet.a": KeyTarget("diffusion_model.a")}, KOHYA.shapes, "x"),
+            KeyNames({**KOHYA.targets, "unet.a": KeyTarget("diffusion_model.a")}, KOHYA.shapes, "x"),
             "several names, lora_unet_a, unet.a",
         ),
         (pair(), PART, "part lora_unet_a of 6 x 4"),
@@ -125,7 +125,7 @@ def test_whole_differences_are_read_as_the_full_family_beside_a_lora(tmp_path: P
     assert [link.family for link in adapter.adapters] == ["lora", "full"]
     assert adapter.adapters[1].targets["diffusion_model.c"].shape == (6, 4, 3, 3)
     assert torch.equal(adapter.adapters[1].layers["diffusion_model.c"].delta(), kernel.flatten(1))
-    again = load_adapter(written(tmp_path, stock_tensors(adapter)))
+    again = load_adapter(written(tmp_path, comfyui_tensors(adapter)))
     assert again.targets() == adapter.targets()
     (theirs,) = load_adapter(written(tmp_path, {"lora_unet_a.diff": torch.ones(6, 4)}), KOHYA).adapters
     assert theirs.family == "full" and theirs.layers["diffusion_model.a"].delta().sum() == 24

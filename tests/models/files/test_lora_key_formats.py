@@ -10,8 +10,8 @@ from hyperbooth.models.files.lora_key_formats import (
     KEY_FORMATS,
     KOHYA,
     PEFT,
+    KeyName,
     KeyTarget,
-    Name,
     as_plain_lora,
     format_keys,
 )
@@ -42,8 +42,8 @@ def read(tensors: dict[str, Tensor], places: dict[str, KeyTarget], shape: tuple[
 def test_every_spelling_round_trips(spelling, rows, columns, kernel, rank, alpha, swapped) -> None:
     shape = (2 * rows, columns, *kernel)
     rank = min(rank, *Target(LAYER, shape).matrix_shape)
-    made, name = link(shape, rank, alpha), Name("x", KeyTarget(LAYER, swapped=swapped), spelling)
-    again = read(format_keys(made, {LAYER: [name]}, "test"), {"x": name.place}, shape)
+    made, name = link(shape, rank, alpha), KeyName("x", KeyTarget(LAYER, swapped=swapped), spelling)
+    again = read(format_keys(made, {LAYER: [name]}, "test"), {"x": name.target}, shape)
     torch.testing.assert_close(again.delta(), made.layers[LAYER].delta())
     assert again.rank == rank and torch.equal(again.down, made.layers[LAYER].down)
     assert again.alpha == pytest.approx(alpha if spelling.alpha and not swapped else rank)
@@ -55,13 +55,13 @@ def test_a_fused_layer_in_parts_round_trips_at_its_own_rank(counts, spelling, ra
     made = link((rows, 6), min(rank, rows))
     firsts = [sum(counts[:i]) for i in range(len(counts))]
     names = [
-        Name(f"part{i}", KeyTarget(LAYER, (first, count)), spelling)
+        KeyName(f"part{i}", KeyTarget(LAYER, (first, count)), spelling)
         for i, (first, count) in enumerate(zip(firsts, counts, strict=True))
     ]
     tensors = format_keys(made, {LAYER: names}, "test")
     for name in names:
-        assert len(tensors[name.stem + spelling.up]) == name.place.rows[1]
-    again = read(tensors, {name.stem: name.place for name in names}, (rows, 6))
+        assert len(tensors[name.stem + spelling.up]) == name.target.rows[1]
+    again = read(tensors, {name.stem: name.target for name in names}, (rows, 6))
     torch.testing.assert_close(again.delta(), made.layers[LAYER].delta())
     assert again.rank == min(rank, rows)
 
@@ -70,8 +70,8 @@ def test_a_fused_layer_in_parts_round_trips_at_its_own_rank(counts, spelling, ra
 def test_parts_with_downs_of_their_own_become_blocks(first_rank, second_rank) -> None:
     """q and v changed separately, as other trainers do, k not at all: the rank is the sum."""
     q, v = link((4, 6), first_rank, layer="diffusion_model.q"), link((4, 6), second_rank, 1.0, 1, "diffusion_model.v")
-    tensors = format_keys(q, {"diffusion_model.q": [Name("q", KeyTarget(LAYER), PEFT)]}, "test")
-    tensors |= format_keys(v, {"diffusion_model.v": [Name("v", KeyTarget(LAYER), PEFT)]}, "test")
+    tensors = format_keys(q, {"diffusion_model.q": [KeyName("q", KeyTarget(LAYER), PEFT)]}, "test")
+    tensors |= format_keys(v, {"diffusion_model.v": [KeyName("v", KeyTarget(LAYER), PEFT)]}, "test")
     again = read(tensors, {"q": KeyTarget(LAYER, (0, 4)), "v": KeyTarget(LAYER, (8, 4))}, (12, 6))
     expected = torch.zeros(12, 6)
     expected[:4], expected[8:] = q.layers["diffusion_model.q"].delta(), v.layers["diffusion_model.v"].delta()

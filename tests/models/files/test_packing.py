@@ -10,10 +10,10 @@ import torch
 from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.files.adapter_file import adapter_tensors, in_file, load_adapter, save_adapter
+from hyperbooth.models.files.adapter_file import adapter_tensors, cast_for_file, load_adapter, save_adapter
 from hyperbooth.models.files.family_codecs import LAYER_CODECS, PACKED_CODECS
-from hyperbooth.models.files.packing import LARGEST_LAYOUT, LAYOUT, PACKED, packed, unpacked
-from hyperbooth.models.files.precision_loss import half_precision_cost, plain_cost
+from hyperbooth.models.files.packing import LAYOUT, MAX_LAYOUT_BYTES, PACKED, pack_adapter, unpack_adapter
+from hyperbooth.models.files.precision_loss import adapter_precision_loss, tensor_precision_loss
 from hyperbooth.models.files.safetensors_io import with_hash
 from hyperbooth.models.metadata.lora_metadata import lora_metadata
 from safetensors import safe_open
@@ -82,7 +82,9 @@ def test_a_file_of_sd15_is_as_small_as_the_papers(tmp_path: Path, dtype: torch.d
     assert len(link.targets) == 200 and sum(p.numel() for p in link.parameters()) == 30_000
     captions = {"prompts": [f"{i} sks dog " + letter * 400 for i in range(100)]} if letter else {}
     adapter, path = AdapterStack((link,), {**FACTS, **captions}), tmp_path / "dog.safetensors"
-    entries = with_hash(lora_metadata(adapter, "hyperbooth", native=True), in_file(adapter_tensors(adapter), dtype))
+    entries = with_hash(
+        lora_metadata(adapter, "hyperbooth", native=True), cast_for_file(adapter_tensors(adapter), dtype)
+    )
     save_adapter(adapter, path, dtype, entries)
     assert path.stat().st_size <= most
     tensors = load_file(path)
@@ -140,7 +142,7 @@ def test_layers_of_one_link_may_differ() -> None:
     """Each layer's sizes are its own; a link put together from others need not follow one setting."""
     link = Adapter("lidb", {**lidb(SMALL[:1]).layers, **lidb(SMALL[1:], LiDBConfig(2, 9, 4)).layers},
                 {target.name: target for target in SMALL})  # fmt: skip
-    assert_same(link, unpacked(packed(link)))
+    assert_same(link, unpack_adapter(pack_adapter(link)))
 
 
 def layout(text: bytes) -> Tensor:
@@ -149,7 +151,7 @@ def layout(text: bytes) -> Tensor:
 
 def edited(change: Any) -> dict[str, Tensor]:
     """A packed link whose layout, or numbers, ``change`` has had its hands on."""
-    tensors = packed(lidb(SMALL))
+    tensors = pack_adapter(lidb(SMALL))
     said = json.loads(zlib.decompress(tensors[LAYOUT].numpy().tobytes()))
     numbers = [tensors[PACKED]]
     change(said, numbers)
@@ -164,7 +166,7 @@ def edited(change: Any) -> dict[str, Tensor]:
         ({PACKED: torch.ones(3), LAYOUT: torch.ones(3)}, "holds a layout of torch.float32"),
         ({PACKED: torch.ones(3), LAYOUT: torch.ones(3, 3, dtype=torch.uint8)}, "holds a layout of .*3, 3"),
         ({PACKED: torch.ones(3), LAYOUT: torch.ones(30, dtype=torch.uint8)}, "has a damaged layout"),
-        ({PACKED: torch.ones(3), LAYOUT: layout(b" " * (LARGEST_LAYOUT + 1))}, "damaged layout .*more than 1048576"),
+        ({PACKED: torch.ones(3), LAYOUT: layout(b" " * (MAX_LAYOUT_BYTES + 1))}, "damaged layout .*more than 1048576"),
         ({PACKED: torch.ones(3), LAYOUT: layout(b"[" * 10**5)}, "damaged layout .*too deep"),
         ({PACKED: torch.ones(3), LAYOUT: layout(b"\xff\xff")}, "damaged layout"),
         ({PACKED: torch.ones(3), LAYOUT: torch.cat([layout(b"{}"), layout(b"{}")])}, "damaged layout"),
@@ -198,13 +200,13 @@ def edited(change: Any) -> dict[str, Tensor]:
 )  # fmt: skip
 def test_what_is_damaged_is_refused(tensors: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        unpacked(tensors)
+        unpack_adapter(tensors)
 
 
 def test_a_link_of_too_many_layers_is_not_written() -> None:
     many = [Target(f"diffusion_model.{i:0400}", (2, 2)) for i in range(3000)]
     with pytest.raises(ValueError, match=r"3000 layers need a layout of .* bytes; at most 1048576"):
-        packed(lidb(many, LiDBConfig(1, 1, 1)))
+        pack_adapter(lidb(many, LiDBConfig(1, 1, 1)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -224,9 +226,9 @@ def test_the_cost_of_half_precision_is_the_change_of_the_change(
         for link in (adapter.adapters[0], load_adapter(tmp_path / "a.safetensors").adapters[0])
     )  # fmt: skip
     expected = ((ours - theirs).norm() / ours.norm()).item()
-    assert half_precision_cost(adapter, dtype) == pytest.approx(expected, rel=1e-2, abs=1e-6)
+    assert adapter_precision_loss(adapter, dtype) == pytest.approx(expected, rel=1e-2, abs=1e-6)
     low, high = {torch.float16: (1e-5, 1e-3), torch.bfloat16: (1e-4, 1e-2), torch.float32: (0, 1e-7)}[dtype]
-    assert low <= half_precision_cost(adapter, dtype) <= high
+    assert low <= adapter_precision_loss(adapter, dtype) <= high
 
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
@@ -234,13 +236,13 @@ def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> No
     link = lidb(SMALL, LoRAConfig(3, alpha), "lora")
     adapter = AdapterStack((link, lidb(SMALL[:1], FullConfig(), "full")))
     tensors = {name.split("/")[1]: tensor for name, tensor in adapter_tensors(adapter).items()}
-    expected = half_precision_cost(adapter, torch.float16)
-    assert plain_cost(tensors, torch.float16) == pytest.approx(expected, rel=1e-6) != 0
-    assert plain_cost(tensors, torch.float32) == pytest.approx(0, abs=1e-7)
+    expected = adapter_precision_loss(adapter, torch.float16)
+    assert tensor_precision_loss(tensors, torch.float16) == pytest.approx(expected, rel=1e-6) != 0
+    assert tensor_precision_loss(tensors, torch.float32) == pytest.approx(0, abs=1e-7)
 
 
 def test_the_cost_of_nothing_is_nothing() -> None:
     untrained = Adapter.create("lora", SMALL, LoRAConfig(2, 2.0), torch.Generator().manual_seed(0))
-    assert half_precision_cost(AdapterStack((untrained,)), torch.float16) == 0
+    assert adapter_precision_loss(AdapterStack((untrained,)), torch.float16) == 0
     assert LAYER_CODECS.keys() | PACKED_CODECS.keys() == FAMILIES.keys()
     assert {name for name, family in FAMILIES.items() if family.has_parameter_layout} == PACKED_CODECS.keys()

@@ -12,7 +12,7 @@ from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import save_adapter
 from hyperbooth.models.files.safetensors_io import with_hash
-from hyperbooth.models.metadata.lora_metadata import BASES, facts_of, lora_metadata
+from hyperbooth.models.metadata.lora_metadata import BASES, lora_metadata, parse_lora_metadata
 from hyperbooth.models.textual_inversion.embeddings import LearnedEmbedding
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,7 +109,7 @@ def test_model_spec_is_whole(tmp_path: Path, base: str) -> None:
         "title": "dog", "trigger_phrase": "sks dog, sks", "prediction_type": "epsilon", "resolution": "512x512",
         "date": "2023-11-14T22:14:20+00:00",
     }  # fmt: skip
-    assert facts_of(said) == {"base": base, "steps": 400, "trigger": "sks dog, sks"}
+    assert parse_lora_metadata(said) == {"base": base, "steps": 400, "trigger": "sks dog, sks"}
 
 
 def test_what_is_not_known_is_not_written(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_fidelity_is_the_mean_over_all_pairs() -> None:
     )
 
 
-def test_a_picture_makes_no_pair_with_itself() -> None:
+def test_a_image_makes_no_pair_with_itself() -> None:
     pairs = [cosine(REAL[i], REAL[j]) for i in range(3) for j in range(3) if i != j]
     assert scores.ceiling(REAL) == pytest.approx(sum(pairs) / 6, abs=1e-6)
     assert scores.diversity(REAL) == pytest.approx(1 - sum(pairs) / 6, abs=1e-6)
@@ -37,7 +37,7 @@ def test_a_picture_makes_no_pair_with_itself() -> None:
         scores.diversity(REAL[:1])
 
 
-def test_equal_pictures_are_no_diversity() -> None:
+def test_equal_images_are_no_diversity() -> None:
     same = SAMPLES[:1].expand(4, -1)
     assert scores.diversity(same) == pytest.approx(0, abs=1e-6)
     assert scores.subject_fidelity(same, 3 * same) == pytest.approx(1, abs=1e-6)

@@ -8,7 +8,7 @@ import torch
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.files.adapter_file import HEADER, adapter_tensors, header_of, load_adapter, save_adapter
+from hyperbooth.models.files.adapter_file import HEADER, adapter_header, adapter_tensors, load_adapter, save_adapter
 from hyperbooth.models.files.safetensors_io import write_tensors
 from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.models.metadata.summary import summary
@@ -114,7 +114,7 @@ def test_a_file_gives_the_words_back_bit_for_bit(tmp_path: Path, chain: bool) ->
 
 
 def test_a_file_without_words_says_nothing_of_them() -> None:
-    assert "words" not in json.loads(header_of(lora()))
+    assert "words" not in json.loads(adapter_header(lora()))
 
 
 DAMAGED = {
@@ -133,7 +133,7 @@ DAMAGED = {
 def test_damaged_files_are_refused(tmp_path: Path, case: str) -> None:
     change, message = DAMAGED[case]
     adapter = AdapterStack((), embeddings=(word(),))
-    tensors, header = adapter_tensors(adapter), json.loads(header_of(adapter))
+    tensors, header = adapter_tensors(adapter), json.loads(adapter_header(adapter))
     change(tensors, header)
     write_tensors(tensors, tmp_path / "a.safetensors", {HEADER: json.dumps(header)})
     with pytest.raises(ValueError, match=message):

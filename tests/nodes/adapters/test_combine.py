@@ -17,7 +17,7 @@ from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.adapters.weight_update import ProjectOut, apply_updates
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
-from hyperbooth.models.metadata.base_fingerprint import with_base
+from hyperbooth.models.metadata.base_fingerprint import with_fingerprint
 from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.nodes.bridge.adapters import patching
 from hyperbooth.nodes.bridge.adapters.lora_keys import import_names
@@ -246,7 +246,7 @@ def test_a_save_reads_each_weight_of_the_base_once(
         reads[key] += 1
         return read(patcher, key)
 
-    adapter = with_base(stack_of(("para", "lora"), loaded), base_weights(loaded[0]))
+    adapter = with_fingerprint(stack_of(("para", "lora"), loaded), base_weights(loaded[0]))
     monkeypatch.setattr(patching, "_weight", counted)
     (name,) = node(
         "Save", adapter=adapter, filename_prefix="loras/a", format=format, precision="float16", model=loaded[0]
@@ -283,7 +283,7 @@ def test_an_export_from_the_model_that_carries_it_is_refused(
 
 def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> None:
     """Before its base is looked at."""
-    adapter = with_base(stack_of(("para",), loaded), base_weights(loaded[0]))
+    adapter = with_fingerprint(stack_of(("para",), loaded), base_weights(loaded[0]))
     name, other = next(iter(adapter.targets())), "diffusion_model.input_blocks.9.1.proj_in"
     made = adapter.adapters[0]
     moved = Adapter("para", {other: made.layers[name]}, {other: Target(other, made.targets[name].shape)})

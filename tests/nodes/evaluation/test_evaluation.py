@@ -181,6 +181,6 @@ def test_files_that_are_missing_or_pickled_are_named(node: Any, models: Path, sa
     with pytest.raises(ValueError, match=r"config\.json is no model's configuration"):
         node("SubjectFidelity", **subject)
     with pytest.raises(ValueError, match="holds a model of type 'vit'; give one of clip"):
-        from hyperbooth.models.metrics.encoders import CLIP, load
+        from hyperbooth.models.metrics.encoders import CLIP, load_encoder
 
-        load(models / "dino" / "small-dino", CLIP, with_texts=False)
+        load_encoder(models / "dino" / "small-dino", CLIP, with_texts=False)

@@ -13,7 +13,7 @@ from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import select_targets
 from hyperbooth.models.hypernetwork.network import HyperNetwork, HyperNetworkConfig
 from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor
-from hyperbooth.models.metadata.base_fingerprint import sample_of
+from hyperbooth.models.metadata.base_fingerprint import fingerprint
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
 from hyperbooth.nodes.bridge.folders import hypernetwork_files
 from hyperbooth.nodes.bridge.images.clip_vision import encoder_ref, image_tokens
@@ -38,7 +38,7 @@ def predictor(loaded: Any) -> Predictor:
     )
     with torch.no_grad():
         network.heads.mul_(200)
-    base = BaseModelRef("SD15", sample_of([target.name for target in targets], base_weights(loaded[0])))
+    base = BaseModelRef("SD15", fingerprint([target.name for target in targets], base_weights(loaded[0])))
     return Predictor(network, encoder_ref(vision), base, "a [V] face", {"steps": 1, "people": 2})
 
 

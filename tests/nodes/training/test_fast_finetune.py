@@ -14,7 +14,7 @@ from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relat
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import AdapterStack
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
-from hyperbooth.models.metadata.base_fingerprint import with_base
+from hyperbooth.models.metadata.base_fingerprint import with_fingerprint
 from hyperbooth.models.textual_inversion.embeddings import LearnedEmbedding
 from hyperbooth.nodes.bridge.adapters.patching import base_weights
 from hyperbooth.nodes.bridge.training_session import training_session
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused_or_said(
     other = AdapterStack(given.adapters, {"base": "SDXL"})
     with pytest.raises(ValueError, match="first was trained on SDXL, second on SD15"):
         tuned(node, loaded, subject, other)
-    foreign = with_base(stack_of(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
+    foreign = with_fingerprint(stack_of(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
     with caplog.at_level(logging.WARNING):
         tuned(node, loaded, subject, foreign, steps=1)
     assert "written down as a LoRA for another base" in caplog.text
