@@ -10,7 +10,7 @@ from ..models.textual_inversion.embeddings import TextualInversionConfig
 from .diffusion.losses import WEIGHTINGS
 from .diffusion.noise_levels import DISTRIBUTIONS, NoiseLevels
 from .engine.checks import check_choice, check_number
-from .engine.divergence import WORSE
+from .engine.divergence import DIVERGENCE_FACTOR
 from .engine.lr_schedule import SCHEDULES
 from .engine.optimizers import OPTIMIZERS
 
@@ -49,14 +49,14 @@ class Method:
             check_number(name, getattr(self, name), 0.0, 1.0)
 
     @property
-    def word(self) -> TextualInversionConfig | None:
+    def textual_inversion(self) -> TextualInversionConfig | None:
         """The new word that is trained in place of layers, if there is one."""
         return self.config if isinstance(self.config, TextualInversionConfig) else None
 
     @property
     def encodes_prompts(self) -> bool:
         """Whether training changes what a prompt is encoded to, so that it needs the text encoder."""
-        return self.text_encoder or self.word is not None
+        return self.text_encoder or self.textual_inversion is not None
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class TrainingOptions:
             raise ValueError(f"noise_low is {self.noise_low}, noise_high {self.noise_high}; give a lower noise_low")
 
     @property
-    def levels(self) -> NoiseLevels:
+    def noise_levels(self) -> NoiseLevels:
         """The distribution of the noise levels."""
         return NoiseLevels(
             self.noise_sampling, self.noise_mean, self.noise_std, self.noise_shift, self.noise_low, self.noise_high
@@ -132,7 +132,7 @@ class TrainingOptions:
     def divergence_factor(self) -> float:
         """How many times the first losses later ones may be: a prior term taught by prediction starts at nothing, and
         grows by its weight."""
-        return WORSE * (max(1.0, self.prior_weight) if self.prior_mode == "prediction" else 1.0)
+        return DIVERGENCE_FACTOR * (max(1.0, self.prior_weight) if self.prior_mode == "prediction" else 1.0)
 
 
 _CHOICES: Mapping[str, Any] = {

@@ -115,8 +115,8 @@ def why_clip(method: Method) -> str:
     """What to tell who has not connected clip."""
     if not method.encodes_prompts:
         return "clip is not connected, but start_from holds text-encoder layers or a word; connect it"
-    what = "a word" if method.word else "the text encoder"
-    instead = "" if method.word else ", or switch text_encoder off in the method"
+    what = "a word" if method.textual_inversion else "the text encoder"
+    instead = "" if method.textual_inversion else ", or switch text_encoder off in the method"
     return f"clip is not connected, but the method trains {what}; connect it{instead}"
 
 

@@ -37,7 +37,7 @@ class Draw:
         """The same under the name of what the teacher makes of it."""
         return replace(self, name=f"{self.name}.teacher")
 
-    def pieces(self, count: int) -> Iterator["Draw"]:
+    def micro_batches(self, count: int) -> Iterator["Draw"]:
         """The same in up to ``count`` parts."""
         size = -(-len(self.examples) // count)
         for start in range(0, len(self.examples), size):

@@ -54,13 +54,13 @@ class DreamBoothConfig:
         check_number("steps", self.steps, 1)
         check_number("batch_size", self.batch_size, 1)
         if self.method.encodes_prompts and not self.subject.prompts:
-            what = "a word" if self.method.word else "the text encoder"
+            what = "a word" if self.method.textual_inversion else "the text encoder"
             raise ValueError(
                 f"the method trains {what}, but this subject holds conditioning without its text; use the Subject "
-                f"node, which keeps the prompts{'' if self.method.word else ', or switch text_encoder off'}"
+                f"node, which keeps the prompts{'' if self.method.textual_inversion else ', or switch text_encoder off'}"
             )
-        if self.method.word and not self._named_by(self.training.examples):
-            token, prompts = self.method.word.token, self.subject.prompts
+        if self.method.textual_inversion and not self._named_by(self.training.examples):
+            token, prompts = self.method.textual_inversion.token, self.subject.prompts
             shown = ", ".join(map(repr, prompts[:3])) + (", ..." if len(prompts) > 3 else "")
             raise ValueError(
                 f"token {token!r} is in none of the subject's prompts ({shown}), so that nothing could teach it; "
@@ -90,16 +90,16 @@ class DreamBoothConfig:
     @property
     def loss_options(self) -> TrainingOptions:
         """The options of the loss: a new word changes no prompt that does not name it, so that it needs no prior."""
-        return replace(self.options, prior_mode="none") if self.method.word else self.options
+        return replace(self.options, prior_mode="none") if self.method.textual_inversion else self.options
 
     @property
     def notes(self) -> list[str]:
         """What of the inputs the run makes no use of, for the report."""
-        if self.method.word is None:
+        if self.method.textual_inversion is None:
             return []
         notes, named, images = [], self._named_by(self.training.examples), len(self.training.examples)
         if named < images:
-            notes.append(f"{images - named} of {images} images' texts do not name {self.method.word.token}: they "
+            notes.append(f"{images - named} of {images} images' texts do not name {self.method.textual_inversion.token}: they "
                          "teach it nothing")  # fmt: skip
         if self.options.prior_mode == "prediction" or self.subject.class_examples:
             notes.append("no prior preservation: a new word leaves every prompt without it as it is")
@@ -107,7 +107,7 @@ class DreamBoothConfig:
 
     def _named_by(self, examples: Sequence[Example]) -> int:
         """How many of ``examples`` name the word."""
-        return sum(e.prompt is not None and mentions_token(e.prompt, self.method.word.token) for e in examples)
+        return sum(e.prompt is not None and mentions_token(e.prompt, self.method.textual_inversion.token) for e in examples)
 
     @property
     def has_a_past(self) -> bool:
@@ -186,7 +186,7 @@ class DreamBoothConfig:
 
     def _what(self) -> dict[str, Any]:
         """Which part is trained."""
-        if word := self.method.word:
+        if word := self.method.textual_inversion:
             return {"token": word.token, "initializer_word": word.initializer_word}
         return {"targets": self.method.targets if self.on_top_of is None else "those of the adapter below"}
 
@@ -202,7 +202,7 @@ def _essence(adapter: AdapterStack) -> list[Any]:
 
 def targets_of(method: Method, shapes: Mapping[str, tuple[int, ...]]) -> list[Target]:
     """The layers that ``method`` trains: of the diffusion model, then of the text encoder if asked for."""
-    if method.word:
+    if method.textual_inversion:
         return []
     unet = {name: shape for name, shape in shapes.items() if name.startswith(DIFFUSION_PREFIX)}
     targets = select_targets(unet, method.targets)

@@ -29,7 +29,7 @@ def initial_adapter(run: DreamBoothConfig, session: TrainingSession, weight_of: 
     Raises:
         ValueError: the method does not fit the model, or ``start_from`` the method.
     """
-    word = run.method.word
+    word = run.method.textual_inversion
     adapter = initial_embedding(run, word, session) if word else initial_stack(run, session, weight_of)
     for part in (*adapter.adapters, *adapter.embeddings):
         trains = part is trained_part(adapter, run.method)
@@ -59,8 +59,8 @@ def _give(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
 
 def trained_part(adapter: AdapterStack, method: Method) -> Adapter | LearnedEmbedding:
     """What of ``adapter`` the method trains: its word, or the last link."""
-    if method.word:
-        return next(word for word in adapter.embeddings if word.token == method.word.token)
+    if method.textual_inversion:
+        return next(word for word in adapter.embeddings if word.token == method.textual_inversion.token)
     return adapter.adapters[-1]
 
 

@@ -137,7 +137,7 @@ class DreamBoothLoss:
     @torch.no_grad()
     def validate(self, examples: Sequence[Example], levels: int = LEVELS) -> float:
         """Mean loss over fixed noise and fixed levels: a number that differs only as the model does."""
-        sigma = self.options.levels.spread(self.denoiser.sigmas, levels)
+        sigma = self.options.noise_levels.spread(self.denoiser.sigmas, levels)
         losses = []
         for index, example in enumerate(examples[:MOST_VALIDATED]):
             generator = generator_for(self.seed, _VALIDATION, index)
@@ -159,7 +159,7 @@ class DreamBoothLoss:
                 replace(example, cond=self.subject.unconditional, prompt="") if drop else example
                 for example, drop in zip(variants, dropped, strict=True)
             ]
-        sigma = self.options.levels.sample(self.denoiser.sigmas, len(variants), generator)
+        sigma = self.options.noise_levels.sample(self.denoiser.sigmas, len(variants), generator)
         noise = standard_noise((len(variants), *variants[0].size), generator, self.options.noise_offset)
         return Draw(variants, sigma, noise, f"{batch}.{draws}")
 
@@ -174,9 +174,9 @@ class DreamBoothLoss:
 
     def _pieces(self, draw: Draw, of_records: bool) -> Iterator[Draw]:
         """What goes through the network at once. With records, texts that do not fit into one pass go singly."""
-        for part in draw.pieces(self.pieces):
+        for part in draw.micro_batches(self.pieces):
             single = of_records and isinstance(self.condition(part.examples), tuple)
-            yield from part.pieces(len(part.examples)) if single else (part,)
+            yield from part.micro_batches(len(part.examples)) if single else (part,)
 
     def _on_record(self, draw: Draw, device: torch.device) -> AbstractContextManager[None]:
         if self.records is None or not draw.name:

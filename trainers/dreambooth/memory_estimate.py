@@ -12,7 +12,7 @@ from ..data.dataset import Subject
 from ..engine import memory_plan
 from ..engine.memory_plan import MemoryNeeds, MemoryPlan
 from ..engine.rng import generator_for
-from ..engine.state import bytes_per_number
+from ..engine.state import bytes_per_parameter
 from ..session import TrainingSession
 from .config import targets_of
 from .loss import DreamBoothLoss
@@ -106,7 +106,7 @@ def _measured(
             passing = session.memory.inference_bytes(loss.largest.size)
             parameters = link.parameters()
             needs = memory_plan.measure_needs(
-                loss.of_one_sample, session.model.blocks, parameters, passing, bytes_per_number(options.optimizer)
+                loss.of_one_sample, session.model.blocks, parameters, passing, bytes_per_parameter(options.optimizer)
             )
     return needs, sample, method is METHOD
 

@@ -76,7 +76,7 @@ def train_dreambooth(
     resumed, warnings = job.state.history.step, _warnings(job.adapter)
     recorder = recorder_of(run.recording, session, states, on_record)
     try:
-        with states.keeping(job.state):
+        with states.saved_on_exit(job.state):
             lines = job.fit(_keeping(states, run, seen), recorder)
     except Diverged as error:
         recorder.forget()
@@ -98,9 +98,9 @@ def _warnings(adapter: AdapterStack) -> list[str]:
 
 def _carries_over(run: DreamBoothConfig, history: History) -> list[str]:
     """Whether the whole network gains by what was learnt without its middle: the loss on fixed noise is the whole's."""
-    if run.hollow is None or len(history.probes) < 2:
+    if run.hollow is None or len(history.divergence_checks) < 2:
         return []
-    first, last = (loss for _, loss in (history.probes[0], history.probes[-1]))
+    first, last = (loss for _, loss in (history.divergence_checks[0], history.divergence_checks[-1]))
     measured = f"loss of the whole network on the first picture {last:.4f}, before training {first:.4f}"
     if last < first:
         return [measured]
@@ -128,7 +128,7 @@ def _keeping(states: CheckpointStore, run: DreamBoothConfig, watch: OnHistory) -
         history = state.history
         if every and history.step % every == 0:
             states.save(state)
-        if history.probes[-1][0] == history.step < run.steps:
+        if history.divergence_checks[-1][0] == history.step < run.steps:
             states.good.save(state)
         watch(state.history)
 
@@ -189,7 +189,7 @@ class DreamBoothTrainer:
                 without,
                 teacher_apart=run.has_a_past,
             )
-            off = partial(at_its_start, self.adapter, run, session) if run.has_a_past or run.method.word else without
+            off = partial(at_its_start, self.adapter, run, session) if run.has_a_past or run.method.textual_inversion else without
             with recorder.recorded(partial(_in_pieces, loss), off, self.state.history.step) as records:
                 loss = replace(loss, records=records)
                 plan, line = self._plan(loss)
@@ -203,12 +203,12 @@ class DreamBoothTrainer:
         """Train to the end under ``plan``; False if memory ran out on the way."""
         options = self.run.loss_options
         config = FitConfig.from_options(options, steps=self.run.steps)
-        self.state.history.pieces, self.state.history.checkpointing = plan.pieces, plan.checkpointing
-        loss = replace(loss, pieces=plan.pieces)
+        self.state.history.micro_batches, self.state.history.checkpointing = plan.micro_batches, plan.checkpointing
+        loss = replace(loss, pieces=plan.micro_batches)
         validate = partial(loss.validate, self.run.validation) if options.validation else None
         with gradient_checkpointing(self.session.model.blocks if plan.checkpointing else ()):
             try:
-                fit(loss, self.state, config, on_step, validate, loss.probe)
+                fit(loss, self.state, config, on_step=on_step, validate=validate, divergence_check=loss.probe)
             except Exception as error:
                 if not self.session.memory.is_out_of_memory(error):
                     raise
@@ -218,7 +218,7 @@ class DreamBoothTrainer:
     def _plan(self, loss: DreamBoothLoss) -> tuple[memory_plan.MemoryPlan, str]:
         run, session, options = self.run, self.session, self.run.options
         history = self.state.history
-        start = memory_plan.MemoryPlan(history.pieces, options.gradient_checkpointing or history.checkpointing)
+        start = memory_plan.MemoryPlan(history.micro_batches, options.gradient_checkpointing or history.checkpointing)
         if options.memory == "as set":
             return (
                 start,
@@ -242,7 +242,7 @@ class DreamBoothTrainer:
         passing = session.memory.inference_bytes(loss.largest.size)
         try:
             return memory_plan.measure_needs(
-                loss.of_one_sample, session.model.blocks, state.parameters, passing, state.bytes_per_number
+                loss.of_one_sample, session.model.blocks, state.parameters, passing, state.bytes_per_parameter
             )
         except Exception as error:
             if not session.memory.is_out_of_memory(error):

@@ -85,7 +85,7 @@ class CheckpointStore:
             return False
         try:
             snapshot = _read(self.path)
-            step = snapshot.numbers["history"]["step"]
+            step = snapshot.metadata["history"]["step"]
             self.ahead |= step > most
             if not least <= step <= most:
                 return False
@@ -101,7 +101,7 @@ class CheckpointStore:
         if not self.writes or self.ahead or state.history.step in (0, self._saved) or not state.is_finite():
             return
         snapshot = state.snapshot()
-        header = {"version": VERSION, **snapshot.numbers}
+        header = {"version": VERSION, **snapshot.metadata}
         try:
             write_tensors(snapshot.tensors, self.path, {HEADER: json.dumps(header)})
         except (OSError, ValueError) as error:
@@ -136,7 +136,7 @@ class CheckpointStore:
             if (place >= KEPT and time.time() - _touched(path) > LEFTOVER) or room < 0:
                 _remove(path)
         remove_leftovers(self.folder)
-        self.drop_records()
+        self.drop_activations()
 
     def drop_records(self) -> None:
         """Remove what other runs have recorded and left behind; who is at work on it touches the folder."""

@@ -1,4 +1,4 @@
-"""Stopping a run before it does harm."""
+"""Divergence checks: stop a run whose loss is NaN, infinite or growing."""
 
 import math
 import statistics
@@ -6,60 +6,65 @@ from collections.abc import Sequence
 
 WINDOW = 64
 """Steps whose median loss is compared: single losses differ by their noise level more than by anything else."""
-WORSE = 8.0
+DIVERGENCE_FACTOR = 8.0
 """A median this many times the first one is no chance: under ``x0``, the weighting whose losses spread most (their
 logarithm by about 2), medians of 64 differ by a factor of 1.6 at one standard error."""
-WORSE_VALIDATED = 3.0
+FIXED_NOISE_FACTOR = 3.0
 """The same for losses measured on fixed noise, which differ only as the model does."""
-FIRST_LOOK = 64
-"""Steps after which a run is first looked at so; then at every doubling, and at the end."""
+FIRST_CHECK = 64
+"""Step of the first divergence check after the start; the next are at every doubling, and at the end."""
 
 ADVICE = "Try a lower learning rate{half}, a longer warm-up, or max_grad_norm 1 in Training Options"
 HALF = ", precision bfloat16 or float32"
 
 
 class Diverged(FloatingPointError):
-    """The run is no longer learning: its loss or gradient is no number, or has grown out of all proportion."""
+    """The run has diverged: its loss or gradient is NaN or infinite, or the loss has grown far above the first ones."""
 
 
 def check_finite(what: str, value: float, step: int) -> None:
-    """``value`` is a number.
+    """Require a finite value.
+
+    Args:
+        what: names the value in the message.
+        value: what is checked.
+        step: of the run, from 1.
 
     Raises:
-        Diverged: it is NaN or infinite; the message names the step (from 1) and what to try.
+        Diverged: the value is NaN or infinite; the message names the step and what to try.
     """
     if not math.isfinite(value):
         raise Diverged(f"the {what} is {value} at step {step}. {ADVICE.format(half=HALF)}.")
 
 
-def check_course(losses: Sequence[float], worse: float = WORSE) -> None:
-    """The losses so far are not far above those at the start.
+def check_training_losses(losses: Sequence[float], factor: float = DIVERGENCE_FACTOR) -> None:
+    """Require that the last training losses are not far above the first ones.
 
     Raises:
-        Diverged: the median of the last :data:`WINDOW` is ``worse`` times that of the first.
+        Diverged: the median of the last :data:`WINDOW` is more than ``factor`` times that of the first.
     """
     step = len(losses)
     if step >= 2 * WINDOW and step % (WINDOW // 4) == 0:
         first, last = statistics.median(losses[:WINDOW]), statistics.median(losses[-WINDOW:])
-        if last > worse * first:
+        if last > factor * first:
             raise _diverging("loss", last, first, step)
 
 
-def check_measured(what: str, measured: Sequence[tuple[int, float]]) -> None:
-    """The last of ``measured`` (step, loss), taken on fixed noise, is not far above the first.
+def check_fixed_noise_losses(what: str, measured: Sequence[tuple[int, float]]) -> None:
+    """Require that the last of the ``(step, loss)`` measured on fixed noise is not far above the first.
 
     Raises:
-        Diverged: it is :data:`WORSE_VALIDATED` times the first one, or no number.
+        Diverged: it is more than :data:`FIXED_NOISE_FACTOR` times the first one, or NaN or infinite.
     """
     step, loss = measured[-1]
     check_finite(what, loss, step)
-    if loss > WORSE_VALIDATED * measured[0][1]:
+    if loss > FIXED_NOISE_FACTOR * measured[0][1]:
         raise _diverging(what, loss, measured[0][1], step)
 
 
 def is_due(step: int, steps: int) -> bool:
-    """Whether the run is to be looked at after ``step`` of ``steps``: at the start, at doublings, at the end."""
-    doubled = step >= FIRST_LOOK and step % FIRST_LOOK == 0 and (step // FIRST_LOOK).bit_count() == 1
+    """Return whether a divergence check is due after ``step`` of ``steps``: at the start, at doublings, at the end."""
+    doubled = step >= FIRST_CHECK and step % FIRST_CHECK == 0 and (step // FIRST_CHECK).bit_count() == 1
     return step in (0, steps) or doubled
 
 

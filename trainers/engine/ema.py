@@ -1,4 +1,4 @@
-"""The moving average of a run's parameters."""
+"""The exponential moving average (EMA) of the trained parameters."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 class EMA:
     """``m_k = d_k m_(k-1) + (1 - d_k) p_k`` with ``d_k = min(decay, (1 + k) / (10 + k))``.
 
-    The rising decay (the usual one, from TensorFlow's ExponentialMovingAverage) keeps the start, which is no result,
-    from weighing on short runs.
+    The rising decay (the usual one, from TensorFlow's ExponentialMovingAverage) keeps the initial parameters, which are
+    no result, from weighing on short runs.
 
     Args:
         parameters: what is averaged.
-        decay: 0.99 looks back over about 100 steps.
+        decay: 0.99 averages over about 100 steps.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
@@ -24,21 +24,21 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after step number ``step`` (from 1)."""
+        """Average in the parameters after step number ``step`` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the block the parameters hold the average."""
+        """Set the parameters to the average inside the block."""
         before = [parameter.detach().clone() for parameter in self.parameters]
-        self._put(self.values)
+        self._copy_to_parameters(self.values)
         try:
             yield
         finally:
-            self._put(before)
+            self._copy_to_parameters(before)
 
     @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
+    def _copy_to_parameters(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)

@@ -1,4 +1,4 @@
-"""The one training loop. It knows parameters and losses, nothing of networks, adapters or pictures."""
+"""The training loop. It depends on parameters and losses, not on networks, adapters or images."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import SINGLE, ProcessGroup
-from .divergence import WORSE, check_course, check_finite, check_measured, is_due
+from .divergence import (
+    DIVERGENCE_FACTOR,
+    check_finite,
+    check_fixed_noise_losses,
+    check_training_losses,
+    is_due,
+)
 from .grad_clip import clip_gradients
 from .lr_schedule import lr_factor
 from .state import TrainState
@@ -18,10 +24,12 @@ MOST_SKIPPED = 20
 """Updates that float16 may skip in a row: the scale halves each time, from 2^12 to below 1."""
 
 Losses = Callable[[int], Iterable[Tensor]]
-"""Batch number -> the batch's loss terms, each made when it is asked for and freed after its backward: a number, or one
-for each of several subjects that train side by side ``[subjects]``."""
+"""Batch number -> the batch's loss terms, each computed when it is asked for and freed after its backward: a scalar, or
+one value for each of several subjects trained in one batch ``[subjects]``."""
 OnStep = Callable[[TrainState], None]
+"""Called with the state after every step."""
 Measure = Callable[[], float]
+"""Returns a loss that differs only as the parameters do."""
 
 
 class LoopOptions(Protocol):
@@ -60,7 +68,7 @@ class FitConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     validation: int = 0
-    divergence_factor: float = WORSE
+    divergence_factor: float = DIVERGENCE_FACTOR
     per_subject: bool = False
 
     def __post_init__(self) -> None:
@@ -85,32 +93,41 @@ class FitConfig:
 
 
 def fit(
-    losses: Losses, state: TrainState, config: FitConfig, on_step: OnStep | None = None,
-    validate: Measure | None = None, probe: Measure | None = None, processes: ProcessGroup = SINGLE,
-) -> None:  # fmt: skip
-    """Take ``state`` on to ``config.steps``, minimising the sum of ``losses(batch)``.
+    losses: Losses,
+    state: TrainState,
+    config: FitConfig,
+    *,
+    on_step: OnStep | None = None,
+    validate: Measure | None = None,
+    divergence_check: Measure | None = None,
+    processes: ProcessGroup = SINGLE,
+) -> None:
+    """Train ``state`` up to ``config.steps``, minimizing the sum of ``losses(batch)``.
 
     The terms of a batch go backward one after another, so that memory holds one term's activations at a time. The
-    state changes only between the steps: whatever raises, it is that of the last step done.
+    state changes only between the steps: after an exception it is that of the last completed step.
 
     Args:
+        losses: the loss terms of a batch.
+        state: what is trained; training continues from its step.
+        config: settings of the loop.
         on_step: called after every step.
-        validate: a loss that differs only as the parameters do; measured before the first step, every
-            ``config.validation`` steps, and at the end.
-        probe: a cheaper one, measured when :func:`.guard.is_due` says so.
-        processes: processes that take the same steps at the same time, each with its part of every batch's loss; the
-            parts add up to the loss of one process alone.
+        validate: measures a loss on fixed noise, which differs only as the parameters do; called before the first step,
+            every ``config.validation`` steps, and at the end.
+        divergence_check: measures a cheaper one, when :func:`.divergence.is_due`.
+        processes: the processes that take the same steps at the same time, each with its part of every batch's loss;
+            the parts add up to the loss of a single process.
 
     Raises:
-        Diverged: the loss or gradient is no number, or the loss has grown out of proportion; the message names the
-            step and what to try.
-        RuntimeError: the processes have lost step with each other.
+        Diverged: the loss or gradient is NaN or infinite, or the loss has grown beyond ``config.divergence_factor``;
+            the message names the step and what to try.
+        RuntimeError: the processes are at different steps.
     """
-    _look(state, config, validate, probe)
+    _measure_if_due(state, config, validate, divergence_check)
     while state.history.step < config.steps:
         _step(losses, state, config, processes)
-        _look(state, config, validate, probe)
-        check_course(state.history.losses, config.divergence_factor)
+        _measure_if_due(state, config, validate, divergence_check)
+        check_training_losses(state.history.losses, config.divergence_factor)
         if on_step is not None:
             on_step(state)
 
@@ -118,25 +135,26 @@ def fit(
 def _step(losses: Losses, state: TrainState, config: FitConfig, processes: ProcessGroup) -> None:
     history = state.history
     state.optimizer.zero_grad(set_to_none=True)
-    loss = _added_up(_accumulate(losses, state, config), state, processes)
+    loss = _all_reduce(_accumulate(losses, state, config), state, processes)
     check_finite("loss", loss, history.step + 1)
     state.scaler.unscale_(state.optimizer)
     norm = clip_gradients(state.parameters, config.max_grad_norm, config.per_subject)
     _count_skipped(state, norm)
-    state.set_rate(lr_factor(history.step, config.steps, config.warmup_steps, config.lr_scheduler))
+    state.scale_learning_rates(lr_factor(history.step, config.steps, config.warmup_steps, config.lr_scheduler))
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     history.losses.append(loss)
     history.step += 1
-    if state.average is not None:
-        state.average.update(history.step)
+    if state.ema is not None:
+        state.ema.update(history.step)
 
 
 def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
-    """Backward through one step's batches; their mean loss.
+    """Backpropagate through one step's batches and return their mean loss.
 
-    What subjects lose adds up, so that each one's gradient is its own; the mean is for the eye.
+    Losses of several subjects are summed for backward, so that each subject's gradient is its own; the mean is for the
+    history.
     """
     total = 0.0
     step, batches = state.history.step, config.gradient_accumulation
@@ -147,12 +165,12 @@ def _accumulate(losses: Losses, state: TrainState, config: FitConfig) -> float:
             if scaled.requires_grad:
                 scaled.backward()
             total += value / batches
-    _none_is_zero(state.parameters)
+    _zero_if_unreached(state.parameters)
     return total
 
 
-def _added_up(loss: float, state: TrainState, processes: ProcessGroup) -> float:
-    """The loss of all processes, whose gradients are added up; before any of them decides anything by its own."""
+def _all_reduce(loss: float, state: TrainState, processes: ProcessGroup) -> float:
+    """Sum loss and gradients over the processes, before any of them decides anything by its own."""
     step = state.history.step
     loss, steps = processes.all_reduce_scalars(loss, step)
     if steps != processes.world_size * step:
@@ -162,11 +180,11 @@ def _added_up(loss: float, state: TrainState, processes: ProcessGroup) -> float:
     return loss
 
 
-def _none_is_zero(parameters: Sequence[nn.Parameter]) -> None:
-    """Where no term reaches a parameter the gradient is zero: a word trains, and every prompt of the batch was dropped.
+def _zero_if_unreached(parameters: Sequence[nn.Parameter]) -> None:
+    """Set the gradients to zero if no loss term reached any parameter.
 
-    A single parameter without a gradient is one that no loss ever reaches, and stays out of the update, as those do
-    that want none.
+    That happens when an embedding trains and every prompt of the batch was dropped. A single parameter without a
+    gradient is one that no loss ever reaches; it is left out of the update, like those that require no gradient.
     """
     if all(parameter.grad is None for parameter in parameters):
         for parameter in parameters:
@@ -175,7 +193,7 @@ def _none_is_zero(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _count_skipped(state: TrainState, norm: float) -> None:
-    """A gradient that is no number ends the run; in float16 the step is skipped first, while the scale is searched."""
+    """End the run if the gradient is NaN or infinite; in float16 skip steps first, while the loss scale is searched."""
     history = state.history
     if math.isfinite(norm):
         history.skipped_in_a_row = 0
@@ -186,18 +204,27 @@ def _count_skipped(state: TrainState, norm: float) -> None:
     history.skipped_in_a_row += 1
 
 
-def _look(state: TrainState, config: FitConfig, validate: Measure | None, probe: Measure | None) -> None:
-    """Measure what is due now, and see whether the run still learns."""
+def _measure_if_due(
+    state: TrainState, config: FitConfig, validate: Measure | None, divergence_check: Measure | None
+) -> None:
+    """Measure the validation loss and the divergence check where they are due, and check them.
+
+    Args:
+        state: what is trained.
+        config: steps and validation interval.
+        validate: measures the validation loss.
+        divergence_check: measures the loss on fixed noise.
+    """
     step, last = state.history.step, state.history.step == config.steps
     if config.validation and (step % config.validation == 0 or last):
-        _measured("validation loss", state, state.history.validation, validate)
+        _measure("validation loss", state, state.history.validation, validate)
     if is_due(step, config.steps):
-        _measured("loss on fixed noise", state, state.history.probes, probe)
+        _measure("loss on fixed noise", state, state.history.divergence_checks, divergence_check)
 
 
-def _measured(what: str, state: TrainState, record: list[tuple[int, float]], measure: Measure | None) -> None:
+def _measure(what: str, state: TrainState, record: list[tuple[int, float]], measure: Measure | None) -> None:
     if measure is None or any(step == state.history.step for step, _ in record):
         return
     with state.result():
         record.append((state.history.step, measure()))
-    check_measured(what, record)
+    check_fixed_noise_losses(what, record)

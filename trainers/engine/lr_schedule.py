@@ -6,14 +6,14 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def lr_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
-    """Return the share of the learning rate at ``step`` (from 0).
+    """Return the factor on the learning rate at ``step``.
 
     It rises as ``(k + 1) / warmup_steps``, then follows the schedule. transformers' schedules were compared: they give
     the first step a rate of zero and waste it.
 
     Args:
         step: optimizer update, from 0.
-        steps: of the whole run.
+        steps: optimizer updates of the whole run.
         warmup_steps: updates over which the rate rises.
         schedule: one of :data:`SCHEDULES`.
     """

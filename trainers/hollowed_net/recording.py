@@ -165,9 +165,9 @@ def recorder_of(
     config: RecordingConfig, session: TrainingSession, states: CheckpointStore, on_record: OnRecord
 ) -> Recorder:
     """The recorder that the run asks for."""
-    files = DiskStore(states.records)
+    files = DiskStore(states.activations)
     storage = config.storage
     if storage == "disk":
-        states.drop_records()
+        states.drop_activations()
     store = {"ram": MemoryStore(session.memory.free_main_memory), "disk": files, "none": None}[storage]
     return Recorder(config, session, store, on_record, files)

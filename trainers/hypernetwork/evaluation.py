@@ -134,7 +134,7 @@ class Evaluator:
         generator, count = generator_for(self.seed, _MEASURE), len(examples)
         cond = self.objective.condition(examples)
         objective = replace(self.objective, condition=lambda _: cond)
-        levels, total = self.options.levels.spread(objective.denoiser.sigmas, LEVELS), 0.0
+        levels, total = self.options.noise_levels.spread(objective.denoiser.sigmas, LEVELS), 0.0
         for level in levels:
             self.alive()
             noise = standard_noise((1, *examples[0].size), generator)

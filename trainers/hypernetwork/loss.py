@@ -133,10 +133,10 @@ class PredictionLoss:
         """
         whole, mine = len(pictures), self.processes.shard(len(pictures))
         examples = self.people.examples(pictures[mine])
-        sigma = self.options.levels.sample(self.objective.denoiser.sigmas, whole, generator)
+        sigma = self.options.noise_levels.sample(self.objective.denoiser.sigmas, whole, generator)
         noise = standard_noise((whole, *examples[0].size), generator, self.options.noise_offset)
         value, gradients = 0.0, []
-        for part in Draw(examples, sigma[mine], noise[mine]).pieces(self.pieces):
+        for part in Draw(examples, sigma[mine], noise[mine]).micro_batches(self.pieces):
             rows = theta[part.start : part.start + len(part.examples)]
             loss, gradient = self._through_the_model(rows, part)
             value += loss / whole

@@ -68,7 +68,7 @@ def train_hypernetwork(
     seen(History())
     resumed = job.state.history.step if states.load(job.state, run.steps) else 0
     _check_same_start(processes.all_gather_object([states.key, resumed]))
-    with states.keeping(job.state):
+    with states.saved_on_exit(job.state):
         job.fit(states, seen)
     if not processes.is_main:
         return None

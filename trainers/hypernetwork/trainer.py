@@ -142,7 +142,7 @@ class HyperNetworkTrainer:
             try:
                 self._judge(states)
                 watch(self.state.history)
-                fit(self._loss(), self.state, config, on_step, processes=self.processes)
+                fit(self._loss(), self.state, config, on_step=on_step, processes=self.processes)
             except Exception as error:
                 if not self.session.memory.is_out_of_memory(error):
                     raise
@@ -215,7 +215,7 @@ class HyperNetworkTrainer:
 
     @torch.no_grad()
     def _take(self, values: Sequence[Tensor]) -> None:
-        averages = self.state.average.values if self.state.average else ()
+        averages = self.state.ema.values if self.state.ema else ()
         for places in (self.state.parameters, averages):
             for place, value in zip(places, values, strict=False):
                 place.copy_(value)

@@ -53,7 +53,7 @@ class BankLoss:
         generator = generator_for(self.seed, _DRAWS, batch)
         order = generator_for(self.seed, _ORDER).initial_seed()
         chosen = [Batches(subject.examples, 1, order)[batch][0].variant(0) for subject in self.subjects]
-        sigma = self.options.levels.sample(self.objective.denoiser.sigmas, 1, generator)
+        sigma = self.options.noise_levels.sample(self.objective.denoiser.sigmas, 1, generator)
         yield self.objective(self._draw(chosen, sigma, generator, self.options.noise_offset))
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class BankLoss:
         cond = self.objective.condition(first)
         objective = replace(self.objective, condition=lambda _: cond)
         generator, losses = generator_for(self.seed, _MEASURE), []
-        for level in self.options.levels.spread(objective.denoiser.sigmas, LEVELS):
+        for level in self.options.noise_levels.spread(objective.denoiser.sigmas, LEVELS):
             losses.append(objective(self._draw(first, level.view(1), generator)).float().cpu())
         return torch.stack(losses).mean(0)
 

@@ -19,7 +19,7 @@ from ..dreambooth.initial_adapter import parameter_groups
 from ..engine import memory_plan
 from ..engine.divergence import Diverged
 from ..engine.loop import FitConfig, fit
-from ..engine.state import TrainState, bytes_per_number
+from ..engine.state import TrainState, bytes_per_parameter
 from ..reporting.live_view import OnHistory
 from ..session import TrainingSession
 from .config import BankConfig
@@ -70,7 +70,7 @@ class BankTrainer:
         if self.plan is None:
             self.plan = self._planned(session, subjects[0])
         while True:
-            size = -(-self.together // self.plan.pieces)
+            size = -(-self.together // self.plan.micro_batches)
             try:
                 parts = [subjects[start : start + size] for start in range(0, len(subjects), size)]
                 return [one for part in parts for one in self._apart_if_need_be(session, part, watch)]
@@ -111,7 +111,7 @@ class BankTrainer:
             with without():
                 base = loss.measured()
             looks: list[Tensor] = []
-            fit(loss, state, config, lambda now: seen(now.history), probe=lambda: _seen(looks, loss.measured()))
+            fit(loss, state, config, on_step=lambda now: seen(now.history), divergence_check=lambda: _seen(looks, loss.measured()))
             with state.result():
                 return self._fitted(loss, link, base, looks[-1])
 
@@ -160,7 +160,7 @@ class BankTrainer:
         forward fits."""
         link, loss = self._link(1, session), self._loss(session, [subject])
         parameters = [parameter for parameter in link.parameters() if parameter.requires_grad]
-        per_number = bytes_per_number(self.recipe.options.optimizer, self.recipe.options.ema_decay > 0)
+        per_number = bytes_per_parameter(self.recipe.options.optimizer, self.recipe.options.ema_decay > 0)
         passing = session.memory.inference_bytes(subject.examples[0].size)
         try:
             with session.injected(AdapterStack((link,))):

@@ -477,7 +477,7 @@ def test_a_batch_that_does_not_fit_is_split(session: Any, caplog: Any) -> None:
 
     tight = trainer(session, 3)
     found = tight(session, subjects, short)
-    assert tight.plan.pieces == 2 and not tight.plan.checkpointing and "out of memory" in caplog.text
+    assert tight.plan.micro_batches == 2 and not tight.plan.checkpointing and "out of memory" in caplog.text
     assert all(close(one.theta, other.theta) for one, other in zip(found, expected, strict=True))
 
     def never(together: int) -> Any:

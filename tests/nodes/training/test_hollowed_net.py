@@ -88,9 +88,9 @@ def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, su
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
 def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
     run = DreamBoothConfig(subject, lora(), QUIET, 4, 1, 0, hollow=HollowedNetConfig(0.9))
-    (line,) = _carries_over(run, History(probes=[(0, 0.5), (4, last)]))
+    (line,) = _carries_over(run, History(divergence_checks=[(0, 0.5), (4, last)]))
     assert line.startswith("warning: ") == ("lower fraction in Hollowed Net" in line) == warned
-    assert _carries_over(replace(run, hollow=None), History(probes=[(0, 0.5), (4, last)])) == []
+    assert _carries_over(replace(run, hollow=None), History(divergence_checks=[(0, 0.5), (4, last)])) == []
 
 
 def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:

@@ -362,7 +362,7 @@ def test_going_on_from_a_word_goes_on_from_its_vectors(node: Any, loaded: Any, n
 
 def made_named(subject: Any, method: Method) -> Any:
     """The subject under prompts that name the method's word."""
-    token = method.word.token if method.word else TOKEN
+    token = method.textual_inversion.token if method.textual_inversion else TOKEN
     return replace(subject, examples=tuple(replace(e, prompt=f"a {token}") for e in subject.examples))
 
 

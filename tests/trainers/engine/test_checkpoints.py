@@ -48,12 +48,12 @@ def train(state: TrainState, steps: int, stop_at: int | None = None) -> None:
     validate = lambda: float(sum(p.detach().square().sum() for p in state.parameters))  # noqa: E731
     config = FitConfig(steps=steps, lr_scheduler="cosine", warmup_steps=3, gradient_accumulation=2, validation=4)
     with contextlib.suppress(Stopped):
-        fit(losses(state), state, config, on_step, validate)
+        fit(losses(state), state, config, on_step=on_step, validate=validate)
 
 
 def same(a: TrainState, b: TrainState) -> None:
     first, second = a.snapshot(), b.snapshot()
-    assert first.numbers == second.numbers
+    assert first.metadata == second.metadata
     assert first.tensors.keys() == second.tensors.keys()
     assert [name for name in first.tensors if not torch.equal(first.tensors[name], second.tensors[name])] == []
 
@@ -145,7 +145,7 @@ def test_states_of_runs_at_work_elsewhere_stay(tmp_path: Path) -> None:
 
 def recorded(folder: Path, key: str) -> DiskStore:
     """What a run has recorded, long ago."""
-    store = DiskStore(CheckpointStore(folder, key).records)
+    store = DiskStore(CheckpointStore(folder, key).activations)
     store.write("0.2", [(torch.zeros(2),)])
     os.utime(store.folder, (0, time.time() - LEFTOVER - 1))
     return store
@@ -161,7 +161,7 @@ def test_records_that_another_server_reads_stay_and_those_left_behind_go(tmp_pat
 
 def test_records_left_behind_make_room_before_others_are_written(tmp_path: Path) -> None:
     own, left = (recorded(tmp_path, f"{index:032x}") for index in range(2))
-    CheckpointStore(tmp_path, f"{0:032x}").drop_records()
+    CheckpointStore(tmp_path, f"{0:032x}").drop_activations()
     assert "0.2" in own and "0.2" not in left
 
 

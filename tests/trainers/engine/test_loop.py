@@ -192,7 +192,7 @@ def test_a_ruined_model_is_found_at_the_latest_at_the_end() -> None:
 
     losses = lambda _: [1 - (parameter - parameter.detach()).sum()]  # noqa: E731
     with pytest.raises(Diverged, match=r"the loss on fixed noise is 3.5 at step 300, 3.5 times"):
-        run(losses, parameter, 1.0, FitConfig(steps=300, max_grad_norm=0), probe=probe)
+        run(losses, parameter, 1.0, FitConfig(steps=300, max_grad_norm=0), divergence_check=probe)
     assert looks == [0, 64, 128, 256, 300]
 
 

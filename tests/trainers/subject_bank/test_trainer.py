@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hyperbooth.trainers.engine.divergence import Diverged, check_measured
+from hyperbooth.trainers.engine.divergence import Diverged, check_fixed_noise_losses
 from hyperbooth.trainers.subject_bank.trainer import _seen
 
 
@@ -15,5 +15,5 @@ def test_the_guard_sees_the_subject_that_fares_worst() -> None:
     assert measured == [(0, pytest.approx(0.1)), (64, pytest.approx(3.0))]
     assert last.mean() < 3 * first.mean()
     with pytest.raises(Diverged):
-        check_measured("loss on fixed noise", measured)
+        check_fixed_noise_losses("loss on fixed noise", measured)
     assert torch.equal(looks[-1], last)
