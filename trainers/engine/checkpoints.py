@@ -1,4 +1,4 @@
-"""Training states on disk, from which a stopped run goes on as if nothing had happened."""
+"""Training checkpoints on disk, from which a stopped run resumes bit for bit."""
 
 import json
 import logging
@@ -16,12 +16,14 @@ from ...models.files.safetensors_io import write_tensors
 from .divergence import Diverged
 from .state import Snapshot, TrainState
 
+logger = logging.getLogger("hyperbooth")
+
 KEPT = 3
-"""States in the folder, of the runs touched last: the one at work, and two to come back to."""
+"""States in the folder, of the runs written last: the current one, and two that can be resumed."""
 MOST_BYTES = 8 * 2**30
-"""What the others together may take on the disk: a LoRA's state is some 10 MB, a full DreamBooth's ten thousand."""
+"""Bytes on disk of all other states: a LoRA's state is some 10 MB, a full DreamBooth's ten thousand."""
 LEFTOVER = 600
-"""Seconds after which a part of a file is what a killed process left, not what another one is writing."""
+"""Seconds after which a partial file is what a killed process left, not what another process is writing."""
 HEADER = "hyperbooth_state"
 VERSION = 1
 _STATE = re.compile(r"[0-9a-f]{32}(?:\.good)?\.safetensors")
@@ -33,32 +35,33 @@ class CheckpointStore:
 
     Args:
         folder: where states of all runs are kept.
-        key: names the run: whatever the result depends on, see :func:`.fingerprint.fingerprint`.
+        key: names the run: a hash of whatever the result depends on, see :func:`.run_hash.run_hash`.
         failure: what went wrong with the last write, for the report; None if nothing.
-        writes: whether this process may change what is there, or is one of several of which another does.
+        writes: whether this process may change the folder; of several processes only one may.
     """
 
     folder: Path
     key: str
     failure: str | None = None
     writes: bool = True
-    _saved: int = field(default=-1, init=False)
+    _saved_step: int = field(default=-1, init=False)
     ahead: bool = field(default=False, init=False)
-    """A longer run's state is there, and is not to be replaced by a shorter one's."""
+    """The file holds the state of a longer run, which a shorter run does not replace."""
     _good: "CheckpointStore | None" = field(default=None, init=False)
 
     @property
     def path(self) -> Path:
+        """The state file."""
         return self.folder / f"{self.key}.safetensors"
 
     @property
-    def records(self) -> Path:
-        """A folder for what a run on a hollow network records."""
+    def activations(self) -> Path:
+        """The folder for the activations that a run on a hollowed network caches."""
         return self.folder / f"{self.key}.records"
 
     @property
     def good(self) -> "CheckpointStore":
-        """The run's last state that was looked at and found good, in a file of its own."""
+        """The run's last state that passed a check (the best one, where states are compared), in a file of its own."""
         if self._good is None:
             self._good = CheckpointStore(self.folder, f"{self.key}.good")
         return self._good
@@ -77,9 +80,14 @@ class CheckpointStore:
             raise ValueError(f"the saved state {self.path} cannot be removed ({error}); remove it by hand") from error
 
     def load(self, state: TrainState, most: int, least: int = 0) -> bool:
-        """Bring ``state`` to where the run stood, if a whole state of ``least`` to ``most`` steps is there.
+        """Restore ``state`` from the file and return whether that succeeded.
 
-        A damaged or foreign file is reported in the log and left alone: the run starts over.
+        A damaged file, or one of another run, is reported in the log and left alone: the run starts over.
+
+        Args:
+            state: what is restored; unchanged on failure.
+            most: largest step to accept.
+            least: smallest step to accept.
         """
         if not self.path.exists():
             return False
@@ -91,14 +99,14 @@ class CheckpointStore:
                 return False
             state.restore(snapshot)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            logging.warning("HyperBooth: the saved state %s cannot be used (%s); starting over", self.path.name, error)
+            logger.warning("the saved state %s cannot be used (%s); starting over", self.path.name, error)
             return False
-        self._saved = state.history.step
+        self._saved_step = state.history.step
         return True
 
     def save(self, state: TrainState) -> None:
-        """Keep ``state``, unless it is kept already; too little space is reported, and the run goes on."""
-        if not self.writes or self.ahead or state.history.step in (0, self._saved) or not state.is_finite():
+        """Write ``state``, unless its step is on disk already; if the write fails, report it and continue."""
+        if not self.writes or self.ahead or state.history.step in (0, self._saved_step) or not state.is_finite():
             return
         snapshot = state.snapshot()
         header = {"version": VERSION, **snapshot.metadata}
@@ -106,14 +114,14 @@ class CheckpointStore:
             write_tensors(snapshot.tensors, self.path, {HEADER: json.dumps(header)})
         except (OSError, ValueError) as error:
             self.failure = f"the state at step {state.history.step} could not be saved: {error}"
-            logging.warning("HyperBooth: %s", self.failure)
+            logger.warning("%s", self.failure)
         else:
-            self._saved, self.failure = state.history.step, None
+            self._saved_step, self.failure = state.history.step, None
             self._prune()
 
     @contextmanager
-    def keeping(self, state: TrainState) -> Iterator[None]:
-        """Whatever ends the block, cancel and errors included, ``state`` is kept; forgotten if the run has diverged."""
+    def saved_on_exit(self, state: TrainState) -> Iterator[None]:
+        """Save ``state`` after the block, also on cancel and on errors; remove the saved one if the run diverged."""
         try:
             yield
         except Diverged:
@@ -125,36 +133,39 @@ class CheckpointStore:
         self.save(state)
 
     def _prune(self) -> None:
-        """Make room; what another server removes at the same moment, or holds open, is left to it."""
+        """Remove the oldest states of other runs beyond :data:`KEPT` and :data:`MOST_BYTES`.
+
+        Files that another server removes at the same moment, or holds open, are left to it.
+        """
         own = self.key.removesuffix(".good")
         others = [path for path in self.folder.iterdir() if _STATE.fullmatch(path.name) and path.is_file()]
         others = [path for path in others if path.name[:32] != own]
-        others.sort(key=_touched, reverse=True)
+        others.sort(key=_modified_at, reverse=True)
         room = MOST_BYTES
-        for place, path in enumerate(others, 1):
+        for count, path in enumerate(others, 1):
             room -= _size(path)
-            if (place >= KEPT and time.time() - _touched(path) > LEFTOVER) or room < 0:
+            if (count >= KEPT and time.time() - _modified_at(path) > LEFTOVER) or room < 0:
                 _remove(path)
         remove_leftovers(self.folder)
-        self.drop_activations()
+        self.remove_stale_activations()
 
-    def drop_records(self) -> None:
-        """Remove what other runs have recorded and left behind; who is at work on it touches the folder."""
+    def remove_stale_activations(self) -> None:
+        """Remove the cached activations of other runs, but for folders in use, whose time of change is recent."""
         own = self.key.removesuffix(".good")
         for path in self.folder.glob("*.records"):
-            if path.name[:32] != own and time.time() - _touched(path) > LEFTOVER:
+            if path.name[:32] != own and time.time() - _modified_at(path) > LEFTOVER:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the parts of files that killed processes left in ``folder``."""
+    """Remove the partial files that killed processes left in ``folder``."""
     for path in folder.glob(".*.part"):
-        if time.time() - _touched(path) > LEFTOVER:
+        if time.time() - _modified_at(path) > LEFTOVER:
             _remove(path)
 
 
-def _touched(path: Path) -> float:
-    """When the file was written, or long ago if another server has just removed it."""
+def _modified_at(path: Path) -> float:
+    """Return when the file was written, or 0 if another server has just removed it."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -172,7 +183,7 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        logging.info("HyperBooth: %s could not be removed: %s", path.name, error)
+        logger.info("%s could not be removed: %s", path.name, error)
 
 
 def _read(path: Path) -> Snapshot:

@@ -168,6 +168,6 @@ def recorder_of(
     files = DiskStore(states.activations)
     storage = config.storage
     if storage == "disk":
-        states.drop_activations()
+        states.remove_stale_activations()
     store = {"ram": MemoryStore(session.memory.free_main_memory), "disk": files, "none": None}[storage]
     return Recorder(config, session, store, on_record, files)

@@ -161,7 +161,7 @@ def test_records_that_another_server_reads_stay_and_those_left_behind_go(tmp_pat
 
 def test_records_left_behind_make_room_before_others_are_written(tmp_path: Path) -> None:
     own, left = (recorded(tmp_path, f"{index:032x}") for index in range(2))
-    CheckpointStore(tmp_path, f"{0:032x}").drop_activations()
+    CheckpointStore(tmp_path, f"{0:032x}").remove_stale_activations()
     assert "0.2" in own and "0.2" not in left
 
 
