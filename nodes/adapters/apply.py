@@ -65,7 +65,9 @@ class Apply(io.ComfyNode):
             logger.warning("Apply Adapter: the adapter also holds %s; connect clip to use them", what)
         if strength_model or strength_clip:
             warn_if_other_base(model, clip, adapter)
-        return io.NodeOutput(*apply_adapter(model, clip, adapter, strength_model, strength_clip))
+        return io.NodeOutput(
+            *apply_adapter(model, clip, adapter, strength_model=strength_model, strength_clip=strength_clip)
+        )
 
 
 class Combine(io.ComfyNode):

@@ -1,1 +1,1 @@
-"""Adapters as ComfyUI's patches and weight adapters."""
+"""Adapters on ComfyUI's models: patches, LoRA key names, and the pack's weight adapter."""

@@ -1,6 +1,7 @@
-"""Adapters on ComfyUI's models, by its own LoRA code."""
+"""Application of adapters to ComfyUI's models as weight patches, and the checks that go with it."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.lora
@@ -20,48 +21,67 @@ from ..model.layers import adaptable_layers, architecture, layer_shapes
 from ..text.learned_embeddings import with_embeddings
 from .weight_adapter import StackWeightAdapter
 
-WRITTEN_DOWN = (
-    "is a PaRa written down as a LoRA",
+logger = logging.getLogger("hyperbooth")
+
+EXPORTED = (
+    "is a PaRa exported as a LoRA",
     "the adapter file in format 'hyperbooth', which fits every base, or the base it was exported from",
 )
 PREDICTED = "was predicted by a hypernetwork", "the base that the hypernetwork was trained on"
-"""What an adapter for one base is, and what to do instead."""
+"""Why an adapter holds for one base only, and what to use instead."""
 
 
-def apply_adapter(model: Any, clip: Any, adapter: AdapterStack, strength_model: float, strength_clip: float) -> tuple:
-    """New MODEL and CLIP with the adapter's patches on them, as the stock loader would put the saved file.
+def apply_adapter(
+    model: Any, clip: Any, adapter: AdapterStack, *, strength_model: float, strength_clip: float
+) -> tuple[Any, Any]:
+    """Return copies of MODEL and CLIP with the adapter's patches, as the stock loader would apply the saved file.
 
-    The CLIP knows the adapter's words, too.
+    Args:
+        model: the MODEL.
+        clip: the CLIP, or None to apply the diffusion model's part only.
+        adapter: the adapter stack; its learned embeddings are added to the CLIP's tokenizer.
+        strength_model: factor of the change of the diffusion model; 0 adds no patches.
+        strength_clip: factor of the change of the text encoder; 0 adds no patches.
 
     Raises:
-        ValueError: the adapter's layers or words are not the model's; both sides are named.
+        ValueError: the model lacks a layer of the adapter, or the text encoder takes other vectors than its learned
+            embeddings hold.
     """
     require_layers_present(model, clip, adapter)
     patches = _patches(model, clip, adapter)
     patched = model.clone()
     if strength_model:
-        patched.add_patches(_part(patches, DIFFUSION_PREFIX, True), strength_model)
+        patched.add_patches(_select(patches, diffusion=True), strength_model)
     if clip is not None:
         clip = with_embeddings(clip.clone(), adapter.embeddings)
         if strength_clip:
-            clip.add_patches(_part(patches, DIFFUSION_PREFIX, False), strength_clip)
+            clip.add_patches(_select(patches, diffusion=False), strength_clip)
     return patched, clip
 
 
 def _patches(model: Any, clip: Any, adapter: AdapterStack) -> dict[Any, Any]:
-    """ComfyUI's key -> patch. Single links that bear stock names in files are stock patches here too."""
+    """Return patches by ComfyUI's key; a single adapter whose file has stock tensor names becomes stock patches."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
-    if [link.family for link in adapter.adapters] in ([LoRA.family], [Full.family]):
+    if [part.family for part in adapter.adapters] in ([LoRA.family], [Full.family]):
         return comfy.lora.load_lora(comfyui_tensors(adapter), keys, log_missing=False)
     return {
-        keys[name]: StackWeightAdapter.of(steps) for name, steps in adapter.weight_updates().items() if name in keys
+        keys[name]: StackWeightAdapter.of(updates) for name, updates in adapter.weight_updates().items() if name in keys
     }
 
 
 def require_layers_present(model: Any, clip: Any, adapter: AdapterStack) -> None:
-    """Every layer of the adapter is in the model, with the same shape of weight."""
+    """Check that the model has every layer of the adapter, with the same weight shape.
+
+    Args:
+        model: the MODEL.
+        clip: the CLIP, or None to leave out the adapter's text-encoder layers.
+        adapter: the adapter stack.
+
+    Raises:
+        ValueError: a layer is missing or has another shape; the message holds both shapes.
+    """
     shapes = layer_shapes(adaptable_layers(model, clip))
     for name, target in adapter.targets().items():
         if name.startswith(TEXT_PREFIX) and clip is None:
@@ -75,11 +95,10 @@ def require_layers_present(model: Any, clip: Any, adapter: AdapterStack) -> None
 
 
 def base_weights(model: Any, clip: Any = None) -> WeightOf:
-    """Layer name -> the weight in float32, as the sampler would see it: with the patches that the MODEL (and CLIP)
-    carries, whichever are in place at the moment.
+    """Return a function from layer name to its weight in float32, including the patches of MODEL and CLIP.
 
-    Raises:
-        ValueError (when called): a text-encoder layer is asked for, and there is no ``clip``.
+    The function computes the weight that sampling would use, whether or not the patches are applied in place at the
+    moment. It raises a ValueError for a text-encoder layer if ``clip`` is None.
     """
 
     def weight_of(name: str) -> Tensor:
@@ -92,7 +111,7 @@ def base_weights(model: Any, clip: Any = None) -> WeightOf:
 
 
 def _weight(patcher: Any, key: str) -> Tensor:
-    """The weight under ``key``: as it was loaded, then the patches on it."""
+    """Return the weight under ``key``: the loaded one, with the patches applied to a copy."""
     weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
     if key in patcher.backup:
         weight = patcher.backup[key].weight
@@ -109,54 +128,61 @@ def _weight(patcher: Any, key: str) -> Tensor:
 
 
 def require_convertible_to_lora(model: Any, clip: Any, adapter: AdapterStack) -> None:
-    """The adapter can be written down as a plain LoRA for this MODEL (and CLIP).
+    """Check that the adapter can be converted to a plain LoRA for this MODEL and CLIP.
+
+    Args:
+        model: the MODEL.
+        clip: the CLIP, or None.
+        adapter: the adapter stack.
 
     Raises:
-        ValueError: it does not fit, or is on it already: what a PaRa takes away is not there to be written down.
+        ValueError: a layer is missing, or the adapter is applied to the model already: the directions that its PaRa
+            removes are then gone from the weights, and their LoRA form would be zero.
     """
     require_layers_present(model, clip, adapter)
     for name in adapter.targets():
         patcher = clip.patcher if clip is not None and name.startswith(TEXT_PREFIX) else model
         patches = [patch[1] for patch in patcher.patches.get(f"{name.removeprefix(TEXT_PREFIX)}.weight", ())]
-        chains = [patch for patch in patches if isinstance(patch, StackWeightAdapter)]
-        if chains and any(chain.removes(step.q) for chain in chains for step in adapter.weight_updates_of(name)
-                          if isinstance(step, ProjectOut)):  # fmt: skip
+        applied = [patch for patch in patches if isinstance(patch, StackWeightAdapter)]
+        projections = (
+            [update for update in adapter.weight_updates_of(name) if isinstance(update, ProjectOut)] if applied else []
+        )
+        if any(patch.removes(projection.q) for patch in applied for projection in projections):
             raise ValueError(
-                "the model carries this adapter already (from Apply Adapter or Load LoRA), so that what its PaRa takes "
-                "away is gone from it; connect the model as it was before"
+                "the model carries this adapter already (from Apply Adapter or Load LoRA), so the directions that its "
+                "PaRa removes are gone from the weights; connect the model without it"
             )
 
 
-def warn_if_other_base(
-    model: Any, clip: Any, adapter: AdapterStack, weight_of: WeightOf | None = None
-) -> None:  # fmt: skip
-    """Log a warning if the adapter was exported, or predicted, for other base weights than these.
+def warn_if_other_base(model: Any, clip: Any, adapter: AdapterStack, weight_of: WeightOf | None = None) -> None:
+    """Log a warning if the adapter was exported or predicted for other base weights than these.
 
     Args:
         model: the MODEL.
-        clip: its CLIP, or None; then text-encoder layers are not compared.
-        adapter: the adapter stack, with the records of its base in the metadata.
+        clip: the CLIP, or None to compare the diffusion model's layers only.
+        adapter: the adapter stack; without a recorded base nothing is compared.
         weight_of: layer name -> base weight; by default :func:`base_weights` of ``model`` and ``clip``.
 
     Raises:
-        ValueError: it is for another architecture.
+        ValueError: the model lacks a layer of an adapter with a recorded base.
     """
     if not recorded_fingerprints(adapter.metadata):
         return
     require_layers_present(model, clip, adapter)
     layers = [name for name in adapter.targets() if clip is not None or name.startswith(DIFFUSION_PREFIX)]
-    if far := base_distance(adapter.metadata, weight_of or base_weights(model, clip), layers):
-        what, instead = PREDICTED if is_predicted(adapter.metadata) else WRITTEN_DOWN
-        logging.warning(
-            "HyperBooth: the adapter %s for another base: the weights here differ from those recorded by %.1f %%, so "
-            "that it will not do what it did there. Use %s", what, 100 * far, instead,
+    if distance := base_distance(adapter.metadata, weight_of or base_weights(model, clip), layers):
+        reason, remedy = PREDICTED if is_predicted(adapter.metadata) else EXPORTED
+        logger.warning(
+            "the adapter %s for another base: the weights here differ from those recorded by %.1f %%, so its effect "
+            "will differ. Use %s", reason, 100 * distance, remedy,
         )  # fmt: skip
 
 
 def has_text_layers(adapter: AdapterStack) -> bool:
-    """Whether the adapter changes the text encoder too."""
+    """Return whether the adapter changes layers of the text encoder."""
     return any(name.startswith(TEXT_PREFIX) for name in adapter.targets())
 
 
-def _part(patches: dict[Any, Any], prefix: str, inside: bool) -> dict[Any, Any]:
-    return {key: patch for key, patch in patches.items() if str(key).startswith(prefix) == inside}
+def _select(patches: Mapping[Any, Any], *, diffusion: bool) -> dict[Any, Any]:
+    """Return the patches of the diffusion model, or those of the text encoder."""
+    return {key: patch for key, patch in patches.items() if str(key).startswith(DIFFUSION_PREFIX) == diffusion}

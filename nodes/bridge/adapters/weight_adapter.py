@@ -1,6 +1,6 @@
-"""Our adapters as ComfyUI's own kind: what a chain does to one layer, for the stock loaders and for Apply.
+"""ComfyUI weight adapter for an adapter stack: the updates of one layer, for the stock loaders and Apply Adapter.
 
-Registered with ``comfy.weight_adapter``, so that files of every family open in the stock *Load LoRA* nodes, with
+It is registered with ``comfy.weight_adapter``, so files of every family open in the stock *Load LoRA* nodes, with
 strength, hooks and their schedules, patches before and after, and bypass.
 """
 
@@ -25,14 +25,20 @@ from ....models.adapters.weight_update import (
 )
 from ....models.files.comfyui_keys import AdapterPart, parts_by_layer, read_updates
 
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in (AddLowRank, ProjectOut, AddDense)}
+logger = logging.getLogger("hyperbooth")
+
+_UPDATES: dict[str, type] = {kind.__name__: kind for kind in (AddLowRank, ProjectOut, AddDense)}
 
 
 class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
-    """The steps of a chain on one layer, in order, each at the strength given.
+    """The weight updates of an adapter stack on one layer, applied in order, each scaled by the patch's strength.
 
-    ComfyUI rebuilds adapters as ``type(a)(a.loaded_keys, tensors moved)`` and moves the tensors at the top level of
-    ``weights`` only, so that steps lie flat in it: a step's name, then its tensors.
+    ComfyUI rebuilds adapters as ``type(a)(a.loaded_keys, moved_weights)`` and moves only the tensors at the top level
+    of ``weights``. The updates are therefore stored flat: the class name of an update, then its tensors.
+
+    Args:
+        loaded_keys: names of the file's tensors that the adapter was read from.
+        weights: the flat updates.
     """
 
     name = "hyperbooth"
@@ -41,35 +47,49 @@ class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
         self.loaded_keys, self.weights = loaded_keys, weights
 
     @classmethod
-    def of(cls, steps: Iterable[WeightUpdate], loaded_keys: Iterable[str] = ()) -> "StackWeightAdapter":
-        """The adapter of ``steps``."""
-        return cls(set(loaded_keys), tuple(part for step in steps for part in _flat(step)))
+    def of(cls, updates: Iterable[WeightUpdate], loaded_keys: Iterable[str] = ()) -> "StackWeightAdapter":
+        """Create the weight adapter of ``updates``."""
+        return cls(set(loaded_keys), tuple(part for update in updates for part in _flat(update)))
 
     @classmethod
     def load(
         cls, x: str, lora: Mapping[str, Tensor], alpha: float | None, dora_scale: Tensor | None,
         loaded_keys: set[str] | None = None,
     ) -> "StackWeightAdapter | None":  # fmt: skip
-        """What the file's tensors say of layer ``x``; None if they are not ours."""
-        steps: list[WeightUpdate] = []
+        """Read the updates of one layer from a file's tensors; ComfyUI's loader calls this for every layer.
+
+        Args:
+            x: ComfyUI's name of the layer in LoRA files.
+            lora: the file's tensors.
+            alpha: of a stock LoRA; unused, as is ``dora_scale``.
+            dora_scale: of a stock DoRA.
+            loaded_keys: names that the loader has read so far; unused.
+
+        Returns:
+            The adapter, or None if the file has no updates of ours for this layer.
+
+        Raises:
+            ValueError: the file is ours, but damaged.
+        """
+        updates: list[WeightUpdate] = []
         names: set[str] = set()
         for part in _parts(lora).get(x, ()):
-            more, taken = read_updates(lora, x, part)
-            steps += more
-            names |= taken
-        return cls.of(steps, names) if steps else None
+            of_part, of_tensors = read_updates(lora, x, part)
+            updates += of_part
+            names |= of_tensors
+        return cls.of(updates, names) if updates else None
 
-    def steps(self, device: torch.device, dtype: torch.dtype) -> Iterator[WeightUpdate]:
-        """The steps, moved."""
+    def updates(self, device: torch.device, dtype: torch.dtype) -> Iterator[WeightUpdate]:
+        """Iterate over the updates, with their tensors in ``dtype`` on ``device``."""
         rest = list(self.weights)
         while rest:
-            kind = _KINDS[rest.pop(0)]
+            kind = _UPDATES[rest.pop(0)]
             values = [rest.pop(0).to(device, dtype) for _ in kind._fields]
             yield kind(*values)
 
     def removes(self, q: Tensor) -> bool:
-        """Whether one of its steps takes the directions ``q`` away."""
-        found = (step.q for step in self.steps(q.device, q.dtype) if isinstance(step, ProjectOut))
+        """Return whether one of the updates projects out the orthonormal directions ``q [out, r]``."""
+        found = (update.q for update in self.updates(q.device, q.dtype) if isinstance(update, ProjectOut))
         return any(other.shape == q.shape and torch.dist(other @ (other.mT @ q), q) < 1e-3 for other in found)
 
     def calculate_weight(
@@ -77,33 +97,53 @@ class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
         function: Callable[[Tensor], Tensor], intermediate_dtype: torch.dtype = torch.float32,
         original_weight: Any = None,
     ) -> Tensor:  # fmt: skip
-        """Every step on what the weight is by then, in float32; in place, because ComfyUI may have given a part of a
-        larger weight."""
+        """Add the change of all updates to ``weight`` in place, computed in float32.
+
+        In place, because ComfyUI may pass a view of a larger weight. An adapter that does not fit the layer leaves the
+        weight unchanged and logs an error, as stock adapters do.
+
+        Args:
+            weight: ``[out, in, ...]``, with the patches before this one.
+            key: the weight's name, for the log.
+            strength: factor of every update.
+            strength_model: ComfyUI's factor of the weight itself; applied by the caller, unused here.
+            offset: ComfyUI's view of the weight; taken by the caller, unused here.
+            function: applied to the change before it is added.
+            intermediate_dtype: unused; the change is computed in float32.
+            original_weight: unused.
+        """
         flat = weight.flatten(1).float()
         try:
-            change = total_delta(self.steps(weight.device, torch.float32), flat, strength)
+            change = total_delta(self.updates(weight.device, torch.float32), flat, strength)
             weight += function(change.reshape(weight.shape).to(weight.dtype))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # as stock adapters do: a picture without it, and a line in the log
-            logging.error("HyperBooth: the adapter does not fit %s, %s: %s", key, tuple(weight.shape), error)
+        except RuntimeError as error:
+            logger.error("the adapter does not fit %s, %s: %s", key, tuple(weight.shape), error)
         return weight
 
     def bypass_forward(self, org_forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The steps beside the layer, whose weight is not needed."""
+        """Run the layer and add the updates in parallel branches, without access to its weight.
+
+        Args:
+            org_forward: the layer's forward, bound to the layer or to ComfyUI's hook on it.
+            x: the layer's input.
+            *args: more arguments of the forward.
+            **kwargs: more keyword arguments of the forward.
+        """
         y = org_forward(x, *args, **kwargs)
-        steps = list(self.steps(x.device, x.dtype))
-        bias = self._bias(org_forward, y) if depends_on_weight(steps) else 0.0
-        for step in steps:
-            if isinstance(step, ProjectOut):
-                y = y - self.multiplier * self._projection(step.q, y - bias)
+        updates = list(self.updates(x.device, x.dtype))
+        bias = self._bias(org_forward, y) if depends_on_weight(updates) else 0.0
+        for update in updates:
+            if isinstance(update, ProjectOut):
+                y = y - self.multiplier * self._projection(update.q, y - bias)
             else:
-                factors = (step.diff,) if isinstance(step, AddDense) else (step.down, step.up)
+                factors = (update.diff,) if isinstance(update, AddDense) else (update.down, update.up)
                 y = y + self.multiplier * self._product(factors, x)
         return y
 
     def _product(self, factors: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        """The first factor in the layer's own geometry, then the second token by token."""
+        """Apply the first factor with the layer's own kernel and stride, then the others pointwise."""
         if not self.is_conv:
             for factor in factors:
                 x = F.linear(x, factor)
@@ -115,14 +155,14 @@ class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
         return x
 
     def _projection(self, q: Tensor, y: Tensor) -> Tensor:
-        """``q q^T y``."""
+        """Return ``q q^T y`` over the channels of ``y``."""
         if not self.is_conv:
             return F.linear(F.linear(y, q.mT), q)
         one = (...,) + (None,) * self.conv_dim
         return self._convolve(self._convolve(y, q.mT[one]), q[one])
 
     def _bias(self, org_forward: Callable[..., Tensor], y: Tensor) -> Tensor | float:
-        """b, as the output has it; no step of ours changes it."""
+        """Return the layer's bias as the output contains it; no update changes the bias."""
         owner = org_forward.__self__
         layer = owner.module if isinstance(owner, comfy.weight_adapter.BypassForwardHook) else owner
         if layer.bias is None:
@@ -137,12 +177,12 @@ class StackWeightAdapter(comfy.weight_adapter.WeightAdapterBase):
         return (F.conv1d, F.conv2d, F.conv3d)[self.conv_dim - 1](x, kernel, **geometry)
 
 
-def _flat(step: WeightUpdate) -> tuple[Any, ...]:
-    return (type(step).__name__, *(tensor.detach() for tensor in step))
+def _flat(update: WeightUpdate) -> tuple[Any, ...]:
+    return (type(update).__name__, *(tensor.detach() for tensor in update))
 
 
 _last: tuple[Callable[[], Tensor | None], int, int, dict[str, list[AdapterPart]]] = (lambda: None, 0, 0, {})
-"""The file asked for last (its first tensor, id and length) and its parts: a loader asks for every layer in turn."""
+"""The most recent file (its first tensor, id and length) and its parts, cached because a loader asks layer by layer."""
 
 
 def _parts(lora: Mapping[str, Tensor]) -> dict[str, list[AdapterPart]]:
@@ -158,7 +198,7 @@ def _parts(lora: Mapping[str, Tensor]) -> dict[str, list[AdapterPart]]:
 
 
 def register() -> None:
-    """Make the stock loaders know our files; once, however often the pack is loaded."""
+    """Register the weight adapter with ComfyUI's loaders, replacing an earlier registration by another import."""
     adapters = comfy.weight_adapter.adapters
     adapters[:] = [kind for kind in adapters if kind.__name__ != StackWeightAdapter.__name__]
     adapters.append(StackWeightAdapter)

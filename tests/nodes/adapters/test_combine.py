@@ -206,7 +206,7 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     node("Apply", model=model, adapter=again, strength_model=1.0)
     assert "another base" not in caplog.text
     node("Apply", model=other, adapter=again, strength_model=1.0)
-    assert "written down as a LoRA for another base" in caplog.text and "%" in caplog.text
+    assert "exported as a LoRA for another base" in caplog.text and "%" in caplog.text
     caplog.clear()
     (joined,) = node("Combine", first=stack_of(("lora",), loaded), second=again)
     (name,) = node(
