@@ -57,13 +57,13 @@ def measure(channels_in: int, channels_out: int, side: int) -> Row:
 
     def product() -> None:
         im2col.convolve(layer, x, layer.weight, layer.bias)
-        im2col.to_input(layer, gradient, layer.weight, x.shape)
+        im2col.input_gradient(layer, gradient, layer.weight, x.shape)
 
     times = fastest(library), fastest(product)
     return {
         "name": f"{channels_in} to {channels_out} at {side} x {side}",
         "library_milliseconds": times[0], "product_milliseconds": times[1],
-        "product_times_library": times[1] / times[0], "taken": im2col.pays(layer, x),
+        "product_times_library": times[1] / times[0], "taken": im2col.is_faster(layer, x),
     }  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def forget_runs() -> None:
 def network(refinements: int) -> Any:
     """The shipped hypernetwork; 0: with as many refinements as it learnt with."""
     predictor = trained_hypernetwork.kept()
-    return replace(predictor, network=predictor.network.copied(refinements)) if refinements else predictor
+    return replace(predictor, network=predictor.network.copy(refinements)) if refinements else predictor
 
 
 @cache
@@ -122,7 +122,7 @@ def mean_of(predictor: Any) -> Any:
     """What the hypernetwork makes of nobody."""
     from hyperbooth.models.adapters.stack import AdapterStack
 
-    return AdapterStack((predictor.network.layout.unpack(predictor.network.nobody().detach()),))
+    return AdapterStack((predictor.network.layout.unpack(predictor.network.mean_prediction().detach()),))
 
 
 MADE = digest(trained_hypernetwork.WEIGHTS.read_bytes()) if trained_hypernetwork.WEIGHTS.exists() else "not trained yet"

@@ -65,7 +65,7 @@ def predictor(model: Any, vision: Any) -> Any:
     link = Adapter.create("lidb", targets, LiDBConfig(), draw)
     layout = ParameterLayout.of(link)
     network = HyperNetwork.create(HyperNetworkConfig(), layout, vision.config["hidden_size"], draw)
-    network.standardise(layout.pack(link), torch.full((layout.parameter_count,), 1e-3))
+    network.set_normalization(layout.pack(link), torch.full((layout.parameter_count,), 1e-3))
     record = fingerprint([target.name for target in targets], base_weights(model))
     return Predictor(network, encoder_ref(vision), BaseModelRef(architecture(model), record), PROMPT)
 

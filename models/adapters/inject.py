@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from ..backbone.forward_patch import Forward, replaced_forward
-from ..backbone.frozen_layers import WeightAccess, own_weights
+from ..backbone.frozen_layers import WeightAccess, module_weights
 from .base import AdapterLayer
 from .fused import FusedLowRank
 from .layer_context import LayerContext
@@ -20,7 +20,7 @@ DisableAdapters = Callable[[], AbstractContextManager[None]]
 def injected(
     adapters: Mapping[str, AdapterLayer | FusedLowRank],
     modules: Mapping[str, nn.Module],
-    access_weight: WeightAccess = own_weights,
+    access_weight: WeightAccess = module_weights,
     changed: Collection[str] = (),
     modified_in_place: Collection[str] = (),
 ) -> Iterator[DisableAdapters]:

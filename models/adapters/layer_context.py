@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..backbone.forward_patch import Forward
-from ..backbone.frozen_layers import WeightAccess, own_weights
+from ..backbone.frozen_layers import WeightAccess, module_weights
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,6 @@ class LayerContext:
 
     layer: nn.Module
     forward: Forward
-    access_weight: WeightAccess = own_weights
+    access_weight: WeightAccess = module_weights
     is_unmodified: bool = True
     modified_in_place: bool = False

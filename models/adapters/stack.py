@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import FAMILIES, AdapterLayer
-from ..backbone.frozen_layers import WeightAccess, own_weights
+from ..backbone.frozen_layers import WeightAccess, module_weights
 from ..textual_inversion.embeddings import LearnedEmbedding
 from ..units import describe_size
 from .base import format_setting
@@ -158,7 +158,7 @@ class AdapterStack:
     def injected(
         self,
         modules: Mapping[str, nn.Module],
-        access_weight: WeightAccess = own_weights,
+        access_weight: WeightAccess = module_weights,
         modified_in_place: Collection[str] = (),
     ) -> Iterator[DisableAdapters]:
         """Inside the block the modules' outputs carry the chain's change; always taken off again.

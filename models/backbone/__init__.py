@@ -1,1 +1,1 @@
-"""The frozen network: its layers, its gradient checkpointing, and its denoiser."""
+"""The frozen backbone: its layers, gradient checkpointing, and the denoiser interface."""

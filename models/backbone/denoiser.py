@@ -1,4 +1,4 @@
-"""The one shape in which every diffusion model meets the trainers."""
+"""The denoiser interface through which the trainers see every diffusion model."""
 
 from enum import Enum
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Prediction(Enum):
-    """What a network's output stands for; all are turned into x0 before anything here sees them."""
+    """What the network's output stands for; a :class:`Denoiser` converts all of them to x0."""
 
     EPS = "eps"
     V = "v"
@@ -15,7 +15,7 @@ class Prediction(Enum):
 
 
 class Denoiser(Protocol):
-    """``(x, sigma, cond) -> x0_hat``, whatever the network predicts.
+    """The function ``(x, sigma, cond) -> x0_hat``, for every parameterization of the network.
 
     ``sigma [B]`` is the noise level in the model's own scale: for eps and v models
     ``x = x0 + sigma * noise``, for flow models ``x = (1 - sigma) x0 + sigma * noise``.
@@ -27,7 +27,13 @@ class Denoiser(Protocol):
     """The model's own table of noise levels, ascending, ``[T]``."""
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
-        """The denoised estimate ``x0_hat [B, C, h, w]`` of ``x``, in float32."""
+        """Return the denoised estimate ``x0_hat [B, C, h, w]`` of ``x``, in float32."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """``x`` at level ``sigma [B]`` from ``x0`` and standard normal ``noise``."""
+        """Return the noisy ``x [B, C, h, w]`` of ``x0``.
+
+        Args:
+            x0: clean latents ``[B, C, h, w]``.
+            noise: standard normal, of the same shape.
+            sigma: noise levels ``[B]``.
+        """

@@ -1,4 +1,4 @@
-"""Another forward for a module, for a while."""
+"""Temporary replacement of a module's forward."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ Forward = Callable[..., Tensor]
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """``module.forward`` is ``forward`` inside the block and what it was after it, whatever happens."""
+    """Replace ``module.forward`` inside the block, and restore it afterwards, also after an exception."""
     had, before = "forward" in vars(module), vars(module).get("forward")
     module.forward = forward
     try:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing per block: keep a block's input only, and run it again in backward."""
+"""Gradient checkpointing per block: store a block's input only, and run the block again in backward."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,16 +13,17 @@ from .forward_patch import Forward, replaced_forward
 
 @contextmanager
 def gradient_checkpointing(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block, each of ``blocks`` keeps its input instead of what happened in it.
+    """Checkpoint each of ``blocks`` inside the context: store its input instead of its intermediate activations.
 
-    Costs one more forward of the blocks per step. The random state is not saved: nothing in a network in
-    evaluation mode draws from it. Blocks work on copies of what they are given: one that writes ``x += f(x)``
-    (Flux's do), run again on what it made of its input, would give other numbers and no error.
+    This costs one more forward of the blocks per step. The random state is not saved, since a network in evaluation
+    mode draws nothing from it. Blocks run on copies of their arguments: one that computes ``x += f(x)`` in place
+    (Flux's do) would otherwise run again on its modified input, and give wrong gradients without an error.
     """
     with ExitStack() as stack:
         for block in blocks:
-            again = partial(checkpoint, _on_copies(block.forward), use_reentrant=False, preserve_rng_state=False)
-            stack.enter_context(replaced_forward(block, again))
+            forward = _on_copies(block.forward)
+            checkpointed = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+            stack.enter_context(replaced_forward(block, checkpointed))
         yield
 
 

@@ -1,4 +1,8 @@
-"""What the whole network left on record for a run on a hollow one: in memory, or in files."""
+"""Activations of the removed blocks, cached in main memory or on disk for training without those blocks.
+
+Roles: an :class:`ActivationSource` (the loss) runs the complete network and yields activations by sample name; a
+:class:`Store` keeps them; the :class:`ActivationCache` fills the store from the source and replays from it.
+"""
 
 import os
 import shutil
@@ -18,113 +22,139 @@ from ..units import in_mib
 from .network import Activation, HollowedNetwork
 
 
-class Source(Protocol):
-    """Draws that can be recorded."""
+class ActivationSource(Protocol):
+    """Training samples (latents with their drawn noise and noise level) that the complete network can run on."""
 
-    def names(self, batch: int) -> list[str]:
-        """Of the draws of a batch."""
+    def sample_names(self, batch: int) -> list[str]:
+        """Return the names under which the samples of a batch are cached."""
 
-    def recorded(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
-        """Each of them, with what the whole network's blocks gave."""
+    def record_batch(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
+        """Run the complete network on a batch and yield each sample's name and activations, one per span.
+
+        Args:
+            batch: index of the batch.
+            hollow: the blocks whose activations are recorded.
+        """
 
 
 class Store(Protocol):
-    """Where records are kept, by name."""
+    """Storage of activations by sample name."""
 
     def __contains__(self, name: str) -> bool: ...
 
-    def write(self, name: str, records: list[Activation]) -> None:
-        """Keep what each span gave."""
+    def write(self, name: str, activations: list[Activation]) -> None:
+        """Keep a sample's activations, one per span."""
 
     def read(self, name: str) -> list[Activation]:
-        """What each span gave."""
+        """Return a sample's activations, one per span."""
 
     @property
-    def bytes(self) -> int:
-        """What is kept takes so much."""
+    def total_bytes(self) -> int:
+        """Size of everything in the store, in bytes."""
 
     def size(self, name: str) -> int:
-        """Bytes of that record."""
+        """Return the size of a sample's activations, in bytes."""
 
-    def free(self) -> int:
-        """Bytes that there are for more."""
+    def free_bytes(self) -> int:
+        """Return how many bytes can still be stored."""
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Remove everything."""
 
 
 @dataclass
 class MemoryStore:
-    """Records in main memory.
+    """Activations in main memory.
 
     Args:
-        unused: bytes of it that nothing uses.
+        free_memory: returns the bytes of main memory that nothing uses.
     """
 
-    unused: Callable[[], int]
-    kept: dict[str, list[Activation]] = field(default_factory=dict)
+    free_memory: Callable[[], int]
+    activations: dict[str, list[Activation]] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.kept
+        return name in self.activations
 
-    def write(self, name: str, records: list[Activation]) -> None:
-        self.kept[name] = [tuple(tensor.cpu() for tensor in record) for record in records]
+    def write(self, name: str, activations: list[Activation]) -> None:
+        """Keep a copy of a sample's activations in main memory."""
+        self.activations[name] = [tuple(tensor.cpu() for tensor in activation) for activation in activations]
 
     def read(self, name: str) -> list[Activation]:
-        return self.kept[name]
+        """Return a sample's activations, on the CPU."""
+        return self.activations[name]
 
     @property
-    def bytes(self) -> int:
-        return sum(map(self.size, self.kept))
+    def total_bytes(self) -> int:
+        """Size of all activations, in bytes."""
+        return sum(map(self.size, self.activations))
 
     def size(self, name: str) -> int:
-        return sum(tensor.nbytes for record in self.kept[name] for tensor in record)
+        """Return the size of a sample's activations, in bytes."""
+        return sum(tensor.nbytes for activation in self.activations[name] for tensor in activation)
 
-    def free(self) -> int:
-        return self.unused()
+    def free_bytes(self) -> int:
+        """Return the bytes of main memory that nothing uses."""
+        return self.free_memory()
 
-    def forget(self) -> None:
-        self.kept.clear()
+    def clear(self) -> None:
+        """Drop all activations."""
+        self.activations.clear()
 
 
 @dataclass
 class DiskStore:
-    """Records in a folder, a file for each draw, written atomically and mapped into memory when read."""
+    """Activations in a folder, one safetensors file per sample, written atomically and memory-mapped when read.
+
+    The tensors of a file are named ``<span>.<tensor>``.
+    """
 
     folder: Path
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
 
-    def write(self, name: str, records: list[Activation]) -> None:
-        tensors = {f"{span}.{n}": t.cpu() for span, record in enumerate(records) for n, t in enumerate(record)}
+    def write(self, name: str, activations: list[Activation]) -> None:
+        """Write a sample's activations to its file."""
+        tensors = {
+            f"{span}.{n}": t.cpu() for span, activation in enumerate(activations) for n, t in enumerate(activation)
+        }
         write_tensors(tensors, self._path(name))
 
     def read(self, name: str) -> list[Activation]:
+        """Return a sample's activations, memory-mapped.
+
+        Raises:
+            ValueError: the file does not exist any more.
+        """
         with suppress(OSError):
-            os.utime(self.folder)  # in use: other runs leave it alone, see States.drop_records
+            os.utime(self.folder)  # marks the folder as in use, so that no other run removes it: see CheckpointStore
         try:
             tensors = load_file(self._path(name))
         except FileNotFoundError as error:
             raise ValueError(
-                f"what was recorded on disk has gone ({self._path(name).name}): somebody removed it, or another run "
-                "with the same inputs has ended; queue again"
+                f"the cached activations on disk do not exist any more ({self._path(name).name}): they were removed, "
+                "or another run with the same inputs has ended; queue again"
             ) from error
         spans = 1 + max(int(key.split(".")[0]) for key in tensors)
         counts = [sum(key.startswith(f"{span}.") for key in tensors) for span in range(spans)]
         return [tuple(tensors[f"{span}.{n}"] for n in range(count)) for span, count in enumerate(counts)]
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
+        """Size of all files, in bytes."""
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
     def size(self, name: str) -> int:
+        """Return the size of a sample's file, in bytes."""
         return self._path(name).stat().st_size
 
-    def free(self) -> int:
+    def free_bytes(self) -> int:
+        """Return the free bytes of the file system."""
         return shutil.disk_usage(self.folder).free
 
-    def forget(self) -> None:
+    def clear(self) -> None:
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
@@ -133,60 +163,70 @@ class DiskStore:
 
 @dataclass(frozen=True)
 class ActivationCache:
-    """What the blocks taken out gave for a fixed set of draws, in place of those blocks.
+    """Activations of the removed blocks for a fixed set of samples, which training repeats.
 
     Args:
-        batches: how many different batches there are; training goes through them in turn.
+        hollow: the removed blocks.
+        store: where the activations are kept.
+        batch_count: number of different batches that are cached; training cycles through them.
     """
 
     hollow: HollowedNetwork
     store: Store
-    batches: int
+    batch_count: int
 
-    def turn(self, batch: int) -> int:
-        """Which recorded batch stands for batch number ``batch``."""
-        return batch % self.batches
+    def cached_batch(self, batch: int) -> int:
+        """Return the index of the cached batch that training uses as batch number ``batch``."""
+        return batch % self.batch_count
 
-    def of(self, batches: range) -> list[int]:
-        """The recorded batches that stand for these."""
-        return sorted({self.turn(batch) for batch in batches[: self.batches]})
+    def cached_batches(self, batches: range) -> list[int]:
+        """Return the sorted indices of the cached batches that training uses for these batch numbers."""
+        return sorted({self.cached_batch(batch) for batch in batches[: self.batch_count]})
 
     def fill(
-        self, source: Source, batches: Sequence[int], show: Callable[[int, int], None],
-        check: Callable[[int, int], None] = lambda size, more: None,
+        self, source: ActivationSource, batches: Sequence[int], on_progress: Callable[[int, int], None],
+        check_space: Callable[[int, int], None] = lambda size, remaining: None,
     ) -> None:  # fmt: skip
-        """Record what of ``batches`` is not on record yet.
+        """Record those of ``batches`` that are not cached yet, or whose file is damaged.
 
         Args:
-            show: called with how many are on record, and their number.
-            check: called after each one recorded, with its bytes and how many more there are to come.
+            source: gives the samples' names and records their activations.
+            batches: indices of cached batches.
+            on_progress: called after each batch with how many are cached and the number of all.
+            check_space: called after each recorded batch with its size in bytes and how many remain to be recorded.
         """
-        missing = {batch for batch in batches if not all(name in self.store for name in source.names(batch))}
+        missing = {batch for batch in batches if not all(name in self.store for name in source.sample_names(batch))}
         for done, batch in enumerate(batches, 1):
-            if not all(self._sound(name) for name in source.names(batch)):
-                for name, records in source.recorded(batch, self.hollow):
-                    self.store.write(name, records)
+            if not all(self._is_readable(name) for name in source.sample_names(batch)):
+                for name, activations in source.record_batch(batch, self.hollow):
+                    self.store.write(name, activations)
                 missing.discard(batch)
-                check(sum(map(self.store.size, source.names(batch))), len(missing))
-            show(done, len(batches))
+                check_space(sum(map(self.store.size, source.sample_names(batch))), len(missing))
+            on_progress(done, len(batches))
 
-    def _sound(self, name: str) -> bool:
+    def _is_readable(self, name: str) -> bool:
         try:
             return name in self.store and bool(self.store.read(name))
         except (OSError, SafetensorError, ValueError, KeyError):
             return False
 
     @contextmanager
-    def given(self, name: str, part: slice, device: torch.device) -> Iterator[None]:
-        """Inside the block the network runs on what is on record for ``part`` of the draw ``name``."""
+    def replaying(self, name: str, rows: slice, device: torch.device) -> Iterator[None]:
+        """Inside the block the network runs without the removed blocks, on a sample's cached activations.
+
+        Args:
+            name: of the sample.
+            rows: rows of the batch dimension that the network is run on.
+            device: of the network.
+        """
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor[part].to(device)
+            return tensor[rows].to(device)
 
-        records = [tuple(map(moved, record)) for record in self.store.read(name)]
-        with self.hollow.recorded(records):
+        activations = [tuple(map(moved, activation)) for activation in self.store.read(name)]
+        with self.hollow.replaying(activations):
             yield
 
     def describe(self) -> str:
-        """One line for the report."""
-        return f"recorded: {in_mib(self.store.bytes)}"
+        """Return the text for the report: the size of what is cached."""
+        return f"recorded: {in_mib(self.store.total_bytes)}"

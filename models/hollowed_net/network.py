@@ -1,14 +1,15 @@
-"""A network without its deep middle (Cho et al. 2024, Hollowed Net, arXiv 2411.01179), for training.
+"""Training of a network without its deep middle (Cho et al. 2024, Hollowed Net, arXiv 2411.01179).
 
-Blocks that run one after another are taken out. What they hand on is either what a run of the whole network left on
-record, or is worked out without gradients, from wherever their weights are:
+Blocks that run one after another are removed. Their output is either replayed from activations that a run of the
+complete network cached, or computed without gradients, on whatever device their weights are:
 
-    U-Net:        h_out = R                    R: what the last block taken out gave
-    transformer:  h_out = R + (h_in - h_in')   its residual stream goes past the blocks, so that gradients do; h_in' is
-                                               what went in when R came out
+    U-Net:        h_out = R                    R: cached output of the last removed block
+    transformer:  h_out = R + (h_in - h_in')   the residual stream bypasses the blocks, and gradients follow it; h_in'
+                                               is the input that belongs to R
 
-With nothing changed before the blocks ``h_in = h_in'``, and the output is that of the whole network, bit for bit.
-The blocks themselves are where they were: names, and the adapters made for them, are those of the whole network.
+While nothing before the removed blocks has changed, ``h_in = h_in'``, and the output equals that of the complete
+network bit for bit. The blocks stay in the module tree: layer names, and the adapters made for them, are those of the
+complete network.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,41 +23,43 @@ from torch import Tensor, nn
 from ..backbone.forward_patch import Forward, replaced_forward
 
 State = tuple[Tensor, ...]
-"""What goes from block to block: one stream, or those of picture and text."""
+"""The streams that blocks pass on: one, or an image stream and a text stream."""
 Activation = tuple[Tensor, ...]
-"""Of one span: what came out, and for a stream that goes past it also what went in."""
+"""Activations of one span: its output streams, and with a residual stream also its input streams, in that order."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Blocks that run one after another and are taken out together.
+    """Consecutive blocks of one kind that are removed.
 
     Args:
         blocks: in the order in which they run.
-        streams: which arguments of a block are its state, by position or name; it returns the new state in that order.
-        past: the state goes past the blocks too (a transformer's residual stream); a U-Net's comes by its skips.
+        streams: which arguments of a block are its state, by position or name; a block returns the new state in that
+            order.
+        residual: whether the state also bypasses the blocks (a transformer's residual stream). False for a U-Net, whose
+            skip connections bypass them already.
     """
 
     blocks: Sequence[nn.Module]
     streams: tuple[int | str, ...] = (0,)
-    past: bool = False
+    residual: bool = False
 
     def state(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> State:
-        """The streams among a block's arguments."""
+        """Return the streams among a block's arguments."""
         return tuple(args[s] if isinstance(s, int) else kwargs[s] for s in self.streams)
 
-    def returned(self, state: State) -> Any:
-        """The state as a block returns it."""
+    def as_output(self, state: State) -> Any:
+        """Return the state in the form in which a block returns it."""
         return state if len(self.streams) > 1 else state[0]
 
 
 @dataclass(frozen=True)
 class HollowedNetwork:
-    """What is taken out of a network.
+    """The removed blocks of a network, and the three ways to run the network: recording, replaying, without gradients.
 
     Args:
-        spans: one after another; more than one where blocks of different kinds follow each other.
-        name: the blocks, in words.
+        spans: in the order in which they run; several where blocks of different kinds follow each other.
+        name: description of the removed blocks for reports.
     """
 
     spans: Sequence[Span]
@@ -64,123 +67,142 @@ class HollowedNetwork:
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """All blocks that are taken out."""
+        """All removed blocks."""
         return [block for span in self.spans for block in span.blocks]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Their parameters."""
+        """Return the parameters of the removed blocks."""
         return [parameter for block in self.blocks for parameter in block.parameters()]
 
     @contextmanager
-    def recorded(self, records: Sequence[Activation]) -> Iterator[None]:
-        """Inside the block, the network runs without the blocks, on what :meth:`recording` gave for this input."""
+    def replaying(self, activations: Sequence[Activation]) -> Iterator[None]:
+        """Inside the block, the network runs without the removed blocks, on cached activations.
+
+        Args:
+            activations: one per span, as :meth:`recording` gave them for the same input.
+        """
         with ExitStack() as stack:
-            for span, record in zip(self.spans, records, strict=True):
+            for span, activation in zip(self.spans, activations, strict=True):
                 for block in span.blocks[:-1]:
-                    stack.enter_context(replaced_forward(block, _passing(span)))
-                stack.enter_context(replaced_forward(span.blocks[-1], _giving(span, record)))
+                    stack.enter_context(replaced_forward(block, _skip(span)))
+                stack.enter_context(replaced_forward(span.blocks[-1], _replay(span, activation)))
             yield
 
     @contextmanager
     def without_gradients(self) -> Iterator[None]:
-        """Inside the block, the blocks run, and nothing of it is kept for backward."""
+        """Inside the block, the removed blocks run under ``no_grad``, and keep nothing for backward."""
         with ExitStack() as stack:
             for span in self.spans:
-                _run_aside(span, stack)
+                _run_without_gradients(span, stack)
             yield
 
     @contextmanager
     def recording(self) -> Iterator[list[Activation]]:
-        """Inside the block, the network runs as it is; afterwards the list holds a record of each span's last run."""
-        seen: list[dict[str, State]] = [{} for _ in self.spans]
-        records: list[Activation] = []
+        """Inside the block, the complete network runs; after it, the list holds each span's activations.
+
+        The activations are those of the last forward inside the block.
+        """
+        captured: list[dict[str, State]] = [{} for _ in self.spans]
+        activations: list[Activation] = []
         with ExitStack() as stack:
-            for span, notes in zip(self.spans, seen, strict=True):
+            for span, states in zip(self.spans, captured, strict=True):
                 first, last = span.blocks[0], span.blocks[-1]
-                stack.enter_context(replaced_forward(last, _noting_output(last.forward, notes)))
-                if span.past:
-                    stack.enter_context(replaced_forward(first, _noting_input(first.forward, span, notes)))
-            yield records
-        records += [notes["out"] + notes.get("in", ()) for notes in seen]
+                stack.enter_context(replaced_forward(last, _capture_output(last.forward, states)))
+                if span.residual:
+                    stack.enter_context(replaced_forward(first, _capture_input(first.forward, span, states)))
+            yield activations
+        activations += [states["out"] + states.get("in", ()) for states in captured]
 
 
 def _copies(state: Any) -> State:
-    """On their own: blocks that come later may write over what they are given."""
+    """Return detached copies: later blocks may modify the originals in place."""
     return tuple(t.detach().clone() for t in (state if isinstance(state, tuple) else (state,)))
 
 
-def _noting_output(forward: Forward, notes: dict[str, State]) -> Forward:
-    def noting(*args: Any, **kwargs: Any) -> Any:
+def _capture_output(forward: Forward, states: dict[str, State]) -> Forward:
+    def capture(*args: Any, **kwargs: Any) -> Any:
         out = forward(*args, **kwargs)
-        notes["out"] = _copies(out)
+        states["out"] = _copies(out)
         return out
 
-    return noting
+    return capture
 
 
-def _noting_input(forward: Forward, span: Span, notes: dict[str, State]) -> Forward:
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        notes["in"] = _copies(span.state(args, kwargs))
+def _capture_input(forward: Forward, span: Span, states: dict[str, State]) -> Forward:
+    def capture(*args: Any, **kwargs: Any) -> Any:
+        states["in"] = _copies(span.state(args, kwargs))
         return forward(*args, **kwargs)
 
-    return noting
+    return capture
 
 
-def _passing(span: Span) -> Forward:
-    """A block that does nothing. Where nothing goes past, it hands on no channel at all: none would be looked at."""
+def _skip(span: Span) -> Forward:
+    """Return the forward of a block that computes nothing.
 
-    def passing(*args: Any, **kwargs: Any) -> Any:
+    Without a residual stream it passes on tensors of zero channels, since the last block of the span ignores them.
+    """
+
+    def skip(*args: Any, **kwargs: Any) -> Any:
         state = span.state(args, kwargs)
-        return span.returned(state if span.past else tuple(h[:, :0] for h in state))
+        return span.as_output(state if span.residual else tuple(h[:, :0] for h in state))
 
-    return passing
+    return skip
 
 
-def _giving(span: Span, record: Activation) -> Forward:
-    """The last block: gives what is on record, and what differs from it in the stream that goes past."""
-    out, into = record[: len(span.streams)], record[len(span.streams) :]
+def _replay(span: Span, activation: Activation) -> Forward:
+    """Return the forward of a span's last block: the cached output, plus the change of a residual stream."""
+    out, into = activation[: len(span.streams)], activation[len(span.streams) :]
 
-    def giving(*args: Any, **kwargs: Any) -> Any:
-        if not span.past:
-            return span.returned(out)
+    def replay(*args: Any, **kwargs: Any) -> Any:
+        if not span.residual:
+            return span.as_output(out)
         state = span.state(args, kwargs)
-        return span.returned(_carried(out, state, into))
+        return span.as_output(_with_residual(out, state, into))
 
-    return giving
+    return replay
 
 
-def _carried(out: State, state: State, into: State) -> State:
-    """A record may be longer than the stream: others in its batch had longer texts."""
+def _with_residual(out: State, state: State, into: State) -> State:
+    """Return ``out + (state - into)`` per stream ``[B, tokens, width]``.
+
+    Cached streams may be longer than ``state``: their batch held longer texts, and is padded.
+    """
     ends = [h.shape[1] for h in state]
     return tuple(r[:, :end] + (h - b[:, :end]) for r, h, b, end in zip(out, state, into, ends, strict=True))
 
 
-def _run_aside(span: Span, stack: ExitStack) -> None:
-    """Each block runs without gradients, on copies; after the last one the stream that went past is added."""
+def _run_without_gradients(span: Span, stack: ExitStack) -> None:
+    """Let each block of the span run under ``no_grad`` on copies of its arguments until ``stack`` is closed.
+
+    The last block adds the residual stream, through which gradients flow, to its output.
+    """
     entered: list[State] = []
 
-    def aside(forward: Forward, first: bool, last: bool) -> Forward:
+    def wrapped(forward: Forward, first: bool, last: bool) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
             state = span.state(args, kwargs)
-            if first and span.past:
+            if first and span.residual:
                 entered[:] = [state]
             with torch.no_grad():
                 out = forward(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
-            if not (last and span.past):
+            if not (last and span.residual):
                 return out
             state = entered.pop()
             into = tuple(h.detach() for h in state)
-            return span.returned(_carried(out if isinstance(out, tuple) else (out,), state, into))
+            return span.as_output(_with_residual(out if isinstance(out, tuple) else (out,), state, into))
 
         return run
 
     final = len(span.blocks) - 1
-    for number, block in enumerate(span.blocks):
-        stack.enter_context(replaced_forward(block, aside(block.forward, number == 0, number == final)))
+    for index, block in enumerate(span.blocks):
+        stack.enter_context(replaced_forward(block, wrapped(block.forward, index == 0, index == final)))
 
 
 def _copy(value: Any) -> Any:
-    """As it lies in memory: what was expanded stays so, since another layout can mean another kernel and other bits."""
+    """Return a copy of a tensor with its memory layout: expanded dimensions stay expanded.
+
+    Another layout can select another kernel, whose last bits differ.
+    """
     if not isinstance(value, Tensor):
         return value
     once = value[tuple(slice(1) if step == 0 else slice(None) for step in value.stride())]

@@ -24,7 +24,7 @@ from .network import HyperNetwork, HyperNetworkConfig
 from .predictor import BaseModelRef, Predictor
 
 HEADER = "hyperbooth_hypernetwork"
-VERSION, LEARNT_INPUT = 2, 3
+VERSION, VERSION_LEARNED_INPUT = 2, 3
 """Of the format; the second one is for networks that learnt an input side, which a pack of the first cannot read."""
 EXACT = ("mean", "scale", "input_side")
 WIDEST, DEEPEST = 2**14, 64
@@ -74,7 +74,7 @@ def _header(predictor: Predictor) -> dict[str, Any]:
     config = asdict(predictor.network.config)
     learned = config["learnt_input"] or config.pop("learnt_input")
     return {
-        "version": LEARNT_INPUT if learned else VERSION,
+        "version": VERSION_LEARNED_INPUT if learned else VERSION,
         "config": config,
         "encoder_width": predictor.network.encoder_width,
         "layout": layout_to_json(predictor.network.layout),
@@ -91,10 +91,10 @@ def _network(
     """What the header says, checked, and the network of that kind without numbers yet."""
     try:
         said = validation.parse_header(text)
-        if said["version"] not in (VERSION, LEARNT_INPUT):
+        if said["version"] not in (VERSION, VERSION_LEARNED_INPUT):
             raise ValueError(
-                f"has format version {said['version']!r:.40}, this pack reads {VERSION} and {LEARNT_INPUT}; update the "
-                "pack, or train the hypernetwork again if its version is the lower one"
+                f"has format version {said['version']!r:.40}, this pack reads {VERSION} and "
+                f"{VERSION_LEARNED_INPUT}; update the pack, or train the hypernetwork again if its version is the lower one"
             )
         layout = layout_from_json(said["layout"])
         if shapes.get("mean") != (layout.parameter_count,):

@@ -1,14 +1,14 @@
-"""A linear guess of low rank at very many numbers of few people, that says honestly how much it foretells.
+"""Linear initialization of the hypernetwork: reduced-rank ridge regression with cross-validated shrinkage.
 
-| symbol | meaning                                                                  |
-|--------|--------------------------------------------------------------------------|
-| X      | features of pictures, ``[R, F]``                                          |
-| Z      | what people are, around the mean person, ``[P, N]``, N far larger than P   |
-| V      | the k directions in which people differ most, ``[N, k]``                   |
+| symbol | meaning                                                                        |
+|--------|--------------------------------------------------------------------------------|
+| X      | pooled features of images, ``[R, F]``                                          |
+| Z      | the subjects' targets, centered, ``[P, N]``, N far larger than P                |
+| V      | the k principal directions of Z, ``[N, k]``                                     |
 
-``z^ = V alpha (W x + b)``: the coordinates ``V^T z`` are regressed on features, see :mod:`.ridge`. Directions that come
-from few people, whose numbers are half chance, point half into chance; what is foretold along them is shrunk by alpha
-``= E[p q] / E[p^2]``, p the guess and q the truth of people of whom neither V nor W knew.
+``z^ = V alpha (W x + b)``: the coordinates ``V^T z`` are regressed on features, see :mod:`.ridge`. Directions estimated
+from few subjects, half of whose parameters is noise, point half into noise. The prediction along each of them is shrunk
+by ``alpha = E[p q] / E[p^2]``, with p the prediction and q the truth for subjects that neither V nor W was fitted on.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,68 +20,81 @@ from torch import Tensor
 from .ridge import FOLDS, fit_ridge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearRegression:
-    """A fitted guess.
+    """A fitted regression ``z^ = directions (weight x + bias)``.
 
     Args:
-        weight, bias: alpha W ``[k, F]`` and alpha b ``[k]``.
-        directions: V.
-        spanned: share of how people differ that lies along V.
-        foretold: share of it that the guess foretells of people left out.
+        weight: alpha W ``[k, F]``.
+        bias: alpha b ``[k]``.
+        directions: V ``[N, k]``.
+        captured_variance: share of the variance of Z that lies in the span of V.
+        explained_variance: share of the variance of Z that is predicted for held-out subjects (R2).
     """
 
     weight: Tensor
     bias: Tensor
     directions: Tensor
-    spanned: float
+    captured_variance: float
     explained_variance: float
 
 
 def fit_linear(
-    x: Tensor, z: Tensor, person: Sequence[int], rank: int, alive: Callable[[], None] = lambda: None
+    x: Tensor, z: Tensor, subject_of: Sequence[int], *, rank: int, on_progress: Callable[[], None] = lambda: None
 ) -> LinearRegression:  # fmt: skip
-    """The guess of ``rank`` directions.
+    """Fit the regression of ``rank`` directions.
 
     Args:
-        x: a row for each picture.
-        z: a row for each person, of mean zero.
-        person: of each picture, its row in ``z``.
-        alive: called now and then: thousands of people take a minute.
+        x: features ``[R, F]``, one row per image.
+        z: targets ``[P, N]`` of mean zero, one row per subject.
+        subject_of: for each row of ``x``, its subject's row in ``z``.
+        rank: k; fewer directions are returned if there are fewer subjects.
+        on_progress: called before each fold of the cross-validation: thousands of subjects take a minute.
     """
-    place, folds = torch.as_tensor(person), min(FOLDS, len(z))
-    both, squares = z.new_zeros(rank), z.new_zeros(rank)
+    subjects, folds = torch.as_tensor(subject_of), min(FOLDS, len(z))
+    products, squares = z.new_zeros(rank), z.new_zeros(rank)
     for fold in range(folds):
-        alive()
-        held = place % folds == fold
-        guessed, true = _left_out(x, z, place, held, rank)
-        both[: guessed.shape[1]] += (guessed * true).sum(0)
-        squares[: guessed.shape[1]] += guessed.square().sum(0)
-    alive()
-    alpha = (both / squares.clamp(min=1e-30)).clamp(0, 1)
-    coordinates, directions = principal(z, rank)
-    found, alpha_here = fit_ridge(x, coordinates[place], person), alpha[: directions.shape[1]]
-    total = z[place].square().sum().clamp(min=1e-30)
-    explained_variance = (2 * alpha * both - alpha.square() * squares).sum() / total
-    spanned = coordinates.square().sum() / z.square().sum().clamp(min=1e-30)
-    weight, bias = alpha_here[:, None] * found.weight, alpha_here * found.bias
-    return LinearRegression(weight, bias, directions, spanned.item(), explained_variance.item())
+        on_progress()
+        held_out = subjects % folds == fold
+        predicted, true = _predict_held_out(x, z, subjects, held_out, rank)
+        products[: predicted.shape[1]] += (predicted * true).sum(0)
+        squares[: predicted.shape[1]] += predicted.square().sum(0)
+    on_progress()
+    alpha = (products / squares.clamp(min=1e-30)).clamp(0, 1)
+    coordinates, directions = principal_components(z, rank)
+    fit, shrinkage = fit_ridge(x, coordinates[subjects], subject_of), alpha[: directions.shape[1]]
+    total = z[subjects].square().sum().clamp(min=1e-30)
+    explained_variance = (2 * alpha * products - alpha.square() * squares).sum() / total
+    captured_variance = coordinates.square().sum() / z.square().sum().clamp(min=1e-30)
+    return LinearRegression(
+        weight=shrinkage[:, None] * fit.weight,
+        bias=shrinkage * fit.bias,
+        directions=directions,
+        captured_variance=captured_variance.item(),
+        explained_variance=explained_variance.item(),
+    )
 
 
-def _left_out(x: Tensor, z: Tensor, place: Tensor, held: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Guess and truth of the pictures ``held``, along directions and by a regression of the others."""
-    others = torch.unique(place[~held])
-    _, directions = principal(z[others] - z[others].mean(0), rank)
-    known = (z @ directions)[place]
-    found = fit_ridge(x[~held], known[~held], place[~held].tolist())
-    return found(x[held]), known[held]
+def _predict_held_out(
+    x: Tensor, z: Tensor, subjects: Tensor, held_out: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return prediction and truth ``[rows held out, k]``, along directions and by a regression fitted on the others."""
+    others = torch.unique(subjects[~held_out])
+    _, directions = principal_components(z[others] - z[others].mean(0), rank)
+    coordinates = (z @ directions)[subjects]
+    fit = fit_ridge(x[~held_out], coordinates[~held_out], subjects[~held_out].tolist())
+    return fit(x[held_out]), coordinates[held_out]
 
 
-def principal(z: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The ``rank`` directions of most variance of ``z [P, N]`` around zero: ``(coordinates [P, k], directions [N, k])``
-    with ``z ~ coordinates directions^T`` and orthonormal directions; k is at most P and N.
+def principal_components(z: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return coordinates ``[P, k]`` and directions ``[N, k]`` of most variance around zero, k at most P and N.
 
-    By way of the P x P matrix ``z z^T``: there are far more numbers than people.
+    ``z ~ coordinates directions^T``, and the directions are orthonormal. They are computed from the P x P matrix
+    ``z z^T``, since there are far more parameters than subjects.
+
+    Args:
+        z: ``[P, N]``.
+        rank: the largest k.
     """
     wide = z.double()
     values, vectors = torch.linalg.eigh(wide @ wide.mT)

@@ -1,4 +1,4 @@
-"""A hypernetwork in use: whose pictures it takes, for which model it predicts, and what a prediction says of itself."""
+"""A trained hypernetwork with its image encoder and its base model, and the adapters that it predicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,56 +12,57 @@ from ..metadata.base_fingerprint import MADE_FOR, SAME_BASE, Fingerprint, distan
 from .network import HyperNetwork
 
 PREDICTED = "hypernetwork"
-"""The fact of a predicted adapter that describes who predicted it."""
-MOST_LAYERS = 16
-"""Of the base's record in a prediction, whose file is small."""
+"""Metadata key of a predicted adapter: the training of the hypernetwork that predicted it."""
+MAX_LAYERS = 16
+"""Largest number of layers of the base model's fingerprint in a prediction, whose file is small."""
 
 
 @dataclass(frozen=True)
 class BaseModelRef:
-    """What a thing was made with: a kind, and some numbers of its weights, by which another of the kind is told apart.
+    """Reference to a model that something was made with: its kind, and a sample of its weights as a fingerprint.
 
     Args:
-        kind: for people: ``clip_vision_model, width 1280``, ``SD15``.
-        record: see :func:`.provenance.sample_of`.
+        kind: description for messages: ``clip_vision_model, width 1280``, ``SD15``.
+        record: sampled weights by layer, see :func:`..metadata.base_fingerprint.fingerprint`.
     """
 
     kind: str
     record: Fingerprint
 
-    def check(self, given: "BaseModelRef", name: str, whose: str) -> None:
-        """``given`` is the same thing, as far as both know the same weights.
+    def check(self, given: "BaseModelRef", name: str, owner: str) -> None:
+        """Check that ``given`` is the same model, by the layers that both fingerprints hold.
 
         Args:
-            name: the input it came through.
-            whose: what this one belongs to.
+            given: the model at hand.
+            name: of the input that it came through.
+            owner: what was made with this model, for the message.
 
         Raises:
-            ValueError: it is another; both sides are named.
+            ValueError: it is another model; the message names both.
         """
         if given.kind != self.kind:
-            raise ValueError(f"{name} is {given.kind}; the {whose} was made with {self.kind}, connect that")
+            raise ValueError(f"{name} is {given.kind}; the {owner} was made with {self.kind}; connect that one")
         if not self.record.keys() & given.record.keys():
             raise ValueError(
-                f"{name} has none of the layers of the {self.kind} that the {whose} was made with; connect that one"
+                f"{name} has none of the layers of the {self.kind} that the {owner} was made with; connect that one"
             )
         if (far := distance(self.record, given.record)) > SAME_BASE:
             raise ValueError(
-                f"{name} is another {given.kind} than the {whose} was made with: its weights differ from those "
-                f"recorded by {100 * far:.1f} %; connect that one"
+                f"{name} is another {given.kind} than the {owner} was made with: its weights differ by "
+                f"{100 * far:.1f} % from the fingerprint; connect that one"
             )
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A hypernetwork and what it belongs to.
+    """A hypernetwork, its image encoder and its base model.
 
     Args:
         network: on the CPU.
-        encoder: of the pictures.
-        base: the diffusion model (and text encoder) that it predicts changes of.
-        prompt: what the bank's people were called in training; write it, or a like one, to sample them.
-        facts: how it was trained, for reports and files.
+        encoder: of the images.
+        base: the diffusion model (and text encoder) that the predicted adapters are for.
+        prompt: of the bank's training images; use it, or a similar one, to sample.
+        metadata: of the training, for reports and files.
     """
 
     network: HyperNetwork
@@ -71,46 +72,49 @@ class Predictor:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @torch.no_grad()
-    def predict(self, pictures: Sequence[Tensor]) -> AdapterStack:
-        """The adapter of the person in ``pictures``, each one's tokens ``[tokens, width_of_encoder]``.
+    def predict(self, image_tokens: Sequence[Tensor]) -> AdapterStack:
+        """Predict the adapter of a subject; with several images it is the mean of their predictions.
 
-        Of several pictures, the mean of what each one gives: the network has only ever seen one at a time.
+        The network was trained on one image at a time.
+
+        Args:
+            image_tokens: for each image of the subject, its tokens ``[tokens, encoder_width]``.
 
         Raises:
-            ValueError: there is no picture, or its tokens are of another width.
+            ValueError: there is no image, its tokens are of another width, or the prediction is NaN or infinite.
         """
-        if not pictures:
-            raise ValueError("image holds no picture; connect at least one")
+        if not image_tokens:
+            raise ValueError("image holds no image; connect at least one")
         thetas = []
-        for tokens in pictures:
+        for tokens in image_tokens:
             if tokens.ndim != 2 or tokens.shape[1] != self.network.encoder_width:
                 raise ValueError(
-                    f"clip_vision gives tokens of shape {tuple(tokens.shape)}; the hypernetwork takes some of width "
-                    f"{self.network.encoder_width}, connect the encoder that it was trained with"
+                    f"clip_vision gives tokens of shape {tuple(tokens.shape)}; the hypernetwork expects width "
+                    f"{self.network.encoder_width}; connect the encoder that it was trained with"
                 )
             thetas.append(self.network(tokens[None].float())[0])
         theta = torch.stack(thetas).mean(0)
         if not theta.isfinite().all():
-            raise ValueError("hypernetwork predicts numbers that are none; train it again, with a lower learning rate")
-        return AdapterStack((self.network.layout.unpack(theta),), self._facts(len(pictures)))
+            raise ValueError("hypernetwork predicts NaN or infinite values; train it again with a lower learning rate")
+        return AdapterStack((self.network.layout.unpack(theta),), self._metadata_of(len(image_tokens)))
 
-    def _facts(self, images: int) -> dict[str, Any]:
-        known = [name for name in self.base.record if name in self.network.layout.targets]
-        some = {name: self.base.record[name] for name in known[:: -(-len(known) // MOST_LAYERS) or 1]}
+    def _metadata_of(self, images: int) -> dict[str, Any]:
+        adapted = [name for name in self.base.record if name in self.network.layout.targets]
+        fingerprint = {name: self.base.record[name] for name in adapted[:: -(-len(adapted) // MAX_LAYERS) or 1]}
         return {
             "base": self.base.kind,
             "prompts": [self.prompt],
             "images": images,
             PREDICTED: f"{self.metadata.get('steps', 0)} steps on {self.metadata.get('people', 0)} people",
-            MADE_FOR: [some],
+            MADE_FOR: [fingerprint],
         }
 
     def describe(self) -> str:
-        """Lines for reports."""
-        made = f"for {self.base.kind}, from pictures by {self.encoder.kind}, prompt {self.prompt!r}"
+        """Return the lines for reports."""
+        made = f"for {self.base.kind}, from images encoded by {self.encoder.kind}, prompt {self.prompt!r}"
         return f"{self.network.describe()}\n{made}"
 
 
-def is_predicted(facts: Mapping[str, Any]) -> bool:
-    """Whether an adapter, or a part of it, was predicted."""
-    return PREDICTED in facts or any(map(is_predicted, facts.get("parts", ())))
+def is_predicted(metadata: Mapping[str, Any]) -> bool:
+    """Return whether an adapter, or a part of it, was predicted by a hypernetwork."""
+    return PREDICTED in metadata or any(map(is_predicted, metadata.get("parts", ())))

@@ -1,14 +1,14 @@
-"""Ridge regression in closed form: ``Y = X W^T + b`` with the squares of W held small, and how well it foretells.
+"""Ridge regression in closed form, with one cross-validated strength per column of the targets.
 
-| symbol | meaning                                       |
-|--------|-----------------------------------------------|
-| X      | what is known, ``[P, F]``: features           |
-| Y      | what is asked for, ``[P, K]``                 |
-| lambda | strength: minimises ``||Y - XW^T||^2 + lambda ||W||^2`` on standardised X |
+| symbol | meaning                                                                             |
+|--------|-------------------------------------------------------------------------------------|
+| X      | features, ``[P, F]``                                                                |
+| Y      | targets, ``[P, K]``                                                                 |
+| lambda | strength: minimizes ``||Y - XW^T||^2 + lambda ||W||^2`` on standardized X           |
 
-Every column of Y gets the strength that foretells it best where it was not fitted (cross-validation by group), a
-standard error of the gain over the mean subtracted; one without a sure gain stays at the mean. Among many columns of
-noise some are foretold by chance, and those would do harm.
+Every column of Y gets the strength that predicts it best on held-out rows (cross-validation by group), where one
+standard error is subtracted from the gain over the mean. A column without a positive gain is predicted by its mean:
+among many columns of noise some are predicted well by chance, and would do harm.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 4))
-"""In units of X^T X's mean eigenvalue."""
+"""Values of lambda that are tried, in units of the mean eigenvalue of X^T X."""
 FOLDS = 4
 
 
@@ -27,61 +27,76 @@ class Ridge:
     """A fitted regression.
 
     Args:
-        weight: W ``[K, F]`` on X as it is.
+        weight: W ``[K, F]``, for X as it was given (not standardized).
         bias: b ``[K]``.
-        left_over: share of each column's variance that it does not foretell in cross-validation, ``[K]``; 1 for a
-            column that stays at its mean.
+        unexplained_variance: share of each column's variance that is not predicted in cross-validation, ``[K]``; 1 for
+            a column that is predicted by its mean.
     """
 
     weight: Tensor
     bias: Tensor
-    left_over: Tensor
+    unexplained_variance: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the prediction ``[rows, K]`` for ``x [rows, F]``."""
         return x @ self.weight.mT + self.bias
 
 
 def fit_ridge(x: Tensor, y: Tensor, groups: Sequence[int] | None = None, folds: int = FOLDS) -> Ridge:
-    """The regression of ``y`` on ``x``, in float64 and given back in the type of ``y``.
+    """Fit the regression of ``y`` on ``x``, in float64; the result has the dtype of ``y``.
 
     Args:
-        groups: of each row: rows of one group (pictures of one person) are left out together; None if every row is
-            its own.
+        x: features ``[P, F]``.
+        y: targets ``[P, K]``.
+        groups: of each row; rows of one group (images of one subject) are held out in the same fold. None: every row is
+            its own group.
+        folds: of the cross-validation.
 
     Raises:
-        ValueError: there are fewer groups than two.
+        ValueError: there are fewer than two groups.
     """
     fold_of = _folds(groups if groups is not None else range(len(x)), folds)
-    kind, x, y = y.dtype, x.double(), y.double()
-    middle, spread = x.mean(0), x.std(0).clamp(min=1e-12)
-    x = (x - middle) / spread
-    gains, at_mean = y.new_empty(len(STRENGTHS), *y.shape), torch.empty_like(y)
-    for fold in range(int(fold_of.max()) + 1):
-        held = fold_of == fold
-        off = y[held] - y[~held].mean(0)
-        at_mean[held] = off.square()
-        for place, tried in enumerate(_tried(x, y, held)):
-            gains[place, held] = off.square() - (off - tried).square()
-    sure = gains.mean(1) - gains.std(1) / len(y) ** 0.5
-    best, chosen = sure.max(0)
+    dtype, x, y = y.dtype, x.double(), y.double()
+    mean, deviation = x.mean(0), x.std(0).clamp(min=1e-12)
+    x = (x - mean) / deviation
+    gains, errors_of_mean = _cross_validate(x, y, fold_of)
+    gains_less_error = gains.mean(1) - gains.std(1) / len(y) ** 0.5
+    best, chosen = gains_less_error.max(0)
     columns = torch.arange(y.shape[1])
     weight = torch.stack(list(_weights(x, y)))[chosen, columns]
     weight[best <= 0] = 0
-    weight = weight / spread
-    gain = gains.mean(1)[chosen, columns] / at_mean.mean(0).clamp(min=1e-300)
-    left_over = torch.where(best > 0, 1 - gain, 1.0)
-    return Ridge(weight.to(kind), (y.mean(0) - weight @ middle).to(kind), left_over.to(kind))
+    weight = weight / deviation
+    gain = gains.mean(1)[chosen, columns] / errors_of_mean.mean(0).clamp(min=1e-300)
+    unexplained_variance = torch.where(best > 0, 1 - gain, 1.0)
+    return Ridge(weight.to(dtype), (y.mean(0) - weight @ mean).to(dtype), unexplained_variance.to(dtype))
 
 
-def _tried(x: Tensor, y: Tensor, held: Tensor) -> Iterator[Tensor]:
-    """What each strength, fitted on the others, foretells for those held out, around the others' mean."""
-    level = x[~held].mean(0)
-    for weight in _weights(x[~held], y[~held]):
-        yield (x[held] - level) @ weight.mT
+def _cross_validate(x: Tensor, y: Tensor, fold_of: Tensor) -> tuple[Tensor, Tensor]:
+    """Return squared errors on held-out rows.
+
+    Returns:
+        How much lower the error is than that of the mean, for each strength ``[strengths, P, K]``, and the error of the
+        mean ``[P, K]``. The mean is that of the other rows.
+    """
+    gains, errors_of_mean = y.new_empty(len(STRENGTHS), *y.shape), torch.empty_like(y)
+    for fold in range(int(fold_of.max()) + 1):
+        held_out = fold_of == fold
+        centered = y[held_out] - y[~held_out].mean(0)
+        errors_of_mean[held_out] = centered.square()
+        for index, predicted in enumerate(_predict_held_out(x, y, held_out)):
+            gains[index, held_out] = centered.square() - (centered - predicted).square()
+    return gains, errors_of_mean
+
+
+def _predict_held_out(x: Tensor, y: Tensor, held_out: Tensor) -> Iterator[Tensor]:
+    """Yield each strength's prediction for the held-out rows, fitted on the others and relative to their mean."""
+    mean = x[~held_out].mean(0)
+    for weight in _weights(x[~held_out], y[~held_out]):
+        yield (x[held_out] - mean) @ weight.mT
 
 
 def _weights(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """``W [K, F]`` at each of :data:`STRENGTHS`, of the centred X = U S V^T: ``W^T = V (S^2 + lambda)^-1 S U^T Y``."""
+    """Yield ``W [K, F]`` per strength: ``W^T = V (S^2 + lambda)^-1 S U^T Y`` of centered ``X = U S V^T``."""
     x, y = x - x.mean(0), y - y.mean(0)
     squares, v, projected = _eigen(x, y)
     unit = squares.mean()
@@ -90,7 +105,7 @@ def _weights(x: Tensor, y: Tensor) -> Iterator[Tensor]:
 
 
 def _eigen(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``S^2``, ``V`` and ``S U^T Y``, from the smaller of ``X^T X`` and ``X X^T``: a tenth of an SVD's time."""
+    """Return ``S^2``, ``V`` and ``S U^T Y`` from the smaller of ``X^T X`` and ``X X^T``, in a tenth of an SVD's time."""
     if len(x) < x.shape[1]:
         squares, u = torch.linalg.eigh(x @ x.mT)
         keep = squares > 1e-12 * squares[-1].clamp(min=1e-300)
@@ -102,8 +117,8 @@ def _eigen(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _folds(groups: Sequence[int], folds: int) -> Tensor:
-    """The fold of each row: groups in the order of their first rows, in turn."""
-    number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    if len(number) < 2:
-        raise ValueError(f"a regression on {len(number)} groups of rows has nothing to be judged by; give two at least")
-    return torch.tensor([number[group] % folds for group in groups])
+    """Return the fold of each row ``[P]``: groups are dealt to folds in the order of their first rows."""
+    index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    if len(index) < 2:
+        raise ValueError(f"a regression on {len(index)} groups of rows cannot be cross-validated; give 2 or more")
+    return torch.tensor([index[group] % folds for group in groups])

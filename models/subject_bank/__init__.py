@@ -1,1 +1,1 @@
-"""Subject banks: the trained parameters of many subjects, on disk."""
+"""Banks of subjects: many trained adapters of one layout with their training images, for the hypernetwork."""

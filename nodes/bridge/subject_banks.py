@@ -9,7 +9,8 @@ import folder_paths
 import torch
 
 from ...models.metadata.base_fingerprint import fingerprint
-from ...models.subject_bank.shards import MANIFEST, state_of
+from ...models.subject_bank.manifest import MANIFEST
+from ...models.subject_bank.shards import folder_state
 from ...trainers.config import TrainingOptions
 from ...trainers.data.build_dataset import Encoders
 from ...trainers.subject_bank.build import BankBuilder
@@ -84,7 +85,7 @@ _seen: dict[Path, tuple[list[Any], int]] = {}
 
 def folder_version(folder: Path) -> int:
     """How often this process has found the bank in ``folder`` other than it left it: a shard gone, or new ones."""
-    now = state_of(folder)
+    now = folder_state(folder)
     before, count = _seen.get(folder, (now, 0))
     _seen[folder] = now, count + (before != now)
     return _seen[folder][1]
@@ -92,7 +93,7 @@ def folder_version(folder: Path) -> int:
 
 def accept_folder_state(folder: Path) -> None:
     """What this process has done to the bank in ``folder`` is no change."""
-    _seen[folder] = state_of(folder), _seen.get(folder, ([], 0))[1]
+    _seen[folder] = folder_state(folder), _seen.get(folder, ([], 0))[1]
 
 
 def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> BankBuilder:

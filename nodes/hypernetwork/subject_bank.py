@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ...models.adapters.stack import AdapterStack
 from ...models.subject_bank.bank import Bank
-from ...models.subject_bank.shards import state_of as state_of_bank
+from ...models.subject_bank.shards import folder_state as state_of_bank
 from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.image_folder import folder_state
 from ...trainers.engine.checks import check_number

@@ -152,7 +152,7 @@ def run_of(
     """The run that these inputs ask for."""
     shared = bool(bank.manifest.settings.get("shared_input"))
     width = width if start_from is None else start_from.network.config.width
-    config = HyperNetworkConfig(width, refinements=refinements, shared_input=shared, learnt_input=shared)
+    config = HyperNetworkConfig(width=width, refinements=refinements, shared_input=shared, learnt_input=shared)
     return HyperNetworkTrainingConfig(
         bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from,
         input_pictures,
@@ -168,11 +168,11 @@ def train(
     if run.start_from is not None:
         run.start_from.encoder.check(encoder, "clip_vision", "hypernetwork in start_from")
     conds = _encoded(run.prompts, clip)
-    pictures = Subject((Example(bank.latent([(0, 0)]), conds[bank.prompt], bank.prompt),))
+    pictures = Subject((Example(bank.latent_batch([(0, 0)]), conds[bank.prompt], bank.prompt),))
     trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
     name = run_hash(encoder)
     features = FeatureCache(
-        bank, name, lambda images: image_tokens(vision, images), Progress(sum(bank.counts)), processes
+        bank, name, lambda images: image_tokens(vision, images), Progress(sum(bank.image_counts)), processes
     )
     show = Progress(run.steps)
     with training_session(model, run.options, pictures, batch_size=run.batch_size, clip=trained) as session:
@@ -224,7 +224,7 @@ def report(run: HyperNetworkTrainingConfig, result: Result) -> str:
         [
             result.predictor.describe(),
             f"{result.history.step} steps of {run.batch_size} on {len(training)} people of bank {run.bank.name!r} "
-            f"({sum(run.bank.counts)} pictures); {len(held)} people held out",
+            f"({sum(run.bank.image_counts)} pictures); {len(held)} people held out",
             f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
             *([f"taken up at step {result.resumed}"] if result.resumed else []),
             *result.notes,

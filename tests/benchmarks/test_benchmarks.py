@@ -17,7 +17,8 @@ from hyperbooth.models.adapters.parameter_layout import ParameterLayout
 from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.safetensors_io import write_tensors
-from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, write_shard
+from hyperbooth.models.subject_bank.manifest import Manifest
+from hyperbooth.models.subject_bank.shards import SubjectFit, write_shard
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -169,9 +170,15 @@ def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
     layout = ParameterLayout.of(Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator()))
     manifest = Manifest(layout, {"prompt": "a sks face", "steps": 7}, {"base": "SD15", "weights": {}}, {})
     person = people.Person(numbers=4, pictures=2, side=16, tokens=5, width=6)
-    pictures = torch.zeros(6, 16, 16, 3, dtype=torch.uint8), torch.zeros(6, 4, 2, 2)
-    fits = {name: SubjectFit(0.2, 0.1) for name in "abc"}
-    path = write_shard(tmp_path, manifest, fits, [2] * 3, torch.zeros(3, 4), *pictures)
+    path = write_shard(
+        tmp_path,
+        manifest,
+        fits={name: SubjectFit(0.2, 0.1) for name in "abc"},
+        image_counts=[2] * 3,
+        theta=torch.zeros(3, 4),
+        images=torch.zeros(6, 16, 16, 3, dtype=torch.uint8),
+        latents=torch.zeros(6, 4, 2, 2),
+    )
     features = tmp_path / "features.safetensors"
     write_tensors({"tokens": torch.zeros(6, 5, 6, dtype=torch.half)}, features)
     assert (data_bytes(path), data_bytes(features)) == (3 * person.in_shards, 3 * person.in_features)

@@ -8,7 +8,7 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from helpers.banks import pictures_of
+from helpers.banks import images_of
 from helpers.torchrun import CommandRunner
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.subject_bank.bank import Bank
@@ -30,7 +30,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for person in range(PEOPLE):
         folder = root / "people" / f"person {person}"
         folder.mkdir(parents=True)
-        Image.fromarray(pictures_of(person, size=64)[0].numpy()).save(folder / "a.png")
+        Image.fromarray(images_of(person, size=64)[0].numpy()).save(folder / "a.png")
     (folder / "a.png").write_bytes(b"no picture")
     return root
 

@@ -74,15 +74,15 @@ class DreamBoothLoss:
 
     def __call__(self, batch: int) -> Iterator[Tensor]:
         """Scalar loss terms of batch number ``batch``; their sum is the loss."""
-        for term in self._terms_of(batch if self.records is None else self.records.turn(batch)):
+        for term in self._terms_of(batch if self.records is None else self.records.cached_batch(batch)):
             yield from self._losses(term)
 
-    def names(self, batch: int) -> list[str]:
+    def sample_names(self, batch: int) -> list[str]:
         """Of the draws of a batch, see :class:`.hollowing.Source`."""
         return [name for term in self._terms_of(batch) for name in self._names(term)]
 
     @torch.no_grad()
-    def recorded(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
+    def record_batch(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
         """The whole network, run on each draw of a batch; what its deep blocks gave."""
         for term in self._terms_of(batch):
             name, *of_teacher = self._names(term)
@@ -181,7 +181,7 @@ class DreamBoothLoss:
     def _on_record(self, draw: Draw, device: torch.device) -> AbstractContextManager[None]:
         if self.records is None or not draw.name:
             return nullcontext()
-        return self.records.given(draw.name, slice(draw.start, draw.start + len(draw.examples)), device)
+        return self.records.replaying(draw.name, slice(draw.start, draw.start + len(draw.examples)), device)
 
     def _teacher(self, draw: Draw) -> Teacher:
         """The model as it was, on the same text."""

@@ -100,7 +100,7 @@ def _measured(
         loss = replace(loss, subject=replace(subject, examples=(loss.largest,)))
         sample = 0
         if hollow is not None:
-            ((_, records),) = loss.recorded(0, hollow)
+            ((_, records),) = loss.record_batch(0, hollow)
             sample = sum(tensor.nbytes for record in records for tensor in record)
         with session.injected(AdapterStack((link,))):
             passing = session.memory.inference_bytes(loss.largest.size)

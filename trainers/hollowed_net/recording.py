@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ...models.hollowed_net.activation_cache import ActivationCache, DiskStore, MemoryStore, Source, Store
+from ...models.hollowed_net.activation_cache import ActivationCache, ActivationSource, DiskStore, MemoryStore, Store
 from ...models.units import in_mib
 from ..engine.checkpoints import CheckpointStore
 from ..engine.memory_plan import HEADROOM
@@ -17,7 +17,7 @@ OnRecord = Callable[[int, int], None]
 """Receives (batches recorded, of)."""
 
 
-Sources = Callable[[int], Source]
+Sources = Callable[[int], ActivationSource]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,12 @@ class Recorder:
             return
         records = ActivationCache(self.session.model.hollow, self.store, -(-config.samples // config.batch_size))
         each = config.gradient_accumulation
-        needed = records.of(range(step * each, config.steps * each))
+        needed = records.cached_batches(range(step * each, config.steps * each))
         with off(), self._of_no_use_if_it_fails():
             self._fill(records, needed, sources)
         self.lines.append(f"{len(needed)} batches of {config.batch_size} {records.describe()}")
         logging.info("HyperBooth: %s", self.lines[-1])
-        self.lines += _unseen(config, records.batches, config.steps * each)
+        self.lines += _unseen(config, records.batch_count, config.steps * each)
         with self.session.memory.offloaded():
             yield records
 
@@ -122,8 +122,8 @@ class Recorder:
                 raise
             if pieces == self.config.batch_size:
                 raise torch.OutOfMemoryError(
-                    f"out of memory while recording ({in_mib(self.store.bytes)} so far); in Hollowed Net give fewer "
-                    "samples or choose storage 'disk' or 'none', or lower the resolution in Subject"
+                    f"out of memory while recording ({in_mib(self.store.total_bytes)} so far); in Hollowed Net give "
+                    "fewer samples or choose storage 'disk' or 'none', or lower the resolution in Subject"
                 ) from error
             return False
         return True
@@ -134,10 +134,10 @@ class Recorder:
         Raises:
             ValueError: there is not.
         """
-        free = self.store.free()
+        free = self.store.free_bytes()
         if size * more > HEADROOM * free:
             disk = self.store is self.files
-            samples = self.config.batch_size * ((self.store.bytes + int(HEADROOM * free)) // size)
+            samples = self.config.batch_size * ((self.store.total_bytes + int(HEADROOM * free)) // size)
             raise ValueError(
                 f"recording {self.config.samples} samples takes {in_mib(size * more)} more "
                 f"{'on disk' if disk else 'of main memory'}, and {in_mib(free)} are free; in Hollowed Net give at most "
@@ -148,7 +148,7 @@ class Recorder:
         """The run is over: what was recorded is of no more use."""
         for store in (self.store, self.files):
             if store is not None:
-                store.forget()
+                store.clear()
 
 
 def _unseen(config: RecordingConfig, batches: int, drawn: int) -> list[str]:

@@ -114,7 +114,7 @@ class HyperNetworkTrainingConfig:
 
     def inputs_of(self, people: Sequence[int]) -> list[int]:
         """How many pictures of each of them, from the first on, predictions are made from."""
-        counts = (self.bank.counts[person] for person in people)
+        counts = (self.bank.image_counts[person] for person in people)
         return [min(count, self.input_pictures or count) for count in counts]
 
     @property
@@ -126,7 +126,7 @@ class HyperNetworkTrainingConfig:
     def looked_at(self, person: int) -> tuple[Picture, Picture]:
         """For the controls: the picture to predict from, and the one to denoise, one that is no input if there is such,
         and else another one if there is."""
-        (inputs,), last = self.inputs_of([person]), self.bank.counts[person] - 1
+        (inputs,), last = self.inputs_of([person]), self.bank.image_counts[person] - 1
         return (person, inputs - 1), (person, last if last >= inputs else 0)
 
     @property
@@ -135,7 +135,7 @@ class HyperNetworkTrainingConfig:
         if self.denoising_loss:
             return self.bank.prompts
         shown = (self.looked_at(person)[1] for person in self.people[1])
-        return tuple(dict.fromkeys([self.bank.prompt, *(self.bank.prompt_of(*picture) for picture in shown)]))
+        return tuple(dict.fromkeys([self.bank.prompt, *(self.bank.caption(*picture) for picture in shown)]))
 
     @property
     def look_every(self) -> int:
@@ -147,7 +147,7 @@ class HyperNetworkTrainingConfig:
         start = None if self.start_from is None else (self.start_from.network, self._held_before)
         options = replace(self.options, **COSMETIC, validation=0)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
-        people = [(entry.name, entry.fit, entry.pictures, entry.prompts) for entry in self.bank.entries]
+        people = [(entry.name, entry.fit, entry.image_rows, entry.prompts) for entry in self.bank.entries]
         return run_hash(
             "hypernetwork", VERSION, model, encoder, self.bank.manifest.digest, people, self.config, self.learning_rate,
             self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start, steps,
@@ -161,7 +161,7 @@ class HyperNetworkTrainingConfig:
         return {
             "steps": before + history.step, "people": len(training), "people_held_out": len(held),
             "held_out": [self.bank.names[place] for place in held],
-            "pictures": sum(self.bank.counts), "bank": self.bank.name, "learning_rate": self.learning_rate,
+            "pictures": sum(self.bank.image_counts), "bank": self.bank.name, "learning_rate": self.learning_rate,
             "batch_size": self.batch_size, "weight_loss": self.weight_loss, "denoising_loss": self.denoising_loss,
             "seed": self.seed, "optimizer": self.options.optimizer, "lr_scheduler": self.options.lr_scheduler,
             "input_pictures": self.input_pictures, "final_loss": history.losses[-1],

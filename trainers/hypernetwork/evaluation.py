@@ -102,7 +102,7 @@ class Evaluator:
         wrong = own.roll(1, 0)
         losses = {**self.fixed, "own": self.loss(own), "wrong": self.loss(wrong)}
         if self.network.input_side is not None:  # what is learnt for everybody shows nobody
-            losses["mean"] = self.loss(self.network.nobody().expand_as(own))
+            losses["mean"] = self.loss(self.network.mean_prediction().expand_as(own))
         return EvalResult(**losses, explained=self._explained(own), explained_wrong=self._explained(wrong))
 
     @property

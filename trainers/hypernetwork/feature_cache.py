@@ -57,7 +57,7 @@ class FeatureCache:
         self._ensure_all(of, on_done)
 
     def _ensure_all(self, of: Mapping[Path, Sequence[int]], on_done: Callable[[int, int], None]) -> None:
-        counts, done = self._bank.counts, 0
+        counts, done = self._bank.image_counts, 0
         total = sum(counts[subject] for subjects in of.values() for subject in subjects)
         for shard, subjects in of.items():
             self._ensure(shard, subjects, lambda more, done=done: on_done(done + more, total))
@@ -68,7 +68,7 @@ class FeatureCache:
         rows: list[Tensor] = []
         for subject, picture in pictures:
             entry = self._bank.entries[subject]
-            rows.append(self._row(entry.shard, entry.pictures[0] + picture))
+            rows.append(self._row(entry.shard, entry.image_rows[0] + picture))
         return torch.stack(rows)
 
     def _row(self, shard: Path, row: int) -> Tensor:
@@ -83,8 +83,8 @@ class FeatureCache:
     def _ensure(self, shard: Path, subjects: Sequence[int], on_done: Callable[[int], None]) -> None:
         """The shard's tokens are on the disk, or in memory where the bank's folder takes no file."""
         entries = [self._bank.entries[subject] for subject in subjects]
-        count = max(entry.pictures[1] for entry in entries)
-        key = run_hash([(entry.name, entry.fit, entry.pictures) for entry in entries])
+        count = max(entry.image_rows[1] for entry in entries)
+        key = run_hash([(entry.name, entry.fit, entry.image_rows) for entry in entries])
         if shard in self._memory or self._is_there(shard, count, key):
             return
         tokens, done = None, 0
@@ -93,7 +93,7 @@ class FeatureCache:
             made = torch.cat([self._encode(part) for part in images.split(BATCH)]).half()
             if tokens is None:
                 tokens = made.new_zeros(count, *made.shape[1:])
-            tokens[slice(*entry.pictures)] = made
+            tokens[slice(*entry.image_rows)] = made
             done += len(images)
             on_done(done)
         try:

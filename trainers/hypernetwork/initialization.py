@@ -41,7 +41,7 @@ def initial_network(
         line = begin(network, bank, training, run.inputs_of, features, alive) if processes.is_main else ""
         processes.broadcast_([*network.state_dict().values()])
         return network, line
-    network = run.start_from.network.copied(run.config.refinements, run.config.learnt_input)
+    network = run.start_from.network.copy(run.config.refinements, run.config.learnt_input)
     return network, f"start: a hypernetwork of {run.start_from.metadata.get('steps', 0)} steps"
 
 
@@ -54,7 +54,7 @@ def begin(
     theta = bank.theta(people)
     mean, scale = theta.mean(0), theta.std(0, unbiased=False)
     scale[scale < 1e-6 * scale.max()] = 0
-    network.standardise(mean, scale)
+    network.set_normalization(mean, scale)
     if not network.config.directions:
         return "start: the mean person"
     scale = network.scale.cpu()
@@ -62,9 +62,9 @@ def begin(
     counts = inputs_of(people)
     pictures = [(person, (people[person], p)) for person, count in enumerate(counts) for p in range(count)]
     x = torch.cat([pooled(features([picture]).float()) for _, picture in pictures])
-    found = fit_linear(x, z, [person for person, _ in pictures], network.config.directions, alive)
-    network.begin(found.weight, found.bias, found.directions)
+    found = fit_linear(x, z, [person for person, _ in pictures], rank=network.config.directions, on_progress=alive)
+    network.set_linear_init(found.weight, found.bias, found.directions)
     return (
-        f"start: {found.directions.shape[1]} directions hold {found.spanned:.0%} of how {len(people)} people differ; a "
-        f"linear guess from their pictures foretells {found.explained_variance:.1%}, of people left out"
+        f"start: {found.directions.shape[1]} directions hold {found.captured_variance:.0%} of how {len(people)} people "
+        f"differ; a linear guess from their pictures foretells {found.explained_variance:.1%}, of people left out"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.backbone.gradient_checkpointing import gradient_checkpointing
-from ...models.hypernetwork.delta_distance import MOST, LayerDeltas, delta_variance
+from ...models.hypernetwork.delta_distance import MAX_SUBJECTS, LayerDeltas, delta_variance
 from ...models.hypernetwork.network import HyperNetwork
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.subject_bank.bank import Bank
@@ -110,7 +110,7 @@ class HyperNetworkTrainer:
             lambda: alive(state.history.step),
         )
         thetas = RowCache(bank.theta, training)
-        counts = [bank.counts[person] for person in training]
+        counts = [bank.image_counts[person] for person in training]
         people = SubjectBatches(training, counts, run.inputs_of(training), thetas, rows, examples)
         first = [parameter.detach().clone() for parameter in network.parameters()]
         return cls(run, session, network, state, controls, people, first, [line, *run.warnings], processes)
@@ -165,7 +165,7 @@ class HyperNetworkTrainer:
         return self.processes.broadcast_object(self._variance_of_people)
 
     def _variance_of_people(self) -> float:
-        some = self.people.theta(self.people.places[:MOST])
+        some = self.people.theta(self.people.places[:MAX_SUBJECTS])
         return max(delta_variance(LayerDeltas(self.network.layout)(some)).item(), 1e-30)
 
     def _is_due(self, step: int) -> bool:
@@ -232,7 +232,7 @@ class HyperNetworkTrainer:
     def result(self, encoder: BaseModelRef, history: History) -> Predictor:
         """The hypernetwork, on the CPU."""
         with self.state.result():
-            network = self.network.copied()
+            network = self.network.copy()
         base, times = self.run.bank.manifest.base, {"started": self.started, "finished": time.time()}
         facts = {**self.run.metadata(history), "taken_at_step": self.at, **self.looks[self.at].metadata, **times}
         return Predictor(network, encoder, BaseModelRef(base["base"], base["weights"]), self.run.bank.prompt, facts)
@@ -249,8 +249,8 @@ class HyperNetworkTrainer:
 
 
 def _examples(bank: Bank, conds: Conds, pictures: Sequence[Picture]) -> list[Example]:
-    prompts = [bank.prompt_of(*picture) for picture in pictures]
+    prompts = [bank.caption(*picture) for picture in pictures]
     return [
         Example(latent[None], conds[prompt], prompt)
-        for latent, prompt in zip(bank.latent(pictures), prompts, strict=True)
+        for latent, prompt in zip(bank.latent_batch(pictures), prompts, strict=True)
     ]

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.subject_bank.bank import Bank
-from ...models.subject_bank.shards import MANIFEST, Manifest, SubjectFit, read_shard, shards_in, write_shard
+from ...models.subject_bank.manifest import MANIFEST, Manifest
+from ...models.subject_bank.shards import SubjectFit, list_shards, read_shard, write_shard
 from ...models.validation import is_unicode
 from ..data.build_dataset import Encoders, Framing, SourceImages, build_dataset
 from ..data.dataset import Subject
@@ -122,7 +123,7 @@ def subject_names(source: Path) -> list[str]:
 
 def _missing(names: Sequence[str], folder: Path, manifest: Manifest) -> list[str]:
     """Those of ``names`` that no shard in ``folder`` holds."""
-    there = {entry.name for path in shards_in(folder) for entry in read_shard(path, manifest)}
+    there = {entry.name for path in list_shards(folder) for entry in read_shard(path, manifest)}
     return [name for name in names if name not in there]
 
 
@@ -217,10 +218,15 @@ class _Build:
         latents = [example.latents for one, _ in learned for example in one.subject.examples]
         prompts = [[example.prompt for example in one.subject.examples] for one, _ in learned]
         write_shard(
-            self.folder, self.manifest, fits, [len(one.images) for one, _ in learned],
-            torch.stack([fitted.theta for _, fitted in learned]), torch.cat([one.images for one, _ in learned]),
-            torch.cat(latents).float(), prompts if self.recipe.captions else (),
-        )  # fmt: skip
+            self.folder,
+            self.manifest,
+            fits=fits,
+            image_counts=[len(one.images) for one, _ in learned],
+            theta=torch.stack([fitted.theta for _, fitted in learned]),
+            images=torch.cat([one.images for one, _ in learned]),
+            latents=torch.cat(latents).float(),
+            prompts=prompts if self.recipe.captions else (),
+        )
         self.tally.learned += len(learned)
 
 

@@ -67,7 +67,7 @@ def report(bank: Bank, tally: BuildProgress, lines: Sequence[str], gone: Collect
     new = f"{tally.learned} of them new" if tally.learned else "none of them new"
     return "\n".join(
         [
-            f"{len(bank)} subjects with {sum(bank.counts)} pictures in {len(shards)} shards ({size}), {new}",
+            f"{len(bank)} subjects with {sum(bank.image_counts)} pictures in {len(shards)} shards ({size}), {new}",
             f"{bank.layout.describe()}, each trained for {bank.manifest.settings['steps']} steps on {bank.prompt!r}",
             *_captions(bank),
             *quality(bank),
@@ -100,7 +100,7 @@ def _captions(bank: Bank) -> list[str]:
     if not bank.manifest.settings.get("captions"):
         return []
     own = sum(text != bank.prompt for entry in bank.entries for text in entry.prompts)
-    return [f"captions: {own} of {sum(bank.counts)} pictures have one; the others are trained on that prompt"]
+    return [f"captions: {own} of {sum(bank.image_counts)} pictures have one; the others are trained on that prompt"]
 
 
 def _gone(gone: Collection[str]) -> list[str]:

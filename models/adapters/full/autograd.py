@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...backbone.frozen_layers import WeightAccess, no_view
+from ...backbone.frozen_layers import WeightAccess, without_view
 
 
 class TrainedLinear(torch.autograd.Function):
@@ -21,7 +21,7 @@ class TrainedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, diff)
         ctx.layer, ctx.access_weight = layer, access_weight
         with access_weight(layer, x) as (weight, bias):
-            return no_view(F.linear(x, weight + diff.to(x.dtype), bias))
+            return without_view(F.linear(x, weight + diff.to(x.dtype), bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -43,7 +43,7 @@ class TrainedConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, diff)
         ctx.layer, ctx.access_weight = layer, access_weight
         with access_weight(layer, x) as (weight, bias):
-            return no_view(layer._conv_forward(x, weight + diff.to(x.dtype).view_as(weight), bias))
+            return without_view(layer._conv_forward(x, weight + diff.to(x.dtype).view_as(weight), bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

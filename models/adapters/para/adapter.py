@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backbone.forward_patch import Forward
-from ...backbone.frozen_layers import Bias, is_convolution
+from ...backbone.frozen_layers import BiasCache, is_convolution
 from ..base import AdapterLayer
 from ..layer_context import LayerContext
 from ..weight_update import ProjectOut
@@ -101,7 +101,7 @@ class PaRa(AdapterLayer):
 
     def adapted_forward(self, site: LayerContext) -> Forward:
         """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
-        places, bias = is_convolution(site.layer), Bias(site.layer, site.access_weight)
+        places, bias = is_convolution(site.layer), BiasCache(site.layer, site.access_weight)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y = site.forward(x, *args, **kwargs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...backbone.frozen_layers import no_view
+from ...backbone.frozen_layers import without_view
 
 
 class ProjectOutput(torch.autograd.Function):
@@ -42,7 +42,7 @@ class ProjectOutput(torch.autograd.Function):
         if bias is not None:
             offset = q.mT @ bias  # [..., r]
             hidden = hidden - (offset[..., :, None] if places else offset[..., None, :])
-        out = no_view(_minus(flat, q, hidden, places).view_as(y))
+        out = without_view(_minus(flat, q, hidden, places).view_as(y))
         ctx.save_for_backward(y if modified_in_place else out, hidden, q, r, bias)
         ctx.places, ctx.projected = places, not modified_in_place
         return out

@@ -105,7 +105,7 @@ def _hollowed_transformers(
             indices = [index for where, index in removed if where == name]
             if indices:
                 first, end = indices[0], indices[-1] + 1
-                spans.append(Span(list(getattr(network, name))[first:end], streams, past=True))
+                spans.append(Span(list(getattr(network, name))[first:end], streams, residual=True))
                 parts.append(_range_in_words(name.replace("_", " ").removesuffix("s"), first, end))
         yield HollowedNetwork(spans, ", ".join(parts))
 

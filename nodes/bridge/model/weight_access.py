@@ -14,7 +14,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ....models.backbone.frozen_layers import own_weights
+from ....models.backbone.frozen_layers import module_weights
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def access_weight(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tens
 
 def _cast(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
     if not isinstance(layer, comfy.ops.CastWeightBiasOp):
-        with own_weights(layer, like) as (weight, bias):
+        with module_weights(layer, like) as (weight, bias):
             return weight, bias, None
     weight, bias, offload_state = comfy.ops.cast_bias_weight(
         layer, dtype=like.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True

@@ -1,4 +1,4 @@
-"""What is kept of the whole network's runs, in memory and on disk."""
+"""Cached activations of the complete network, in memory and on disk."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +10,19 @@ from hyperbooth.models.hollowed_net.network import Activation, HollowedNetwork, 
 from torch import nn
 
 
-class Draws:
-    """Batches of two draws, and how often each was asked for."""
+class FakeSource:
+    """Batches of two samples; counts how often each batch is recorded."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.recorded: list[int] = []
 
-    def names(self, batch: int) -> list[str]:
+    def sample_names(self, batch: int) -> list[str]:
         return [f"{batch}.own", f"{batch}.prior"]
 
-    def recorded(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
-        self.asked.append(batch)
-        for number, name in enumerate(self.names(batch)):
-            yield name, [(torch.full((3, 2), batch + 0.5 * number), torch.full((3, 1), -1, dtype=torch.bfloat16))]
+    def record_batch(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
+        self.recorded.append(batch)
+        for index, name in enumerate(self.sample_names(batch)):
+            yield name, [(torch.full((3, 2), batch + 0.5 * index), torch.full((3, 1), -1, dtype=torch.bfloat16))]
 
 
 @pytest.fixture(params=["ram", "disk"])
@@ -30,68 +30,70 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return MemoryStore(lambda: 1 << 40) if request.param == "ram" else DiskStore(tmp_path / "records")
 
 
-def nobody(*_: int) -> None:
-    """Looks at the progress."""
+def ignore_progress(*_: int) -> None:
+    """Ignore the progress."""
 
 
 HOLLOW = HollowedNetwork([Span([nn.Identity()])])
 
 
-def test_what_is_written_is_read(store: Store) -> None:
-    draws, seen = Draws(), []
-    ActivationCache(HOLLOW, store, 4).fill(draws, range(4), lambda *at: seen.append(at))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] and draws.asked == [0, 1, 2, 3]
-    ((own, bits),) = store.read("3.prior")
-    assert torch.equal(own, torch.full((3, 2), 3.5))
-    assert bits.dtype == torch.bfloat16 and bits.shape == (3, 1)
-    assert store.bytes >= 8 * (3 * 2 * 4 + 3 * 2)
+def test_written_activations_are_read_back(store: Store) -> None:
+    source, seen = FakeSource(), []
+    ActivationCache(HOLLOW, store, 4).fill(source, range(4), lambda *progress: seen.append(progress))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] and source.recorded == [0, 1, 2, 3]
+    ((first, second),) = store.read("3.prior")
+    assert torch.equal(first, torch.full((3, 2), 3.5))
+    assert second.dtype == torch.bfloat16 and second.shape == (3, 1)
+    assert store.total_bytes >= 8 * (3 * 2 * 4 + 3 * 2)
 
 
-def test_only_what_is_missing_is_recorded(store: Store) -> None:
-    ActivationCache(HOLLOW, store, 2).fill(Draws(), range(2), nobody)
-    draws = Draws()
-    ActivationCache(HOLLOW, store, 5).fill(draws, range(5), nobody)
-    assert draws.asked == [2, 3, 4]
+def test_only_missing_batches_are_recorded(store: Store) -> None:
+    ActivationCache(HOLLOW, store, 2).fill(FakeSource(), range(2), ignore_progress)
+    source = FakeSource()
+    ActivationCache(HOLLOW, store, 5).fill(source, range(5), ignore_progress)
+    assert source.recorded == [2, 3, 4]
 
 
-def test_what_is_still_to_come_is_known_after_each(store: Store) -> None:
-    ActivationCache(HOLLOW, store, 1).fill(Draws(), range(1), nobody)
-    told: list[tuple[int, int]] = []
-    ActivationCache(HOLLOW, store, 4).fill(Draws(), range(4), nobody, lambda *at: told.append(at))
-    (size,) = {size for size, _ in told}
-    assert [more for _, more in told] == [2, 1, 0] and 4 * size == store.bytes
-    assert store.free() > 0
+def test_size_and_remaining_batches_are_reported_after_each_recorded_one(store: Store) -> None:
+    ActivationCache(HOLLOW, store, 1).fill(FakeSource(), range(1), ignore_progress)
+    reported: list[tuple[int, int]] = []
+    ActivationCache(HOLLOW, store, 4).fill(
+        FakeSource(), range(4), ignore_progress, lambda *space: reported.append(space)
+    )
+    (size,) = {size for size, _ in reported}
+    assert [remaining for _, remaining in reported] == [2, 1, 0] and 4 * size == store.total_bytes
+    assert store.free_bytes() > 0
 
 
 def test_a_damaged_file_is_recorded_again(tmp_path: Path) -> None:
-    store, draws = DiskStore(tmp_path), Draws()
-    ActivationCache(HOLLOW, store, 3).fill(draws, range(3), nobody)
+    store, source = DiskStore(tmp_path), FakeSource()
+    ActivationCache(HOLLOW, store, 3).fill(source, range(3), ignore_progress)
     path = tmp_path / "1.own.safetensors"
     path.write_bytes(path.read_bytes()[:20])
-    ActivationCache(HOLLOW, store, 3).fill(draws, range(3), nobody)
-    assert draws.asked == [0, 1, 2, 1]
+    ActivationCache(HOLLOW, store, 3).fill(source, range(3), ignore_progress)
+    assert source.recorded == [0, 1, 2, 1]
     assert torch.equal(store.read("1.own")[0][0], torch.full((3, 2), 1.0))
 
 
-def test_only_what_will_be_used_is_needed() -> None:
-    records = ActivationCache(HOLLOW, MemoryStore(lambda: 0), 4)
-    assert records.of(range(2)) == [0, 1]
-    assert records.of(range(3, 5)) == [0, 3]
-    assert records.of(range(1, 100)) == [0, 1, 2, 3]
+def test_only_batches_that_training_uses_are_needed() -> None:
+    cache = ActivationCache(HOLLOW, MemoryStore(lambda: 0), 4)
+    assert cache.cached_batches(range(2)) == [0, 1]
+    assert cache.cached_batches(range(3, 5)) == [0, 3]
+    assert cache.cached_batches(range(1, 100)) == [0, 1, 2, 3]
 
 
-def test_batches_come_in_turn_and_in_parts(store: Store) -> None:
-    records = ActivationCache(HOLLOW, store, 2)
-    records.fill(Draws(), range(records.batches), nobody)
-    assert [records.turn(batch) for batch in range(5)] == [0, 1, 0, 1, 0]
+def test_training_cycles_through_batches_and_replays_some_rows(store: Store) -> None:
+    cache = ActivationCache(HOLLOW, store, 2)
+    cache.fill(FakeSource(), range(cache.batch_count), ignore_progress)
+    assert [cache.cached_batch(batch) for batch in range(5)] == [0, 1, 0, 1, 0]
     (block,) = HOLLOW.blocks
-    with records.given("1.own", slice(1, 3), torch.device("cpu")):
+    with cache.replaying("1.own", slice(1, 3), torch.device("cpu")):
         assert torch.equal(block(torch.zeros(2, 2)), torch.full((2, 2), 1.0))
     assert torch.equal(block(torch.zeros(2, 2)), torch.zeros(2, 2))
 
 
-def test_forgotten_it_is_gone(store: Store, tmp_path: Path) -> None:
-    records = ActivationCache(HOLLOW, store, 1)
-    records.fill(Draws(), range(records.batches), nobody)
-    store.forget()
+def test_a_cleared_store_is_empty(store: Store, tmp_path: Path) -> None:
+    cache = ActivationCache(HOLLOW, store, 1)
+    cache.fill(FakeSource(), range(cache.batch_count), ignore_progress)
+    store.clear()
     assert "0.own" not in store and not list(tmp_path.rglob("*.safetensors"))

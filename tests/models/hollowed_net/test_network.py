@@ -1,4 +1,4 @@
-"""The formulas of a hollow network, written out in float64."""
+"""The formulas of a network without its middle blocks, written out in float64."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from hyperbooth.models.hollowed_net.network import HollowedNetwork, Span
 from torch import Tensor, nn
 
 
-class Two(nn.Module):
-    """A block of two streams, as a transformer's: each adds to its own, of both."""
+class TwoStreamBlock(nn.Module):
+    """A transformer-like block of two streams; what it adds to each depends on both."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -15,7 +15,7 @@ class Two(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         x, y = self.f(torch.cat([a, b], -1)).tanh().chunk(2, -1)
-        a += scale * x  # in place, as some of ComfyUI's do
+        a += scale * x  # in place, as in some of ComfyUI's blocks
         b += scale * y
         return a, b
 
@@ -26,7 +26,7 @@ WIDTH = 5
 @pytest.fixture
 def blocks() -> list[nn.Module]:
     torch.manual_seed(0)
-    return [Two(WIDTH) for _ in range(5)]
+    return [TwoStreamBlock(WIDTH) for _ in range(5)]
 
 
 def run(blocks: list[nn.Module], a: Tensor, b: Tensor) -> Tensor:
@@ -40,15 +40,15 @@ def inputs() -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(2, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
 
 
-def taken(blocks: list[nn.Module]) -> HollowedNetwork:
-    return HollowedNetwork([Span(blocks[1:4], ("a", "b"), past=True)])
+def hollowed(blocks: list[nn.Module]) -> HollowedNetwork:
+    return HollowedNetwork([Span(blocks[1:4], ("a", "b"), residual=True)])
 
 
 @torch.no_grad()
-def test_a_change_before_the_blocks_goes_past_them(blocks: list[nn.Module]) -> None:
-    """``h_out = R + (h_in - h_in')``, each stream by itself."""
-    hollow, (a, b) = taken(blocks), inputs()
-    with hollow.recording() as records:
+def test_a_change_before_the_removed_blocks_bypasses_them(blocks: list[nn.Module]) -> None:
+    """``h_out = R + (h_in - h_in')``, for each stream separately."""
+    hollow, (a, b) = hollowed(blocks), inputs()
+    with hollow.recording() as activations:
         run(blocks, a, b)
     before = blocks[0](a=a.clone(), b=b.clone(), scale=0.5)
     after = tuple(h.clone() for h in before)
@@ -57,17 +57,17 @@ def test_a_change_before_the_blocks_goes_past_them(blocks: list[nn.Module]) -> N
     moved = blocks[0](a=a + 1, b=b.clone(), scale=0.5)
     into = [r + (h - h0) for r, h, h0 in zip(after, moved, blocks[0](a=a.clone(), b=b.clone(), scale=0.5), strict=True)]
     x, y = blocks[4](a=into[0], b=into[1], scale=0.5)
-    with hollow.recorded(records):
+    with hollow.replaying(activations):
         assert torch.allclose(run(blocks, a + 1, b), x.sum() + (y * y).sum(), atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["recorded", "without_gradients"])
-def test_gradients_go_past_the_blocks_as_if_they_added_a_constant(blocks: list[nn.Module], way: str) -> None:
-    hollow, (a, b) = taken(blocks), inputs()
-    with torch.no_grad(), hollow.recording() as records:
+@pytest.mark.parametrize("way", ["replaying", "without_gradients"])
+def test_gradients_bypass_the_blocks_as_if_these_added_a_constant(blocks: list[nn.Module], way: str) -> None:
+    hollow, (a, b) = hollowed(blocks), inputs()
+    with torch.no_grad(), hollow.recording() as activations:
         run(blocks, a, b)
     a.requires_grad_()
-    with hollow.recorded(records) if way == "recorded" else hollow.without_gradients():
+    with hollow.replaying(activations) if way == "replaying" else hollow.without_gradients():
         (got,) = torch.autograd.grad(run(blocks, a, b), a)
     x, y = blocks[0](a=a + 0, b=b.clone(), scale=0.5)
     with torch.no_grad():
@@ -81,32 +81,32 @@ def test_gradients_go_past_the_blocks_as_if_they_added_a_constant(blocks: list[n
     assert all(parameter.grad is None for parameter in hollow.parameters())
 
 
-def test_without_a_stream_past_them_nothing_reaches_what_came_before() -> None:
-    """A U-Net's blocks: what comes out is what is on record."""
+def test_without_a_residual_stream_no_gradient_reaches_earlier_layers() -> None:
+    """The output of a U-Net's removed blocks is the cached one."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 3, 1, dtype=torch.float64) for _ in range(4)]
     hollow = HollowedNetwork([Span(layers[1:3])])
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    with torch.no_grad(), hollow.recording() as records:
+    with torch.no_grad(), hollow.recording() as activations:
         middle = layers[2](layers[1](layers[0](x)))
-    with hollow.recorded(records):
+    with hollow.replaying(activations):
         out = layers[3](layers[2](layers[1](layers[0](x))))
     assert torch.equal(out, layers[3](middle))
     out.sum().backward()
     assert x.grad is None and layers[3].weight.grad is not None
 
 
-class Strides(nn.Module):
-    """Remembers how what it is given lies in memory."""
+class StrideRecorder(nn.Module):
+    """A block that remembers the strides of its text argument."""
 
     def forward(self, h: Tensor, text: Tensor) -> Tensor:
         self.seen = text.stride()
         return h + text.sum()
 
 
-def test_a_block_run_aside_is_given_tensors_as_they_lay() -> None:
-    """One text for a batch is expanded; copied in full it would go through another kernel, whose last bits differ."""
-    block, texts, h = Strides(), torch.randn(1, 9, 4), torch.zeros(2, 4)
+def test_a_block_without_gradients_gets_copies_with_the_same_strides() -> None:
+    """A text expanded to a batch and copied in full would select another kernel, whose last bits differ."""
+    block, texts, h = StrideRecorder(), torch.randn(1, 9, 4), torch.zeros(2, 4)
     both = texts.expand(2, 9, 4)
     part, windows = torch.randn(2, 12, 4)[:, 3:], torch.randn(2, 12).unfold(1, 4, 1)
     for text in (texts, both, both.mT, texts[0, 0].expand(1, 9, 4), texts[0, 0, 0], part, windows, part[:0]):
@@ -117,10 +117,10 @@ def test_a_block_run_aside_is_given_tensors_as_they_lay() -> None:
         assert block.seen == strides
 
 
-def test_the_blocks_are_themselves_again_after_an_exception(blocks: list[nn.Module]) -> None:
-    hollow, (a, b) = taken(blocks), inputs()
+def test_the_blocks_are_restored_after_an_exception(blocks: list[nn.Module]) -> None:
+    hollow, (a, b) = hollowed(blocks), inputs()
     whole = run(blocks, a, b)
-    for way in (hollow.recording(), hollow.without_gradients(), hollow.recorded([(a, b, a, b)])):
+    for way in (hollow.recording(), hollow.without_gradients(), hollow.replaying([(a, b, a, b)])):
         with pytest.raises(KeyboardInterrupt), way:
             raise KeyboardInterrupt
         assert not [block for block in blocks if "forward" in vars(block)]

@@ -1,4 +1,4 @@
-"""Hypernetworks on disk: what was saved comes back, and nothing else is taken for one."""
+"""Hypernetwork files: round trip, and refusal of damaged or foreign files."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def predictor(seed: int = 0, **settings: Any) -> Predictor:
     generator = torch.Generator().manual_seed(seed)
     network = HyperNetwork.create(config, layout, WIDTH, generator)
     mean, scale = torch.randn(2, layout.parameter_count, generator=generator)
-    network.standardise(mean, scale.abs())
+    network.set_normalization(mean, scale.abs())
     return Predictor(network, ENCODER, BASE, "a [V] face", {"steps": 7, "people": 5})
 
 
@@ -41,7 +41,7 @@ def tokens(seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize(
     "settings", [{}, {"directions": 0, "shared_input": True}, {"shared_input": True, "learnt_input": True}]
 )
-def test_what_was_saved_comes_back(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_round_trip(tmp_path: Path, settings: dict[str, Any]) -> None:
     made = predictor(**settings)
     save_predictor(made, tmp_path / "a.safetensors")
     with torch.inference_mode():
@@ -53,13 +53,13 @@ def test_what_was_saved_comes_back(tmp_path: Path, settings: dict[str, Any]) -> 
     assert again.describe() == made.describe() and "SD15" in made.describe()
 
 
-def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="for its prompt; expected a text"):
+def test_a_predictor_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompt"):
         save_predictor(replace(predictor(), prompt="very " * 2001), tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-def test_half_precision_is_near_and_half_as_large(tmp_path: Path) -> None:
+def test_a_half_precision_file_is_half_as_large_and_predicts_nearly_the_same(tmp_path: Path) -> None:
     made = predictor(width=64)
     save_predictor(made, tmp_path / "a.safetensors")
     save_predictor(made, tmp_path / "b.safetensors", torch.float16)
@@ -69,7 +69,7 @@ def test_half_precision_is_near_and_half_as_large(tmp_path: Path) -> None:
     assert torch.allclose(again(tokens()[None]), made.network(tokens()[None]), atol=1e-3)
 
 
-def test_a_prediction_is_an_adapter_file_that_says_what_it_is(tmp_path: Path) -> None:
+def test_a_predicted_adapter_is_saved_with_its_metadata(tmp_path: Path) -> None:
     made = predictor()
     adapter = made.predict([tokens()])
     theta = made.network.layout.pack(adapter.adapters[0])
@@ -81,66 +81,66 @@ def test_a_prediction_is_an_adapter_file_that_says_what_it_is(tmp_path: Path) ->
     assert again.metadata == adapter.metadata and torch.equal(made.network.layout.pack(again.adapters[0]), theta)
 
 
-def test_of_several_pictures_the_mean() -> None:
+def test_the_prediction_for_several_images_is_their_mean() -> None:
     made = predictor()
     singly = [made.network.layout.pack(made.predict([tokens(seed)]).adapters[0]) for seed in (1, 2)]
     both = made.network.layout.pack(made.predict([tokens(1), tokens(2)]).adapters[0])
     assert torch.allclose(both, (singly[0] + singly[1]) / 2, atol=1e-6)
 
 
-def test_what_does_not_fit_is_refused_with_both_sides() -> None:
+def test_mismatched_inputs_are_refused_naming_both_sides() -> None:
     made = predictor()
-    with pytest.raises(ValueError, match=r"tokens of shape \(5, 7\); the hypernetwork takes some of width 6"):
+    with pytest.raises(ValueError, match=r"clip_vision.*\(5, 7\).*width 6"):
         made.predict([torch.zeros(5, 7)])
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="image"):
         made.predict([])
-    with pytest.raises(ValueError, match="clip_vision is dinov2, width 6; the hypernetwork was made with clip_vision"):
+    with pytest.raises(ValueError, match=r"clip_vision is dinov2, width 6.*clip_vision_model, width 6"):
         ENCODER.check(BaseModelRef("dinov2, width 6", ENCODER.record), "clip_vision", "hypernetwork")
-    with pytest.raises(ValueError, match=r"clip_vision is another clip_vision_model, width 6 than .* by 40"):
+    with pytest.raises(ValueError, match=r"clip_vision is another clip_vision_model, width 6.*by 40"):
         ENCODER.check(
             BaseModelRef(ENCODER.kind, {**ENCODER.record, "b.weight": [0.0, -4.7]}), "clip_vision", "hypernetwork"
         )
-    with pytest.raises(ValueError, match="model has none of the layers of the SD15"):
+    with pytest.raises(ValueError, match=r"model.*SD15"):
         BASE.check(BaseModelRef("SD15", {"other": [1.0]}), "model", "hypernetwork")
     ENCODER.check(BaseModelRef(ENCODER.kind, {"a.weight": [0.5001, 1.5], "b.weight": [0.0, -3.25]}), "clip_vision", "x")
     with torch.no_grad():
         made.network.mean[0] = torch.nan
-    with pytest.raises(ValueError, match="predicts numbers that are none"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         made.predict([tokens()])
 
 
 def changed(path: Path, **entries: Any) -> Path:
-    """The file with other entries in its header."""
+    """Replace entries of the header; ``a__b`` is entry b of entry a."""
     with safe_open(path, framework="pt") as file:
-        said = json.loads(file.metadata()[HEADER])
+        header = json.loads(file.metadata()[HEADER])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, value in entries.items():
-        *way, last = name.split("__")
-        place = said
-        for key in way:
-            place = place[key]
-        place[last] = value
-    save_file(tensors, path, {HEADER: json.dumps(said)})
+        *path_to, last = name.split("__")
+        target = header
+        for key in path_to:
+            target = target[key]
+        target[last] = value
+    save_file(tensors, path, {HEADER: json.dumps(header)})
     return path
 
 
 DAMAGE = {
     "another version": ({"version": 99}, "format version 99"),
-    "a width that the tensors have not": ({"config__width": 32}, r"holds .* of shape .*, its header asks for"),
-    "a depth without end": ({"config__depth": 60000}, "60000 for depth"),
+    "a width other than that of the tensors": ({"config__width": 32}, "shape"),
+    "an enormous depth": ({"config__depth": 60000}, "60000.*depth|depth.*60000"),
     "an unknown setting": ({"config__evil": 1}, "damaged"),
-    "a width that is no number": ({"encoder_width": "6"}, "tokens of width '6'"),
-    "more numbers than there are": ({"layout__kinds": [[[12, 9], [7, 1], [1, 5]], [[8, 3, 3, 3], [7, 2], [2, 5]]]},
-                                    "its layout is for"),
-    "other bases": ({"layout__facts__probes": {"out 12 7": [9.0, 9.0, 9.0]}}, "probes"),
-    "a record that is none": ({"base__record": {"a": "x"}}, "made_for"),
-    "a prompt that is none": ({"prompt": 7}, "prompt"),
-    "facts that are none": ({"facts": {"steps": -1}}, "steps"),
+    "a width that is text": ({"encoder_width": "6"}, "width.*'6'"),
+    "a layout of more parameters": ({"layout__kinds": [[[12, 9], [7, 1], [1, 5]], [[8, 3, 3, 3], [7, 2], [2, 5]]]},
+                                    "layout"),
+    "other random bases": ({"layout__facts__probes": {"out 12 7": [9.0, 9.0, 9.0]}}, "probes"),
+    "a fingerprint that is no list": ({"base__record": {"a": "x"}}, "made_for"),
+    "a prompt that is a number": ({"prompt": 7}, "prompt"),
+    "a negative number of steps": ({"facts": {"steps": -1}}, "steps"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_header_is_refused_in_a_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_header_is_refused_naming_the_file(tmp_path: Path, kind: str) -> None:
     entries, message = DAMAGE[kind]
     save_predictor(predictor(), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=message) as caught:
@@ -148,16 +148,16 @@ def test_a_damaged_header_is_refused_in_a_sentence(tmp_path: Path, kind: str) ->
     assert str(caught.value).startswith("a.safetensors ")
 
 
-def test_what_is_no_hypernetwork_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match=r"b\.safetensors is no hypernetwork"):
+    with pytest.raises(ValueError, match=r"b\.safetensors.*hyperbooth_hypernetwork"):
         load_predictor(tmp_path / "b.safetensors")
     (tmp_path / "c.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"c\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"c\.safetensors"):
         load_predictor(tmp_path / "c.safetensors")
     broken = predictor()
     with torch.no_grad():
         broken.network.heads[0] = torch.inf
-    with pytest.raises(ValueError, match="heads holds NaN or infinite"):
+    with pytest.raises(ValueError, match=r"heads.*NaN or infinite"):
         save_predictor(broken, tmp_path / "d.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "c.safetensors"]

@@ -1,4 +1,4 @@
-"""Distances in product space against the literal products in float64."""
+"""Distances between weight changes against explicit products in float64."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.adapters.parameter_layout import ParameterLayout
 from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.hypernetwork.delta_distance import MOST, LayerDeltas, delta_distance, delta_variance
+from hyperbooth.models.hypernetwork.delta_distance import MAX_SUBJECTS, LayerDeltas, delta_distance, delta_variance
 from torch import Tensor
 
 TARGETS = [
@@ -19,19 +19,19 @@ def layout(rank: int) -> ParameterLayout:
     return ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(rank, 7, 5), torch.Generator()))
 
 
-def people(rank: int, count: int = 6, seed: int = 0) -> Tensor:
+def thetas(rank: int, count: int = 6, seed: int = 0) -> Tensor:
     return torch.randn(count, layout(rank).parameter_count, generator=torch.Generator().manual_seed(seed))
 
 
-def literal(theta: Tensor, rank: int) -> Tensor:
-    """All products of a row, one after the other, in float64."""
+def products_of(theta: Tensor, rank: int) -> Tensor:
+    """Return all products A B of each row, concatenated, in float64."""
     parts = layout(rank).unflatten(theta.double())
     return torch.cat([(p["a_train"] @ p["b_train"]).flatten(-2) for p in parts.values()], -1)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_factors_are_the_layouts_parts(rank: int) -> None:
-    split, theta = LayerDeltas(layout(rank)), people(rank)
+def test_factors_are_parts_of_the_layout(rank: int) -> None:
+    split, theta = LayerDeltas(layout(rank)), thetas(rank)
     factors, parts = split(theta), layout(rank).unflatten(theta)
     assert [tuple(a.shape[1:]) for a, _ in factors] == [(3, 7, rank), (1, 4, min(rank, 3))]
     assert factors[0][0][:, 2].equal(parts["diffusion_model.c.to_q"]["a_train"])
@@ -39,31 +39,31 @@ def test_factors_are_the_layouts_parts(rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_the_distance_is_that_of_the_products(rank: int) -> None:
-    split, first, second = LayerDeltas(layout(rank)), people(rank), people(rank, seed=1)
-    expected = (literal(first, rank) - literal(second, rank)).square().sum(-1)
+def test_distance_equals_that_of_the_products(rank: int) -> None:
+    split, first, second = LayerDeltas(layout(rank)), thetas(rank), thetas(rank, seed=1)
+    expected = (products_of(first, rank) - products_of(second, rank)).square().sum(-1)
     found = delta_distance(split(first), split(second))
     assert torch.allclose(found.double(), expected, rtol=1e-5)
     near = first + 1e-4 * second
-    expected = (literal(near, rank) - literal(first, rank)).square().sum(-1)
+    expected = (products_of(near, rank) - products_of(first, rank)).square().sum(-1)
     assert torch.allclose(delta_distance(split(near), split(first)).double(), expected, rtol=1e-3)
     assert delta_distance(split(first), split(first)).equal(torch.zeros(6))
 
 
-def test_a_distance_to_one_for_all_and_its_gradient() -> None:
-    split, one = LayerDeltas(layout(2)), people(2, 1, 3)[0]
-    theta = people(2).double().requires_grad_()
+def test_distance_of_a_batch_to_one_subject_and_its_gradient() -> None:
+    split, one = LayerDeltas(layout(2)), thetas(2, 1, 3)[0]
+    theta = thetas(2).double().requires_grad_()
     delta_distance(split(theta), split(one.double())).sum().backward()
     again = theta.detach().clone().requires_grad_()
-    (literal(again, 2) - literal(one, 2)).square().sum().backward()
+    (products_of(again, 2) - products_of(one, 2)).square().sum().backward()
     assert torch.allclose(theta.grad, again.grad)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_the_variance_is_that_of_the_products(rank: int) -> None:
-    theta = people(rank, 9) + 3
-    products = literal(theta, rank)
+def test_variance_equals_that_of_the_products(rank: int) -> None:
+    theta = thetas(rank, 9) + 3
+    products = products_of(theta, rank)
     expected = (products - products.mean(0)).square().sum(-1).mean()
     assert torch.allclose(delta_variance(LayerDeltas(layout(rank))(theta)), expected)
-    alike = theta[:1].expand(MOST + 1, -1)
+    alike = theta[:1].expand(MAX_SUBJECTS + 1, -1)
     assert delta_variance(LayerDeltas(layout(rank))(alike)) < 1e-9 * products[0].square().sum()

@@ -1,4 +1,4 @@
-"""Banks on disk: what was written is read, lazily and exactly, and what does not belong is refused by name."""
+"""Subject banks: lazy and exact round trip, and refusal of damaged or foreign files."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,8 @@ from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.models.subject_bank.shards import HEADER, MANIFEST, Manifest, SubjectFit, write_shard
+from hyperbooth.models.subject_bank.manifest import MANIFEST, Manifest
+from hyperbooth.models.subject_bank.shards import HEADER, SubjectFit, write_shard
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,21 +31,30 @@ def manifest(**settings: Any) -> Manifest:
     return Manifest(layout(), {"prompt": "a sks face", "steps": 7, "seed": 3, **settings}, base, {"hyperbooth": "0"})
 
 
-def numbers(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def images_and_latents(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     images = torch.randint(0, 256, (count, 6, 5, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return images, numbers(count, 4, 3, 2, seed=seed)
+    return images, normal(count, 4, 3, 2, seed=seed)
 
 
-def write(folder: Path, counts: dict[str, int], seed: int = 0, of: Manifest | None = None) -> Path:
-    """A shard of subjects (name -> number of pictures)."""
-    of = of or manifest()
+def write(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Write a shard of subjects (name -> number of images)."""
+    shared = manifest()
     fits = {name: SubjectFit(0.1, 0.05, 0.2 if len(counts) > 1 else None) for name in counts}
-    theta = numbers(len(counts), of.layout.parameter_count, seed=seed)
-    return write_shard(folder, of, fits, list(counts.values()), theta, *pictures(sum(counts.values()), seed))
+    images, latents = images_and_latents(sum(counts.values()), seed)
+    theta = normal(len(counts), shared.layout.parameter_count, seed=seed)
+    return write_shard(
+        folder,
+        shared,
+        fits=fits,
+        image_counts=list(counts.values()),
+        theta=theta,
+        images=images,
+        latents=latents,
+    )
 
 
 @pytest.fixture
@@ -56,18 +66,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "people"
 
 
-def test_what_was_written_is_read(folder: Path) -> None:
+def test_round_trip(folder: Path) -> None:
     bank = Bank.open(folder)
-    assert bank.names == ("alice", "bob", "carol") and bank.counts == (3, 2, 1) and len(bank) == 3
+    assert bank.names == ("alice", "bob", "carol") and bank.image_counts == (3, 2, 1) and len(bank) == 3
     assert (bank.name, bank.prompt, bank.layout) == ("people", "a sks face", layout())
-    first, second = numbers(2, bank.layout.parameter_count, seed=1), numbers(1, bank.layout.parameter_count, seed=2)
+    first, second = normal(2, bank.layout.parameter_count, seed=1), normal(1, bank.layout.parameter_count, seed=2)
     assert bank.theta().equal(torch.stack([first[1], second[0], first[0]]))
     assert bank.theta([2, 1, 2]).equal(torch.stack([first[0], second[0], first[0]]))
-    images, latents = pictures(4, seed=1)
+    images, latents = images_and_latents(4, seed=1)
     assert bank.images(0).equal(images[1:].float() / 255) and bank.latents(0).equal(latents[1:])
     assert bank.images(2).equal(images[:1].float() / 255)
-    assert bank.latent([(0, 2), (2, 0)]).equal(latents[[3, 0]])
-    assert bank.image([(0, 0), (1, 1)]).equal(torch.stack([images[1], pictures(2, seed=2)[0][1]]).float() / 255)
+    assert bank.latent_batch([(0, 2), (2, 0)]).equal(latents[[3, 0]])
+    assert bank.image_batch([(0, 0), (1, 1)]).equal(
+        torch.stack([images[1], images_and_latents(2, seed=2)[0][1]]).float() / 255
+    )
     assert [entry.fit for entry in bank.entries] == [
         SubjectFit(0.1, 0.05, 0.2),
         SubjectFit(0.1, 0.05),
@@ -75,19 +87,29 @@ def test_what_was_written_is_read(folder: Path) -> None:
     ]
 
 
-def test_pictures_have_captions_of_their_own_or_the_banks_prompt(folder: Path) -> None:
-    of, captions = manifest(captions=True), [["a sks face at sea", "a sks face"], ["a sks face at sea"]]
-    assert Bank.open(folder).prompts == ("a sks face",) and Bank.open(folder).prompt_of(0, 2) == "a sks face"
-    of.save(folder.parent / "told")
+def test_images_have_captions_or_the_prompt_of_the_bank(folder: Path) -> None:
+    shared, captions = manifest(captions=True), [["a sks face at sea", "a sks face"], ["a sks face at sea"]]
+    assert Bank.open(folder).prompts == ("a sks face",) and Bank.open(folder).caption(0, 2) == "a sks face"
+    shared.save(folder.parent / "captions")
     fits = {"dora": SubjectFit(0.1, 0.05), "emil": SubjectFit(0.1, 0.05)}
-    write_shard(folder.parent / "told", of, fits, [2, 1], numbers(2, of.layout.parameter_count), *pictures(3), captions)
-    bank = Bank.open(folder.parent / "told")
-    assert [[bank.prompt_of(i, p) for p in range(count)] for i, count in enumerate(bank.counts)] == captions
+    images, latents = images_and_latents(3)
+    write_shard(
+        folder.parent / "captions",
+        shared,
+        fits=fits,
+        image_counts=[2, 1],
+        theta=normal(2, shared.layout.parameter_count),
+        images=images,
+        latents=latents,
+        prompts=captions,
+    )
+    bank = Bank.open(folder.parent / "captions")
+    assert [[bank.caption(i, p) for p in range(count)] for i, count in enumerate(bank.image_counts)] == captions
     assert bank.prompts == ("a sks face", "a sks face at sea") and bank.prompt == "a sks face"
     assert [bank.metadata(i)["prompts"] for i in range(2)] == captions
 
 
-def test_a_subjects_adapter_is_an_adapter_like_any(folder: Path, tmp_path: Path) -> None:
+def test_the_adapter_of_a_subject_can_be_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
     bank = Bank.open(folder)
     adapter = bank.adapter(1)
     assert bank.layout.pack(adapter.adapters[0]).equal(bank.theta([1])[0])
@@ -109,7 +131,7 @@ def header(path: Path) -> str:
         return file.metadata()[HEADER]
 
 
-def test_what_is_being_written_is_not_read(folder: Path) -> None:
+def test_partial_and_other_files_are_ignored(folder: Path) -> None:
     (folder / ".0123.part").write_bytes(b"half")
     (folder / "notes.txt").write_text("mine")
     assert len(Bank.open(folder)) == 3
@@ -124,9 +146,9 @@ def damaged_header(change: Any) -> Any:
     def damage(path: Path) -> None:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        said = json.loads(header(path))
-        change(said, tensors)
-        save_file(tensors, path, {HEADER: json.dumps(said)})
+        content = json.loads(header(path))
+        change(content, tensors)
+        save_file(tensors, path, {HEADER: json.dumps(content)})
 
     return damage
 
@@ -137,18 +159,18 @@ def damaged_header(change: Any) -> Any:
         (lambda p: p.write_bytes(p.read_bytes()[:100]), "cannot be used"),
         (lambda p: p.write_bytes(b""), "cannot be used"),
         (lambda p: save_file({"theta": torch.zeros(1, 2)}, p), "cannot be used"),
-        (damaged_header(lambda said, _: said.update(version=2)), "under other settings"),
-        (damaged_header(lambda said, _: said.update(bank="0" * 32)), "under other settings"),
-        (damaged_header(lambda said, _: said["subjects"].pop()), "for 1 subjects"),
-        (damaged_header(lambda said, _: said["subjects"][0].update(pictures=2)), "for 2 subjects of 5 pictures"),
-        (damaged_header(lambda said, _: said["subjects"][0].update(pictures=-1)), "its header says"),
-        (damaged_header(lambda said, _: said["subjects"][0].pop("own")), "cannot be used"),
-        (damaged_header(lambda said, _: said["subjects"][0].update(prompts=["a", "b"])), "2 prompts for 1 pictures"),
-        (damaged_header(lambda said, _: said["subjects"][0].update(prompts=[3])), "has the prompts .3."),
-        (damaged_header(lambda said, _: said["subjects"][0].update(prompts="a")), "has the prompts 'a'"),
-        (damaged_header(lambda said, t: t.update(theta=t["theta"][:, :-1].clone())), "its theta have the shape"),
-        (damaged_header(lambda said, t: t.update(images=t["images"].float())), "numbers of the types"),
-        (damaged_header(lambda said, t: t.update(latents=t["latents"][0].clone())), "its latents have the shape"),
+        (damaged_header(lambda content, _: content.update(version=2)), "other settings"),
+        (damaged_header(lambda content, _: content.update(bank="0" * 32)), "other settings"),
+        (damaged_header(lambda content, _: content["subjects"].pop()), "1 subjects"),
+        (damaged_header(lambda content, _: content["subjects"][0].update(pictures=2)), "2 subjects.* 5 "),
+        (damaged_header(lambda content, _: content["subjects"][0].update(pictures=-1)), "-1"),
+        (damaged_header(lambda content, _: content["subjects"][0].pop("own")), "cannot be used"),
+        (damaged_header(lambda content, _: content["subjects"][0].update(prompts=["a", "b"])), "2 prompts for 1"),
+        (damaged_header(lambda content, _: content["subjects"][0].update(prompts=[3])), "prompts .3."),
+        (damaged_header(lambda content, _: content["subjects"][0].update(prompts="a")), "prompts 'a'"),
+        (damaged_header(lambda content, t: t.update(theta=t["theta"][:, :-1].clone())), "theta.*shape"),
+        (damaged_header(lambda content, t: t.update(images=t["images"].float())), "dtypes"),
+        (damaged_header(lambda content, t: t.update(latents=t["latents"][0].clone())), "latents.*shape"),
     ],
 )  # fmt: skip
 def test_a_damaged_shard_is_refused_by_name(folder: Path, damage: Any, message: str) -> None:
@@ -159,7 +181,7 @@ def test_a_damaged_shard_is_refused_by_name(folder: Path, damage: Any, message: 
     assert path.name in str(refused.value) and "move it away" in str(refused.value)
 
 
-def test_numbers_that_are_none_are_refused(folder: Path) -> None:
+def test_infinite_parameters_are_refused(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         damaged_header(lambda _, tensors: tensors["theta"].fill_(torch.inf))(path)
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -168,28 +190,37 @@ def test_numbers_that_are_none_are_refused(folder: Path) -> None:
 
 def test_a_shard_that_holds_nan_is_not_written(tmp_path: Path) -> None:
     theta = torch.full((1, layout().parameter_count), torch.nan)
-    with pytest.raises(ValueError, match="theta holds NaN"):
-        write_shard(tmp_path, manifest(), {"a": SubjectFit(1, 1)}, [1], theta, *pictures(1))
+    images, latents = images_and_latents(1)
+    with pytest.raises(ValueError, match=r"theta.*NaN"):
+        write_shard(
+            tmp_path,
+            manifest(),
+            fits={"a": SubjectFit(1, 1)},
+            image_counts=[1],
+            theta=theta,
+            images=images,
+            latents=latents,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def edit(folder: Path, change: Any) -> None:
-    said = json.loads((folder / MANIFEST).read_text())
-    change(said)
-    (folder / MANIFEST).write_text(json.dumps(said))
+    content = json.loads((folder / MANIFEST).read_text())
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda said: said.update(version=9), "has version 9, this pack reads 1"),
-        (lambda said: said.pop("layout"), "damaged"),
-        (lambda said: said["layout"].update(family="lora"), "holds 'lora' in packed form"),
-        (lambda said: said["layout"]["facts"].update(basis_seed=5), "other bases than seed 5 gives here"),
-        (lambda said: said["settings"].pop("prompt"), "damaged"),
-        (lambda said: said["settings"].update(prompt=3), "gives the prompt 3"),
-        (lambda said: said["base"].update(weights=3), "made_for"),
-        (lambda said: said["base"].update(base=None), "gives the base None"),
+        (lambda content: content.update(version=9), "has version 9, this pack reads 1"),
+        (lambda content: content.pop("layout"), "damaged"),
+        (lambda content: content["layout"].update(family="lora"), "holds 'lora' in packed form"),
+        (lambda content: content["layout"]["facts"].update(basis_seed=5), "other bases than seed 5 gives here"),
+        (lambda content: content["settings"].pop("prompt"), "damaged"),
+        (lambda content: content["settings"].update(prompt=3), "gives the prompt 3"),
+        (lambda content: content["base"].update(weights=3), "made_for"),
+        (lambda content: content["base"].update(base=None), "gives the base None"),
     ],
 )
 def test_a_damaged_manifest_is_refused(folder: Path, change: Any, message: str) -> None:
@@ -199,18 +230,18 @@ def test_a_damaged_manifest_is_refused(folder: Path, change: Any, message: str) 
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 10**5, "\ud800".encode("utf-8", "surrogatepass").decode("latin1")])
-def test_what_is_no_json_is_refused(folder: Path, text: str) -> None:
+def test_invalid_json_is_refused(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match=r"bank 'people': manifest.json"):
         Bank.open(folder)
 
 
-def test_a_folder_without_a_manifest_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"manifest.json cannot be read"):
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"manifest.json"):
         Bank.open(tmp_path)
 
 
-def test_a_manifest_says_in_what_another_differs(folder: Path) -> None:
+def test_difference_describes_what_differs(folder: Path) -> None:
     ours = Manifest.load(folder)
     assert ours.difference(manifest()) is None and ours.digest == manifest().digest
     assert ours.difference(replace(manifest(), versions={})) is None

@@ -32,8 +32,8 @@ def predictor(loaded: Any) -> Predictor:
     targets = select_targets(layer_shapes(trainable_layers(loaded[0])), "attention")
     draw, vision = torch.Generator().manual_seed(0), small_vision()
     layout = ParameterLayout.of(Adapter.create("lidb", targets, LiDBConfig(), draw))
-    network = HyperNetwork.create(HyperNetworkConfig(32, heads=2, directions=2), layout, 32, draw)
-    network.standardise(
+    network = HyperNetwork.create(HyperNetworkConfig(width=32, heads=2, directions=2), layout, 32, draw)
+    network.set_normalization(
         0.05 * torch.randn(layout.parameter_count, generator=draw), torch.full((layout.parameter_count,), 0.1)
     )
     with torch.no_grad():

@@ -81,7 +81,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 def test_each_subject_is_learnt_and_the_model_stays(node: Any, quick: Any, people: Path) -> None:
     with untouched(*quick[:2]):
         bank, report = build(node, quick, steps=30, method=lidb(text_encoder=True))
-    assert bank.names == ("alice", "bob", "carol") and bank.counts == (1, 3, 1)
+    assert bank.names == ("alice", "bob", "carol") and bank.image_counts == (1, 3, 1)
     assert bank.prompt == PROMPT and bank.theta().shape == (3, bank.layout.parameter_count)
     for entry in bank.entries:
         assert entry.fit.own < 0.95 * entry.fit.base and entry.fit.own < entry.fit.other, entry
@@ -107,8 +107,8 @@ def test_pictures_are_trained_on_the_texts_beside_them(node: Any, quick: Any, pe
     plain, _ = build(node, quick)
     told, report = build(node, quick, bank_name="told", captions=True)
     assert "captions: 1 of 5 pictures have one; the others are trained on that prompt" in report
-    assert [plain.prompt_of(1, picture) for picture in range(3)] == [PROMPT] * 3
-    assert [told.prompt_of(1, picture) for picture in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
+    assert [plain.caption(1, picture) for picture in range(3)] == [PROMPT] * 3
+    assert [told.caption(1, picture) for picture in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
     assert told.adapter(1).metadata["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
     assert close(told.theta([0, 2]), plain.theta([0, 2])) and relative(told.theta([1]), plain.theta([1])) > 1e-3
     with pytest.raises(ValueError, match="built otherwise: captions True there, no captions now"):
@@ -121,7 +121,7 @@ def test_a_caption_stays_with_its_picture_where_others_are_left_out(node: Any, q
     (people / "bob" / "2.txt").write_text(f"{PROMPT} at sea")
     (people / "alice" / "0.txt").write_text("long" * 3000)
     bank, report = build(node, quick, captions=True)
-    assert bank.names == ("bob", "carol") and bank.counts == (1, 1) and bank.prompt_of(0, 0) == f"{PROMPT} at sea"
+    assert bank.names == ("bob", "carol") and bank.image_counts == (1, 1) and bank.caption(0, 0) == f"{PROMPT} at sea"
     for said in ("bob/0.png: ", "bob/1.png: its text 1.txt is not UTF-8", "alice: the text beside 0.png has 12000"):
         assert f"left out: {said}" in report
 
@@ -155,7 +155,7 @@ def test_folders_that_come_later_extend_the_bank(node: Any, quick: Any, people: 
     (people / "alice" / "0.png").unlink()
     (people / "alice").rmdir()
     bank, report = build(node, quick, subjects_per_batch=2)
-    assert bank.names == ("alice", "bob", "carol", "dora", "emil") and bank.counts == (1, 3, 1, 1, 2)
+    assert bank.names == ("alice", "bob", "carol", "dora", "emil") and bank.image_counts == (1, 3, 1, 1, 2)
     assert "2 of them new" in report and "kept although the folder has them no more: alice" in report
     assert bank.theta([0, 1, 2]).equal(before.theta()) and kept.items() <= header(bank).items()
 
@@ -304,7 +304,7 @@ def test_what_cannot_be_read_is_reported_and_skipped(node: Any, quick: Any, peop
     (people / ".hidden").mkdir()
     (people / "two\nlines").mkdir()
     bank, report = build(node, quick)
-    assert bank.names == ("alice", "bob") and bank.counts == (1, 3)
+    assert bank.names == ("alice", "bob") and bank.image_counts == (1, 3)
     assert "left out: bob/broken.png: " in report
     assert "left out: carol: no image in carol can be used; 0.png: not an image" in report
     assert "left out: empty: no image" in report and "hidden" not in report

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
-from helpers.banks import PROMPT, pictures_of, theta_of, write_bank
+from helpers.banks import PROMPT, images_of, theta_of, write_bank
 from helpers.training import interrupted_at, quick_sd15, relative, small_vision, untouched
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.hypernetwork.checkpoint import load_predictor, save_predictor
@@ -73,7 +73,7 @@ def relative_error(network: HyperNetwork, predicted: Tensor, fitted: Tensor) -> 
 def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
     rows = []
     for person in people:
-        image = pictures_of(person).float() / 255
+        image = images_of(person).float() / 255
         (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image)
         rows.append(hypernetwork.network.layout.pack(adapter.adapters[0]))
     return torch.stack(rows)
@@ -144,7 +144,7 @@ def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
         raise InterruptedError
 
     monkeypatch.setattr(module.HyperNetworkTrainer, "fit", look_at)
-    bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=2, text=text)
+    bank = write_bank(tmp_path / "bank", loaded, range(20), images=2, text=text)
     assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
     with pytest.raises(InterruptedError):
         trained(node, loaded, bank, denoising_loss=1.0)
@@ -204,7 +204,7 @@ def test_each_picture_is_denoised_under_its_own_caption(
         raise InterruptedError
 
     monkeypatch.setattr(HyperNetworkTrainer, "fit", look_at)
-    bank = write_bank(tmp_path / "bank", loaded, range(20), pictures=3, captions=True)
+    bank = write_bank(tmp_path / "bank", loaded, range(20), images=3, captions=True)
     with pytest.raises(InterruptedError):
         trained(node, loaded, bank, denoising_loss=1.0)
     assert found["own"] == found["told"] != found["plain"]
@@ -226,7 +226,7 @@ def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
 
     monkeypatch.setattr(SubjectBatches, "batch", noted)
     monkeypatch.setattr(FeatureCache, "__call__", lambda self, of: (looked.update(p for _, p in of), at(self, of))[1])
-    bank = write_bank(tmp_path / "bank", loaded, range(8), pictures=3)
+    bank = write_bank(tmp_path / "bank", loaded, range(8), images=3)
     hypernetwork, _, _ = trained(node, loaded, bank, steps=12, input_pictures=inputs)
     assert seen == looked == shown and hypernetwork.metadata["input_pictures"] == inputs
     assert target == ({1, 2} if inputs == 1 else {0, 1, 2})
@@ -237,7 +237,7 @@ def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
 def test_a_run_is_named_by_captions_and_inputs(loaded: Any, tmp_path: Path) -> None:
     """Without the denoising loss the texts of the controls alone are needed."""
     plain, told = (
-        write_bank(tmp_path / str(captions), loaded, range(8), pictures=3, captions=captions)
+        write_bank(tmp_path / str(captions), loaded, range(8), images=3, captions=captions)
         for captions in (False, True)
     )  # fmt: skip
     told = replace(told, manifest=plain.manifest)
@@ -255,7 +255,7 @@ def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
     for person in range(5):
         (tmp_path / "people" / f"{person}").mkdir(parents=True)
-        for number, picture in enumerate(pictures_of(person, 2, 64)):
+        for number, picture in enumerate(images_of(person, 2, 64)):
             Image.fromarray(picture.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
     method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 1e-2, True, 1e-3)
     bank, _ = node(
@@ -265,7 +265,7 @@ def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
     hypernetwork, _, _ = trained(node, loaded, bank, denoising_loss=1.0, steps=2)
     save_predictor(hypernetwork, tmp_path / "a.safetensors")
     hypernetwork = load_predictor(tmp_path / "a.safetensors")
-    image = pictures_of(99, 1, 64).float() / 255
+    image = images_of(99, 1, 64).float() / 255
     (adapter,) = node("Predict", hypernetwork=hypernetwork, clip_vision=small_vision(), image=image, model=model)
     (subject,) = node(
         "Subject", images=[image], vae=[vae], clip=[clip], prompt=[hypernetwork.prompt], resolution=[64],

@@ -135,7 +135,7 @@ def test_a_recording_that_there_is_no_room_for_ends_after_its_first_batch(
     kind: type, else_: str,
 ) -> None:  # fmt: skip
     """Room for seven batches of two and a half more than the first."""
-    monkeypatch.setattr(kind, "free", lambda self: round(7.5 * self.bytes / HEADROOM))
+    monkeypatch.setattr(kind, "free_bytes", lambda self: round(7.5 * self.total_bytes / HEADROOM))
     settings = {"steps": 100, "batch_size": 2}
     with untouched(loaded[0]), pytest.raises(ValueError, match=rf"at most 16 samples, or choose storage {else_}"):
         train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 200, storage), **settings)
@@ -150,7 +150,7 @@ def test_a_disk_that_is_full_is_left_as_it_was(
     write = DiskStore.write
 
     def fills_up(self: DiskStore, name: str, records: Any) -> None:
-        if self.bytes:
+        if self.total_bytes:
             raise OSError(28, "No space left on device")
         write(self, name, records)
 

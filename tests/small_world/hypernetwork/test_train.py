@@ -40,7 +40,7 @@ def test_it_is_trained_and_kept(tmp_path: Path) -> None:
 
 def test_part_of_the_way_is_between_the_weights() -> None:
     start = kept()
-    end = replace(start, network=start.network.copied(), metadata={"steps": 1, "loss_own": 0.1, "taken_at_step": 1})
+    end = replace(start, network=start.network.copy(), metadata={"steps": 1, "loss_own": 0.1, "taken_at_step": 1})
     with torch.no_grad():
         for number, value in enumerate(end.network.state_dict().values()):
             value.add_(number % 3)

@@ -9,7 +9,8 @@ from hyperbooth.models.adapters.parameter_layout import ParameterLayout
 from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, shards_in, write_shard
+from hyperbooth.models.subject_bank.manifest import Manifest
+from hyperbooth.models.subject_bank.shards import SubjectFit, list_shards, write_shard
 from hyperbooth.trainers.hypernetwork import row_cache
 from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
 from hyperbooth.trainers.hypernetwork.row_cache import RowCache
@@ -33,9 +34,14 @@ def write_bank(folder: Path, brighter: int = 0) -> Bank:
         values = [10.0 * "abc".index(name) + i + brighter for name in names for i in range(COUNTS[name])]
         images = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).to(torch.uint8)
         write_shard(
-            folder, manifest, {name: SubjectFit(1, 1 + brighter) for name in names}, [COUNTS[name] for name in names],
-            torch.zeros(len(names), 8), images.contiguous(), torch.zeros(len(images), 4, 2, 2),
-        )  # fmt: skip
+            folder,
+            manifest,
+            fits={name: SubjectFit(1, 1 + brighter) for name in names},
+            image_counts=[COUNTS[name] for name in names],
+            theta=torch.zeros(len(names), 8),
+            images=images.contiguous(),
+            latents=torch.zeros(len(images), 4, 2, 2),
+        )
     return Bank.open(folder)
 
 
@@ -65,7 +71,7 @@ def test_each_picture_has_its_own_and_is_encoded_once(bank: Bank) -> None:
 
 def test_a_bank_built_again_in_the_same_place_has_its_own(bank: Bank) -> None:
     FeatureCache(bank, "encoder", encode, lambda *_: None)
-    for shard in shards_in(bank.folder):
+    for shard in list_shards(bank.folder):
         shard.unlink()
     again = FeatureCache(write_bank(bank.folder, brighter=5), "encoder", encode, lambda *_: None)
     assert again(PICTURES)[:, 0, 0].tolist() == [26, 5, 17, 15]

@@ -9,7 +9,8 @@ from hyperbooth.models.adapters.parameter_layout import ParameterLayout
 from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.subject_bank.bank import Bank
-from hyperbooth.models.subject_bank.shards import Manifest, SubjectFit, write_shard
+from hyperbooth.models.subject_bank.manifest import Manifest
+from hyperbooth.models.subject_bank.shards import SubjectFit, write_shard
 from hyperbooth.trainers.subject_bank.build import subject_names
 from hyperbooth.trainers.subject_bank.report import MOST_NAMED, BuildProgress, quality, report
 
@@ -30,8 +31,15 @@ def bank(folder: Path, fits: dict[str, SubjectFit]) -> Bank:
     manifest.save(folder)
     if fits:
         count = len(fits)
-        write_shard(folder, manifest, fits, [1] * count, torch.zeros(count, 4),
-                    torch.zeros(count, 2, 2, 3, dtype=torch.uint8), torch.zeros(count, 4, 1, 1))  # fmt: skip
+        write_shard(
+            folder,
+            manifest,
+            fits=fits,
+            image_counts=[1] * count,
+            theta=torch.zeros(count, 4),
+            images=torch.zeros(count, 2, 2, 3, dtype=torch.uint8),
+            latents=torch.zeros(count, 4, 1, 1),
+        )
     return Bank.open(folder)
 
 

@@ -118,7 +118,7 @@ def closer(call: Call, base: Loaded, folder: Path, course: Course, mean: Any, ne
 @torch.no_grad()
 def part_of_the_way(start: Any, end: Any, share: float) -> Any:
     """Every weight ``start + share (end - start)``; the rest is ``end``'s, without what was measured of its weights."""
-    there, weights = end.network.copied(), start.network.state_dict()
+    there, weights = end.network.copy(), start.network.state_dict()
     for name, value in there.state_dict().items():
         value.copy_(weights[name].lerp(value, share))
     facts = {name: fact for name, fact in end.metadata.items() if not name.startswith(MEASURED)}

@@ -97,7 +97,7 @@ def test_on_record_it_is_the_whole_network(loaded: Network) -> None:
     for cut in cuts:
         with cut.hollow.recording() as records:
             assert torch.equal(loaded(), whole), cut.name
-        with cut.hollow.recorded(records):
+        with cut.hollow.replaying(records):
             assert torch.equal(loaded(), whole), cut.name
         with cut.hollow.without_gradients():
             assert torch.equal(loaded(), whole), cut.name
@@ -117,7 +117,7 @@ def test_what_is_taken_out_is_not_run(loaded: Network) -> None:
             loaded()
         leaves = [m for block in cut.hollow.blocks for m in block.modules() if not list(m.children())]
         handles = [leaf.register_forward_hook(count) for leaf in leaves]
-        with cut.hollow.recorded(records):
+        with cut.hollow.replaying(records):
             loaded()
         for handle in handles:
             handle.remove()
@@ -148,7 +148,7 @@ def test_gradients_reach_what_is_left(loaded: Network, way: str, monkeypatch: py
         with frozen(loaded.model.model, access_weight, adds_in_place=True):
             with torch.no_grad(), cut.hollow.recording() as records:
                 given()
-            with cut.hollow.recorded(records) if way == "recorded" else cut.hollow.without_gradients():
+            with cut.hollow.replaying(records) if way == "recorded" else cut.hollow.without_gradients():
                 given().square().mean().backward()
     assert inside and torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
 
