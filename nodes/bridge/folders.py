@@ -1,55 +1,55 @@
-"""ComfyUI's folders."""
+"""Files and folders below ComfyUI's models, input and output folders."""
 
 from pathlib import Path
 
 import folder_paths
 
-WORDS = "embeddings"
-"""Where ComfyUI's prompts look for words."""
-LONGEST_NAME = 200
-"""Bytes: file systems take 255, and a number and a suffix are added."""
-NETWORKS = "hyperbooth"
+EMBEDDINGS = "embeddings"
+"""ComfyUI's folder of the embeddings that prompts name."""
+MAX_NAME_BYTES = 200
+"""Bytes of a file name that a user may give: file systems take 255, and a number and a suffix are added."""
+HYPERNETWORKS = "hyperbooth"
 """Folder of hypernetworks, in models and in output."""
-KIND = "loras"
-"""Adapters live among the LoRAs: ComfyUI lists ``output/loras`` there too, so a saved file is found at once."""
+ADAPTERS = "loras"
+"""Folder of adapters: ComfyUI also lists ``output/loras`` under this name, so saved files are found at once."""
 
 
 def adapter_files() -> list[str]:
-    """Names of the adapter files that Load offers."""
-    return _names(KIND)
+    """List the names of the adapter files that Load Adapter offers."""
+    return _file_names(ADAPTERS)
 
 
 def adapter_path(name: str) -> Path:
-    """The file of that name.
+    """Return the adapter file of that name.
 
     Raises:
         ValueError: there is none.
     """
-    return _listed(KIND, "adapter_name", name)
+    return _listed_file(ADAPTERS, "adapter_name", name)
 
 
 def register_hypernetwork_folders() -> None:
-    """ComfyUI knows ``models/hyperbooth`` and ``output/hyperbooth``, where hypernetworks are."""
+    """Register ``models/hyperbooth`` and ``output/hyperbooth``, the folders of hypernetworks, with ComfyUI."""
     for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
-        folder_paths.add_model_folder_path(NETWORKS, str(Path(root) / NETWORKS))
+        folder_paths.add_model_folder_path(HYPERNETWORKS, str(Path(root) / HYPERNETWORKS))
 
 
 def hypernetwork_files() -> list[str]:
-    """Names of the files that Load HyperNetwork offers."""
-    return [name for name in _names(NETWORKS) if name.endswith(".safetensors")]
+    """List the names of the files that Load HyperNetwork offers."""
+    return [name for name in _file_names(HYPERNETWORKS) if name.endswith(".safetensors")]
 
 
 def hypernetwork_path(name: str) -> Path:
-    """The file of that name.
+    """Return the hypernetwork file of that name.
 
     Raises:
         ValueError: there is none.
     """
-    return _listed(NETWORKS, "hypernetwork_name", name)
+    return _listed_file(HYPERNETWORKS, "hypernetwork_name", name)
 
 
-def _names(kind: str) -> list[str]:
-    """What ComfyUI lists of a kind; what it remembers of a folder that is gone by now makes it fail."""
+def _file_names(kind: str) -> list[str]:
+    """List the files of a kind; without ComfyUI's cache if that is stale, because a cached folder has been removed."""
     try:
         return folder_paths.get_filename_list(kind)
     except FileNotFoundError:
@@ -57,27 +57,27 @@ def _names(kind: str) -> list[str]:
         return folder_paths.get_filename_list(kind)
 
 
-def _listed(kind: str, given: str, name: str) -> Path:
-    """The file that ComfyUI lists under ``name`` among those of a kind; ``given`` is the input that named it."""
+def _listed_file(kind: str, input_name: str, name: str) -> Path:
+    """Return the file that ComfyUI lists under ``name`` in the folders of a kind; ``input_name`` is for the message."""
     path = folder_paths.get_full_path(kind, name)
     if path is None:
         folders = ", ".join(folder_paths.get_folder_paths(kind))
-        raise ValueError(f"{given} {name!r} is in none of {folders}; press R to refresh the list")
+        raise ValueError(f"{input_name} {name!r} is in none of {folders}; press R to refresh the list")
     return Path(path)
 
 
 def register_embedding_folder() -> None:
-    """Prompts find words by name in ``output/embeddings`` too, as ComfyUI itself lists ``output/loras``.
+    """Register ``output/embeddings`` as a folder of embeddings, as ComfyUI itself does with ``output/loras``.
 
-    A CLIP takes the list of folders when it is loaded, and looks into them at every prompt: so this comes before any
-    is loaded, and what is saved later is found at once.
+    A CLIP takes the list of folders when it is loaded and searches them at every prompt. Registered before any CLIP is
+    loaded, the folder also serves embeddings that are saved later.
     """
-    folder_paths.add_model_folder_path(WORDS, str(Path(folder_paths.get_output_directory()) / WORDS))
+    folder_paths.add_model_folder_path(EMBEDDINGS, str(Path(folder_paths.get_output_directory()) / EMBEDDINGS))
 
 
 def embedding_usage(path: Path) -> str:
-    """What a prompt writes for the word in the file ``path``."""
-    folders = (Path(folder).resolve() for folder in folder_paths.get_folder_paths(WORDS))
+    """Describe how a prompt refers to the learned embedding in the file ``path``."""
+    folders = (Path(folder).resolve() for folder in folder_paths.get_folder_paths(EMBEDDINGS))
     name = f"embedding:{path.stem}"
     if any(path.resolve().is_relative_to(folder) for folder in folders):
         return f"prompts call it {name}"
@@ -85,10 +85,10 @@ def embedding_usage(path: Path) -> str:
 
 
 def require_embedding_name(path: Path) -> None:
-    """A prompt can name the file ``path`` after ``embedding:``.
+    """Check that a prompt can name the file ``path`` as ``embedding:name``.
 
     Raises:
-        ValueError: its name holds what ends a name there.
+        ValueError: the file's name holds a character that ends a name in prompts.
     """
     if bad := sorted(set(path.stem) & set(" \t,<>[]():")):
         raise ValueError(
@@ -98,10 +98,14 @@ def require_embedding_name(path: Path) -> None:
 
 
 def output_file(prefix: str, suffix: str) -> Path:
-    """The next free file of ``prefix`` in the output folder, numbered as ComfyUI numbers pictures.
+    """Return the path of the next free number for ``prefix`` in the output folder, counted as ComfyUI counts images.
+
+    Args:
+        prefix: folder and name below the output folder, such as ``loras/dog``.
+        suffix: end of the file name after the number, such as ``.safetensors``.
 
     Raises:
-        ValueError: the prefix is no file name or leads out of the output folder.
+        ValueError: the prefix is not a file name, or points outside the output folder.
     """
     require_output_prefix(prefix)
     root = _output()
@@ -112,13 +116,13 @@ def output_file(prefix: str, suffix: str) -> Path:
 
 
 def require_output_prefix(prefix: str) -> None:
-    """A file can be named so.
+    """Check that ``prefix`` names a file below the output folder.
 
     Raises:
-        ValueError: as :func:`output_file`.
+        ValueError: see :func:`output_file`.
     """
     root, name = _output(), _cleaned(prefix)
-    if not name or not name.isprintable() or len(Path(name).name.encode()) > LONGEST_NAME:
+    if not name or not name.isprintable() or len(Path(name).name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"filename_prefix {name[:60]!r} is no file name; give a name such as 'loras/dog'")
     target = (root / name).resolve()
     if target == root or not target.is_relative_to(root):
@@ -134,43 +138,44 @@ def _cleaned(prefix: str) -> str:
 
 
 def output_name(path: Path) -> str:
-    """The path below the output folder, with forward slashes."""
+    """Return the path relative to the output folder, with forward slashes."""
     return path.resolve().relative_to(Path(folder_paths.get_output_directory()).resolve()).as_posix()
 
 
 def state_folder() -> Path:
-    """Where training states wait to be taken up: in the output folder, which outlives the server."""
+    """Return the folder of training states, from which runs resume; in the output folder, because temp is cleared."""
     return Path(folder_paths.get_output_directory()) / "hyperbooth_states"
 
 
 def widget_value(name: str, value: str | None) -> str:
-    """``value``, of an input that is asked for before the node runs: ComfyUI knows one that is linked only then.
+    """Return the value of an input that is needed before the node runs, which ComfyUI has for widgets only.
 
     Raises:
-        ValueError: it is linked; ComfyUI shows the text as a warning, and runs the node each time.
+        ValueError: the input is linked, so ``value`` is None. ComfyUI logs the message as a warning and runs the node
+            at each queueing.
     """
     if value is None:
         raise ValueError(
-            f"{name} is linked, so nobody can see beforehand whether its files have changed: this node, and all that "
+            f"{name} is linked, so a change of its files cannot be detected before the run: this node, and all that "
             f"use it, run each time. Type {name} into the node to have them run only after a change"
         )
     return value
 
 
 def input_folder(name: str) -> Path:
-    """The folder of that name below ComfyUI's input folder.
+    """Return the folder of that name below ComfyUI's input folder.
 
     Raises:
-        ValueError: there is none, or the name leads out of the input folder.
+        ValueError: there is none, or the name points outside the input folder.
     """
     root = Path(folder_paths.get_input_directory()).resolve()
     given = name.strip().replace("\\", "/")
-    there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none yet"
+    existing = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none yet"
     if not given or not given.isprintable():
-        raise ValueError(f"folder {given!r} is no folder's name; give one in {root}: {there}")
+        raise ValueError(f"folder {given!r} is no folder's name; give one in {root}: {existing}")
     path = (root / given).resolve()
     if Path(given).is_absolute() or path == root or not path.is_relative_to(root):
-        raise ValueError(f"folder {given!r} leads out of the input folder; give the name of one in it: {there}")
+        raise ValueError(f"folder {given!r} leads out of the input folder; give the name of one in it: {existing}")
     if not path.is_dir():
-        raise ValueError(f"folder {given!r} is not in {root}; there are: {there}")
+        raise ValueError(f"folder {given!r} is not in {root}; there are: {existing}")
     return path

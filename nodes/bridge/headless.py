@@ -1,6 +1,6 @@
-"""ComfyUI without its server: started as its main.py does, and asked for what its loader nodes give.
+"""ComfyUI without its server: started as its main.py does, with its loaders as functions.
 
-Its modules read their arguments when they are first imported, so that nothing of it is imported here before
+ComfyUI's modules read the command line when they are first imported, so nothing of it is imported here before
 :func:`start`.
 """
 
@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-SILENCE = 10.0
+LOG_INTERVAL = 10.0
 """Seconds between two lines of progress."""
 
 
-def start(place: int) -> None:
-    """Read ``sys.argv`` as ComfyUI's main.py does, and make its folders known.
+def start(local_rank: int) -> None:
+    """Parse ``sys.argv`` as ComfyUI's main.py does, and register its folders.
 
     Args:
-        place: of this process on its machine; each has a GPU of its own, as far as there are any.
+        local_rank: index of this process on its machine, which is also the index of its GPU, if there are any.
     """
     import comfy.options
 
@@ -31,7 +31,7 @@ def start(place: int) -> None:
     from comfy.cli_args import args
 
     if torch.cuda.is_available() and not args.cpu:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(local_rank)
     _take_folders(args)
 
 
@@ -49,26 +49,26 @@ def _take_folders(args: Any) -> None:
 
 
 def is_debug() -> bool:
-    """Whether ComfyUI was started with ``--verbose DEBUG``."""
+    """Return whether ComfyUI was started with ``--verbose DEBUG``."""
     from comfy.cli_args import args
 
-    return "DEBUG" in str(args.verbose)  # a level, or pairs of level and file
+    return "DEBUG" in str(args.verbose)  # a log level, or pairs of log level and file
 
 
 def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE, as Load Checkpoint gives them.
+    """Load MODEL, CLIP and VAE, as Load Checkpoint does.
 
     Raises:
-        ValueError: there is no such file, or it is no checkpoint with a text encoder.
+        ValueError: there is no such file, or it is not a checkpoint with a text encoder.
     """
     import comfy.sd
     import folder_paths
 
-    words = folder_paths.get_folder_paths("embeddings")
+    embeddings = folder_paths.get_folder_paths("embeddings")
     path = _file(name, "checkpoints", "--checkpoint")
     with _reading(name, "--checkpoint"):
         loaded = comfy.sd.load_checkpoint_guess_config(
-            path, output_vae=True, output_clip=True, embedding_directory=words
+            path, output_vae=True, output_clip=True, embedding_directory=embeddings
         )
     model, clip, vae = loaded[:3]
     if clip is None:
@@ -77,7 +77,7 @@ def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
 
 
 def load_vision(name: str) -> Any:
-    """CLIP_VISION, as Load CLIP Vision gives it.
+    """Load a CLIP_VISION, as Load CLIP Vision does.
 
     Raises:
         ValueError: there is no such file, or it holds no encoder.
@@ -94,16 +94,16 @@ def load_vision(name: str) -> Any:
 
 @contextmanager
 def _reading(name: str, argument: str) -> Iterator[None]:
-    """Whatever a reader says of a file that is of another kind or broken is one line that names the argument."""
+    """Convert any error of ComfyUI's file readers to a ValueError of one line that names the argument."""
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{argument} {name!r} cannot be read: {said}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{argument} {name!r} cannot be read: {reason}") from error
 
 
 def _file(name: str, kind: str, argument: str) -> str:
-    """A file of ComfyUI's folder ``kind``, or a path."""
+    """Return the path of a file in ComfyUI's folder ``kind``, or ``name`` itself if it is a file's path."""
     import folder_paths
 
     found = folder_paths.get_full_path(kind, name) or (name if Path(name).is_file() else None)
@@ -113,16 +113,16 @@ def _file(name: str, kind: str, argument: str) -> str:
     return found
 
 
-def log_progress(say: Callable[[str], None] | None) -> None:
-    """Progress bars are lines of text; None for none."""
+def log_progress(log: Callable[[str], None] | None) -> None:
+    """Redirect ComfyUI's progress bars to ``log``, a line every :data:`LOG_INTERVAL` seconds; None discards them."""
     import comfy.utils
 
     last = -math.inf
 
     def hook(done: int, total: int, *_: Any, **__: Any) -> None:
         nonlocal last
-        if time.monotonic() - last >= SILENCE:
+        if time.monotonic() - last >= LOG_INTERVAL:
             last = time.monotonic()
-            say(f"{done} of {total} steps")
+            log(f"{done} of {total} steps")
 
-    comfy.utils.set_progress_bar_global_hook(hook if say else None)
+    comfy.utils.set_progress_bar_global_hook(hook if log else None)

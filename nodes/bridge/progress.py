@@ -1,4 +1,4 @@
-"""ComfyUI's progress bar, with a picture in the running node."""
+"""ComfyUI's progress bar, with a preview image in the running node."""
 
 import time
 
@@ -6,22 +6,34 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
-LONGEST_SILENCE = 1.0
-"""Seconds: ComfyUI's bar keeps still until half a percent is done, and a headless client takes silence for failure."""
+MAX_UPDATE_INTERVAL = 1.0
+"""Seconds between updates at most: ComfyUI's bar skips updates below half a percent, and headless clients would time
+out."""
 
 
 class Progress:
-    """Shows ``(done, of, picture)``; each call also notices the cancel button."""
+    """Progress callback ``(done, total, image)`` of a node; each call raises if the user has pressed cancel.
+
+    Args:
+        total: number of steps.
+    """
 
     def __init__(self, total: int):
         self._bar = comfy.utils.ProgressBar(total)
-        self._shown = -LONGEST_SILENCE
+        self._shown = -MAX_UPDATE_INTERVAL
 
-    def __call__(self, done: int, total: int, picture: Image.Image | None = None) -> None:
+    def __call__(self, done: int, total: int, image: Image.Image | None = None) -> None:
+        """Show the progress, and ``image`` if given.
+
+        Args:
+            done: steps done.
+            total: number of steps, which may differ from the initial one.
+            image: a preview, or None.
+        """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if picture is not None:
-            self._bar.update_absolute(done, total, ("JPEG", picture, None))
-        elif time.monotonic() - self._shown < LONGEST_SILENCE or self._bar.hook is None:
+        if image is not None:
+            self._bar.update_absolute(done, total, ("JPEG", image, None))
+        elif time.monotonic() - self._shown < MAX_UPDATE_INTERVAL or self._bar.hook is None:
             self._bar.update_absolute(done, total)
             return
         else:

@@ -15,7 +15,7 @@ from ...trainers.config import TrainingOptions
 from ...trainers.data.build_dataset import Encoders
 from ...trainers.subject_bank.build import BankBuilder
 from .adapters.patching import base_weights
-from .folders import LONGEST_NAME
+from .folders import MAX_NAME_BYTES
 from .images.vae import encode_pixels, latent_cell
 from .model.denoiser import prediction_of
 from .model.layers import architecture, layer_shapes, trainable_layers
@@ -63,7 +63,7 @@ def new_bank_path(name: str) -> Path:
     """
     name = name.strip()
     plain = name.isprintable() and Path(name).name == name and not {"/", "\\", ":"} & set(name)
-    if not name or not plain or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
+    if not name or not plain or name.startswith(".") or len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"bank_name {name[:60]!r} is no folder's name; give one such as 'people'")
     place = _output() / name
     for root in _roots():
