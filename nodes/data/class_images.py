@@ -1,4 +1,4 @@
-"""Pictures of the subject's class, for prior preservation."""
+"""Node that samples class images for prior preservation."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..common import sockets
 
 
 class ClassImages(io.ComfyNode):
-    """Pictures of the class by the unchanged model, for prior preservation."""
+    """Sample images of the class from the unchanged model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,7 +23,7 @@ class ClassImages(io.ComfyNode):
             node_id="HyperBoothClassImages",
             display_name="Class Images",
             category=f"{sockets.CATEGORY}/data",
-            description="Samples pictures of the subject's class from the unchanged model (DreamBooth's prior "
+            description="Samples images of the subject's class from the unchanged model (DreamBooth's prior "
             "preservation).",
             inputs=[
                 io.Model.Input("model", tooltip="The model as loaded, before any adapter."),
@@ -33,7 +33,7 @@ class ClassImages(io.ComfyNode):
                     "class_prompt", default="a photo of a dog", tooltip="The class, without the subject's name."
                 ),
                 io.Int.Input("count", default=100, min=1, max=10000, tooltip="How many; the paper takes about 1000."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of each."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of each image."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance."),
                 io.Combo.Input(
                     "sampler_name",
@@ -42,9 +42,9 @@ class ClassImages(io.ComfyNode):
                     tooltip="The paper samples them with an ancestral sampler.",
                 ),
                 io.Combo.Input(
-                    "scheduler", options=SCHEDULERS, default="normal", tooltip="Course of the noise levels."
+                    "scheduler", options=SCHEDULERS, default="normal", tooltip="Noise schedule of the sampler."
                 ),
-                sockets.seed("Same seed, same pictures."),
+                sockets.seed("Same seed, same images."),
                 io.Int.Input("resolution", default=512, min=8, max=4096, step=8, tooltip="Side in pixels."),
             ],
             outputs=[

@@ -1,4 +1,4 @@
-"""Photographs from a folder."""
+"""Node that reads images, captions and masks from a folder."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ READING = ReadOptions()
 
 
 class ImagesFromFolder(io.ComfyNode):
-    """Folder -> pictures, their texts and masks."""
+    """Read the images of a folder, with their captions and masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,8 +22,8 @@ class ImagesFromFolder(io.ComfyNode):
             node_id="HyperBoothImagesFromFolder",
             display_name="Photographs from Folder",
             category=f"{sockets.CATEGORY}/data",
-            description="Reads photographs, their texts and masks from a folder in ComfyUI's input folder: upright, "
-            "in natural order, damaged and doubled ones left out and named.",
+            description="Reads images, their captions and masks from a folder in ComfyUI's input folder: upright, in "
+            "natural order; damaged and duplicate files are left out and reported.",
             inputs=[
                 io.String.Input(
                     "folder", default="", tooltip="Name of a folder in ComfyUI's input folder, such as 'my dog'."
@@ -32,21 +32,21 @@ class ImagesFromFolder(io.ComfyNode):
                     "captions",
                     optional=True,
                     default=READING.captions,
-                    tooltip="Read 'name.txt' beside 'name.jpg' as its text. Without one, Subject's prompt is taken.",
+                    tooltip="Read 'name.txt' next to 'name.jpg' as its caption. Without one, Subject's prompt is used.",
                 ),
                 io.Boolean.Input(
                     "masks",
                     optional=True,
                     default=READING.masks,
-                    tooltip="Read 'name.mask.png' beside the picture as its mask (white is learnt), or else take what "
-                    "is opaque in a picture with transparency. Without either, everything counts.",
+                    tooltip="Read 'name.mask.png' next to the image as its mask (white is learned), or else its alpha "
+                    "channel. Without either, the whole image counts.",
                 ),
                 io.Combo.Input(
                     "on_broken",
                     options=list(ON_BROKEN),
                     optional=True,
                     default=READING.on_broken,
-                    tooltip="skip: leave damaged files out, and say so in the report; stop: end with an error.",
+                    tooltip="skip: leave damaged files out and name them in the report; stop: end with an error.",
                 ),
                 io.Int.Input(
                     "longest_side",
@@ -55,26 +55,28 @@ class ImagesFromFolder(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=64,
-                    tooltip="Larger photographs are scaled down to this while reading, which saves memory; 0 leaves "
-                    "them. Twice the training resolution loses nothing.",
+                    tooltip="Larger images are scaled down to this while reading, which saves memory; 0: never. Twice "
+                    "the training resolution loses nothing.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", is_output_list=True, tooltip="For Subject's images."),
                 io.String.Output(
-                    display_name="captions", is_output_list=True, tooltip="One text per image, empty without one."
+                    display_name="captions", is_output_list=True, tooltip="One caption per image, empty without one."
                 ),
                 io.Mask.Output(
                     display_name="masks", is_output_list=True, tooltip="One mask per image, white without one."
                 ),
-                io.String.Output(display_name="report", tooltip="What was used, and what was left out and why."),
+                io.String.Output(display_name="report", tooltip="Which files were used, which were left out, and why."),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> Any:
-        """A digest of names, sizes and times of the files: changed ones are read again. ComfyUI writes it into the
-        pictures that it saves."""
+        """Return a digest of the files' names, sizes and times: a changed folder is read again.
+
+        ComfyUI writes it into the metadata of the images that it saves, so it names no file.
+        """
         return run_hash(folder_state(input_folder(widget_value("folder", folder))))
 
     @classmethod

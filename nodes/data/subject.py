@@ -1,4 +1,4 @@
-"""What is learnt: pictures of the subject, from photographs."""
+"""Node that prepares images of a subject as a training dataset."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ FRAMING = Framing()
 
 
 class Subject(io.ComfyNode):
-    """Pictures and prompt -> subject."""
+    """Encode images and their prompts as a subject."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -26,45 +26,42 @@ class Subject(io.ComfyNode):
             node_id="HyperBoothSubject",
             display_name="Subject",
             category=f"{sockets.CATEGORY}/data",
-            description="Prepares photographs of one subject for training: brings them to size, encodes them and "
-            "the prompt once.",
+            description="Prepares images of one subject for training: resizes them, and encodes them and the prompt once.",
             is_input_list=True,
             inputs=[
-                io.Image.Input(
-                    "images", tooltip="3 to 20 photographs of the subject: a batch, or a list of any sizes."
-                ),
+                io.Image.Input("images", tooltip="3 to 20 images of the subject: a batch, or a list of any sizes."),
                 io.Vae.Input("vae", tooltip="The checkpoint's VAE. It leaves the device before training starts."),
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It leaves the device before training."),
                 io.String.Input(
                     "prompt",
                     default="a photo of sks dog",
                     multiline=True,
-                    tooltip="What the photographs show, with a rare word as the subject's name: 'a photo of sks dog'. "
-                    "Use the same words later to call it up.",
+                    tooltip="What the images show, with a rare word as the subject's identifier: 'a photo of sks dog'. "
+                    "Later prompts use the same words.",
                 ),
                 io.String.Input(
                     "class_prompt",
                     optional=True,
                     default="",
-                    tooltip="The class without the name: 'a photo of a dog'. Needed for prior preservation.",
+                    tooltip="The class without the identifier: 'a photo of a dog'. Needed for prior preservation.",
                 ),
                 io.String.Input(
                     "captions",
                     optional=True,
                     force_input=True,
-                    tooltip="One text per image in place of the prompt: a list, or one text with a line per image. "
-                    "An image whose text in the list is empty takes the prompt.",
+                    tooltip="One caption per image in place of the prompt: a list, or one text with a line per image. "
+                    "An empty caption in the list stands for the prompt.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask per image, of its size: where it is black, nothing is learnt.",
+                    tooltip="One mask per image, of its size: where it is black, nothing is learned.",
                 ),
                 io.Image.Input(
                     "class_images",
                     optional=True,
-                    tooltip="Pictures of the class for prior preservation, from the Class Images node: they keep "
-                    "other dogs from turning into yours.",
+                    tooltip="Images of the class for prior preservation, from the Class Images node: they keep other "
+                    "dogs from turning into yours.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -77,12 +74,12 @@ class Subject(io.ComfyNode):
                 io.Boolean.Input(
                     "bucket",
                     default=FRAMING.bucket,
-                    tooltip="Keep each picture's aspect at this area; off: crop to squares.",
+                    tooltip="Keep each image's aspect ratio at this area; off: crop to squares.",
                 ),
                 io.Boolean.Input(
                     "flip",
                     default=FRAMING.flip,
-                    tooltip="Also train on mirror images. Leave off for faces and for things with writing on them.",
+                    tooltip="Also train on mirrored images. Leave off for faces and for things with writing on them.",
                 ),
                 *_augmentation_inputs(),
             ],
@@ -98,18 +95,18 @@ class Subject(io.ComfyNode):
         crop: list[float] | None = None, colour: list[float] | None = None, augment_seed: list[int] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         augmentation = _augmentation(variants=variants, crop=crop, color=colour, seed=augment_seed)
-        pictures = unbatch(images)
+        pixels = unbatch(images)
         text = single_value("prompt", prompt, "one text per image goes into captions")
-        texts = prompts_for(len(pictures), text, _lines(captions, len(pictures)))
-        subject = SourceImages(pictures, texts, unbatch(masks) if masks else None)
+        texts = prompts_for(len(pixels), text, _lines(captions, len(pixels)))
+        subject = SourceImages(pixels, texts, unbatch(masks) if masks else None)
         class_text = single_value("class_prompt", class_prompt or [""]).strip()
-        others = _class_pictures(unbatch(class_images or []), class_text)
+        others = _class_images(unbatch(class_images or []), class_text)
         framing = Framing(
             resolution=single_value("resolution", resolution),
             bucket=single_value("bucket", bucket),
             flip=single_value("flip", flip),
         )
-        total = len(pictures) + (len(others.images) if others else 0)
+        total = len(pixels) + (len(others.images) if others else 0)
         encoders = _encoders(single_value("vae", vae), single_value("clip", clip), total)
         dataset = build_dataset(
             subject, framing, encoders, class_images=others, class_prompt=class_text, augmentation=augmentation
@@ -126,8 +123,8 @@ def _augmentation_inputs() -> list[io.Input]:
             default=defaults.variants,
             min=1,
             max=MAX_VARIANTS,
-            tooltip="Versions of each image that crop and colour make; every step takes one. All are encoded before "
-            "training, so the time to encode grows with it, the memory to train does not. 8 to 16 when augmenting.",
+            tooltip="Random variants of each image by crop and colour; every step takes one. All are encoded before "
+            "training: encoding takes longer, training needs no more memory. 8 to 16 when augmenting.",
         ),
         io.Float.Input(
             "crop",
@@ -146,7 +143,7 @@ def _augmentation_inputs() -> list[io.Input]:
             max=MAX_STRENGTH,
             step=0.01,
             tooltip="How much brightness, contrast, saturation and (a little) hue vary: 0 is off, 0.1 is subtle. "
-            "Leave off where colour is what makes the subject. Needs variants.",
+            "Leave off where color is what makes the subject. Needs variants.",
         ),
         io.Int.Input(
             "augment_seed",
@@ -155,24 +152,24 @@ def _augmentation_inputs() -> list[io.Input]:
             min=0,
             max=2**64 - 1,
             control_after_generate=keep,
-            tooltip="Same seed, same versions.",
+            tooltip="Same seed, same variants.",
         ),
     ]
 
 
 def _augmentation(**inputs: list[Any] | None) -> Augmentation:
-    """From the inputs that are given; a shared workflow of before may lack them."""
+    """Return the augmentation of the inputs that are given; workflows saved by older versions lack some."""
     return Augmentation(**{name: single_value(name, values) for name, values in inputs.items() if values})
 
 
 def _lines(captions: list[str] | None, images: int) -> list[str] | None:
-    """A list of captions as it is; a single text is a line per image, or one image's whole text."""
+    """Return a list of captions unchanged; split a single text for several images into its lines."""
     if captions is not None and len(captions) == 1 and images > 1:
         return [line.strip() for line in re.split(r"\r?\n", captions[0]) if line.strip()]
     return captions
 
 
-def _class_pictures(images: list[Tensor], class_prompt: str) -> SourceImages | None:
+def _class_images(images: list[Tensor], class_prompt: str) -> SourceImages | None:
     if not images:
         return None
     if not class_prompt.strip():

@@ -1,4 +1,4 @@
-"""What is learnt, from the stock dataset nodes."""
+"""Node that makes a subject from the latents and conditioning of the stock dataset nodes."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..common import sockets
 
 
 class SubjectFromLatents(io.ComfyNode):
-    """Latents and conditioning of the stock dataset nodes -> subject."""
+    """Make a subject from latents and conditioning that exist already."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,16 +19,22 @@ class SubjectFromLatents(io.ComfyNode):
             node_id="HyperBoothSubjectFromLatents",
             display_name="Subject from Latents",
             category=f"{sockets.CATEGORY}/data",
-            description="A subject from what the stock dataset nodes (Make Training Dataset, Resolution Bucket, "
-            "Load Training Dataset) give.",
+            description="Makes a subject from the outputs of the stock dataset nodes (Make Training Dataset, "
+            "Resolution Bucket, Load Training Dataset).",
             is_input_list=True,
             inputs=[
-                io.Latent.Input("latents", tooltip="Encoded pictures, as a list or in batches."),
-                io.Conditioning.Input("positive", tooltip="Their texts: one for all, or one per picture."),
+                io.Latent.Input("latents", tooltip="Encoded images, as a list or in batches."),
                 io.Conditioning.Input(
-                    "class_positive", optional=True, tooltip="Text of the class pictures: one for all, or one each."
+                    "positive", tooltip="Conditioning of their texts: one for all, or one per image."
                 ),
-                io.Latent.Input("class_latents", optional=True, tooltip="Class pictures for prior preservation."),
+                io.Conditioning.Input(
+                    "class_positive",
+                    optional=True,
+                    tooltip="Conditioning of the class images: one for all, or one each.",
+                ),
+                io.Latent.Input(
+                    "class_latents", optional=True, tooltip="Encoded class images, for prior preservation."
+                ),
             ],
             outputs=[sockets.Subject.Output(display_name="subject", tooltip="For Train Adapter.")],
         )
@@ -46,13 +52,13 @@ class SubjectFromLatents(io.ComfyNode):
 
 
 def _latents_one_by_one(latents: list[Any]) -> list[Tensor]:
-    """Stock LATENTs, each holding a batch or a list of batches, -> single latents ``[1, C, h, w]``."""
+    """Return single latents ``[1, C, h, w]`` of stock LATENTs, each of which holds a batch or a list of batches."""
     batches = []
     for latent in latents:
         samples = latent["samples"]
         batches += samples if isinstance(samples, (list, tuple)) else [samples]
     if not all(torch.isfinite(sample).all() for sample in batches):
-        raise ValueError("latents hold NaN or infinite values; encode the pictures again")
+        raise ValueError("latents hold NaN or infinite values; encode the images again")
     singles = [sample if sample.ndim >= 4 else sample[None] for sample in batches]
     return [single[None] for batch in singles for single in batch]
 
@@ -69,7 +75,7 @@ def _latent_examples(name: str, batches: list[Any], conds: list[Any]) -> tuple[E
 
 
 def _conds_one_by_one(batches: list[Any], conds: list[Any]) -> list[Any]:
-    """Resolution Bucket gives one CONDITIONING per batch, with one part for each latent in it."""
+    """Split the CONDITIONINGs of Resolution Bucket, which hold one entry for each latent of a batch."""
     counts = [len(_latents_one_by_one([batch])) for batch in batches]
     if len(counts) != len(conds) or counts != [len(cond) for cond in conds]:
         return conds

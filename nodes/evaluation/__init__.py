@@ -1,4 +1,4 @@
-"""Scores: whether samples show the subject, follow the prompt, and have left the class alone."""
+"""Nodes that score samples: subject fidelity, prompt fidelity, prior preservation and diversity."""
 
 from .compare import CompareSheet
 from .prior_diversity import PriorScore

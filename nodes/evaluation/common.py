@@ -1,4 +1,4 @@
-"""What all scoring nodes share: inputs, embeddings with progress, and scores in words."""
+"""Inputs, embeddings with progress, and scores of the evaluation nodes."""
 
 import math
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ NOT_MEASURED = math.nan
 
 
 def dino_input() -> io.Combo.Input:
+    """Return the input that selects the encoder for DINO and DIV."""
     return io.Combo.Input(
         "dino",
         options=encoder_names("dino"),
@@ -38,6 +39,7 @@ def dino_input() -> io.Combo.Input:
 
 
 def dino_vision_input() -> io.ClipVision.Input:
+    """Return the optional input that takes a DINO of the stock loader."""
     return io.ClipVision.Input(
         "dino_vision",
         optional=True,
@@ -45,24 +47,25 @@ def dino_vision_input() -> io.ClipVision.Input:
     )
 
 
-def clip_input(what: str) -> io.Combo.Input:
+def clip_input(scores: str) -> io.Combo.Input:
+    """Return the input that selects the CLIP for ``scores``."""
     return io.Combo.Input(
         "clip",
         options=encoder_names("clip_score"),
-        tooltip=f"A CLIP in models/clip_score, in the Hugging Face layout, for {what}; clip-vit-base-patch32 is usual.",
+        tooltip=f"A CLIP in models/clip_score, in the Hugging Face layout, for {scores}; clip-vit-base-patch32 is usual.",
     )
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number.
+    """A value of one metric.
 
     Args:
-        name: as papers call it.
+        name: of the metric, as in the papers.
         value: NaN if it was not measured.
-        encoder: by which it was measured.
-        ceiling: what real pictures reach, if that says something; NaN of one picture, which makes no pair.
-        low: whether less is better.
+        encoder: name of the encoder that it was measured with.
+        ceiling: the value of real images among themselves, where that is comparable; NaN for a single image.
+        low: whether lower is better.
     """
 
     name: str
@@ -79,48 +82,56 @@ class Score:
 
 
 def compare_to_ceiling(ceiling: float | None) -> str:
-    """What stands beside a score that has a ceiling."""
+    """Describe the ceiling of a score, if it has one."""
     if ceiling is None:
         return ""
     if math.isnan(ceiling):
-        return "; how high real pictures get, one reference cannot say"
-    return f"; real pictures among themselves {ceiling:.4f}"
+        return "; the ceiling of real images needs two references or more"
+    return f"; real images among themselves {ceiling:.4f}"
 
 
 def ceiling_of(embeddings: Tensor) -> float:
-    """Of real pictures; NaN of one."""
+    """Return the mean similarity of real images among themselves; NaN for a single one."""
     found = scores.ceiling(embeddings)
     return math.nan if found is None else found
 
 
-def pictures_of(name: str, batches: list[Tensor], at_least: int = 1) -> list[Tensor]:
-    """Single pictures ``[H, W, 3]`` of an input.
+def images_of(name: str, batches: list[Tensor], at_least: int = 1) -> list[Tensor]:
+    """Return the single images ``[H, W, 3]`` of an input.
+
+    Args:
+        name: of the input, for messages.
+        batches: its IMAGE batches ``[B, H, W, C]``.
+        at_least: number of images that are needed.
 
     Raises:
-        ValueError: there are fewer than ``at_least``, or one is no picture.
+        ValueError: there are fewer than ``at_least``, or one is not an image with finite values.
     """
-    pictures = [_colours(f"{name}: image {number}", picture) for number, picture in enumerate(unbatch(batches), 1)]
-    if len(pictures) < at_least:
-        pair = ": one picture makes no pair" if at_least == 2 else ""
-        raise ValueError(f"{name} holds {len(pictures)} pictures, expected at least {at_least}{pair}; connect more")
-    return pictures
+    images = [_rgb(f"{name}: image {number}", image) for number, image in enumerate(unbatch(batches), 1)]
+    if len(images) < at_least:
+        pair = ": one image makes no pair" if at_least == 2 else ""
+        raise ValueError(f"{name} holds {len(images)} images, expected at least {at_least}{pair}; connect more")
+    return images
 
 
-def _colours(name: str, picture: Tensor) -> Tensor:
-    """Red, green and blue of a picture, of which none is missing."""
-    height, width, channels = picture.shape
+def _rgb(name: str, image: Tensor) -> Tensor:
+    """Return the color channels ``[H, W, 3]`` of an image; alpha is dropped."""
+    height, width, channels = image.shape
     if not min(height, width):
         raise ValueError(f"{name} is {width} x {height} pixels; give larger ones")
     if channels not in (1, 3, 4):
-        raise ValueError(f"{name} has {channels} channels; give grey, RGB or RGBA")
-    if not torch.isfinite(picture).all():
+        raise ValueError(f"{name} has {channels} channels; give gray, RGB or RGBA")
+    if not torch.isfinite(image).all():
         raise ValueError(f"{name} holds NaN or infinite values; make it again")
-    return picture.expand(-1, -1, 3) if channels == 1 else picture[..., :3]
+    return image.expand(-1, -1, 3) if channels == 1 else image[..., :3]
 
 
 class Scoring(io.ComfyNode):
-    """What scores: asked for again when an encoder's files change, and refused before anything has run if the one
-    that is chosen cannot be used: the pictures may cost an hour of training."""
+    """Base of the evaluation nodes.
+
+    A node runs again when its encoder's files change. An encoder that cannot be used is refused by validation, before
+    any node of the graph has run: the images may cost an hour of training.
+    """
 
     @classmethod
     def fingerprint_inputs(cls, dino: Any = (NONE,), clip: Any = (NONE,), **_: Any) -> Any:
@@ -131,69 +142,74 @@ class Scoring(io.ComfyNode):
         cls, dino: Any = None, clip: Any = None, dino_vision: Any = None, clip_vision: Any = None, prompt: Any = None,
         filename_prefix: Any = None,
     ) -> bool | str:  # fmt: skip
-        """A linked input is (None,) here, one that is not connected None."""
+        """Return an error message, or True; a linked input is (None,) here, one that is not connected None."""
         given = [("dino", dino, dino_vision), ("clip_score", clip, clip_vision)]
         given = [(kind, names[0], vision) for kind, names, vision in given if names is not None]
         if all(name == NONE and vision is None for _, name, vision in given):
-            return none_chosen([kind for kind, *_ in given])
+            return no_encoder_message([kind for kind, *_ in given])
         try:
             for kind, name, vision in given:
                 if name not in (None, NONE) and vision is None:
                     require_encoder_files(kind, name)
-            if written(prompt) and (clip is None or clip[0] != NONE):
-                check_prompt(prompt[0])
-            if written(filename_prefix):
+            if is_widget_text(prompt) and (clip is None or clip[0] != NONE):
+                require_prompt(prompt[0])
+            if is_widget_text(filename_prefix):
                 require_output_prefix(filename_prefix[0])
         except ValueError as error:
             return str(error)
         return True
 
 
-def written(given: Any) -> bool:
-    """Whether an input is a text in the graph, and no link."""
+def is_widget_text(given: Any) -> bool:
+    """Whether an input is a text typed into the widget, not a link."""
     return given is not None and isinstance(given[0], str)
 
 
-def check_prompt(prompt: str) -> None:
-    """There is something to follow.
+def require_prompt(prompt: str) -> None:
+    """Require a prompt.
 
     Raises:
-        ValueError: there is not.
+        ValueError: it is empty.
     """
     if not prompt.strip():
-        raise ValueError("prompt is empty, so that nothing could be followed; give what the samples are to show")
+        raise ValueError("prompt is empty; give what the samples are to show")
 
 
-def none_chosen(kinds: Sequence[str]) -> str:
-    """What to do then."""
+def no_encoder_message(kinds: Sequence[str]) -> str:
+    """Say how to get an encoder of the ``kinds``, none of which is chosen."""
     return f"no encoder is chosen: {', or '.join(map(installation_hint, kinds))}"
 
 
-def needed(kind: str, name: str, vision: Any = None) -> Embedder:
-    """The embedder that is chosen.
+def require_embedder(kind: str, name: str, vision: Any = None) -> Embedder:
+    """Return the encoder that is chosen.
+
+    Args:
+        kind: folder of encoders, "dino" or "clip_score".
+        name: of the encoder in it, or "none".
+        vision: a CLIP_VISION to take in its place, or None.
 
     Raises:
-        ValueError: none is; the message says how to get one.
+        ValueError: none is chosen; the message says how to get one.
     """
     found = open_embedder(kind, name, vision)
     if found is None:
-        raise ValueError(none_chosen([kind]))
+        raise ValueError(no_encoder_message([kind]))
     return found
 
 
 class Embeddings:
-    """Embeddings of lists of pictures, each made once, with progress over all."""
+    """Embed lists of images, each list once per encoder, with progress over all ``total`` images."""
 
     def __init__(self, total: int):
-        self._show, self._total, self._before = Progress(total), total, 0
-        self._made: dict[tuple[int, int], Tensor] = {}
+        self._progress, self._total, self._before = Progress(total), total, 0
+        self._cache: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, by: Embedder, pictures: list[Tensor]) -> Tensor:
-        key = id(pictures), id(by)  # not its name: models/dino/base and models/clip_score/base are two
-        if key not in self._made:
-            self._made[key] = by.images(pictures, self._done)
-            self._before += len(pictures)
-        return self._made[key]
+    def __call__(self, by: Embedder, images: list[Tensor]) -> Tensor:
+        key = id(images), id(by)  # not its name: models/dino/base and models/clip_score/base are two
+        if key not in self._cache:
+            self._cache[key] = by.images(images, self._done)
+            self._before += len(images)
+        return self._cache[key]
 
     def _done(self, done: int) -> None:
-        self._show(min(self._before + done, self._total), self._total)
+        self._progress(min(self._before + done, self._total), self._total)

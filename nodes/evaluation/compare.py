@@ -1,10 +1,10 @@
-"""Adapters side by side: their samples, their scores, and which is better at what."""
+"""Node that compares adapters: their samples in one image grid, their scores, and the best of each metric."""
 
 import csv
 import io as text_io
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,20 +29,20 @@ from .common import (  # fmt: skip
     compare_to_ceiling,
     dino_input,
     dino_vision_input,
-    none_chosen,
-    pictures_of,
+    images_of,
+    no_encoder_message,
 )
-from .prompt_fidelity import cut_off, prompt_score
+from .prompt_fidelity import prompt_score, truncation_note
 from .subject_fidelity import subject_score
 
 SHOWN = 6
-"""Pictures of each adapter on the sheet, if there are no more prompts; all count for the scores."""
+"""Images of each adapter in the grid, if there are no more prompts; all count for the scores."""
 FORMULA = (*"=+-@", *map(chr, (0xFF1D, 0xFF0B, 0xFF0D, 0xFF20)))
-"""What a formula begins with, in full width too."""
+"""First characters of a formula in a spreadsheet, full-width ones too."""
 
 
 class CompareSheet(Scoring):
-    """Samples of several adapters -> sheet, report, CSV."""
+    """Score the samples of several adapters, as an image grid, a report and a CSV file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -50,23 +50,23 @@ class CompareSheet(Scoring):
             node_id="HyperBoothCompareSheet",
             display_name="Compare Sheet",
             category=CATEGORY,
-            description="Samples of several adapters from the same prompt and seeds side by side, with their scores "
-            "underneath: DINO, CLIP-I, CLIP-T, DIV. Says which is better at what, and writes the numbers as CSV.",
+            description="Shows samples of several adapters from the same prompt and seeds in one image grid, with their "
+            "scores: DINO, CLIP-I, CLIP-T, DIV. Reports the best of each metric, and writes the values as CSV.",
             is_input_list=True,
             is_output_node=True,
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="A list with one batch of samples per adapter, all of the prompt: Create List. Of several "
+                    tooltip="A list with one batch of samples per adapter, all of the prompt: Create List. With several "
                     "prompts: all batches of the first adapter in the prompts' order, then those of the next.",
                 ),
                 io.String.Input(
                     "labels",
                     default="first\nsecond",
                     multiline=True,
-                    tooltip="What each adapter is called, a line each, in the order of the list.",
+                    tooltip="Names of the adapters, one per line, in the order of the list.",
                 ),
-                io.Image.Input("references", tooltip="Photographs of the subject."),
+                io.Image.Input("references", tooltip="Real images of the subject."),
                 io.String.Input(
                     "prompt",
                     default="a photo of a dog on a beach",
@@ -76,13 +76,15 @@ class CompareSheet(Scoring):
                 dino_input(),
                 clip_input("CLIP-I and CLIP-T"),
                 io.String.Input(
-                    "filename_prefix", default="scores/compare", tooltip="Where the CSV goes, below the output folder."
+                    "filename_prefix",
+                    default="scores/compare",
+                    tooltip="Folder and start of the CSV's name, below the output folder.",
                 ),
                 dino_vision_input(),
             ],
             outputs=[
-                io.Image.Output(display_name="sheet", tooltip="The samples, with scores underneath."),
-                io.String.Output(display_name="report", tooltip="The scores of each, and which is better at what."),
+                io.Image.Output(display_name="sheet", tooltip="The image grid, with scores below each column."),
+                io.String.Output(display_name="report", tooltip="The scores of each adapter, the best first."),
                 io.String.Output(display_name="path", tooltip="The CSV, below the output folder."),
             ],
         )
@@ -92,34 +94,35 @@ class CompareSheet(Scoring):
         cls, images: list[Tensor], labels: list[str], references: list[Tensor], prompt: list[str], dino: list[str],
         clip: list[str], filename_prefix: list[str], dino_vision: list[Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        batches = [pictures_of(f"images, batch {n}", [batch]) for n, batch in enumerate(images, 1)]
+        batches = [images_of(f"images, batch {n}", [batch]) for n, batch in enumerate(images, 1)]
         prompts = [*dict.fromkeys(prompt)]
-        adapters = by_adapter(batches, len(prompts))
-        names = labels_of(single_value("labels", labels), len(adapters), len(prompts))
-        real, prefix = pictures_of("references", references), single_value("filename_prefix", filename_prefix)
+        adapters = group_by_adapter(batches, len(prompts))
+        names = parse_labels(single_value("labels", labels), len(adapters), len(prompts))
+        real, prefix = images_of("references", references), single_value("filename_prefix", filename_prefix)
         require_output_prefix(prefix)
         by_dino = open_embedder(
             "dino", single_value("dino", dino), dino_vision and single_value("dino_vision", dino_vision)
         )
         by_clip = open_embedder("clip_score", single_value("clip", clip))
         if by_dino is None and by_clip is None:
-            raise ValueError(none_chosen(("dino", "clip_score")))
-        encoders = [by for by in (by_dino, by_clip) if by is not None]
-        embed = Embeddings((sum(map(len, batches)) + len(real)) * len(encoders))
-        table = [scored(samples, prompts, real, embed, by_dino, by_clip) for samples in adapters]
-        note = cut_off(by_clip, prompts) if by_clip else ""
+            raise ValueError(no_encoder_message(("dino", "clip_score")))
+        encoders = sum(by is not None for by in (by_dino, by_clip))
+        embed = Embeddings((sum(map(len, batches)) + len(real)) * encoders)
+        task = ScoringTask(prompts=prompts, references=real, embed=embed, dino=by_dino, clip=by_clip)
+        table = [score_adapter(samples, task) for samples in adapters]
+        note = truncation_note(by_clip, prompts) if by_clip else ""
         path = output_file(prefix, ".csv")
-        write_atomically([as_csv(names, table).encode()], path)
-        report = f"{in_words(names, table)}{note}\nwritten to {output_name(path)}"
-        sheet = to_image(drawn(adapters, names, table))
+        write_atomically([csv_text(names, table).encode()], path)
+        report = f"{report_text(names, table)}{note}\nwritten to {output_name(path)}"
+        sheet = to_image(score_grid(adapters, names, table))
         return io.NodeOutput(sheet, report, output_name(path), ui={"text": (report,)})
 
 
-def by_adapter(batches: list[list[Tensor]], prompts: int) -> list[list[list[Tensor]]]:
-    """Each adapter's batches, one of each prompt.
+def group_by_adapter(batches: list[list[Tensor]], prompts: int) -> list[list[list[Tensor]]]:
+    """Return each adapter's batches, one for each prompt.
 
     Raises:
-        ValueError: they do not come out even.
+        ValueError: the number of batches is not a multiple of the number of ``prompts``.
     """
     if len(batches) % prompts:
         raise ValueError(
@@ -128,25 +131,48 @@ def by_adapter(batches: list[list[Tensor]], prompts: int) -> list[list[list[Tens
     return [batches[start : start + prompts] for start in range(0, len(batches), prompts)]
 
 
-def scored(
-    samples: list[list[Tensor]], prompts: list[str], real: list[Tensor], embed: Embeddings, by_dino: Embedder | None,
-    by_clip: Embedder | None,
-) -> list[Score]:  # fmt: skip
-    """Of one adapter: every picture counts alike for DINO, CLIP-I and CLIP-T, every prompt for DIV."""
-    counts = [len(some) for some in samples]
-    followed = [prompt_score(by_clip, embed, *pair) for pair in zip(samples, prompts, strict=True)] if by_clip else []
+@dataclass(frozen=True, kw_only=True)
+class ScoringTask:
+    """What the samples of every adapter are scored against.
+
+    Args:
+        prompts: the distinct prompts, in the order of the batches.
+        references: real images ``[H, W, 3]`` of the subject.
+        embed: embeds images.
+        dino: encoder for DINO and DIV, or None.
+        clip: encoder for CLIP-I and CLIP-T, or None.
+    """
+
+    prompts: Sequence[str]
+    references: list[Tensor]
+    embed: Embeddings
+    dino: Embedder | None
+    clip: Embedder | None
+
+
+def score_adapter(samples: list[list[Tensor]], task: ScoringTask) -> list[Score]:
+    """Return DINO, CLIP-I, CLIP-T and DIV of one adapter.
+
+    Every image has the same weight in DINO, CLIP-I and CLIP-T, every prompt in DIV.
+
+    Args:
+        samples: one list of images ``[H, W, 3]`` for each prompt.
+        task: prompts, references and encoders.
+    """
+    counts, embed, clip = [len(images) for images in samples], task.embed, task.clip
+    followed = [prompt_score(clip, embed, *pair) for pair in zip(samples, task.prompts, strict=True)] if clip else []
     return [
         *(
-            over_prompts([subject_score(name, by, embed, some, real) for some in samples], counts)
-            for name, by in (("DINO", by_dino), ("CLIP-I", by_clip))
+            mean_over_prompts([subject_score(name, by, embed, images, task.references) for images in samples], counts)
+            for name, by in (("DINO", task.dino), ("CLIP-I", clip))
         ),
-        over_prompts(followed or [Score("CLIP-T", NOT_MEASURED)], counts),
-        over_prompts([spread(by_dino, embed, some) for some in samples], [1] * len(samples)),
+        mean_over_prompts(followed or [Score("CLIP-T", NOT_MEASURED)], counts),
+        mean_over_prompts([diversity_score(task.dino, embed, images) for images in samples], [1] * len(samples)),
     ]
 
 
-def over_prompts(found: Sequence[Score], weights: Sequence[int]) -> Score:
-    """The mean of what was measured."""
+def mean_over_prompts(found: Sequence[Score], weights: Sequence[int]) -> Score:
+    """Return the weighted mean of the scores that were measured."""
     measured = [pair for pair in zip(found, weights, strict=False) if not math.isnan(pair[0].value)]
     if len(measured) < 2:
         return measured[0][0] if measured else found[0]
@@ -154,11 +180,16 @@ def over_prompts(found: Sequence[Score], weights: Sequence[int]) -> Score:
     return replace(measured[0][0], value=sum(score.value * weight for score, weight in measured) / total)
 
 
-def labels_of(text: str, count: int, prompts: int = 1) -> list[str]:
-    """A name for each adapter.
+def parse_labels(text: str, count: int, prompts: int = 1) -> list[str]:
+    """Return the name of each adapter, one for each line that is not empty.
+
+    Args:
+        text: the lines.
+        count: number of adapters.
+        prompts: number of prompts, for the message.
 
     Raises:
-        ValueError: there are fewer or more, two are equal, or one cannot be written into a file.
+        ValueError: there are fewer or more names, two are equal, or one holds control characters.
     """
     names = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if len(names) != count:
@@ -174,15 +205,15 @@ def labels_of(text: str, count: int, prompts: int = 1) -> list[str]:
     return names
 
 
-def spread(by: Embedder | None, embed: Embeddings, samples: list[Tensor]) -> Score:
-    """DIV, where there are two samples."""
+def diversity_score(by: Embedder | None, embed: Embeddings, samples: list[Tensor]) -> Score:
+    """Return DIV of the samples of one prompt; not measured for fewer than two."""
     if by is None or len(samples) < 2:
         return Score("DIV", NOT_MEASURED)
     return Score("DIV", scores.diversity(embed(by, samples)), by.name)
 
 
-def in_words(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
-    """Every score that was measured, the best first, with its ceiling and its encoder."""
+def report_text(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
+    """Return a line for each metric that was measured: the best adapter first, with the ceiling and the encoder."""
     lines = []
     for column in zip(*table, strict=True):
         measured = [(name, score) for name, score in zip(names, column, strict=True) if not math.isnan(score.value)]
@@ -198,7 +229,7 @@ def in_words(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
 
 
 def _verdict(ranked: Sequence[tuple[str, Score]]) -> str:
-    """Which is best, as far as the printed digits tell; nothing of one alone."""
+    """Name the best adapters by the printed digits; empty for a single adapter."""
     best = [name for name, score in ranked if f"{score.value:.4f}" == f"{ranked[0][1].value:.4f}"]
     if len(ranked) == 1:
         return ""
@@ -207,9 +238,11 @@ def _verdict(ranked: Sequence[tuple[str, Score]]) -> str:
     return f"{' and '.join(best)} {'is' if len(best) == 1 else 'are'} best. "
 
 
-def as_csv(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
-    """A row for each adapter; what was not measured is empty. All in quotes: where a semicolon parts cells, it could
-    else make two of a label."""
+def csv_text(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
+    """Return CSV with a row for each adapter; values that were not measured are empty.
+
+    All cells are quoted: programs that separate cells by semicolons would split a label at one.
+    """
     file = text_io.StringIO()
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(["name", *(f"{s.name}{extra}" for s in table[0] for extra in ("", " ceiling", " encoder"))])
@@ -220,7 +253,7 @@ def as_csv(names: Sequence[str], table: Sequence[Sequence[Score]]) -> str:
 
 
 def _as_text(name: str) -> str:
-    """A name that table programs do not compute: labels and folders come from others."""
+    """Return a name that spreadsheets do not evaluate as a formula: labels and folder names are untrusted."""
     return f"'{name}" if name[:1] in FORMULA else name
 
 
@@ -228,14 +261,14 @@ def _number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else repr(value)
 
 
-def drawn(
+def score_grid(
     adapters: Sequence[Sequence[Sequence[Tensor]]], names: Sequence[str], table: Sequence[Sequence[Score]]
 ) -> Image.Image:  # fmt: skip
-    """A column for each adapter, the same rows for each prompt."""
+    """Draw a column of samples for each adapter, with the same number of rows for each prompt."""
     prompts = len(adapters[0])
     each = min(max(1, SHOWN // prompts), max(len(some) for samples in adapters for some in samples))
     cells = [
-        [_picture(samples[prompt][row]) if row < len(samples[prompt]) else None for samples in adapters]
+        [_pil_image(samples[prompt][row]) if row < len(samples[prompt]) else None for samples in adapters]
         for prompt in range(prompts)
         for row in range(each)
     ]
@@ -243,5 +276,5 @@ def drawn(
     return image_grid(cells, told_apart(names, 15), below=below, side=256, text=15)
 
 
-def _picture(picture: Tensor) -> Image.Image:
-    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().cpu().numpy().astype(np.uint8))
+def _pil_image(image: Tensor) -> Image.Image:
+    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().cpu().numpy().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Prior preservation and diversity: PRES and DIV."""
+"""Node that measures prior preservation and diversity: PRES and DIV."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from .common import (  # fmt: skip
     ceiling_of,
     dino_input,
     dino_vision_input,
-    needed,
-    pictures_of,
+    images_of,
+    require_embedder,
 )
 
 
 class PriorScore(Scoring):
-    """Class samples, photographs, samples -> PRES, DIV."""
+    """Score class samples against the subject (PRES), and samples of one prompt against each other (DIV)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,16 +30,16 @@ class PriorScore(Scoring):
             node_id="HyperBoothPriorScore",
             display_name="Prior and Diversity",
             category=CATEGORY,
-            description="What training has done to the rest: PRES is how much samples of the class look like the "
-            "subject (low is good), DIV how much samples of one prompt differ (high is good), both by DINO.",
+            description="Measures what training did to the class: PRES is the similarity of class samples to the subject "
+            "(low is good), DIV the difference between samples of one prompt (high is good), both by DINO.",
             is_input_list=True,
             is_output_node=True,
             inputs=[
                 io.Image.Input(
                     "class_samples",
-                    tooltip="Samples of the personalised model from the class prompt, without the rare word.",
+                    tooltip="Samples of the personalized model from the class prompt, without the rare word.",
                 ),
-                io.Image.Input("references", tooltip="Photographs of the subject."),
+                io.Image.Input("references", tooltip="Real images of the subject."),
                 io.Image.Input("images", optional=True, tooltip="Two or more samples of one prompt, for DIV."),
                 dino_input(),
                 dino_vision_input(),
@@ -47,7 +47,7 @@ class PriorScore(Scoring):
             outputs=[
                 io.Float.Output(display_name="pres", tooltip="PRES; low is good."),
                 io.Float.Output(display_name="div", tooltip="DIV; high is good. nan without images."),
-                io.String.Output(display_name="report", tooltip="Both, and by which encoder."),
+                io.String.Output(display_name="report", tooltip="Both scores, and the encoder."),
             ],
         )
 
@@ -56,13 +56,15 @@ class PriorScore(Scoring):
         cls, class_samples: list[Tensor], references: list[Tensor], dino: list[str],
         images: list[Tensor] | None = None, dino_vision: list[Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        others, real = pictures_of("class_samples", class_samples), pictures_of("references", references)
-        samples = pictures_of("images", images, at_least=2) if images else []
-        by = needed("dino", single_value("dino", dino), dino_vision and single_value("dino_vision", dino_vision))
+        others, real = images_of("class_samples", class_samples), images_of("references", references)
+        samples = images_of("images", images, at_least=2) if images else []
+        by = require_embedder(
+            "dino", single_value("dino", dino), dino_vision and single_value("dino_vision", dino_vision)
+        )
         embed = Embeddings(len(others) + len(real) + len(samples))
-        photographs = embed(by, real)
-        likeness = scores.prior_preservation(embed(by, others), photographs)
-        pres = Score("PRES", likeness, by.name, ceiling_of(photographs), low=True)
+        references_embedded = embed(by, real)
+        similarity = scores.prior_preservation(embed(by, others), references_embedded)
+        pres = Score("PRES", similarity, by.name, ceiling_of(references_embedded), low=True)
         div = Score("DIV", scores.diversity(embed(by, samples)) if samples else NOT_MEASURED, by.name)
         report = f"{pres}\n{div}"
         return io.NodeOutput(pres.value, div.value, report, ui={"text": (report,)})

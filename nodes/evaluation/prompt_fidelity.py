@@ -1,4 +1,4 @@
-"""Prompt fidelity: CLIP-T."""
+"""Node that measures prompt fidelity: CLIP-T."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from ...models.metrics import scores
 from ..bridge.images.metric_encoders import Embedder
 from ..common.list_inputs import single_value
-from .common import CATEGORY, Embeddings, Score, Scoring, check_prompt, clip_input, needed, pictures_of
+from .common import CATEGORY, Embeddings, Score, Scoring, clip_input, images_of, require_embedder, require_prompt
 
 
 class PromptFidelity(Scoring):
-    """Samples and prompt -> CLIP-T."""
+    """Score samples against their prompt (CLIP-T)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,8 +20,8 @@ class PromptFidelity(Scoring):
             node_id="HyperBoothPromptFidelity",
             display_name="Prompt Fidelity",
             category=CATEGORY,
-            description="How well samples follow the prompt: mean cosine similarity of prompt and sample by CLIP "
-            "(DreamBooth's CLIP-T). Write the prompt with the class in place of the rare word: CLIP does not know it.",
+            description="Measures how well samples follow the prompt: mean cosine similarity of prompt and sample by CLIP "
+            "(DreamBooth's CLIP-T). Write the class in place of the rare word, which CLIP was not trained on.",
             is_input_list=True,
             is_output_node=True,
             inputs=[
@@ -30,34 +30,40 @@ class PromptFidelity(Scoring):
                     "prompt",
                     default="a photo of a dog on a beach",
                     multiline=True,
-                    tooltip="What they are to show, without the rare word: 'a photo of a dog on a beach'.",
+                    tooltip="What the samples are to show, without the rare word: 'a photo of a dog on a beach'.",
                 ),
                 clip_input("CLIP-T"),
             ],
             outputs=[
-                io.Float.Output(display_name="clip_t", tooltip="CLIP-T; 0.3 is much for a photograph."),
-                io.String.Output(display_name="report", tooltip="The score, and by which encoder."),
+                io.Float.Output(display_name="clip_t", tooltip="CLIP-T; 0.3 is high for a photograph."),
+                io.String.Output(display_name="report", tooltip="The score, and the encoder."),
             ],
         )
 
     @classmethod
     def execute(cls, images: list[Tensor], prompt: list[str], clip: list[str]) -> io.NodeOutput:
-        samples, by = pictures_of("images", images), needed("clip_score", single_value("clip", clip))
+        samples, by = images_of("images", images), require_embedder("clip_score", single_value("clip", clip))
         score = prompt_score(by, Embeddings(len(samples)), samples, single_value("prompt", prompt))
-        report = f"{score}{cut_off(by, prompt)}"
+        report = f"{score}{truncation_note(by, prompt)}"
         return io.NodeOutput(score.value, report, ui={"text": (report,)})
 
 
 def prompt_score(by: Embedder, embed: Embeddings, samples: list[Tensor], prompt: str) -> Score:
-    """CLIP-T.
+    """Return CLIP-T of samples of one prompt.
+
+    Args:
+        by: the CLIP.
+        embed: embeds images.
+        samples: images ``[H, W, 3]``.
+        prompt: what they are to show.
 
     Raises:
         ValueError: the prompt is empty.
     """
-    check_prompt(prompt)
+    require_prompt(prompt)
     return Score("CLIP-T", scores.prompt_fidelity(embed(by, samples), by.text(prompt)), by.name)
 
 
-def cut_off(by: Embedder, prompts: Sequence[str]) -> str:
-    """What to know of a prompt that is too long."""
-    return "\nthe prompt is longer than CLIP reads: its end does not count" if any(map(by.is_cut, prompts)) else ""
+def truncation_note(by: Embedder, prompts: Sequence[str]) -> str:
+    """Return a note for the report if a prompt is longer than CLIP's context, else an empty text."""
+    return "\nthe prompt is longer than CLIP's context: its end was truncated" if any(map(by.is_cut, prompts)) else ""

@@ -1,4 +1,4 @@
-"""Subject fidelity: DINO and CLIP-I."""
+"""Node that measures subject fidelity: DINO and CLIP-I."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from .common import (  # fmt: skip
     clip_input,
     dino_input,
     dino_vision_input,
-    none_chosen,
-    pictures_of,
+    images_of,
+    no_encoder_message,
 )
 
 
 class SubjectFidelity(Scoring):
-    """Samples and photographs -> DINO, CLIP-I."""
+    """Score samples against real images of the subject (DINO and CLIP-I)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -32,14 +32,14 @@ class SubjectFidelity(Scoring):
             node_id="HyperBoothSubjectFidelity",
             display_name="Subject Fidelity",
             category=CATEGORY,
-            description="How much samples show the subject: mean cosine similarity over all pairs of a sample and a "
-            "photograph, by DINO and by CLIP (DreamBooth's DINO and CLIP-I). Look at it beside what the photographs "
-            "reach among themselves.",
+            description="Measures how well samples show the subject: mean cosine similarity over all pairs of a sample "
+            "and a real image, by DINO and by CLIP (DreamBooth's DINO and CLIP-I). Compare it with the ceiling, the "
+            "similarity of the real images among themselves.",
             is_input_list=True,
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Samples of the subject: a batch, or a list of any sizes."),
-                io.Image.Input("references", tooltip="Photographs of it; two or more for the ceiling."),
+                io.Image.Input("references", tooltip="Real images of it; two or more for the ceiling."),
                 dino_input(),
                 dino_vision_input(),
                 io.ClipVision.Input(
@@ -52,7 +52,7 @@ class SubjectFidelity(Scoring):
             outputs=[
                 io.Float.Output(display_name="dino", tooltip="DINO, or nan if there is no encoder for it."),
                 io.Float.Output(display_name="clip_i", tooltip="CLIP-I, or nan if there is no encoder for it."),
-                io.String.Output(display_name="report", tooltip="Both, with their ceilings, and by which encoder."),
+                io.String.Output(display_name="report", tooltip="Both scores with their ceilings, and the encoders."),
             ],
         )
 
@@ -61,7 +61,7 @@ class SubjectFidelity(Scoring):
         cls, images: list[Tensor], references: list[Tensor], dino: list[str], clip: list[str],
         dino_vision: list[Any] | None = None, clip_vision: list[Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        samples, real = pictures_of("images", images), pictures_of("references", references)
+        samples, real = images_of("images", images), images_of("references", references)
         by_dino = open_embedder(
             "dino", single_value("dino", dino), dino_vision and single_value("dino_vision", dino_vision)
         )
@@ -69,7 +69,7 @@ class SubjectFidelity(Scoring):
             "clip_score", single_value("clip", clip), clip_vision and single_value("clip_vision", clip_vision)
         )
         if by_dino is None and by_clip is None:
-            raise ValueError(none_chosen(("dino", "clip_score")))
+            raise ValueError(no_encoder_message(("dino", "clip_score")))
         count = len(samples) + len(real)
         embed = Embeddings(count * sum(by is not None for by in (by_dino, by_clip)))
         found = [subject_score(name, by, embed, samples, real) for name, by in (("DINO", by_dino), ("CLIP-I", by_clip))]
@@ -80,7 +80,15 @@ class SubjectFidelity(Scoring):
 def subject_score(
     name: str, by: Embedder | None, embed: Embeddings, samples: list[Tensor], real: list[Tensor]
 ) -> Score:  # fmt: skip
-    """DINO or CLIP-I, by whose encoder it is."""
+    """Return DINO or CLIP-I of samples, the mean over all pairs with the real images.
+
+    Args:
+        name: of the metric.
+        by: the encoder; without one the score is not measured.
+        embed: embeds images.
+        samples: images ``[H, W, 3]``.
+        real: images ``[H, W, 3]`` of the subject.
+    """
     if by is None:
         return Score(name, NOT_MEASURED)
     own, theirs = embed(by, samples), embed(by, real)
