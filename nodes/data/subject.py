@@ -26,7 +26,8 @@ class Subject(io.ComfyNode):
             node_id="HyperBoothSubject",
             display_name="Subject",
             category=f"{sockets.CATEGORY}/data",
-            description="Prepares images of one subject for training: resizes them, and encodes them and the prompt once.",
+            description="Prepares images of one subject for training: resizes them, and encodes them and the prompt "
+            "once.",
             is_input_list=True,
             inputs=[
                 io.Image.Input("images", tooltip="3 to 20 images of the subject: a batch, or a list of any sizes."),

@@ -52,7 +52,8 @@ def clip_input(scores: str) -> io.Combo.Input:
     return io.Combo.Input(
         "clip",
         options=encoder_names("clip_score"),
-        tooltip=f"A CLIP in models/clip_score, in the Hugging Face layout, for {scores}; clip-vit-base-patch32 is usual.",
+        tooltip=f"A CLIP in models/clip_score, in the Hugging Face layout, for {scores}; clip-vit-base-patch32 is "
+        "usual.",
     )
 
 

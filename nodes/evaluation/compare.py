@@ -50,15 +50,15 @@ class CompareSheet(Scoring):
             node_id="HyperBoothCompareSheet",
             display_name="Compare Sheet",
             category=CATEGORY,
-            description="Shows samples of several adapters from the same prompt and seeds in one image grid, with their "
-            "scores: DINO, CLIP-I, CLIP-T, DIV. Reports the best of each metric, and writes the values as CSV.",
+            description="Shows samples of several adapters from the same prompt and seeds in one image grid, with "
+            "their scores: DINO, CLIP-I, CLIP-T, DIV. Reports the best of each metric, and writes the values as CSV.",
             is_input_list=True,
             is_output_node=True,
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="A list with one batch of samples per adapter, all of the prompt: Create List. With several "
-                    "prompts: all batches of the first adapter in the prompts' order, then those of the next.",
+                    tooltip="A list with one batch of samples per adapter, all of the prompt: Create List. With "
+                    "several prompts: all batches of the first adapter in the prompts' order, then those of the next.",
                 ),
                 io.String.Input(
                     "labels",

@@ -30,8 +30,8 @@ class PriorScore(Scoring):
             node_id="HyperBoothPriorScore",
             display_name="Prior and Diversity",
             category=CATEGORY,
-            description="Measures what training did to the class: PRES is the similarity of class samples to the subject "
-            "(low is good), DIV the difference between samples of one prompt (high is good), both by DINO.",
+            description="Measures what training did to the class: PRES is the similarity of class samples to the "
+            "subject (low is good), DIV the difference between samples of one prompt (high is good), both by DINO.",
             is_input_list=True,
             is_output_node=True,
             inputs=[

@@ -20,8 +20,8 @@ class PromptFidelity(Scoring):
             node_id="HyperBoothPromptFidelity",
             display_name="Prompt Fidelity",
             category=CATEGORY,
-            description="Measures how well samples follow the prompt: mean cosine similarity of prompt and sample by CLIP "
-            "(DreamBooth's CLIP-T). Write the class in place of the rare word, which CLIP was not trained on.",
+            description="Measures how well samples follow the prompt: mean cosine similarity of prompt and sample by "
+            "CLIP (DreamBooth's CLIP-T). Write the class in place of the rare word, which CLIP was not trained on.",
             is_input_list=True,
             is_output_node=True,
             inputs=[
