@@ -20,7 +20,7 @@ from ..nodes.bridge.subject_banks import bank_path
 from ..nodes.extension import HyperBooth
 from ..nodes.hypernetwork.predict import SaveHyperNetwork
 from ..nodes.hypernetwork.subject_bank import BuildBank, build
-from ..nodes.hypernetwork.train import WARMUP, TrainHyperNetwork, options_for, report, run_of, train
+from ..nodes.hypernetwork.train import WARMUP, TrainHyperNetwork, options_for, report, train, training_config
 from ..nodes.methods import MethodLiDB
 from ..nodes.training.train_adapter import RESUME
 from ..nodes.training.training_options import Options
@@ -85,7 +85,8 @@ def _build_bank(parsed: Arguments, processes: ProcessGroup) -> str:
     )  # fmt: skip
     model, clip, vae = load_checkpoint(parsed["checkpoint"])
     return build(
-        recipe, given["folder"], given["bank_name"], given["subjects_per_batch"], model, clip, vae, processes
+        recipe, given["folder"], given["bank_name"], subjects_per_batch=given["subjects_per_batch"], model=model,
+        clip=clip, vae=vae, processes=processes,
     )[1]  # fmt: skip
 
 
@@ -103,9 +104,9 @@ def _train_hypernetwork(parsed: Arguments, processes: ProcessGroup) -> str:
     goes_on = given.pop("resume") == RESUME[0] or _is_restarted(processes)
     options = replace(options_for(given["steps"]), **TRAIN_OPTIONS.of(parsed))
     start = load_predictor(hypernetwork_path(parsed["start_from"])) if parsed["start_from"] else None
-    asked = run_of(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
+    asked = training_config(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
     model, clip, _ = load_checkpoint(parsed["checkpoint"])
-    result = train(asked, model, clip, load_vision(parsed["clip_vision"]), goes_on, processes)
+    result = train(asked, model, clip, load_vision(parsed["clip_vision"]), resume=goes_on, processes=processes)
     if result is None:
         return ""
     (path,) = SaveHyperNetwork.execute(result.predictor, **saving).result

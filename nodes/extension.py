@@ -1,4 +1,4 @@
-"""The nodes that ComfyUI gets."""
+"""The ComfyUI extension: all nodes of the pack."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -24,7 +24,7 @@ from .training.training_options import Options
 
 
 class HyperBooth(ComfyExtension):
-    """The pack."""
+    """Register the pack's folders and nodes with ComfyUI."""
 
     async def on_load(self) -> None:
         register()

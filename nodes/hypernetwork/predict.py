@@ -1,4 +1,4 @@
-"""A hypernetwork in use: on disk, and from a picture to an adapter."""
+"""Nodes that save, load and apply hypernetworks."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ CATEGORY = f"{sockets.CATEGORY}/hypernetwork"
 
 
 class SaveHyperNetwork(io.ComfyNode):
-    """Hypernetwork -> file."""
+    """Save a hypernetwork to a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,22 +27,22 @@ class SaveHyperNetwork(io.ComfyNode):
             node_id="HyperBoothSaveHyperNetwork",
             display_name="Save HyperNetwork",
             category=CATEGORY,
-            description="Saves a hypernetwork below ComfyUI's output folder, with all that it depends on: what its "
-            "numbers mean, its encoder, its base and its prompt. Under 'hyperbooth/' Load HyperNetwork lists it.",
+            description="Saves a hypernetwork below ComfyUI's output folder, with its parameter layout, and the "
+            "encoder, base model and prompt that it was trained with. Under 'hyperbooth/' Load HyperNetwork lists it.",
             is_output_node=True,
             inputs=[
                 sockets.HyperNetwork.Input("hypernetwork", tooltip="From Train HyperNetwork."),
                 io.String.Input(
                     "filename_prefix",
                     default="hyperbooth/hypernetwork",
-                    tooltip="Folder and start of the name, below the output folder; a number is added.",
+                    tooltip="Folder and start of the name, below the output folder; a counter is appended.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="float32",
                     optional=True,
-                    tooltip="Of the numbers in the file; half precision halves it.",
+                    tooltip="Data type of the values in the file; half precision halves its size.",
                 ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where it was saved, below the output folder.")],
@@ -57,7 +57,7 @@ class SaveHyperNetwork(io.ComfyNode):
 
 
 class LoadHyperNetwork(io.ComfyNode):
-    """File -> hypernetwork."""
+    """Load a hypernetwork from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -82,13 +82,13 @@ class LoadHyperNetwork(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, hypernetwork_name: str | None, **_: Any) -> Any:
-        """A file written again under its name is loaded again."""
+        """Return the file's time and size: a file that was written again is loaded again."""
         stat = hypernetwork_path(widget_value("hypernetwork_name", hypernetwork_name)).stat()
         return stat.st_mtime_ns, stat.st_size
 
 
 class Predict(io.ComfyNode):
-    """Hypernetwork and picture -> adapter."""
+    """Predict an adapter from an image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -96,18 +96,16 @@ class Predict(io.ComfyNode):
             node_id="HyperBoothPredict",
             display_name="Predict Adapter",
             category=CATEGORY,
-            description="From one picture to an adapter, without training: one pass of the encoder and milliseconds. "
-            "Apply it as it is, or refine it with Fast Fine-tune.",
+            description="Predicts an adapter from one image, without training: a forward pass of the encoder and a few "
+            "milliseconds. Apply the adapter as it is, or refine it with Fast Fine-tune.",
             inputs=[
                 sockets.HyperNetwork.Input("hypernetwork", tooltip="From Load HyperNetwork or Train HyperNetwork."),
                 io.ClipVision.Input("clip_vision", tooltip="The encoder that the hypernetwork was trained with."),
-                io.Image.Input(
-                    "image", tooltip="A picture of the person; of several, the mean of what each one gives."
-                ),
+                io.Image.Input("image", tooltip="An image of the person; of several, the predictions are averaged."),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Optional: with it, a hypernetwork for another base is refused here.",
+                    tooltip="Optional: with it, a hypernetwork for another base model is refused here.",
                 ),
             ],
             outputs=[
@@ -124,12 +122,12 @@ class Predict(io.ComfyNode):
 
 
 def require_predictor_base(model: Any, predictor: Predictor) -> None:
-    """The hypernetwork predicts for this MODEL.
+    """Require that the hypernetwork predicts adapters for this MODEL.
 
     Raises:
-        ValueError: it is another; both sides are named.
+        ValueError: it was trained for another base model; the message names both.
     """
-    there = adaptable_layers(model)
-    known = [name for name in predictor.base.record if name in there]
-    given = BaseModelRef(architecture(model), fingerprint(known, base_weights(model)) if known else {})
+    layers = adaptable_layers(model)
+    recorded = [name for name in predictor.base.record if name in layers]
+    given = BaseModelRef(architecture(model), fingerprint(recorded, base_weights(model)) if recorded else {})
     predictor.base.check(given, "model", "hypernetwork")

@@ -1,4 +1,4 @@
-"""Banks of subjects: built from a folder of folders, and opened again."""
+"""Nodes that build and open subject banks."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ CATEGORY = f"{sockets.CATEGORY}/hypernetwork"
 
 
 class BuildBank(io.ComfyNode):
-    """Folder of folders -> bank."""
+    """Build a subject bank from a folder with one sub-folder per subject."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -40,60 +40,65 @@ class BuildBank(io.ComfyNode):
             node_id="HyperBoothBuildBank",
             display_name="Build Subject Bank",
             category=CATEGORY,
-            description="Trains a LiDB for every sub-folder of a folder, many subjects in one batch, and keeps them as "
-            "a bank: what a hypernetwork learns from. Stopped, it goes on with what is missing; sub-folders that "
-            "come later extend the bank. Saved below output/hyperbooth_banks.",
+            description="Trains a LiDB for every sub-folder of a folder, many subjects in one batch, and saves them as "
+            "a subject bank, the dataset of a hypernetwork. Interrupted, it resumes with the missing subjects; new "
+            "sub-folders extend the bank. Saved below output/hyperbooth_banks.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model that the subjects are for. It stays as it is."),
+                io.Model.Input("model", tooltip="The base model of the subjects. It is not changed."),
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoder."),
                 io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="Name of a folder in ComfyUI's input folder that holds one sub-folder for each subject, "
-                    "with its pictures inside; one picture is enough.",
+                    tooltip="Name of a folder in ComfyUI's input folder with one sub-folder per subject, which holds "
+                    "its images; one image is enough.",
                 ),
                 sockets.Method.Input("method", tooltip="LiDB, with its settings."),
                 io.String.Input(
                     "prompt",
                     default="a photo of sks face",
-                    tooltip="What every picture (with captions: without one) shows, with one rare word as the name of "
-                    "all: 'a photo of sks face'. Predicted subjects are called up by the same words.",
+                    tooltip="Prompt of every image (with captions: of those without one), with one rare word as the "
+                    "identifier of all subjects: 'a photo of sks face'. Predicted adapters answer to the same words.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=100,
                     min=1,
                     max=1000000,
-                    tooltip="Optimizer steps of each subject. Enough to leave the base well behind (see the report's "
-                    "losses); from one picture, more soon learn the picture instead of the subject.",
+                    tooltip="Optimizer steps of each subject: enough that the loss is well below the base model's (see "
+                    "the report); on a single image, more soon overfit to the image.",
                 ),
                 io.Int.Input(
                     "subjects_per_batch",
                     default=16,
                     min=1,
                     max=4096,
-                    tooltip="Subjects that train at once, and that a file of the bank holds; what is finished is kept "
-                    "file by file. More is faster until the device is busy. The result stays the same, up to "
-                    "rounding; in float16 a step that overflows is left out for all in the batch.",
+                    tooltip="Subjects trained in one batch, and saved in one shard of the bank. More is faster until "
+                    "the device is busy. The result does not depend on it, up to rounding; in float16 a step that "
+                    "overflows is skipped for the whole batch.",
                 ),
-                sockets.seed("Of the start that all subjects share, and of the noise, the same for all."),
+                sockets.seed("Seed of the shared initialization and of the noise, which is the same for all subjects."),
                 *_optional_inputs(),
             ],
             outputs=[
                 sockets.Bank.Output(display_name="bank", tooltip="For Train HyperNetwork."),
-                io.String.Output(display_name="report", tooltip="How many, how well, and what was left out and why."),
+                io.String.Output(
+                    display_name="report", tooltip="Number of subjects, losses, and which images were left out and why."
+                ),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, bank_name: str | None = "", **_: Any) -> Any:
-        """A digest of names, sizes and times of the files in the sub-folders: the bank is extended if any changed; and
-        built again if it is no more what was built. ComfyUI writes it into the pictures that it saves."""
+        """Return a digest of the names, sizes and times of the files in the sub-folders, and the bank's version.
+
+        The bank is extended if a file changed, and built again if the bank itself did. ComfyUI writes the digest into
+        the metadata of the images that it saves.
+        """
         source = input_folder(widget_value("folder", folder))
-        pictures = [(name, folder_state(source / name)) for name in subject_names(source)]
-        return run_hash(pictures), folder_version(place_of(widget_value("bank_name", bank_name), source))
+        files = [(name, folder_state(source / name)) for name in subject_names(source)]
+        return run_hash(files), folder_version(bank_folder(widget_value("bank_name", bank_name), source))
 
     @classmethod
     def execute(
@@ -104,8 +109,13 @@ class BuildBank(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         check_number("subjects_per_batch", subjects_per_batch, 1)
         options = options or TrainingOptions()
-        recipe = BankConfig(method, prompt, steps, seed, resolution, options, start_from, shared_input, captions)
-        bank, text = build(recipe, folder, bank_name, subjects_per_batch, model, clip, vae)
+        config = BankConfig(
+            method=method, prompt=prompt, steps=steps, seed=seed, resolution=resolution, options=options,
+            start_from=start_from, shared_input=shared_input, captions=captions,
+        )  # fmt: skip
+        bank, text = build(
+            config, folder, bank_name, subjects_per_batch=subjects_per_batch, model=model, clip=clip, vae=vae
+        )
         return io.NodeOutput(bank, text, ui={"text": (text,)})
 
 
@@ -115,8 +125,8 @@ def _optional_inputs() -> list[io.Input]:
             "bank_name",
             default="",
             optional=True,
-            tooltip="Name of the bank; empty takes the folder's, 'celebs_train' for 'celebs/train'. A bank of that "
-            "name is extended.",
+            tooltip="Name of the bank; empty: the folder's, 'celebs_train' for 'celebs/train'. An existing bank of "
+            "that name is extended.",
         ),
         io.Int.Input(
             "resolution",
@@ -125,7 +135,7 @@ def _optional_inputs() -> list[io.Input]:
             max=4096,
             step=8,
             optional=True,
-            tooltip="Side of the square that pictures are cropped and scaled to, in pixels: 512 for SD1.5.",
+            tooltip="Side of the square that images are cropped and resized to, in pixels: 512 for SD1.5.",
         ),
         sockets.Options.Input(
             "options", optional=True, tooltip="Optimizer, loss, noise, memory. A bank has no prior preservation."
@@ -133,65 +143,73 @@ def _optional_inputs() -> list[io.Input]:
         sockets.Adapter.Input(
             "start_from",
             optional=True,
-            tooltip="A LiDB that every subject starts from, such as one trained on many people at once. Made by the "
-            "same method.",
+            tooltip="A LiDB that initializes every subject, such as one trained on many people at once, by the same "
+            "method.",
         ),
         io.Boolean.Input(
             "shared_input",
             default=False,
             optional=True,
-            tooltip="Train only the factor on the layers' output side; the other one stays as all start. A subject is "
-            "then linear in its numbers.",
+            tooltip="Train only the up factor of each layer; all subjects share the down factor. A subject's change is "
+            "then linear in its parameters.",
         ),
         io.Boolean.Input(
             "captions",
             default=False,
             optional=True,
-            tooltip="Train each picture on the text beside it (name.txt for name.jpg), and on prompt where there is "
-            "none. Texts name the subject by the same rare word, and the scene: 'a photo of sks face in the snow'. "
+            tooltip="Train each image on its caption (name.txt for name.jpg), and on prompt where there is none. "
+            "Captions name the subject by the same rare word, and the scene: 'a photo of sks face in the snow'. "
             "Needs a method without the text encoder.",
         ),
     ]
 
 
 def build(
-    recipe: BankConfig,
-    folder: str,
-    bank_name: str,
-    together: int,
-    model: Any,
-    clip: Any,
-    vae: Any,
+    config: BankConfig, folder: str, bank_name: str, *, subjects_per_batch: int, model: Any, clip: Any, vae: Any,
     processes: ProcessGroup = SINGLE,
-) -> tuple[Bank, str]:
-    """The bank of that folder on the loaded model, and a report."""
-    source, method = input_folder(folder), recipe.method
-    place = place_of(bank_name, source)
-    tools = bank_builder(model, clip, vae, recipe.options, method.text_encoder)
-    made = build_bank(recipe, source, place, together, tools, _show(), processes)
-    accept_folder_state(place)
-    return made
+) -> tuple[Bank, str]:  # fmt: skip
+    """Build or extend a bank on the loaded model.
+
+    Args:
+        config: how every subject is trained.
+        folder: name of the folder of images, in ComfyUI's input folder.
+        bank_name: of the bank; "" for the folder's.
+        subjects_per_batch: subjects trained at once.
+        model: the MODEL.
+        clip: its CLIP.
+        vae: its VAE.
+        processes: the processes that build the bank together.
+
+    Returns:
+        The bank, and a report.
+    """
+    source, method = input_folder(folder), config.method
+    path = bank_folder(bank_name, source)
+    builder = bank_builder(model, clip, vae, config.options, method.text_encoder)
+    result = build_bank(config, source, path, subjects_per_batch, builder, _progress(), processes)
+    accept_folder_state(path)
+    return result
 
 
-def place_of(bank_name: str, source: Path) -> Path:
-    """Where the bank of the pictures in ``source`` is built."""
+def bank_folder(bank_name: str, source: Path) -> Path:
+    """Return the folder of the bank that is built from the images in ``source``."""
     return new_bank_path(bank_name.strip() or default_bank_name(source))
 
 
-def _show() -> Any:
-    """Progress with the number of steps known only at the first call."""
+def _progress() -> Any:
+    """Return a progress callback that learns the number of steps at its first call."""
     bars: list[Progress] = []
 
-    def show(done: int, total: int, picture: Any) -> None:
+    def on_progress(done: int, total: int, preview: Any) -> None:
         if not bars:
             bars.append(Progress(total))
-        bars[0](done, total, picture)
+        bars[0](done, total, preview)
 
-    return show
+    return on_progress
 
 
 class LoadBank(io.ComfyNode):
-    """Bank on disk -> bank."""
+    """Open a subject bank."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -199,7 +217,7 @@ class LoadBank(io.ComfyNode):
             node_id="HyperBoothLoadBank",
             display_name="Load Subject Bank",
             category=CATEGORY,
-            description="Opens a bank that Build Subject Bank made. Numbers and pictures are read when they are used.",
+            description="Opens a bank that Build Subject Bank made. Parameters and images are read when they are used.",
             inputs=[
                 io.Combo.Input(
                     "bank_name",
@@ -216,5 +234,5 @@ class LoadBank(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, bank_name: str | None, **_: Any) -> Any:
-        """A bank that has changed is opened again."""
+        """Return a digest of the bank's files: a bank that changed is opened again."""
         return run_hash(state_of_bank(bank_path(widget_value("bank_name", bank_name))))

@@ -1,4 +1,4 @@
-"""Training a hypernetwork in the graph."""
+"""Node that trains a hypernetwork on a subject bank."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,13 +31,13 @@ from .predict import CATEGORY
 
 CONFIG = HyperNetworkConfig()
 STEPS, LEARNING_RATE, BATCH = 5000, 5e-4, 16
-"""Our choice: the paper says nothing of them."""
-MOST_WARMUP = 200
-WARMUP = f"a tenth of the steps, at most {MOST_WARMUP}"
+"""Our choice: the paper does not give them."""
+MAX_WARMUP = 200
+WARMUP = f"a tenth of the steps, at most {MAX_WARMUP}"
 
 
 class TrainHyperNetwork(io.ComfyNode):
-    """Bank -> hypernetwork."""
+    """Train a hypernetwork on a subject bank."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -45,37 +45,37 @@ class TrainHyperNetwork(io.ComfyNode):
             node_id="HyperBoothTrainHyperNetwork",
             display_name="Train HyperNetwork",
             category=CATEGORY,
-            description="Learns to tell a person's adapter from one picture, from a bank of people. Shows its "
-            "predictions for people it never saw beside the controls: the mean person, and the wrong picture. "
-            "Cancelled or killed, it goes on when it is queued again.",
+            description="Trains a network that predicts a person's adapter from one image, on a bank of people. Shows "
+            "the loss of its predictions for held-out people next to baselines: the mean adapter, and another person's "
+            "image. Cancelled or killed, it resumes when it is queued again.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the bank was built on."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="Encodes the pictures, once each; predictions need the same one."
+                    "clip_vision", tooltip="Encodes the images, once each; predictions need the same encoder."
                 ),
                 sockets.Bank.Input("bank", tooltip="From Build Subject Bank or Load Subject Bank."),
                 io.Int.Input("steps", default=STEPS, min=1, max=10000000, tooltip="Optimizer steps."),
-                method_inputs.learning_rate(LEARNING_RATE, "Of all of the hypernetwork; lower if the loss jumps."),
+                method_inputs.learning_rate(LEARNING_RATE, "Of all of its parameters; lower if the loss jumps."),
                 io.Int.Input("batch_size", default=BATCH, min=1, max=4096, tooltip="People per step."),
                 io.Int.Input(
                     "refinements", default=CONFIG.refinements, min=1, max=64,
-                    tooltip="Times that the decoder improves its prediction.",
+                    tooltip="Number of times that the decoder refines its prediction.",
                 ),
                 io.Float.Input(
                     "weight_loss", default=1.0, min=0.0, max=1e6, step=0.01,
-                    tooltip="Weight of the distance from the adapters in the bank; 0 switches it off. Alone (with "
+                    tooltip="Weight of the distance to the adapters in the bank; 0 switches it off. Alone (with "
                     "denoising_loss 0) no step needs the model, and takes a fraction of the time.",
                 ),
                 io.Float.Input(
                     "denoising_loss", default=1.0, min=0.0, max=1e6, step=0.01,
-                    tooltip="Weight of the loss through the model with the predicted adapter on it; 0 switches it off.",
+                    tooltip="Weight of the denoising loss of the model with the predicted adapter; 0 switches it off.",
                 ),
-                sockets.seed("Same seed and inputs, same hypernetwork; it also chooses who is held out."),
+                sockets.seed("Same seed and inputs, same hypernetwork; it also chooses the held-out people."),
                 io.Combo.Input(
                     "resume", options=list(RESUME), default=RESUME[0],
-                    tooltip="continue: a run that was cancelled or killed goes on where its last state was saved, if "
-                    "all inputs are the same. start over: from step 0.",
+                    tooltip="continue: a run that was cancelled or killed resumes from its last checkpoint, if all "
+                    "inputs are the same. start over: from step 0.",
                 ),
                 *_optional_inputs(),
             ],
@@ -84,7 +84,7 @@ class TrainHyperNetwork(io.ComfyNode):
                     display_name="hypernetwork", tooltip="For Predict Adapter and Save HyperNetwork."
                 ),
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
-                io.String.Output(display_name="report", tooltip="How it went, with the controls."),
+                io.String.Output(display_name="report", tooltip="Losses, and the held-out evaluation."),
             ],
         )  # fmt: skip
 
@@ -96,11 +96,12 @@ class TrainHyperNetwork(io.ComfyNode):
         input_pictures: int = 0,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("resume", resume, RESUME)
-        run = run_of(
-            bank, steps, learning_rate, batch_size, refinements, weight_loss, denoising_loss, seed,
-            options or options_for(steps), width, start_from, input_pictures,
+        run = training_config(
+            bank, steps=steps, learning_rate=learning_rate, batch_size=batch_size, refinements=refinements,
+            weight_loss=weight_loss, denoising_loss=denoising_loss, seed=seed, options=options or options_for(steps),
+            width=width, start_from=start_from, input_pictures=input_pictures,
         )  # fmt: skip
-        result = train(run, model, clip, clip_vision, resume == RESUME[0])
+        result = train(run, model, clip, clip_vision, resume=resume == RESUME[0])
         return io.NodeOutput(result.predictor, {"loss": result.history.losses}, report(run, result))
 
 
@@ -109,8 +110,8 @@ def _optional_inputs() -> list[io.Input]:
         sockets.Options.Input(
             "options",
             optional=True,
-            tooltip="Optimizer, course of the rate, noise, precision. Without them the rate rises over the first steps "
-            "and stays.",
+            tooltip="Optimizer, learning-rate schedule, noise, precision. By default the learning rate warms up over "
+            "the first steps and is constant afterwards.",
         ),
         io.Int.Input(
             "width",
@@ -119,13 +120,13 @@ def _optional_inputs() -> list[io.Input]:
             max=4096,
             step=8,
             optional=True,
-            tooltip="Of the decoder's tokens: more holds more, and makes a larger file. A multiple of 8. With "
-            "start_from it stays as it was there.",
+            tooltip="Width of the decoder's tokens, a multiple of 8: a larger one has more capacity, and makes a "
+            "larger file. With start_from, the width of that hypernetwork.",
         ),
         sockets.HyperNetwork.Input(
             "start_from",
             optional=True,
-            tooltip="A hypernetwork to train further, with another weight of the losses for example.",
+            tooltip="A hypernetwork to train further, with other loss weights for example.",
         ),
         io.Int.Input(
             "input_pictures",
@@ -133,49 +134,78 @@ def _optional_inputs() -> list[io.Input]:
             min=0,
             max=1000000,
             optional=True,
-            tooltip="Predictions are made from the first so many pictures of each person, and judged by another one; "
-            "0: from any. For folders where pictures that show a person well come first, and other scenes after them.",
+            tooltip="Number of images of each person, the first by name, that are inputs; another image is the target. "
+            "0: all. For folders where images that show a person well come first, and other scenes after them.",
         ),
     ]
 
 
 def options_for(steps: int) -> TrainingOptions:
-    """Those of a run that is given none."""
-    return TrainingOptions(warmup_steps=min(MOST_WARMUP, steps // 10))
+    """Return the default options of a run of ``steps`` steps."""
+    return TrainingOptions(warmup_steps=min(MAX_WARMUP, steps // 10))
 
 
-def run_of(
-    bank: Bank, steps: int, learning_rate: float, batch_size: int, refinements: int, weight_loss: float,
+def training_config(
+    bank: Bank, *, steps: int, learning_rate: float, batch_size: int, refinements: int, weight_loss: float,
     denoising_loss: float, seed: int, options: TrainingOptions, width: int, start_from: Predictor | None,
     input_pictures: int = 0,
 ) -> HyperNetworkTrainingConfig:  # fmt: skip
-    """The run that these inputs ask for."""
+    """Return the configuration of a training run from the inputs of the node, which it describes.
+
+    Args:
+        bank: the subject bank; it determines whether the down factors are shared.
+        steps: optimizer steps.
+        learning_rate: of all parameters.
+        batch_size: people per step.
+        refinements: of the decoder.
+        weight_loss: weight of the distance to the bank's adapters.
+        denoising_loss: weight of the denoising loss.
+        seed: of every draw.
+        options: the training options.
+        width: of the decoder, unless ``start_from`` determines it.
+        start_from: a hypernetwork to train further, or None.
+        input_pictures: number of input images of each person; 0 for all.
+    """
     shared = bool(bank.manifest.settings.get("shared_input"))
     width = width if start_from is None else start_from.network.config.width
     config = HyperNetworkConfig(width=width, refinements=refinements, shared_input=shared, learnt_input=shared)
     return HyperNetworkTrainingConfig(
-        bank, config, steps, learning_rate, batch_size, weight_loss, denoising_loss, seed, options, start_from,
-        input_pictures,
+        bank=bank, config=config, steps=steps, learning_rate=learning_rate, batch_size=batch_size,
+        weight_loss=weight_loss, denoising_loss=denoising_loss, seed=seed, options=options, start_from=start_from,
+        input_pictures=input_pictures,
     )  # fmt: skip
 
 
 def train(
-    run: HyperNetworkTrainingConfig, model: Any, clip: Any, vision: Any, resume: bool, processes: ProcessGroup = SINGLE
+    run: HyperNetworkTrainingConfig, model: Any, clip: Any, vision: Any, *, resume: bool,
+    processes: ProcessGroup = SINGLE,
 ) -> Result | None:  # fmt: skip
-    """The run on the loaded model, with progress and a state on disk; None from processes that do not lead."""
+    """Train on the loaded model, with progress and checkpoints on disk.
+
+    Args:
+        run: the training run.
+        model: the MODEL.
+        clip: its CLIP.
+        vision: the CLIP_VISION that encodes the images.
+        resume: whether to resume from a checkpoint of the same run.
+        processes: the processes that train together.
+
+    Returns:
+        The result; None on processes other than the main one.
+    """
     bank, encoder = run.bank, encoder_ref(vision)
     require_bank_base(bank, model, clip)
     if run.start_from is not None:
         run.start_from.encoder.check(encoder, "clip_vision", "hypernetwork in start_from")
     conds = _encoded(run.prompts, clip)
-    pictures = Subject((Example(bank.latent_batch([(0, 0)]), conds[bank.prompt], bank.prompt),))
+    subject = Subject((Example(bank.latent_batch([(0, 0)]), conds[bank.prompt], bank.prompt),))
     trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
     name = run_hash(encoder)
     features = FeatureCache(
         bank, name, lambda images: image_tokens(vision, images), Progress(sum(bank.image_counts)), processes
     )
-    show = Progress(run.steps)
-    with training_session(model, run.options, pictures, batch_size=run.batch_size, clip=trained) as session:
+    progress = Progress(run.steps)
+    with training_session(model, run.options, subject, batch_size=run.batch_size, clip=trained) as session:
         states = CheckpointStore(state_folder(), run.key(session.model.model_hash, name), writes=processes.is_main)
         if not resume:
             states.forget()
@@ -185,27 +215,32 @@ def train(
             conds,
             encoder,
             features,
-            lambda sample: LiveView(run.steps, show, sample, run.look_every, True),
+            lambda sample: LiveView(run.steps, progress, sample, run.look_every, True),
             states,
-            lambda step: show(step, run.steps),
+            lambda step: progress(step, run.steps),
             processes,
         )
 
 
 def _encoded(prompts: Sequence[str], clip: Any) -> dict[str, Any]:
-    """Each prompt's conditioning, in main memory."""
-    show, conds = Progress(len(prompts)), {}
+    """Return each prompt's conditioning, in main memory."""
+    progress, conds = Progress(len(prompts)), {}
     for prompt in prompts:
         conds[prompt] = encode_prompt(clip, prompt)
-        show(len(conds), len(prompts))
+        progress(len(conds), len(prompts))
     return conds
 
 
 def require_bank_base(bank: Bank, model: Any, clip: Any) -> None:
-    """The bank was built on this MODEL and CLIP.
+    """Require that the bank was built on this MODEL and CLIP.
+
+    Args:
+        bank: the subject bank.
+        model: the MODEL.
+        clip: its CLIP.
 
     Raises:
-        ValueError: it was not; both sides are named.
+        ValueError: it was built on another base model, or for another prediction type; the message names both.
     """
     base, ours = bank.manifest.base, base_model_record(model, clip)
     BaseModelRef(base["base"], base["weights"]).check(BaseModelRef(ours["base"], ours["weights"]), "model", "bank")
@@ -217,16 +252,16 @@ def require_bank_base(bank: Bank, model: Any, clip: Any) -> None:
 
 
 def report(run: HyperNetworkTrainingConfig, result: Result) -> str:
-    """What a user wants to know afterwards, in plain words."""
+    """Describe the hypernetwork, the people it was trained on, and the losses."""
     training, held = run.people
     tail = result.history.losses[-max(1, len(result.history.losses) // 10) :]
     return "\n".join(
         [
             result.predictor.describe(),
             f"{result.history.step} steps of {run.batch_size} on {len(training)} people of bank {run.bank.name!r} "
-            f"({sum(run.bank.image_counts)} pictures); {len(held)} people held out",
+            f"({sum(run.bank.image_counts)} images); {len(held)} people held out",
             f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
-            *([f"taken up at step {result.resumed}"] if result.resumed else []),
+            *([f"resumed at step {result.resumed}"] if result.resumed else []),
             *result.notes,
         ]
     )

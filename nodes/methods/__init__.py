@@ -1,4 +1,4 @@
-"""How it is learnt: the parametrisation of the change, a node each."""
+"""Nodes of the training methods: each chooses what is trained and how the change is parametrized."""
 
 from .full_finetune import MethodDreamBooth
 from .lidb import MethodLiDB

@@ -1,4 +1,4 @@
-"""Full fine-tuning's node."""
+"""Node of full fine-tuning."""
 
 from comfy_api.latest import io
 
@@ -6,11 +6,18 @@ from ...models.adapters import FullConfig
 from ...trainers.config import Method
 from ..common import method_inputs
 
-METHOD = Method("full", FullConfig(), "all weights", 5e-6, False, 5e-6)
+METHOD = Method(
+    family="full",
+    config=FullConfig(),
+    targets="all weights",
+    learning_rate=5e-6,
+    text_encoder=False,
+    text_encoder_lr=5e-6,
+)
 
 
 class MethodDreamBooth(io.ComfyNode):
-    """Full fine-tuning."""
+    """Choose full fine-tuning."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,14 +25,16 @@ class MethodDreamBooth(io.ComfyNode):
             node_id="HyperBoothMethodDreamBooth",
             display_name="DreamBooth (full)",
             category=method_inputs.CATEGORY,
-            description="Every number of the chosen weights may change, as in the DreamBooth paper. Takes 16 bytes of "
-            "memory per number with AdamW, 8 with adafactor; LoRA takes a hundredth. The result is an adapter of full "
-            "differences; apply it and use Save Checkpoint for a checkpoint.",
+            description="Trains all parameters of the chosen weights, as in the DreamBooth paper. Takes 16 bytes of "
+            "memory per parameter with AdamW, 8 with adafactor; LoRA takes a hundredth. The result is an adapter of "
+            "full differences; apply it and use Save Checkpoint for a checkpoint.",
             inputs=[
                 method_inputs.targets(
-                    METHOD.targets, "Which weights change: all (biases and norms apart), or those of some layers."
+                    METHOD.targets, "Which weights are trained: all (except biases and norms), or those of some layers."
                 ),
-                method_inputs.learning_rate(METHOD.learning_rate, "Of the diffusion model. 5e-6 in the paper."),
+                method_inputs.learning_rate(
+                    METHOD.learning_rate, "Learning rate of the diffusion model. 5e-6 in the paper."
+                ),
                 *method_inputs.text_encoder(METHOD),
             ],
             outputs=[method_inputs.output()],
@@ -35,4 +44,8 @@ class MethodDreamBooth(io.ComfyNode):
     def execute(
         cls, targets: str, learning_rate: float, text_encoder: bool, text_encoder_lr: float
     ) -> io.NodeOutput:  # fmt: skip
-        return io.NodeOutput(Method("full", FullConfig(), targets, learning_rate, text_encoder, text_encoder_lr))
+        method = Method(
+            family="full", config=FullConfig(), targets=targets, learning_rate=learning_rate,
+            text_encoder=text_encoder, text_encoder_lr=text_encoder_lr,
+        )  # fmt: skip
+        return io.NodeOutput(method)

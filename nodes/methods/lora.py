@@ -1,4 +1,4 @@
-"""LoRA's node."""
+"""Node of LoRA."""
 
 from comfy_api.latest import io
 
@@ -11,7 +11,7 @@ METHOD = Method()
 
 
 class MethodLoRA(io.ComfyNode):
-    """LoRA's settings."""
+    """Choose LoRA."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,10 +19,10 @@ class MethodLoRA(io.ComfyNode):
             node_id="HyperBoothMethodLoRA",
             display_name="LoRA",
             category=method_inputs.CATEGORY,
-            description="Low-rank adaptation: a small matrix pair beside each layer. The usual choice.",
+            description="Low-rank adaptation: a pair of small matrices in parallel to each layer. The usual choice.",
             inputs=[
                 method_inputs.rank(
-                    CONFIG.rank, "Directions per layer. 4 to 16 for one subject; more holds more and overfits sooner."
+                    CONFIG.rank, "Rank of each layer's change. 4 to 16 for one subject; a higher rank overfits sooner."
                 ),
                 io.Float.Input(
                     "alpha",
@@ -33,11 +33,11 @@ class MethodLoRA(io.ComfyNode):
                     tooltip="The change is scaled by alpha / rank. Equal to the rank: not scaled.",
                 ),
                 method_inputs.targets(
-                    METHOD.targets, "Which layers change. Attention is the paper's choice and the fastest."
+                    METHOD.targets, "Which layers are trained. Attention is the paper's choice and the fastest."
                 ),
                 method_inputs.learning_rate(
                     METHOD.learning_rate,
-                    "Of the diffusion model's part. 1e-4 with AdamW; lower if samples turn to noise.",
+                    "Learning rate of the diffusion model's layers. 1e-4 with AdamW; lower if samples turn to noise.",
                 ),
                 *method_inputs.text_encoder(METHOD),
             ],
@@ -48,5 +48,8 @@ class MethodLoRA(io.ComfyNode):
     def execute(
         cls, rank: int, alpha: float, targets: str, learning_rate: float, text_encoder: bool, text_encoder_lr: float
     ) -> io.NodeOutput:
-        config = LoRAConfig(rank, alpha)
-        return io.NodeOutput(Method("lora", config, targets, learning_rate, text_encoder, text_encoder_lr))
+        method = Method(
+            family="lora", config=LoRAConfig(rank=rank, alpha=alpha), targets=targets, learning_rate=learning_rate,
+            text_encoder=text_encoder, text_encoder_lr=text_encoder_lr,
+        )  # fmt: skip
+        return io.NodeOutput(method)

@@ -1,4 +1,4 @@
-"""Textual Inversion's node: a new word in place of a change of layers."""
+"""Node of Textual Inversion: an embedding is learned, no layer changes."""
 
 from comfy_api.latest import io
 
@@ -6,13 +6,14 @@ from ...models.textual_inversion.embeddings import FAMILY, MAX_VECTORS, TextualI
 from ...trainers.config import Method
 from ..common import method_inputs, sockets
 
-WORD = TextualInversionConfig()
+CONFIG = TextualInversionConfig()
 LEARNING_RATE = 5e-3
-"""Our choice: the base rate of the paper (section 4), which scaled it by GPUs and batch to 0.04; diffusers has 5e-4."""
+"""Our choice: the base rate of the paper (section 4), which scaled it by GPUs and batch size to 0.04; diffusers has
+5e-4."""
 
 
 class MethodTextualInversion(io.ComfyNode):
-    """Textual Inversion's settings."""
+    """Choose Textual Inversion."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,34 +21,37 @@ class MethodTextualInversion(io.ComfyNode):
             node_id="HyperBoothMethodTextualInversion",
             display_name="Textual Inversion",
             category=method_inputs.CATEGORY,
-            description="A new word for the prompt: a few vectors in the text encoders' embeddings are trained, the "
-            "model stays as it is. The smallest file, and no other prompt changes. Then a LoRA on top, if wanted.",
+            description="Learns the embedding of a new placeholder token: a few vectors at the text encoders' input "
+            "are trained, the model is unchanged. The smallest file, and no other prompt changes. A LoRA can be "
+            "trained on top.",
             inputs=[
                 io.String.Input(
                     "token",
-                    default=WORD.token,
-                    tooltip="Name of the word, without spaces. Write it in Subject's prompt: 'a photo of sks-dog'. "
-                    "Later prompts call it embedding:sks-dog.",
+                    default=CONFIG.token,
+                    tooltip="The placeholder token, without spaces. Write it in Subject's prompt: 'a photo of "
+                    "sks-dog'. Later prompts write embedding:sks-dog.",
                 ),
                 io.String.Input(
                     "initializer_word",
-                    default=WORD.initializer_word,
-                    tooltip="What the subject is, in one common word: its vectors start there.",
+                    default=CONFIG.initializer_word,
+                    tooltip="What the subject is, in one common word, whose embedding initializes the vectors.",
                 ),
                 io.Int.Input(
                     "vectors",
-                    default=WORD.vectors,
+                    default=CONFIG.vectors,
                     min=1,
                     max=MAX_VECTORS,
-                    tooltip="Vectors of the word, each takes the place of a token. 1 as in the paper; 2 to 8 hold "
-                    "more of the subject and follow other words less.",
+                    tooltip="Number of vectors, each of which takes the position of one token. 1 as in the paper; 2 to "
+                    "8 hold more of the subject and follow other words less.",
                 ),
-                method_inputs.learning_rate(LEARNING_RATE, "5e-3 with AdamW; 5e-4 for a slow, careful run."),
+                method_inputs.learning_rate(
+                    LEARNING_RATE, "Learning rate. 5e-3 with AdamW; 5e-4 for a slow, careful run."
+                ),
             ],
             outputs=[sockets.Method.Output(display_name="method", tooltip="For Train Adapter; connect clip there.")],
         )
 
     @classmethod
     def execute(cls, token: str, initializer_word: str, vectors: int, learning_rate: float) -> io.NodeOutput:
-        config = TextualInversionConfig(token.strip(), initializer_word.strip(), vectors)
-        return io.NodeOutput(Method(FAMILY, config, learning_rate=learning_rate))
+        config = TextualInversionConfig(token=token.strip(), initializer_word=initializer_word.strip(), vectors=vectors)
+        return io.NodeOutput(Method(family=FAMILY, config=config, learning_rate=learning_rate))

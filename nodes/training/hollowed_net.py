@@ -1,4 +1,4 @@
-"""Hollowed Net: training without the network's deep middle."""
+"""Node of Hollowed Net: training without the network's deep blocks."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -18,14 +18,16 @@ from ..bridge.progress import Progress
 from ..bridge.training_session import training_session
 from ..common import sockets
 
+logger = logging.getLogger("hyperbooth")
+
 DEFAULT = HollowedNetConfig()
-MOST = 0.85
-"""Share without which little is learnt: of drawn people, a network without 78 % of its numbers still learns almost what
-plain LoRA does, and one without 91 % a fraction of it (the rows ``hollow_*`` of ``benchmarks/quality.py``)."""
+MAX_FRACTION = 0.85
+"""Removed share above which little is learned: on drawn people, a network without 78 % of its parameters still learns
+almost as much as plain LoRA, one without 91 % a fraction of it (rows ``hollow_*`` of ``benchmarks/quality.py``)."""
 
 
 class HollowedNet(io.ComfyNode):
-    """Model and fraction -> hollow."""
+    """Choose the blocks that are removed from the network while it trains."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -33,9 +35,9 @@ class HollowedNet(io.ComfyNode):
             node_id="HyperBoothHollowedNet",
             display_name="Hollowed Net",
             category=f"{sockets.CATEGORY}/training",
-            description="Takes the deep middle of the network out while it trains: training needs little more memory "
-            "than sampling. Connect it to Train Adapter; the adapter is for the whole model, and the model stays "
-            "whole. Note that a patent application covers the method (US 2025/0356190 A1).",
+            description="Removes the deep blocks of the network while it trains: training needs little more memory "
+            "than sampling. Connect it to Train Adapter; the adapter is for the whole model, which stays unchanged. "
+            "Note that a patent application covers the method (US 2025/0356190 A1).",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained."),
                 io.Float.Input(
@@ -44,31 +46,33 @@ class HollowedNet(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the model's parameters to take out; the nearest possible cut is taken. More "
-                    "saves memory, and leaves less that can learn.",
+                    tooltip="Share of the model's parameters to remove; the nearest possible set of blocks is chosen. "
+                    "More saves memory, and leaves fewer layers to train.",
                 ),
                 io.Int.Input(
                     "samples",
                     default=DEFAULT.samples,
                     min=1,
                     max=1000000,
-                    tooltip="How many noisy pictures the whole model runs on beforehand; training goes through them "
-                    "again and again. steps x batch_size shows each once. Not used with storage none.",
+                    tooltip="Number of noisy images whose activations the whole model records before training, which "
+                    "repeats them. steps x batch_size shows each once. Not used with storage none.",
                 ),
                 io.Combo.Input(
                     "storage",
                     options=list(STORAGES),
                     default=DEFAULT.storage,
-                    tooltip="Where that is kept: ram; disk, where it survives a cancel; none: nothing is recorded, "
-                    "and each step runs the deep part without gradients, with fresh noise.",
+                    tooltip="Where the activations are cached: ram; disk, where they survive a cancel; none: no cache, "
+                    "each step runs the removed blocks without gradients, with fresh noise.",
                 ),
                 sockets.Subject.Input(
-                    "subject", optional=True, tooltip="With it the report says what memory a step takes on it."
+                    "subject",
+                    optional=True,
+                    tooltip="If connected, the report gives the memory of a training step on it.",
                 ),
             ],
             outputs=[
                 sockets.Hollow.Output(display_name="hollow", tooltip="For Train Adapter."),
-                io.String.Output(display_name="report", tooltip="What is taken out, and what it saves."),
+                io.String.Output(display_name="report", tooltip="The removed blocks, and the memory that this saves."),
             ],
         )
 
@@ -76,68 +80,85 @@ class HollowedNet(io.ComfyNode):
     def execute(
         cls, model: Any, fraction: float, samples: int, storage: str, subject: Subject | None = None
     ) -> io.NodeOutput:
-        hollowing = HollowedNetConfig(fraction, samples, storage)
-        cut = choose_removed_blocks(model.model.diffusion_model, fraction)
-        stows = storage != "none" and has_offload_device(model)
-        sizes = _measured(model, cut, subject, stows) if subject else None
-        return io.NodeOutput(hollowing, report(model, hollowing, cut, sizes))
+        config = HollowedNetConfig(fraction=fraction, samples=samples, storage=storage)
+        removed = choose_removed_blocks(model.model.diffusion_model, fraction)
+        offloads = storage != "none" and has_offload_device(model)
+        sizes = _measured(model, removed, subject, offloads) if subject else None
+        return io.NodeOutput(config, report(model, config, removed, sizes))
 
 
-def _measured(model: Any, cut: RemovedBlocks, subject: Subject, stows: bool) -> MemoryEstimate:
-    """Return the memory that a step takes on the model as it is loaded."""
+def _measured(model: Any, removed: RemovedBlocks, subject: Subject, offloads: bool) -> MemoryEstimate:
+    """Measure the memory of a training step on the model as it is loaded."""
 
     def open_session(
         options: TrainingOptions, hollow: HollowedNetwork | None
     ) -> AbstractContextManager[TrainingSession]:
         return training_session(model, options, subject, batch_size=1, hollow=hollow)
 
-    return estimate_memory(open_session, subject, cut.hollow, int(model.model_size()), stows, Progress(2))
+    return estimate_memory(open_session, subject, removed.hollow, int(model.model_size()), offloads, Progress(2))
 
 
-def report(model: Any, hollowing: HollowedNetConfig, cut: RemovedBlocks, sizes: MemoryEstimate | None) -> str:
-    """What a user wants to know before training."""
-    parameters = cut.hollow.parameters()
+def report(model: Any, config: HollowedNetConfig, removed: RemovedBlocks, sizes: MemoryEstimate | None) -> str:
+    """Describe the removed blocks, what removing them saves, and the memory of a training step.
+
+    Args:
+        model: the MODEL.
+        config: what was asked for.
+        removed: the chosen blocks.
+        sizes: memory measured on a subject, or None.
+    """
+    parameters = removed.hollow.parameters()
     saved = sum(parameter.nbytes for parameter in parameters)
     lines = [
-        f"taken out: {cut.name}",
-        f"{cut.fraction:.0%} of the diffusion model (asked for: {hollowing.fraction:.0%}): "
+        f"removed blocks: {removed.name}",
+        f"{removed.fraction:.0%} of the diffusion model (asked for: {config.fraction:.0%}): "
         f"{sum(parameter.numel() for parameter in parameters):,} parameters, {in_mib(saved)}",
-        *warnings(cut),
+        *warnings(removed),
     ]
     if sizes is None:
-        return "\n".join([*lines, "connect subject for the memory that a step takes"])
-    recorded = hollowing.samples * sizes.sample
-    named = "would be recorded" if hollowing.storage == "none" else "recorded"
+        return "\n".join([*lines, "connect subject for the memory of a training step"])
+    recorded = config.samples * sizes.sample
+    named = "would be recorded" if config.storage == "none" else "recorded"
     lines += [
-        f"{named}: {in_mib(sizes.sample)} per sample, {in_mib(recorded)} for {hollowing.samples} samples; prior "
-        "preservation takes as much again",
-        *([] if sizes.attention else ["no attention layer is left: the method's targets have to be others"]),
+        f"{named}: {in_mib(sizes.sample)} per sample, {in_mib(recorded)} for {config.samples} samples; prior "
+        "preservation doubles this",
+        *([] if sizes.attention else ["no attention layer remains: choose other targets in the method"]),
         "",
         "a step on one sample          memory   / sampling",
         *(f"{name:<24}{in_mib(size):>12}{size / sizes.sampling:>10.2f} x" for name, size in sizes.rows()),
         "",
-        advice(hollowing, recorded, saved, has_offload_device(model), model.load_device),
+        advice(config, recorded=recorded, saved=saved, offloads=has_offload_device(model), device=model.load_device),
     ]
     return "\n".join(lines)
 
 
-def warnings(cut: RemovedBlocks) -> list[str]:
-    """A line where so much is taken out that what is left learns little."""
-    if cut.fraction <= MOST:
+def warnings(removed: RemovedBlocks) -> list[str]:
+    """Return a warning, also logged, if so much is removed that little can be learned."""
+    if removed.fraction <= MAX_FRACTION:
         return []
-    warning = f"without {cut.fraction:.0%} of the network little of a subject is learnt; give a fraction of 0.8 or less"
-    logging.warning("HyperBooth: Hollowed Net: %s", warning)
+    warning = (
+        f"without {removed.fraction:.0%} of the network little of a subject is learned; give a fraction of 0.8 or less"
+    )
+    logger.warning("Hollowed Net: %s", warning)
     return [f"warning: {warning}"]
 
 
-def advice(hollowing: HollowedNetConfig, recorded: int, saved: int, stows: bool, device: Any) -> str:
-    """Whether to record; ``stows``: recording lets the weights taken out leave the training ``device``."""
+def advice(config: HollowedNetConfig, *, recorded: int, saved: int, offloads: bool, device: Any) -> str:
+    """Advise whether to cache activations.
+
+    Args:
+        config: the storage that was chosen.
+        recorded: bytes of the cached activations.
+        saved: bytes of the removed weights.
+        offloads: whether the removed weights can leave the training device while activations are cached.
+        device: the training device.
+    """
     if recorded > 4 * saved:
-        better = f"recording takes {recorded / saved:.0f} times what it frees: storage none is the better choice here"
+        better = f"recording takes {recorded / saved:.0f} times what it frees: storage none is better here"
     else:
-        frees = "the deep part's weights and its time" if stows else "the deep part's time"
+        frees = "the removed blocks' weights and time" if offloads else "the removed blocks' time"
         better = f"recording frees {frees} in every step: better than none for long runs"
-    if not stows:
+    if not offloads:
         where = "in main memory" if device.type in ("cpu", "mps") else f"on {device}"
-        better += f". What trains here is {where}, where the deep part's weights stay"
-    return f"storage is {hollowing.storage}; {better}"
+        better += f". Training runs {where}, where the removed blocks' weights stay"
+    return f"storage is {config.storage}; {better}"

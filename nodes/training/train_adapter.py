@@ -1,4 +1,4 @@
-"""Training in the graph."""
+"""Node that trains an adapter on a subject."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ RESUME = ("continue", "start over")
 
 
 class Train(io.ComfyNode):
-    """Model and subject -> adapter."""
+    """Train an adapter for a model on a subject."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,26 +35,27 @@ class Train(io.ComfyNode):
             node_id="HyperBoothTrain",
             display_name="Train Adapter",
             category=f"{sockets.CATEGORY}/training",
-            description="DreamBooth training on the model as it is loaded: no second copy, and the model itself "
-            "stays as it is. Shows the loss curve and samples while it runs. Cancelled or killed, it goes on from its "
-            "last saved state when it is queued again.",
+            description="Trains an adapter by DreamBooth on the model as it is loaded: without a copy, and the model "
+            "is unchanged. Shows the loss curve and samples while it runs. Cancelled or killed, it resumes from its "
+            "last checkpoint when it is queued again.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to personalise, as loaded."),
-                sockets.Subject.Input("subject", tooltip="What to learn."),
-                sockets.Method.Input("method", tooltip="How to parametrise the change: LoRA, for example."),
+                io.Model.Input("model", tooltip="The model to personalize, as loaded."),
+                sockets.Subject.Input("subject", tooltip="The subject to learn."),
+                sockets.Method.Input("method", tooltip="The training method: LoRA, for example."),
                 io.Int.Input(
                     "steps",
                     default=500,
                     min=1,
                     max=1000000,
-                    tooltip="Optimizer steps: about 100 per photograph, 400 to 1000 in all for most subjects.",
+                    tooltip="Optimizer steps: about 100 per image, 400 to 1000 in all for most subjects.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures per step."),
+                io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Images per step."),
                 sockets.seed("Same seed and inputs, same adapter. Kept fixed: queueing again does not train again."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Only needed if the method trains the text encoder or a word, or start_from holds such.",
+                    tooltip="Only needed if the method trains the text encoder or an embedding, or start_from holds "
+                    "such.",
                 ),
                 sockets.Options.Input("options", optional=True, tooltip="Optimizer, loss, memory, previews."),
                 sockets.Adapter.Input(
@@ -67,20 +68,20 @@ class Train(io.ComfyNode):
                     options=list(RESUME),
                     default=RESUME[0],
                     optional=True,
-                    tooltip="continue: a run that was cancelled or killed goes on where its last state was saved, "
-                    "if all inputs are the same. start over: from step 0.",
+                    tooltip="continue: a run that was cancelled or killed resumes from its last checkpoint, if all "
+                    "inputs are the same. start over: from step 0.",
                 ),
                 sockets.Hollow.Input(
                     "hollow",
                     optional=True,
-                    tooltip="From Hollowed Net: trains without the network's deep middle, in little more memory than "
-                    "sampling takes. The adapter is for the whole model, as ever.",
+                    tooltip="From Hollowed Net: trains without the network's deep blocks, in little more memory than "
+                    "sampling. The adapter is for the whole model.",
                 ),
             ],
             outputs=[
                 sockets.Adapter.Output(display_name="adapter", tooltip="For Apply Adapter and Save Adapter."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
-                io.String.Output(display_name="report", tooltip="What was trained, on what, and how it went."),
+                io.String.Output(display_name="report", tooltip="Adapter, dataset, steps and losses."),
             ],
         )
 
@@ -93,56 +94,64 @@ class Train(io.ComfyNode):
         check_choice("resume", resume, RESUME)
         encodes = method.encodes_prompts or changes_prompts(start_from)
         if encodes and clip is None:
-            raise ValueError(why_clip(method))
+            raise ValueError(clip_needed(method))
         if start_from is not None:
             warn_if_other_base(model, clip, start_from)
         run = DreamBoothConfig(
-            subject, method, options or TrainingOptions(), steps, batch_size, seed, start_from, hollow
-        )
+            subject=subject, method=method, options=options or TrainingOptions(), steps=steps, batch_size=batch_size,
+            seed=seed, start_from=start_from, hollow=hollow,
+        )  # fmt: skip
         result = train(run, model, clip if encodes else None, resume == RESUME[0])
         return io.NodeOutput(result.adapter, {"loss": result.history.losses}, report(run, result))
 
 
 def changes_prompts(adapter: AdapterStack | None) -> bool:
-    """Whether prompts have to be encoded anew under it: it changes the text encoder, or holds words."""
+    """Whether prompts have to be encoded again under ``adapter``: it has text-encoder layers or embeddings."""
     return adapter is not None and (
         bool(adapter.embeddings)
-        or any(name.startswith(TEXT_PREFIX) for link in adapter.adapters for name in link.targets)
+        or any(name.startswith(TEXT_PREFIX) for part in adapter.adapters for name in part.targets)
     )
 
 
-def why_clip(method: Method) -> str:
-    """What to tell who has not connected clip."""
+def clip_needed(method: Method) -> str:
+    """Return the message for a clip that is needed but not connected."""
     if not method.encodes_prompts:
-        return "clip is not connected, but start_from holds text-encoder layers or a word; connect it"
-    what = "a word" if method.textual_inversion else "the text encoder"
+        return "clip is not connected, but start_from holds text-encoder layers or embeddings; connect it"
+    what = "an embedding" if method.textual_inversion else "the text encoder"
     instead = "" if method.textual_inversion else ", or switch text_encoder off in the method"
     return f"clip is not connected, but the method trains {what}; connect it{instead}"
 
 
 def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
-    """The run on the loaded model, with progress and a state on disk."""
-    options, show = run.options, Progress(run.steps)
+    """Train on the loaded model, with progress and checkpoints on disk.
+
+    Args:
+        run: the training run.
+        model: the MODEL.
+        clip: its CLIP if prompts have to be encoded, else None.
+        resume: whether to resume from a checkpoint of the same run.
+    """
+    options, progress = run.options, Progress(run.steps)
     hollow = choose_removed_blocks(model.model.diffusion_model, run.hollow.fraction).hollow if run.hollow else None
     with training_session(model, options, run.subject, batch_size=run.batch_size, clip=clip, hollow=hollow) as session:
         states = CheckpointStore(state_folder(), run.key(session.model.model_hash))
         if not resume:
             states.forget()
         return train_dreambooth(
-            run, session, lambda sample: LiveView(run.steps, show, sample, options.preview_every), states, save_rescued,
-            on_record=show,
+            run, session, lambda sample: LiveView(run.steps, progress, sample, options.preview_every), states,
+            save_rescued, on_record=progress,
         )  # fmt: skip
 
 
 def save_rescued(adapter: AdapterStack) -> str:
-    """An adapter of a run that failed, where Load Adapter finds it."""
+    """Save the adapter of a run that failed where Load Adapter finds it; return the file's name."""
     path = output_file("loras/hyperbooth_rescued", ".safetensors")
     save_adapter(adapter, path)
     return output_name(path)
 
 
 def report(run: DreamBoothConfig, result: Result) -> str:
-    """What a user wants to know afterwards, in plain words."""
+    """Describe the trained adapter, the dataset and the losses."""
     part, history = trained_part(result.adapter, run.method), result.history
     tail = history.losses[-max(1, len(history.losses) // 10) :]
     lines = [
@@ -151,8 +160,8 @@ def report(run: DreamBoothConfig, result: Result) -> str:
         f"{len(run.subject.class_examples)} class images",
         f"loss {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)",
         *_validation_lines(run, history),
-        *([f"taken up at step {result.resumed}"] if result.resumed else []),
-        *([f"{history.skipped} steps skipped: out of float16's range"] if history.skipped else []),
+        *([f"resumed at step {result.resumed}"] if result.resumed else []),
+        *([f"{history.skipped} steps skipped: gradients out of float16's range"] if history.skipped else []),
         *result.notes,
         *run.notes,
         *run.subject.notes,
@@ -163,6 +172,6 @@ def report(run: DreamBoothConfig, result: Result) -> str:
 def _validation_lines(run: DreamBoothConfig, history: History) -> list[str]:
     if history.best is None:
         return []
-    on = "the picture held out" if len(run.training.examples) < len(run.subject.examples) else "the training pictures"
+    on = "the held-out image" if len(run.training.examples) < len(run.subject.examples) else "the training images"
     (first_step, first), (step, best) = history.validation[0], history.best
     return [f"validation loss on {on}: {first:.4f} at step {first_step}, best {best:.4f} at step {step}"]

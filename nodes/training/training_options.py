@@ -1,4 +1,4 @@
-"""How training runs: optimizer, objective, memory, states, previews."""
+"""Node of the training options: optimizer, loss, memory, checkpoints, previews."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def _number(name: str, low: float, high: float, step: float, tooltip: str, **mor
 
 
 class Options(io.ComfyNode):
-    """Everything else about training."""
+    """Choose optimizer, loss, memory, checkpoints and previews."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,7 +36,7 @@ class Options(io.ComfyNode):
             node_id="HyperBoothTrainingOptions",
             display_name="Training Options",
             category=f"{sockets.CATEGORY}/training",
-            description="Optional: optimizer, loss, memory, states and previews. The defaults are the papers'.",
+            description="Optional: optimizer, loss, memory, checkpoints and previews. The defaults are the papers'.",
             inputs=[*_first(), *_later()],
             outputs=[sockets.Options.Output(display_name="options", tooltip="For Train Adapter.")],
         )
@@ -47,52 +47,56 @@ class Options(io.ComfyNode):
 
 
 def _first() -> list[io.Input]:
+    """Return the inputs of the first version."""
     return [
-        _choice("optimizer", OPTIMIZERS, "AdamW is the usual one; adafactor keeps next to nothing per weight; sgd "
-                "nothing at all."),
-        _choice("lr_scheduler", SCHEDULES, "Course of the learning rate; all but constant fall to zero at the end."),
+        _choice("optimizer", OPTIMIZERS, "AdamW is usual; adafactor keeps almost no state; sgd none."),
+        _choice("lr_scheduler", SCHEDULES, "Learning-rate schedule; all but constant decay to zero at the end."),
         _whole("warmup_steps", 0, 100000, "Steps over which the learning rate rises to its full value."),
-        _choice("loss_weighting", WEIGHTINGS, "l_simple: the papers' objective. min_snr: less weight on small noise, "
-                "learns faster. debiased: between the two. x0: plain error of the picture, as ComfyUI's own trainer."),
+        _choice("loss_weighting", WEIGHTINGS, "l_simple: the papers' objective. min_snr: less weight on low noise, "
+                "learns faster. debiased: between the two. x0: plain error of the predicted image, as ComfyUI's own "
+                "trainer."),
         _number("min_snr_gamma", 0.01, 100.0, 0.1, "Gamma of min_snr; 5 is that paper's."),
-        _choice("noise_sampling", DISTRIBUTIONS, "How often each noise level is trained: all alike (uniform), the "
-                "middle ones more (sigmoid; logit_normal with noise_mean and noise_std, SD3), or the high ones "
-                "(shifted by noise_shift)."),
+        _choice("noise_sampling", DISTRIBUTIONS, "Distribution of the noise levels: uniform; more at medium noise "
+                "(sigmoid; logit_normal with noise_mean and noise_std, SD3); or more at high noise (shifted by "
+                "noise_shift)."),
         _choice("prior_mode", PRIOR_MODES, "Prior preservation from the subject's class images, if it has any; by "
                 "prediction: the model without the adapter is the teacher for the class prompt, no image needed; or "
                 "none."),
-        _number("prior_weight", 0.0, 100.0, 0.05, "Weight of prior preservation; the paper takes 1."),
-        _whole("gradient_accumulation", 1, 1024, "Batches per step: a larger batch without more memory, at its cost "
-               "in time."),
-        _number("max_grad_norm", 0.0, 1000.0, 0.1, "Longer gradients are shortened to this; 0 switches it off."),
+        _number("prior_weight", 0.0, 100.0, 0.05, "Weight of the prior preservation loss; 1 in the paper."),
+        _whole("gradient_accumulation", 1, 1024, "Batches per optimizer step: a larger effective batch without more "
+               "memory; a step takes that many times longer."),
+        _number("max_grad_norm", 0.0, 1000.0, 0.1, "Gradient clipping: maximum norm; 0 switches it off."),
         io.Boolean.Input("gradient_checkpointing", default=OPTIONS.gradient_checkpointing,
                          tooltip="Much less memory, about a third more time. memory 'auto' turns it on when needed."),
-        _choice("precision", PRECISIONS, "Of the computation; the adapter itself is always float32. auto: as the model "
-                "runs."),
-        _whole("preview_every", 0, 100000, "Steps between sample pictures in the running node; 0 for none. One costs "
-               "about as much as 10 steps."),
+        _choice("precision", PRECISIONS, "Data type of the computation; the adapter itself is always float32. auto: as "
+                "the model runs."),
+        _whole("preview_every", 0, 100000, "Steps between samples in the running node; 0: none. One costs about as "
+               "much as 10 steps."),
     ]  # fmt: skip
 
 
 def _later() -> list[io.Input]:
-    """Inputs that came after the first version: optional, at the end, so that saved workflows and prompts go on."""
+    """Return the inputs added after the first version: optional and last, so that saved workflows still load."""
     return [
-        _number("caption_dropout", 0.0, 1.0, 0.01, "Share of the texts replaced by the empty one; 0.1 keeps guidance "
-                "in tune on long runs.", optional=True),
-        _number("noise_offset", 0.0, 1.0, 0.01, "Offset noise, for very dark or bright pictures: 0.05 to 0.1, or 0.",
+        _number("caption_dropout", 0.0, 1.0, 0.01, "Share of the captions replaced by the empty one; 0.1 preserves "
+                "classifier-free guidance on long runs.", optional=True),
+        _number("noise_offset", 0.0, 1.0, 0.01, "Offset noise, for very dark or bright images: 0.05 to 0.1, or 0.",
                 optional=True),
-        _number("noise_mean", -10.0, 10.0, 0.1, "Of logit_normal; higher trains more at high noise.", optional=True),
-        _number("noise_std", 0.01, 10.0, 0.1, "Of logit_normal; wider spreads over more levels.", optional=True),
-        _number("noise_shift", 0.01, 100.0, 0.1, "Of shifted; above 1 trains more at high noise.", optional=True),
+        _number("noise_mean", -10.0, 10.0, 0.1, "Mean of logit_normal; higher trains more at high noise.",
+                optional=True),
+        _number("noise_std", 0.01, 10.0, 0.1, "Standard deviation of logit_normal: a larger one spreads over more "
+                "noise levels.", optional=True),
+        _number("noise_shift", 0.01, 100.0, 0.1, "Shift of shifted; above 1 trains more at high noise.", optional=True),
         _number("noise_low", 0.0, 1.0, 0.01, "Lowest noise level trained, as a share of all.", optional=True),
         _number("noise_high", 0.0, 1.0, 0.01, "Highest noise level trained, as a share of all.", optional=True),
-        _number("ema_decay", 0.0, 0.99999, 0.001, "The result is a moving average of the steps: 0.99 looks back over "
-                "about 100. 0: the last step itself.", round=False, optional=True),
-        _whole("checkpoint_every", 0, 1000000, "Steps between states on disk, from which a run that was killed goes "
-               "on. 0: only when cancelled and at the end.", optional=True),
-        _whole("validation", 0, 100000, "Steps between measurements on fixed noise, shown beside the loss; with four "
-               "pictures or more the last one is held out for it. 0: none. One costs 8 to 32 forwards.",
+        _number("ema_decay", 0.0, 0.99999, 0.001, "Decay of the exponential moving average (EMA) of the "
+                "parameters, which is the result: 0.99 averages over about 100 steps. 0: no average, the last step's "
+                "parameters.", round=False, optional=True),
+        _whole("checkpoint_every", 0, 1000000, "Steps between checkpoints on disk, from which a killed run "
+               "resumes. 0: only when cancelled and at the end.", optional=True),
+        _whole("validation", 0, 100000, "Steps between validation losses, measured on fixed noise; with four images or "
+               "more the last one is held out for it. 0: none. One costs 8 to 32 forward passes.",
                optional=True),
-        _choice("memory", MEMORY_PLANS, "auto: splits batches and switches checkpointing on if free memory asks for "
-                "it. as set: exactly the settings here.", optional=True),
+        _choice("memory", MEMORY_PLANS, "auto: splits batches into micro-batches and switches checkpointing on where "
+                "free memory requires it. as set: exactly the settings here.", optional=True),
     ]  # fmt: skip

@@ -84,7 +84,7 @@ def test_two_processes_train_the_network_of_the_node_though_one_is_killed(
     """A batch of 5 is shared as 2 and 3. A process is killed once the first state is on disk."""
     arguments = [*ARGUMENTS, "--clip-vision", str(vision)]
     said = many.run("train_hypernetwork", arguments, 2, lambda: len(states(many)) > 0)
-    taken = re.search(r"taken up at step (\d+)", said)
+    taken = re.search(r"resumed at step (\d+)", said)
     assert taken is not None and 0 < int(taken[1]) < STEPS
     for path in states(many):
         path.unlink()

@@ -57,7 +57,7 @@ def test_subject_fidelity_is_the_papers(
     for value, folder in ((found, models / "dino" / dino), (clip_i, models / "clip_score" / "small-clip")):
         own, real = by_hand(folder, files(samples)), by_hand(folder, files(references))
         assert value == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
-        assert f"real pictures among themselves {only_pairs(real):.4f}" in report and folder.name in report
+        assert f"among themselves {only_pairs(real):.4f}" in report and folder.name in report
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def test_prior_and_diversity_are_the_papers(
     own, real = (by_hand(models / "dino" / "small-dino", files(b)) for b in (samples, references))
     assert pres == pytest.approx((own @ real.T).mean().item(), abs=1e-5)
     assert div == pytest.approx(1 - only_pairs(own), abs=1e-5)
-    assert f"lower is better; real pictures among themselves {only_pairs(real):.4f}" in report
+    assert f"lower is better; real images among themselves {only_pairs(real):.4f}" in report
     _, none, report = node("PriorScore", **inputs)
     assert math.isnan(none) and "DIV: not measured" in report
 
@@ -141,22 +141,22 @@ def test_the_sheet_says_who_is_better_at_what(
 
 def test_one_reference_has_no_ceiling_and_the_report_says_so(node: Any, samples: list[Tensor]) -> None:
     subject = {"images": samples, "references": [samples[1]], "dino": ["small-dino"], "clip": ["none"]}
-    assert "how high real pictures get, one reference cannot say" in node("SubjectFidelity", **subject)[2]
+    assert "two references" in node("SubjectFidelity", **subject)[2]
 
 
 def test_wrong_input_is_named(node: Any, models: Path, samples: list[Tensor], references: list[Tensor]) -> None:
     subject = {"images": samples, "references": references}
-    with pytest.raises(ValueError, match=r"no encoder is chosen: copy config\.json.*facebook/dinov2-base"):
+    with pytest.raises(ValueError, match=r"encoder.*config\.json.*facebook/dinov2-base"):
         node("SubjectFidelity", **subject, dino=["none"], clip=["none"])
-    with pytest.raises(ValueError, match=r"encoder 'gone' is in none of"):
+    with pytest.raises(ValueError, match=r"encoder 'gone'"):
         node("SubjectFidelity", **subject, dino=["gone"], clip=["none"])
-    with pytest.raises(ValueError, match=r"encoder '\.\./dino' is in none of"):
+    with pytest.raises(ValueError, match=r"encoder '\.\./dino'"):
         node("SubjectFidelity", **subject, dino=["../dino"], clip=["none"])
-    with pytest.raises(ValueError, match="prompt is empty"):
+    with pytest.raises(ValueError, match=r"^prompt .*empty"):
         node("PromptFidelity", images=samples, prompt=["  "], clip=["small-clip"])
-    with pytest.raises(ValueError, match=r"images holds 1 pictures, expected at least 2: one picture makes no pair"):
+    with pytest.raises(ValueError, match=r"^images .*\b1\b.* at least 2"):
         node("PriorScore", class_samples=samples, references=references, images=[samples[1]], dino=["small-dino"])
-    with pytest.raises(ValueError, match=r"labels names 1 \(one\), images has 2 batches; .* Create List"):
+    with pytest.raises(ValueError, match=r"^labels .*1 \(one\).*images .*2 batches.*Create List"):
         node(
             "CompareSheet", images=samples, labels=["one"], references=references, prompt=[PROMPT],
             dino=["small-dino"], clip=["none"], filename_prefix=["x"],
@@ -167,20 +167,20 @@ def test_files_that_are_missing_or_pickled_are_named(node: Any, models: Path, sa
     broken = write_dino(models / "dino" / "broken")
     subject = {"images": samples, "references": samples, "dino": ["broken"], "clip": ["none"]}
     (broken / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match=r"broken lacks preprocessor_config\.json; copy"):
+    with pytest.raises(ValueError, match=r"broken .*preprocessor_config\.json"):
         node("SubjectFidelity", **subject)
     write_dino(broken)
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"weights as pytorch_model\.bin, which is pickled and never opened here"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*pickled"):
         node("SubjectFidelity", **subject)
     write_dino(broken)
     (broken / "model.safetensors").write_bytes(b"not a file")
     with pytest.raises(ValueError, match="cannot be loaded"):
         node("SubjectFidelity", **subject)
     (broken / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"config\.json is no model's configuration"):
+    with pytest.raises(ValueError, match=r"config\.json.*configuration"):
         node("SubjectFidelity", **subject)
-    with pytest.raises(ValueError, match="holds a model of type 'vit'; give one of clip"):
+    with pytest.raises(ValueError, match=r"'vit'.*\bclip"):
         from hyperbooth.models.metrics.encoders import CLIP, load_encoder
 
         load_encoder(models / "dino" / "small-dino", CLIP, with_texts=False)

@@ -61,9 +61,9 @@ def test_the_sheet_names_no_best_where_there_is_none(
 def test_labels_are_told_apart(node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]) -> None:
     inputs = {"images": samples, "references": references, "prompt": [PROMPT], "filename_prefix": ["x"]}
     inputs |= {"dino": ["small-dino"], "clip": ["none"]}
-    with pytest.raises(ValueError, match=r"labels has 'a' twice; give each batch a name of its own"):
+    with pytest.raises(ValueError, match=r"^labels .*'a' twice"):
         node("CompareSheet", labels=["a\na"], **inputs)
-    with pytest.raises(ValueError, match=r"labels has 'a\\ud800', which cannot be written; leave out"):
+    with pytest.raises(ValueError, match=r"^labels .*'a\\ud800'"):
         node("CompareSheet", labels=["a\ud800\nb"], **inputs)
     for given, kept in (("=1+1\n@b", ["'=1+1", "'@b"]), ("a;=1+1\n\uff1db", ["a;=1+1", "'\uff1db"])):
         _, _, path = node("CompareSheet", labels=[given], **inputs)
@@ -72,7 +72,7 @@ def test_labels_are_told_apart(node: Any, output_folder: Path, samples: list[Ten
         assert all(line.startswith('"') and line.endswith('"') for line in text.splitlines())
 
 
-def test_samples_of_several_prompts_count_picture_by_picture(
+def test_samples_of_several_prompts_count_image_by_image(
     node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]
 ) -> None:
     """Adapter by adapter, in the prompts' order; DIV is the mean over those prompts of which there are two samples."""
@@ -92,28 +92,28 @@ def test_samples_of_several_prompts_count_picture_by_picture(
     assert [float(rows[0][name]) for name in ("DINO", "CLIP-I")] == pytest.approx(together[:2], abs=1e-6)
     assert rows[0]["DIV"] == next(csv.DictReader((output_folder / alone).open()))["DIV"]
     assert sheet.shape[2] < 3 * 256 < 5 * 256 < sheet.shape[1] and "CLIP-T: " in report
-    with pytest.raises(ValueError, match="images has 3 batches for 2 prompts; give as many to each adapter"):
+    with pytest.raises(ValueError, match=r"^images .*3 batches.*2 prompts"):
         node("CompareSheet", images=many[:3], labels=["a\nb"], prompt=prompts, **inputs)
-    with pytest.raises(ValueError, match=r"labels names 1 \(a\), images has 2 batches for each of 2 prompts"):
+    with pytest.raises(ValueError, match=r"^labels .*1 \(a\).*images .*2 batches.*2 prompts"):
         node("CompareSheet", images=many, labels=["a"], prompt=prompts, **inputs)
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
-        (torch.full((1, 40, 40, 3), torch.nan), "images: image 4 holds NaN or infinite values; make it again"),
-        (torch.zeros(1, 40, 40, 2), "images: image 4 has 2 channels; give grey, RGB or RGBA"),
-        (torch.zeros(1, 0, 40, 3), "images: image 4 is 40 x 0 pixels; give larger ones"),
+        (torch.full((1, 40, 40, 3), torch.nan), r"^images: image 4 .*NaN or infinite"),
+        (torch.zeros(1, 40, 40, 2), r"^images: image 4 .*2 channels"),
+        (torch.zeros(1, 0, 40, 3), r"^images: image 4 .*40 x 0 pixels"),
     ],
 )
-def test_pictures_that_cannot_be_scored_are_named(
-    node: Any, samples: list[Tensor], references: list[Tensor], picture: Tensor, message: str
+def test_images_that_cannot_be_scored_are_named(
+    node: Any, samples: list[Tensor], references: list[Tensor], image: Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        node("SubjectFidelity", images=[*samples, picture], references=references, dino=["small-dino"], clip=["none"])
+        node("SubjectFidelity", images=[*samples, image], references=references, dino=["small-dino"], clip=["none"])
 
 
-def test_grey_pictures_count_as_they_are_seen_and_alpha_not_at_all(node: Any, references: list[Tensor]) -> None:
+def test_gray_images_score_like_rgb_and_alpha_is_ignored(node: Any, references: list[Tensor]) -> None:
     subject = {"references": references, "dino": ["small-dino"], "clip": ["none"]}
     grey = torch.rand(2, 40, 40, 1, generator=torch.Generator().manual_seed(3))
     plain = node("SubjectFidelity", images=[grey.expand(-1, -1, -1, 3)], **subject)[0]
@@ -143,7 +143,7 @@ def test_a_name_is_of_a_folder_there(node: Any, samples: list[Tensor], name: str
 
 
 def test_several_prompts_are_refused_without_advice_for_another_node(node: Any, samples: list[Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"prompt received 2 different values; connect one$"):
+    with pytest.raises(ValueError, match=r"^prompt .*2 different values"):
         node("PromptFidelity", images=samples, prompt=["a", "b"], clip=["small-clip"])
 
 
@@ -163,9 +163,9 @@ def vision_model(kind: str) -> Any:
 
 def test_a_vision_model_of_another_kind_is_refused(node: Any, samples: list[Tensor]) -> None:
     subject = {"images": samples, "references": samples, "dino": ["none"], "clip": ["none"]}
-    with pytest.raises(ValueError, match=r"dino_vision is a clip_vision_model; expected a DINO"):
+    with pytest.raises(ValueError, match=r"^dino_vision .*clip_vision_model.*DINO"):
         node("SubjectFidelity", **subject, dino_vision=[vision_model("clip_vision_model")])
-    with pytest.raises(ValueError, match=r"clip_vision is a dinov2; expected a CLIP or SigLIP"):
+    with pytest.raises(ValueError, match=r"^clip_vision .*dinov2.*CLIP"):
         node("SubjectFidelity", **subject, clip_vision=[vision_model("dinov2")])
 
 
@@ -254,7 +254,7 @@ def test_another_file_in_the_folder_is_another_encoder_to_comfyui(models: Path) 
     assert before == again != score.fingerprint_inputs(dino=["replaced"], clip=["none"], images=LINKED)
 
 
-def test_a_clip_vision_takes_pictures_together_as_it_takes_them_alone(node: Any, references: list[Tensor]) -> None:
+def test_a_clip_vision_takes_a_batch_as_single_images(node: Any, references: list[Tensor]) -> None:
     inputs = {"references": references, "dino": ["none"], "clip": ["none"], "clip_vision": [small_vision()]}
     pictures = torch.rand(40, 24, 24, 3, generator=torch.Generator().manual_seed(4))
     together, alone = (

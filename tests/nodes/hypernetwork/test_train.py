@@ -20,11 +20,12 @@ from hyperbooth.models.hypernetwork.network import HyperNetwork
 from hyperbooth.models.hypernetwork.predictor import BaseModelRef, Predictor, is_predicted
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
-from hyperbooth.nodes.hypernetwork.train import run_of, train
+from hyperbooth.nodes.hypernetwork.train import train, training_config
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.engine import checkpoints
 from hyperbooth.trainers.engine.distributed import ProcessGroup
 from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.hypernetwork.config import HyperNetworkTrainingConfig
 from hyperbooth.trainers.hypernetwork.evaluation import Evaluator
 from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
 from hyperbooth.trainers.hypernetwork.loss import SubjectBatches
@@ -60,6 +61,14 @@ def trained(node: Any, loaded: Any, bank: Bank, **inputs: Any) -> tuple[Predicto
     }  # fmt: skip
     model, clip, _ = loaded
     return node("TrainHyperNetwork", model=model, clip=clip, bank=bank, **inputs)
+
+
+def config_of(bank: Bank, **inputs: Any) -> HyperNetworkTrainingConfig:
+    values = {
+        "steps": 3, "learning_rate": 1e-3, "batch_size": 4, "refinements": 2, "weight_loss": 1.0, "denoising_loss": 0.0,
+        "seed": 0, "options": QUIET, "width": 32, "start_from": None,
+    }  # fmt: skip
+    return training_config(bank, **(values | inputs))
 
 
 def relative_error(network: HyperNetwork, predicted: Tensor, fitted: Tensor) -> float:
@@ -230,7 +239,7 @@ def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
     hypernetwork, _, _ = trained(node, loaded, bank, steps=12, input_pictures=inputs)
     assert seen == looked == shown and hypernetwork.metadata["input_pictures"] == inputs
     assert target == ({1, 2} if inputs == 1 else {0, 1, 2})
-    run = run_of(bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None, inputs)
+    run = config_of(bank, denoising_loss=0.0, input_pictures=inputs)
     assert run.looked_at(5) == ((5, max(shown)), (5, 0 if shown == {0, 1, 2} else 2))
 
 
@@ -241,7 +250,7 @@ def test_a_run_is_named_by_captions_and_inputs(loaded: Any, tmp_path: Path) -> N
         for captions in (False, True)
     )  # fmt: skip
     told = replace(told, manifest=plain.manifest)
-    runs = [run_of(bank, 3, 1e-3, 4, 2, 1.0, 1.0, 0, QUIET, 32, None, n) for bank in (plain, told) for n in (0, 1)]
+    runs = [config_of(bank, denoising_loss=1.0, input_pictures=n) for bank in (plain, told) for n in (0, 1)]
     assert len({run.key("model", "encoder") for run in runs}) == 4
     assert runs[0].prompts == (PROMPT,) and len(runs[2].prompts) == 3
     assert replace(runs[3], denoising_loss=0.0).prompts == (PROMPT, f"{PROMPT} in place 2")
@@ -293,7 +302,7 @@ def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_canc
         again, losses_again, report = trained(node, loaded, small_bank, steps=8, options=options)
     ours, theirs = whole.network.state_dict(), again.network.state_dict()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    assert losses == losses_again and "taken up at step" in report
+    assert losses == losses_again and "resumed at step" in report
 
 
 def test_a_state_of_another_format_is_another_run(
@@ -301,7 +310,7 @@ def test_a_state_of_another_format_is_another_run(
 ) -> None:  # fmt: skip
     """Its numbers would have the shapes, and other meanings."""
     assert "taken up" not in trained(node, loaded, small_bank)[2]
-    assert "taken up at step 3" in trained(node, loaded, small_bank)[2]
+    assert "resumed at step 3" in trained(node, loaded, small_bank)[2]
     monkeypatch.setattr("hyperbooth.trainers.hypernetwork.config.VERSION", 99)
     assert "taken up" not in trained(node, loaded, small_bank)[2]
 
@@ -390,7 +399,7 @@ def test_a_resumed_run_goes_by_the_looks_of_the_whole_one(
     if lost:
         next((output_folder / "hyperbooth_states").glob("*.good.safetensors")).unlink()
     again, _, report = trained(node, loaded, small_bank, **inputs)
-    assert "taken up at step 4" in report and whole.metadata["taken_at_step"] == 3
+    assert "resumed at step 4" in report and whole.metadata["taken_at_step"] == 3
     if lost:
         assert "is that of step 6; that of step 3, the best on people held out, is not on the disk any more" in report
     assert torch.equal(again.network.heads, heads[6] if lost else whole.network.heads)
@@ -406,7 +415,7 @@ def test_a_shorter_run_leaves_the_longer_ones_best(
     short = trained(node, loaded, small_bank, steps=2, **inputs)[0]
     again, _, report = trained(node, loaded, small_bank, steps=4, **inputs)
     assert short.metadata["taken_at_step"] == 1 and torch.equal(short.network.heads, heads[1])
-    assert "taken up at step 4" in report and "is that of step 3, the best" in report
+    assert "resumed at step 4" in report and "is that of step 3, the best" in report
     assert torch.equal(again.network.heads, heads[3])
 
 
@@ -443,7 +452,10 @@ def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: 
     still, _, report = trained(node, loaded, small_bank, steps=1, learning_rate=0.0, start_from=first, weight_loss=0.5)
     assert torch.equal(first.network.heads, still.network.heads) and still.metadata["steps"] == 3
     assert "start: a hypernetwork of 2 steps" in report
-    one, other = (run_of(small_bank, 1, 0.0, 5, 2, 1.0, 0.0, 0, QUIET, width, first) for width in (32, 64))
+    one, other = (
+        config_of(small_bank, steps=1, learning_rate=0.0, batch_size=5, width=width, start_from=first)
+        for width in (32, 64)
+    )
     assert one == other and other.config.width == 32, "start_from has a width"
 
 
@@ -499,6 +511,6 @@ class Apart(ProcessGroup):
 def test_processes_that_cannot_work_together_are_refused(
     loaded: Any, small_bank: Bank, processes: int, other: Any, message: str
 ) -> None:
-    run = run_of(small_bank, 3, 1e-3, 4, 2, 1.0, 0.0, 0, QUIET, 32, None)
+    run = config_of(small_bank)
     with torch.inference_mode(), pytest.raises(ValueError, match=message):
-        train(run, *loaded[:2], small_vision(), True, Apart(0, processes, other))
+        train(run, *loaded[:2], small_vision(), resume=True, processes=Apart(0, processes, other))

@@ -136,7 +136,7 @@ def test_a_resumed_run_does_not_work_the_start_out_again(
     assert len(asked) == layers
     train(node, loaded, subject, method, 2, resume="start over")
     again, _, report = train(node, loaded, subject, method, 4)
-    assert len(asked) == 2 * layers and "taken up at step 2" in report
+    assert len(asked) == 2 * layers and "resumed at step 2" in report
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), again.parameters(), strict=True))
 
 

@@ -11,7 +11,7 @@ from helpers.training import QUIET, interrupted_at, lora, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, PaRaConfig
 from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 from hyperbooth.nodes.bridge.training_session import training_session
-from hyperbooth.nodes.training.hollowed_net import MOST
+from hyperbooth.nodes.training.hollowed_net import MAX_FRACTION
 from hyperbooth.nodes.training.hollowed_net import report as report_of
 from hyperbooth.trainers.config import HollowedNetConfig, Method
 from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
@@ -121,7 +121,7 @@ def test_cancelled_it_goes_on_as_if_nothing_had_been(
     with interrupted_at(6):
         train(node, loaded, subject, lora(), **settings, seed=3)
     again, _, report = train(node, loaded, subject, lora(), **settings, seed=3)
-    assert "taken up at step" in report
+    assert "resumed at step" in report
     assert same(whole, again)
     assert not list(output_folder.rglob("*.records"))
 
@@ -192,7 +192,7 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
         "HollowedNet", model=loaded[0], fraction=0.7, samples=100, storage="ram", subject=subject
     )  # fmt: skip
     assert hollow == HollowedNetConfig(0.7, 100, "ram")
-    for words in ("taken out: input block", "recorded:", "for 100 samples", "hollow LoRA, checkpointing"):
+    for words in ("removed blocks: input block", "recorded:", "for 100 samples", "hollow LoRA, checkpointing"):
         assert words in report, report
     _, short = node("HollowedNet", model=loaded[0], fraction=0.4, samples=100, storage="ram")
     assert "connect subject" in short and "warning" not in short
@@ -202,7 +202,7 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
 def test_so_much_that_little_is_learnt_is_warned_of(
     more: float, loaded: Any, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
-    cut = replace(choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION), fraction=MOST + more)
+    cut = replace(choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION), fraction=MAX_FRACTION + more)
     said = "without 86% of the network little of a subject is learnt; give a fraction of 0.8 or less"
     report = report_of(loaded[0], HollowedNetConfig(0.9), cut, None)
     assert (f"warning: {said}" in report) == (said in caplog.text) == bool(more)

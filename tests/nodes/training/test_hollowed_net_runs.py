@@ -47,7 +47,7 @@ def goes_on_as_if_nothing_had_been(
         file.unlink()
     train(node, loaded, subject, method, **settings, steps=4)
     again, _, report = train(node, loaded, subject, method, **settings, steps=6)
-    return "taken up at step 4" in report and same(whole, again)
+    return "resumed at step 4" in report and same(whole, again)
 
 
 def test_records_of_a_run_taken_up_are_of_what_it_started_from(
@@ -67,7 +67,7 @@ def test_records_of_a_word_taken_up_are_of_the_word_at_its_start(node: Any, quic
 def test_another_storage_goes_on_with_the_same_run(node: Any, loaded: Any, subject: Any) -> None:
     train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=4)
     _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=6)
-    assert "taken up at step 4" in report
+    assert "resumed at step 4" in report
 
 
 def test_what_a_cancelled_run_recorded_on_disk_goes_with_the_run_that_ends_in_memory(

@@ -52,7 +52,7 @@ class TestCancelledAndQueuedAgain:
                     train(node, loaded, subject, method, 20, **inputs)
             again, losses_again, report = train(node, loaded, subject, method, 20, **inputs)
         assert same(whole, again) and losses == losses_again
-        assert "taken up at step" in report
+        assert "resumed at step" in report
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one_and_another_seed_does_not(
@@ -60,8 +60,8 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_another_seed_does_not(
 ) -> None:
     train(node, loaded, subject, lora(), 3)
     _, _, longer = train(node, loaded, subject, lora(), 6)
-    assert "taken up at step 3" in longer
-    assert "taken up at step 6" in train(node, loaded, subject, lora(), 6, options=replace(QUIET, preview_every=3))[2]
+    assert "resumed at step 3" in longer
+    assert "resumed at step 6" in train(node, loaded, subject, lora(), 6, options=replace(QUIET, preview_every=3))[2]
     for changed in ({"seed": 1}, {"batch_size": 2}, {"options": replace(QUIET, prior_weight=0.5)}):
         assert "taken up" not in train(node, loaded, subject, lora(), 6, **changed)[2]
     assert "taken up" not in train(node, loaded, subject, lora(learning_rate=2e-3), 6)[2]
@@ -144,10 +144,10 @@ def test_validation_is_on_the_picture_held_out_and_repeats(node: Any, loaded: An
     options = replace(QUIET, validation=10)
     _, _, report = train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options)
     (line,) = [line for line in report.splitlines() if line.startswith("validation")]
-    assert "on the picture held out" in line and "on 3 images" in report
+    assert "on the held-out image" in line and "on 3 images" in report
     assert line in train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options, resume="start over")[2]
     _, _, few = train(node, loaded, subject, lora(), 3, options=options)
-    assert "validation loss on the training pictures" in few
+    assert "validation loss on the training images" in few
 
 
 def loss_of(session: Any, subject: Any, options: TrainingOptions, without: Any, **more: Any) -> DreamBoothLoss:

@@ -49,7 +49,7 @@ def test_cancelled_and_queued_again_it_gives_the_word_of_the_run_never_cancelled
         train(node, loaded, subject, inversion(2), 8, **inputs)
     again, losses_again, report = train(node, loaded, subject, inversion(2), 8, **inputs)
     assert whole.embeddings[0].equals(again.embeddings[0]) and losses == losses_again
-    assert "taken up at step" in report
+    assert "resumed at step" in report
     assert "taken up" not in train(node, loaded, subject, inversion(1), 1, **inputs)[2]
 
 
