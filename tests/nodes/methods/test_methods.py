@@ -128,8 +128,8 @@ def test_a_resumed_run_does_not_work_the_start_out_again(
     from hyperbooth.models.adapters.para import adapter as para
 
     asked: list[int] = []
-    real = para.smallest_left
-    monkeypatch.setattr(para, "smallest_left", lambda *given: asked.append(1) or real(*given))
+    real = para.smallest_left_singular_vectors
+    monkeypatch.setattr(para, "smallest_left_singular_vectors", lambda *given: asked.append(1) or real(*given))
     method = Method("para", PaRaConfig(2, "smallest singular"), "cross attention", 1e-3)
     straight, _, _ = train(node, loaded, subject, method, 4, resume="start over")
     layers = len(straight.adapters[0].layers)
