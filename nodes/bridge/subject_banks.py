@@ -1,4 +1,4 @@
-"""Banks of subjects in ComfyUI: their folders, and what building one needs of the loaded model."""
+"""Subject banks in ComfyUI: their folders, and the bank builder for a loaded model."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -23,26 +23,26 @@ from .text.conditioning import encode_prompt
 from .training_session import training_session
 
 BANK_FOLDER = "hyperbooth_banks"
-"""Folder in ComfyUI's models and output."""
-MOST_PROMPTS = 256
-"""Whose conditioning is kept while a bank is built: common captions are encoded once."""
-SAMPLED = 64
-"""Layers of a model, and weights of a VAE, that a bank's manifest knows some numbers of."""
+"""Folder of banks in ComfyUI's models and output folders."""
+MAX_CACHED_PROMPTS = 256
+"""Prompts whose conditioning is cached while a bank is built, so that common captions are encoded once."""
+FINGERPRINT_LAYERS = 64
+"""Layers of a model, and weights of a VAE, of which a bank's manifest records sampled values."""
 
 
 def register_bank_folders() -> None:
-    """ComfyUI knows ``models/hyperbooth_banks``, also as a name in extra_model_paths.yaml."""
+    """Register ``models/hyperbooth_banks`` with ComfyUI, also as a name in extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(BANK_FOLDER, str(Path(folder_paths.models_dir) / BANK_FOLDER))
 
 
 def bank_names() -> list[str]:
-    """The banks there are."""
+    """List the names of all banks in the output and models folders."""
     found = {path.parent.name for root in _roots() for path in root.glob(f"*/{MANIFEST}")}
     return sorted(found)
 
 
 def bank_path(name: str) -> Path:
-    """The folder of the bank of that name; one of the output folder comes first.
+    """Return the folder of the bank of that name, preferably in the output folder.
 
     Raises:
         ValueError: there is none.
@@ -56,53 +56,63 @@ def bank_path(name: str) -> Path:
 
 
 def new_bank_path(name: str) -> Path:
-    """Where a bank of that name is built.
+    """Return the folder in which a bank of that name is built.
 
     Raises:
-        ValueError: the name is no folder's, or one of another folder of banks, which a new one would hide.
+        ValueError: the name is not a folder's name, or a bank of that name lies in another folder, which the new one
+            would hide.
     """
     name = name.strip()
     plain = name.isprintable() and Path(name).name == name and not {"/", "\\", ":"} & set(name)
     if not name or not plain or name.startswith(".") or len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"bank_name {name[:60]!r} is no folder's name; give one such as 'people'")
-    place = _output() / name
+    path = _output() / name
     for root in _roots():
-        if (root / name / MANIFEST).exists() and not (place / MANIFEST).exists():
+        if (root / name / MANIFEST).exists() and not (path / MANIFEST).exists():
             raise ValueError(
                 f"bank_name {name!r} is in {root} already; give another name, or move that one to {_output()}, where "
                 "banks are extended"
             )
-    return place
+    return path
 
 
 def default_bank_name(source: Path) -> str:
-    """A bank's name where none is given: that of the folder of pictures, with those that it lies in."""
+    """Return a bank's default name: that of the image folder, joined with its parents below the input folder."""
     return "_".join(source.relative_to(Path(folder_paths.get_input_directory()).resolve()).parts)
 
 
 _seen: dict[Path, tuple[list[Any], int]] = {}
+"""Folder of a bank -> its last known state, and the number of changes by others."""
 
 
 def folder_version(folder: Path) -> int:
-    """How often this process has found the bank in ``folder`` other than it left it: a shard gone, or new ones."""
-    now = folder_state(folder)
-    before, count = _seen.get(folder, (now, 0))
-    _seen[folder] = now, count + (before != now)
+    """Count the changes of the bank in ``folder`` by others, seen by this process: shards removed or added."""
+    state = folder_state(folder)
+    before, count = _seen.get(folder, (state, 0))
+    _seen[folder] = state, count + (before != state)
     return _seen[folder][1]
 
 
 def accept_folder_state(folder: Path) -> None:
-    """What this process has done to the bank in ``folder`` is no change."""
+    """Record the present state of the bank in ``folder``, so that this process's own changes do not count."""
     _seen[folder] = folder_state(folder), _seen.get(folder, ([], 0))[1]
 
 
 def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> BankBuilder:
-    """What a bank needs of the loaded model; ``text_encoder``: it trains as well."""
+    """Create the bank builder for a loaded model.
+
+    Args:
+        model: the MODEL.
+        clip: the CLIP; encodes the prompts, and trains if ``text_encoder``.
+        vae: the VAE.
+        options: the training options.
+        text_encoder: whether the adapters include the text encoder.
+    """
     trained = clip if text_encoder else None
     return BankBuilder(
         tools=Encoders(
             encode_image=lambda pixels: encode_pixels(vae, pixels),
-            encode_prompt=lru_cache(maxsize=MOST_PROMPTS)(lambda prompt: encode_prompt(clip, prompt)),
+            encode_prompt=lru_cache(maxsize=MAX_CACHED_PROMPTS)(lambda prompt: encode_prompt(clip, prompt)),
             latent_cell=latent_cell(vae),
             on_progress=lambda *_: None,
         ),
@@ -116,13 +126,21 @@ def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text
 
 
 def base_model_record(model: Any, clip: Any, vae: Any = None) -> dict[str, Any]:
-    """What a bank, or whatever is made from one, is for: as facts of adapters say it, and a sample of the weights of
-    model, text encoder and (if given) VAE."""
+    """Return the record of the base model for a bank and what is made from it.
+
+    Args:
+        model: the MODEL.
+        clip: the CLIP, or None to leave out the text encoder's weights.
+        vae: the VAE, or None to leave out its weights.
+
+    Returns:
+        Architecture, prediction and latent cell as in an adapter's metadata, and sampled values of the weights.
+    """
     layers = sorted(trainable_layers(model, clip))
-    sample = dict(fingerprint(layers, base_weights(model, clip), SAMPLED))
+    sample = dict(fingerprint(layers, base_weights(model, clip), FINGERPRINT_LAYERS))
     if vae is not None:
-        numbers = {f"vae.{name}": value for name, value in vae.first_stage_model.state_dict().items() if value.ndim > 1}
-        sample |= fingerprint(sorted(numbers), lambda name: numbers[name].float().cpu(), SAMPLED)
+        weights = {f"vae.{name}": value for name, value in vae.first_stage_model.state_dict().items() if value.ndim > 1}
+        sample |= fingerprint(sorted(weights), lambda name: weights[name].float().cpu(), FINGERPRINT_LAYERS)
     return {
         "base": architecture(model),
         "prediction": prediction_of(model.get_model_object("model_sampling")).value,
@@ -132,7 +150,7 @@ def base_model_record(model: Any, clip: Any, vae: Any = None) -> dict[str, Any]:
 
 
 def _roots() -> list[Path]:
-    """The output folder's banks first, then the models'."""
+    """Return the folders that hold banks, the output folder first."""
     register_bank_folders()
     return [_output(), *map(Path, folder_paths.get_folder_paths(BANK_FOLDER))]
 

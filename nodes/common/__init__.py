@@ -1,1 +1,1 @@
-"""What several nodes share: sockets and inputs."""
+"""Sockets and inputs that several nodes share."""

@@ -1,4 +1,4 @@
-"""Inputs of nodes that take lists."""
+"""Values of inputs for nodes whose inputs are lists (``is_input_list``)."""
 
 from typing import Any
 
@@ -6,18 +6,20 @@ from torch import Tensor
 
 
 def unbatch(batches: list[Tensor]) -> list[Tensor]:
-    """A list of batches -> a list of single pictures or masks."""
-    return [picture for batch in batches for picture in batch]
+    """Split a list of batches ``[B, ...]`` into a list of single images or masks."""
+    return [image for batch in batches for image in batch]
 
 
 def single_value(name: str, values: list[Any], hint: str = "") -> Any:
-    """The one value of an input that does not take a list.
+    """Return the value of an input that takes a single one.
 
     Args:
-        hint: what to do with several, if there is a way.
+        name: the input's name, for the message.
+        values: its list of values, as ComfyUI passes it; all must be equal.
+        hint: how several values can be given instead, if there is a way.
 
     Raises:
-        ValueError: a list with several is connected, of which all but the first would be lost.
+        ValueError: the values differ, so all but the first would be ignored.
     """
     if any(value is not values[0] and value != values[0] for value in values[1:]):
         raise ValueError(f"{name} received {len(values)} different values; connect one{hint and '; '}{hint}")

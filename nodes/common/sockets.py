@@ -1,4 +1,4 @@
-"""The pack's own sockets, and the category its nodes stand in."""
+"""The pack's socket types, and the menu category of its nodes."""
 
 from comfy_api.latest import io
 
@@ -14,6 +14,6 @@ CATEGORY = "HyperBooth"
 
 
 def seed(tooltip: str) -> io.Int.Input:
-    """A seed that stays as it is: one that changed by itself would train again at every queueing."""
+    """Return a seed input that stays fixed after a run: a changing seed would train again at every queueing."""
     keep = io.ControlAfterGenerate.fixed
     return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=keep, tooltip=tooltip)

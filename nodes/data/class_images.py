@@ -75,7 +75,7 @@ class ClassImages(io.ComfyNode):
             draw = generator_for(seed, index).initial_seed()
             latents.append(
                 sample_latents(
-                    model, positive, negative, (1, side, side), draw, steps=steps, cfg=cfg,
+                    model, positive, negative, size=(1, side, side), seed=draw, steps=steps, cfg=cfg,
                     sampler_name=sampler_name, scheduler=scheduler, on_step=on_step,
                 )
             )  # fmt: skip

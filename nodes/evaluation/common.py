@@ -208,7 +208,7 @@ class Embeddings:
     def __call__(self, by: Embedder, images: list[Tensor]) -> Tensor:
         key = id(images), id(by)  # not its name: models/dino/base and models/clip_score/base are two
         if key not in self._cache:
-            self._cache[key] = by.images(images, self._done)
+            self._cache[key] = by.embed_images(images, self._done)
             self._before += len(images)
         return self._cache[key]
 

@@ -61,9 +61,13 @@ def prompt_score(by: Embedder, embed: Embeddings, samples: list[Tensor], prompt:
         ValueError: the prompt is empty.
     """
     require_prompt(prompt)
-    return Score("CLIP-T", scores.prompt_fidelity(embed(by, samples), by.text(prompt)), by.name)
+    return Score("CLIP-T", scores.prompt_fidelity(embed(by, samples), by.embed_text(prompt)), by.name)
 
 
 def truncation_note(by: Embedder, prompts: Sequence[str]) -> str:
     """Return a note for the report if a prompt is longer than CLIP's context, else an empty text."""
-    return "\nthe prompt is longer than CLIP's context: its end was truncated" if any(map(by.is_cut, prompts)) else ""
+    return (
+        "\nthe prompt is longer than CLIP's context: its end was truncated"
+        if any(map(by.is_truncated, prompts))
+        else ""
+    )

@@ -1,4 +1,4 @@
-"""Tokens and embeddings of pictures, by a loaded CLIP_VISION."""
+"""Tokens and embeddings of images, by a loaded CLIP_VISION."""
 
 from typing import Any
 
@@ -12,54 +12,60 @@ from ....models.metadata.base_fingerprint import fingerprint
 from ....models.metrics.scores import all_finite
 
 BATCH_SIZE = 4
-"""Pictures that go through it together: 729 tokens of SigLIP's in all 27 layers are 90 MB each in float32, and ComfyUI
-holds them twice."""
+"""Images per forward pass: 729 tokens of SigLIP's in all 27 layers are 90 MB per image in float32, and ComfyUI holds
+them twice."""
 
 
-def image_tokens(vision: Any, pictures: Tensor) -> Tensor:
-    """``[n, tokens, width]`` in float32 on the CPU of pictures ``[n, H, W, C]`` in [0, 1], free of inference mode.
+def image_tokens(vision: Any, images: Tensor) -> Tensor:
+    """Encode images to the tokens of the penultimate layer.
 
-    The last layer but one, as IP-Adapter takes them: nothing in CLIP's training asks the last one's patches for
-    anything.
+    IP-Adapter uses this layer too: nothing in CLIP's training depends on the last layer's patch tokens.
+
+    Args:
+        vision: the CLIP_VISION.
+        images: ``[n, H, W, C]`` in [0, 1]; of 1 or 2 channels the first is repeated, an alpha channel is dropped.
+
+    Returns:
+        ``[n, tokens, width]`` in float32 on the CPU, not an inference tensor.
 
     Raises:
-        ValueError: the encoder gives no tokens, or such as are no numbers.
+        ValueError: the encoder returns no tokens, or NaN or infinite values.
     """
-    colours = pictures[..., :3] if pictures.shape[-1] >= 3 else pictures[..., :1].expand(*pictures.shape[:-1], 3)
-    rows = []
-    for some in colours.split(BATCH_SIZE):
-        tokens, _ = encode_images(vision, some)
+    rgb = images[..., :3] if images.shape[-1] >= 3 else images[..., :1].expand(*images.shape[:-1], 3)
+    batches = []
+    for batch in rgb.split(BATCH_SIZE):
+        tokens, _ = encode_images(vision, batch)
         if tokens is None or tokens.ndim != 3:
             raise ValueError(
                 f"clip_vision is a {vision.model_type} that gives no tokens; connect a CLIP, SigLIP or DINO"
             )
-        rows.append(tokens.to("cpu", torch.float32))
-    found = torch.cat(rows)
-    if not all_finite(found):
-        raise ValueError("clip_vision gave tokens that are no numbers; its file may be damaged")
+        batches.append(tokens.to("cpu", torch.float32))
+    all_tokens = torch.cat(batches)
+    if not all_finite(all_tokens):
+        raise ValueError("clip_vision returned NaN or infinite tokens; its file may be damaged")
     with torch.inference_mode(False):
-        return found.clone()
+        return all_tokens.clone()
 
 
 @torch.inference_mode()
-def encode_images(vision: Any, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Tokens ``[n, tokens, width]`` of the last layer but one, and embeddings, of pictures ``[n, H, W, 3]``.
+def encode_images(vision: Any, images: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Encode images ``[n, H, W, 3]`` to tokens ``[n, tokens, width]`` of the penultimate layer, and embeddings.
 
-    DINOv3 gives those of the last layer, and ComfyUI's own ``encode_image`` fails for want of others.
+    DINOv3 returns the tokens of its last layer only; ComfyUI's own ``encode_image`` fails without the others.
     """
     if vision.model_type != "dinov3":
-        output = vision.encode_image(pictures)
+        output = vision.encode_image(images)
         return output.penultimate_hidden_states, output.image_embeds
     comfy.model_management.load_model_gpu(vision.patcher)
     pixels = comfy.clip_model.clip_preprocess(
-        pictures.to(vision.load_device), size=vision.image_size, mean=vision.image_mean, std=vision.image_std
+        images.to(vision.load_device), size=vision.image_size, mean=vision.image_mean, std=vision.image_std
     )
     tokens, _, embedding, _ = vision.model(pixel_values=pixels.float())
     return tokens, embedding
 
 
 def encoder_ref(vision: Any) -> BaseModelRef:
-    """What the encoder is."""
+    """Return the reference by which files name this encoder: its kind, and sampled values of its weights."""
     weights = {name: weight for name, weight in vision.model.state_dict().items() if weight.is_floating_point()}
     kind = f"{vision.model_type}, width {vision.config.get('hidden_size', '?')}"
     return BaseModelRef(kind, fingerprint(list(weights), lambda name: weights[name].float()))

@@ -1,4 +1,4 @@
-"""Small pictures straight from latents, as the sampler's previews are made: no VAE needed on the device."""
+"""Small preview images from latents by the sampler's preview method, without the VAE."""
 
 from typing import Any
 
@@ -6,13 +6,18 @@ import latent_preview
 from PIL import Image
 from torch import Tensor
 
-SIDE = 320
+MAX_SIDE = 320
+"""Pixels: previews are enlarged by the largest integer factor that keeps their longer side within it."""
 
 
 def preview_image(latent_format: Any, latents: Tensor) -> Image.Image | None:
-    """A picture of the first of ``latents`` (model space), or None if the format has no preview.
+    """Return a preview of the first of ``latents``, or None if the format has none.
 
-    The preview method the user chose for samplers is used; with none chosen, the latent's colours.
+    The preview method chosen for samplers is used; if none is chosen, the latent format's linear RGB factors.
+
+    Args:
+        latent_format: ComfyUI's latent format of the model.
+        latents: ``[n, C, h, w]`` in model space.
     """
     previewer = latent_preview.get_previewer(latents.device, latent_format)
     if previewer is None and latent_format.latent_rgb_factors is not None:
@@ -23,6 +28,6 @@ def preview_image(latent_format: Any, latents: Tensor) -> Image.Image | None:
         )
     if previewer is None:
         return None
-    picture = previewer.decode_latent_to_preview(latents.float())
-    scale = max(1, SIDE // max(picture.size))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    image = previewer.decode_latent_to_preview(latents.float())
+    scale = max(1, MAX_SIDE // max(image.size))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)

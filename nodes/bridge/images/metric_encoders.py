@@ -1,4 +1,4 @@
-"""Encoders for scores in ComfyUI: their folders, its memory management, and CLIP_VISION in their place."""
+"""Metric encoders in ComfyUI: their model folders, memory management, and CLIP_VISION as an alternative."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ from ....models.metrics.scores import all_finite
 from .clip_vision import BATCH_SIZE, encode_images
 
 FOLDERS = {"dino": (DINO, False), "clip_score": (CLIP, True)}
-"""Folder in ComfyUI's models -> what may be in it, and whether it embeds texts."""
+"""Folder in ComfyUI's models -> the kinds of encoder that it may hold, and whether they embed texts."""
 EXAMPLES = {"dino": "facebook/dinov2-base", "clip_score": "openai/clip-vit-large-patch14"}
-"""Models whose pages have model.safetensors: that of clip-vit-base-patch32 has pickled weights only."""
+"""Models with a model.safetensors on their Hugging Face page: clip-vit-base-patch32 has pickled weights only."""
 NONE = "none"
 Files = tuple[tuple[str, int, int], ...]
-"""Name, time and size of each file of a folder."""
+"""Name, modification time in ns and size of each file of a folder."""
 
 
 def register_encoder_folders() -> None:
-    """ComfyUI knows ``models/dino`` and ``models/clip_score``, also as names in extra_model_paths.yaml."""
+    """Register ``models/dino`` and ``models/clip_score`` with ComfyUI, also as names in extra_model_paths.yaml."""
     for kind in FOLDERS:
         folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
 
 
 def encoder_names(kind: str) -> list[str]:
-    """Folders that hold a model; ``none`` first."""
+    """List ``none`` and the names of the folders that may hold an encoder."""
     return [NONE, *sorted({name for root in _roots(kind) for name in _folders(root)})]
 
 
 def _folders(root: Path) -> list[str]:
-    """What a root holds that may be an encoder; nothing if it cannot be read."""
+    """List the visible folders in ``root``, or nothing if it cannot be read."""
     try:
         return [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError:
@@ -53,51 +53,56 @@ def _roots(kind: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Embedder:
-    """Embeds pictures, and texts if it can.
+    """An encoder of images, and of texts if it has a text model.
 
     Args:
-        name: what it is, for reports.
-        images: pictures -> ``[n, d]``.
-        text: prompt -> ``[1, d]``, or None.
-        is_cut: whether a prompt is longer than it reads.
+        name: the encoder's kind and size, for reports.
+        embed_images: (images ``[H, W, 3]`` in [0, 1], callback with the number done) -> ``[n, d]``.
+        embed_text: prompt -> ``[1, d]``, or None.
+        is_truncated: whether a prompt exceeds the text model's length.
     """
 
     name: str
-    images: Callable[[Sequence[Tensor], Callable[[int], None]], Tensor]
-    text: Callable[[str], Tensor] | None = None
-    is_cut: Callable[[str], bool] = lambda _prompt: False
+    embed_images: Callable[[Sequence[Tensor], Callable[[int], None]], Tensor]
+    embed_text: Callable[[str], Tensor] | None = None
+    is_truncated: Callable[[str], bool] = lambda _prompt: False
 
 
 def open_embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
-    """The CLIP_VISION ``vision`` if there is one, else the encoder of that name; None for ``none``.
+    """Return the embedder by ``vision`` if given, else by the encoder of that name; None for ``none``.
+
+    Args:
+        kind: ``dino`` or ``clip_score``.
+        name: of the encoder's folder, or ``none``.
+        vision: a CLIP_VISION, or None.
 
     Raises:
-        ValueError: there is no such encoder, or it cannot be loaded, or ``vision`` is of the other kind.
+        ValueError: there is no such encoder, it cannot be loaded, or ``vision`` is of the other kind.
     """
     if vision is not None:
-        _check_vision(kind, vision)
-        return _of_vision(vision)
-    return None if name == NONE else _of_folder(kind, name)
+        _require_kind(kind, vision)
+        return _vision_embedder(vision)
+    return None if name == NONE else _folder_embedder(kind, name)
 
 
 def installation_hint(kind: str) -> str:
-    """What to do where an encoder is needed and none is chosen."""
+    """Describe how to install an encoder of a kind."""
     root, files = _roots(kind)[0], f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS}"
-    words = f", {encoders.TOKENIZER[0][0]}" if FOLDERS[kind][1] else ""
+    tokenizer = f", {encoders.TOKENIZER[0][0]}" if FOLDERS[kind][1] else ""
     name = EXAMPLES[kind]
     return (
-        f"copy {files}{words} of a model such as {name} from its Hugging Face page into "
+        f"copy {files}{tokenizer} of a model such as {name} from its Hugging Face page into "
         f"{root / name.split('/')[1]}, press R, and choose it"
     )
 
 
 def _folder(kind: str, name: str) -> Path:
-    """The folder of that name.
+    """Return the encoder's folder of that name.
 
     Raises:
         ValueError: there is none.
     """
-    known = name in encoder_names(kind)  # no other folder, as '..' would be
+    known = name in encoder_names(kind)  # '..' and the like are not
     folder = next((root / name for root in _roots(kind) if known and (root / name).is_dir()), None)
     if folder is None:
         roots = ", ".join(map(str, _roots(kind)))
@@ -106,53 +111,61 @@ def _folder(kind: str, name: str) -> Path:
 
 
 def require_encoder_files(kind: str, name: str) -> None:
-    """The folder of that name is there and has all that an encoder needs, as far as is seen without loading it.
+    """Check without loading that the folder of that name exists and holds the files of an encoder.
 
     Raises:
-        ValueError: it is not, or has not.
+        ValueError: the folder or one of the files is missing, or is of another kind.
     """
     encoders.check_encoder(_folder(kind, name), *FOLDERS[kind])
 
 
 def encoder_files(kind: str, name: str) -> Files:
-    """What changes when the encoder of that name does; nothing if there is none."""
+    """Return the state of the encoder's files, which changes when they do; empty if there is no such encoder."""
     try:
         return _files(_folder(kind, name))
     except (ValueError, OSError):
         return ()
 
 
-def _of_folder(kind: str, name: str) -> Embedder:
+def _folder_embedder(kind: str, name: str) -> Embedder:
     folder = _folder(kind, name)
     opened = _opened(kind, folder, _files(folder))
     encoder = opened.encoder
 
-    def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
-        return encoder.embed_images(pictures, _load(opened), on_done)
+    def embed_images(images: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
+        return encoder.embed_images(images, _load(opened), on_done)
 
-    def text(prompt: str) -> Tensor:
+    def embed_text(prompt: str) -> Tensor:
         return encoder.embed_text(prompt, _load(opened))
 
     if encoder.tokenizer is None:
-        return Embedder(encoder.name, images)
-    return Embedder(encoder.name, images, text, encoder.is_truncated)
+        return Embedder(encoder.name, embed_images)
+    return Embedder(encoder.name, embed_images, embed_text, encoder.is_truncated)
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
-    """An encoder under ComfyUI's memory management."""
+class OpenedEncoder:
+    """An encoder under ComfyUI's memory management.
+
+    Args:
+        patcher: ComfyUI's ModelPatcher of its network.
+        encoder: the encoder.
+    """
 
     patcher: Any
     encoder: Encoder
 
 
-_OPENED: WeakValueDictionary[tuple[str, Path, Files], Opened] = WeakValueDictionary()
-"""Those that somebody holds: a node that runs, or ComfyUI, see :func:`_load`."""
+_OPENED: WeakValueDictionary[tuple[str, Path, Files], OpenedEncoder] = WeakValueDictionary()
+"""The encoders in memory: held by a running node, or by ComfyUI's list of loaded models, see :func:`_load`."""
 
 
-def _load(opened: Opened) -> torch.device:
-    """Onto its device, whole: transformers' layers compute where their numbers are. Until ComfyUI unloads it, it is
-    ready for the next node; then its memory is free."""
+def _load(opened: OpenedEncoder) -> torch.device:
+    """Load the encoder onto its device and return the device.
+
+    It is loaded whole, because transformers' layers compute on the device of their weights. ComfyUI's entry of the
+    loaded model holds the encoder for the next node; when ComfyUI unloads it, its memory is freed.
+    """
     management = comfy.model_management
     management.load_models_gpu([opened.patcher], force_full_load=True)
     for loaded in management.current_loaded_models:
@@ -161,59 +174,59 @@ def _load(opened: Opened) -> torch.device:
     return opened.patcher.load_device
 
 
-def _opened(kind: str, folder: Path, files: Files) -> Opened:
-    """The encoder there; read again if its files have changed."""
+def _opened(kind: str, folder: Path, files: Files) -> OpenedEncoder:
+    """Return the encoder in ``folder`` from memory, or read it if it is not there or its files have changed."""
     found = _OPENED.get((kind, folder, files))
     if found is None:
         found = _OPENED[kind, folder, files] = _read(kind, folder)
     return found
 
 
-def _read(kind: str, folder: Path) -> Opened:
+def _read(kind: str, folder: Path) -> OpenedEncoder:
     with torch.inference_mode(False):
         encoder = encoders.load_encoder(folder, *FOLDERS[kind])
     device = comfy.model_management.text_encoder_device()
     if comfy.model_management.should_use_fp16(device):
         encoder.network.half()
     offload = comfy.model_management.text_encoder_offload_device()
-    held = nn.ModuleList([encoder.network])  # ComfyUI sets attributes that transformers' models do not let be set
-    patcher = comfy.model_patcher.ModelPatcher(held, load_device=device, offload_device=offload)
-    return Opened(patcher, encoder)
+    wrapper = nn.ModuleList([encoder.network])  # ComfyUI sets attributes that transformers' models refuse
+    patcher = comfy.model_patcher.ModelPatcher(wrapper, load_device=device, offload_device=offload)
+    return OpenedEncoder(patcher, encoder)
 
 
 def _files(folder: Path) -> Files:
-    """What changes if a file does: also if an older one takes its place."""
+    """Return the state of the folder's files, which also changes if a file is replaced by an older one."""
     found = ((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
     return tuple(sorted((name, state.st_mtime_ns, state.st_size) for name, state in found))
 
 
-def _check_vision(kind: str, vision: Any) -> None:
-    """A score named after DINO is by a DINO, and one named after CLIP is not: as in the folders."""
+def _require_kind(kind: str, vision: Any) -> None:
+    """Check that a DINO score gets a DINO, and a CLIP score a CLIP or SigLIP."""
     if (kind == "dino") != vision.model_type.startswith("dino"):
         name, expected = ("dino_vision", "a DINO") if kind == "dino" else ("clip_vision", "a CLIP or SigLIP")
         raise ValueError(f"{name} is a {vision.model_type}; expected {expected} from the stock Load CLIP Vision")
 
 
-def _of_vision(vision: Any) -> Embedder:
-    """A CLIP_VISION of the stock loader, with its own preprocessing."""
+def _vision_embedder(vision: Any) -> Embedder:
+    """Return the embedder by a CLIP_VISION of the stock loader, with its own preprocessing."""
     name = f"CLIP_VISION ({encoders.described(vision.model_type, SimpleNamespace(**vision.config))})"
 
-    def images(pictures: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
+    def embed_images(images: Sequence[Tensor], on_done: Callable[[int], None]) -> Tensor:
         rows: list[Tensor] = []
-        for batch in _batches(pictures):
+        for batch in _batches(images):
             embedding = encode_images(vision, torch.stack(batch))[1].float().cpu()
             rows += embedding.flatten(1, -2).mean(1) if embedding.ndim > 2 else embedding
             on_done(len(rows))
         embeddings = torch.stack(rows)
         if not all_finite(embeddings):
-            raise ValueError(f"the {name} gave embeddings that are no numbers; its file may be damaged")
+            raise ValueError(f"the {name} returned NaN or infinite embeddings; its file may be damaged")
         return embeddings
 
-    return Embedder(name, images)
+    return Embedder(name, embed_images)
 
 
-def _batches(pictures: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """As many as go through at once, all of a size, in their order."""
-    for _, alike in groupby(pictures, key=lambda picture: picture.shape):
-        rest = list(alike)
-        yield from (rest[start : start + BATCH_SIZE] for start in range(0, len(rest), BATCH_SIZE))
+def _batches(images: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield batches of consecutive images of one size, in their order."""
+    for _, group in groupby(images, key=lambda image: image.shape):
+        same_size = list(group)
+        yield from (same_size[start : start + BATCH_SIZE] for start in range(0, len(same_size), BATCH_SIZE))

@@ -1,4 +1,4 @@
-"""Pictures through the VAE."""
+"""Encoding and decoding of images by the VAE."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 
 def latent_cell(vae: Any) -> int:
-    """Pixels per side of one latent cell (8 for most VAEs)."""
+    """Return the pixels per side of one latent cell (8 for most VAEs)."""
     return int(vae.spacial_compression_encode())
 
 
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
-    """``[B, 3, H, W]`` in [0, 1] -> latents ``[B, C, h, w]`` as the VAE gives them, on the CPU."""
+    """Encode images ``[B, 3, H, W]`` in [0, 1] to latents ``[B, C, h, w]`` (VAE space, float32, CPU)."""
     latents = vae.encode(pixels.movedim(1, -1))
     return latents.float().cpu()
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as the VAE gives them -> pictures ``[B, H, W, 3]`` in [0, 1]."""
+    """Decode latents in the VAE's space to images ``[B, H, W, 3]`` in [0, 1]."""
     return vae.decode(latents).flatten(0, -4)
 
 
-def to_image(picture: Image.Image) -> Tensor:
-    """A PIL picture as ComfyUI's IMAGE ``[1, H, W, 3]``."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+def to_image(image: Image.Image) -> Tensor:
+    """Convert a PIL image to ComfyUI's IMAGE ``[1, H, W, 3]`` in [0, 1]."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)[None]

@@ -321,7 +321,7 @@ def test_samples(family: Loaded, node: Any, taught: AdapterStack) -> None:
     with torch.inference_mode():
         before, after = (
             sample_latents(
-                model, example.cond, example.cond, (2, *example.size[-2:]), 7, steps=3, cfg=1.0,
+                model, example.cond, example.cond, size=(2, *example.size[-2:]), seed=7, steps=3, cfg=1.0,
                 sampler_name="euler", scheduler="normal", on_step=lambda: None,
             )
             for model in (family.model, applied)
