@@ -1,1 +1,1 @@
-"""Work of the nodes from a command line, on as many processes and machines as PyTorch's torchrun starts."""
+"""Command-line versions of nodes, for as many processes and machines as PyTorch's torchrun starts."""

@@ -1,4 +1,4 @@
-"""Build Subject Bank on many processes: ``torchrun ... build_bank.py --help``; alone: ``python ...``."""
+"""Build Subject Bank on many processes (``torchrun ... build_bank.py --help``) or on one (``python ...``)."""
 
 from launch import launch
 

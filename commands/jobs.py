@@ -1,4 +1,4 @@
-"""What the commands do: the nodes' own work, shared by the processes that torchrun started."""
+"""Jobs of the commands: the nodes' own functions, distributed over the processes that torchrun started."""
 
 import argparse
 import asyncio
@@ -30,20 +30,31 @@ from ..trainers.engine.divergence import Diverged
 from ..trainers.subject_bank.config import BankConfig
 from .arguments import NodeArguments
 
+logger = logging.getLogger("hyperbooth")
+
 Arguments = dict[str, Any]
 
 
-@record  # torchrun then says which process failed, and why
+@record  # for torchrun's report of the process that failed
 def run(job: str, arguments: Sequence[str], program: str) -> None:
-    """Run a job of :data:`JOBS`; nodes run under inference mode, and so does this. Alone it says what input is wrong in
-    a line, or with ``-- --verbose DEBUG`` where it came from; torchrun reports a process's error itself."""
-    asyncio.run(HyperBooth().on_load())  # as a server does once: the pack's folders become known
+    """Run a job under inference mode, as nodes run.
+
+    An error in the inputs ends a single process with one line, or with ``-- --verbose DEBUG`` with a traceback.
+    torchrun reports errors of its processes itself.
+
+    Args:
+        job: a key of :data:`JOBS`.
+        arguments: the command line without ComfyUI's arguments.
+        program: the command's file name, for messages.
+    """
+    asyncio.run(HyperBooth().on_load())  # registers the pack's folders, as a server does once
     make_parser, work = JOBS[job]
     parser = make_parser(program)
     parsed = vars(parser.parse_args(arguments))
     with process_group() as processes, torch.inference_mode():
+        logging.basicConfig()  # the root's handler, if ComfyUI has logged nothing yet
         logging.getLogger().setLevel(logging.INFO if processes.is_main else logging.WARNING)
-        log_progress(logging.info if processes.is_main else None)
+        log_progress(logger.info if processes.is_main else None)
         try:
             text = work(parsed, processes)
         except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
@@ -59,8 +70,8 @@ def _parser(program: str, job: str, *inputs: NodeArguments) -> argparse.Argument
                                      "arguments: -- --input-directory DIR --output-directory DIR --cpu")  # fmt: skip
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: the one that this pack lies in)")
     parser.add_argument("--checkpoint", required=True, help="a file, or the name of one in models/checkpoints")
-    for some in inputs:
-        some.add_to(parser)
+    for node_arguments in inputs:
+        node_arguments.add_to(parser)
     return parser
 
 
@@ -79,13 +90,14 @@ def _build_bank(parsed: Arguments, processes: ProcessGroup) -> str:
     (method,) = MethodLiDB.execute(**METHOD.of(parsed)).result
     options, given = TrainingOptions(**OPTIONS.of(parsed)), BUILD.of(parsed)
     start = load_adapter(adapter_path(parsed["start_from"])) if parsed["start_from"] else None
-    recipe = BankConfig(
-        method, given["prompt"], given["steps"], given["seed"], given["resolution"], options, start,
-        given["shared_input"], given["captions"],
+    config = BankConfig(
+        method=method, prompt=given["prompt"], steps=given["steps"], seed=given["seed"],
+        resolution=given["resolution"], options=options, start_from=start, shared_input=given["shared_input"],
+        captions=given["captions"],
     )  # fmt: skip
     model, clip, vae = load_checkpoint(parsed["checkpoint"])
     return build(
-        recipe, given["folder"], given["bank_name"], subjects_per_batch=given["subjects_per_batch"], model=model,
+        config, given["folder"], given["bank_name"], subjects_per_batch=given["subjects_per_batch"], model=model,
         clip=clip, vae=vae, processes=processes,
     )[1]  # fmt: skip
 
@@ -101,21 +113,23 @@ def _network_parser(program: str) -> argparse.ArgumentParser:
 def _train_hypernetwork(parsed: Arguments, processes: ProcessGroup) -> str:
     given, saving = TRAIN.of(parsed), SAVE.of(parsed)
     require_output_prefix(saving["filename_prefix"])
-    goes_on = given.pop("resume") == RESUME[0] or _is_restarted(processes)
+    resume = given.pop("resume") == RESUME[0] or _is_restarted(processes)
     options = replace(options_for(given["steps"]), **TRAIN_OPTIONS.of(parsed))
     start = load_predictor(hypernetwork_path(parsed["start_from"])) if parsed["start_from"] else None
-    asked = training_config(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
+    config = training_config(Bank.open(bank_path(parsed["bank_name"])), **given, options=options, start_from=start)
     model, clip, _ = load_checkpoint(parsed["checkpoint"])
-    result = train(asked, model, clip, load_vision(parsed["clip_vision"]), resume=goes_on, processes=processes)
+    result = train(config, model, clip, load_vision(parsed["clip_vision"]), resume=resume, processes=processes)
     if result is None:
         return ""
     (path,) = SaveHyperNetwork.execute(result.predictor, **saving).result
-    return f"{report(asked, result)}\nsaved {path}"
+    return f"{report(config, result)}\nsaved {path}"
 
 
 def _is_restarted(processes: ProcessGroup) -> bool:
-    """Whether torchrun has restarted the processes after one died: 'start over' was said once, at the start. Each
-    machine counts only what died on it."""
+    """Return whether torchrun has restarted the processes after one died, which overrides 'start over'.
+
+    Each machine counts the restarts caused by its own processes only, so the counts are gathered.
+    """
     return max(processes.all_gather_object(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))) > 0
 
 

@@ -1,7 +1,7 @@
-"""How a command starts: ComfyUI and this pack become importable as in a server, then the job runs.
+"""Start of a command: make ComfyUI and this pack importable as in a server, then run the job.
 
-The pack may lie in a folder of any name, so a command is called by its path, and the pack is loaded by path too. What
-follows ``--`` are ComfyUI's own arguments, as its main.py takes them.
+The pack's folder may have any name, so a command is called by its path, and the pack is loaded by path too. Arguments
+after ``--`` are ComfyUI's own, as its main.py takes them.
 """
 
 import argparse
@@ -18,28 +18,30 @@ PACK = "hyperbooth"
 
 
 def launch(job: str) -> None:
-    """Run ``job`` with the arguments of this process."""
-    ours, theirs = _parted(sys.argv[1:])
+    """Run ``job`` with the command line of this process."""
+    ours, comfyuis = _split(sys.argv[1:])
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--comfyui", type=Path, default=ROOT.parent.parent)
     known, ours = parser.parse_known_args(ours)
     _make_importable(known.comfyui.resolve())
-    program, sys.argv = Path(sys.argv[0]).name, ["main.py", *theirs]  # where ComfyUI looks for them
+    program, sys.argv = Path(sys.argv[0]).name, ["main.py", *comfyuis]  # ComfyUI parses sys.argv
     importlib.import_module(f"{PACK}.nodes.bridge.headless").start(int(os.environ.get("LOCAL_RANK", 0)))
     importlib.import_module(f"{PACK}.commands.jobs").run(job, ours, program)
 
 
-def _parted(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Before and after ``--``."""
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:place], arguments[place + 1 :]
+def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Split the arguments at ``--``."""
+    index = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:index], arguments[index + 1 :]
 
 
 def _make_importable(comfyui: Path) -> None:
-    """ComfyUI's folder instead of this one, whose ``nodes`` and ``models`` would hide ComfyUI's; the pack by path.
+    """Put ComfyUI's folder on ``sys.path`` and import the pack by path.
+
+    This pack's own folders leave ``sys.path``, because its ``nodes`` and ``models`` would hide ComfyUI's.
 
     Raises:
-        SystemExit: there is no ComfyUI.
+        SystemExit: ``comfyui`` is not the folder of a ComfyUI.
     """
     if not (comfyui / "main.py").is_file():
         raise SystemExit(f"--comfyui {comfyui} holds no main.py; give the folder of a ComfyUI")

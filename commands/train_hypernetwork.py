@@ -1,4 +1,4 @@
-"""Train HyperNetwork on many processes: ``torchrun ... train_hypernetwork.py --help``; alone: ``python ...``."""
+"""Train HyperNetwork on many processes (``torchrun ... train_hypernetwork.py --help``) or on one (``python ...``)."""
 
 from launch import launch
 
