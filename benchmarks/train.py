@@ -91,13 +91,20 @@ def personalizing(
     def train() -> Any:
         latent, prompt = job.data()
         subject = Subject((Example(latent, [[prompt, {}]]),))
-        run = DreamBoothConfig(subject, method, options, job.updates, hollow=hollowing)
+        run = DreamBoothConfig(subject=subject, method=method, options=options, steps=job.updates, hollow=hollowing)
         with (
             training_session(model, options, subject, batch_size=1, hollow=cut) as bench,
             tempfile.TemporaryDirectory() as folder,
         ):
-            states = CheckpointStore(Path(folder), "bench")
-            return train_dreambooth(run, bench, lambda _sample: lambda _history: None, states, str, on_record).adapter
+            result = train_dreambooth(
+                run,
+                bench,
+                live_view=lambda _sample: lambda _history: None,
+                checkpoints=CheckpointStore(Path(folder), "bench"),
+                save_rescued=str,
+                on_record=on_record,
+            )
+            return result.adapter
 
     return train
 

@@ -95,7 +95,14 @@ def _measured(model: Any, removed: RemovedBlocks, subject: Subject, offloads: bo
     ) -> AbstractContextManager[TrainingSession]:
         return training_session(model, options, subject, batch_size=1, hollow=hollow)
 
-    return estimate_memory(open_session, subject, removed.hollow, int(model.model_size()), offloads, Progress(2))
+    return estimate_memory(
+        open_session,
+        subject,
+        removed.hollow,
+        weights=int(model.model_size()),
+        offloads=offloads,
+        on_progress=Progress(2),
+    )
 
 
 def report(model: Any, config: HollowedNetConfig, removed: RemovedBlocks, sizes: MemoryEstimate | None) -> str:

@@ -138,9 +138,13 @@ def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
         if not resume:
             states.forget()
         return train_dreambooth(
-            run, session, lambda sample: LiveView(run.steps, progress, sample, options.preview_every), states,
-            save_rescued, on_record=progress,
-        )  # fmt: skip
+            run,
+            session,
+            live_view=lambda sample: LiveView(run.steps, progress, sample, options.preview_every),
+            checkpoints=states,
+            save_rescued=save_rescued,
+            on_record=progress,
+        )
 
 
 def save_rescued(adapter: AdapterStack) -> str:

@@ -78,9 +78,20 @@ class Objective:
         with around(clean.device):
             return loss(clean, cond, draw.sigma.to(clean.device), noise, mask, teacher)
 
+    def estimate(self, draw: Draw) -> Tensor:
+        """Return x0_hat ``[B, C, h, w]`` of the draw's noisy latents; no loss is computed."""
+        clean = self._latents(draw.examples)
+        sigma = draw.sigma.to(clean.device)
+        noisy = self.denoiser.add_noise(clean, draw.noise.to(clean), sigma)
+        return self.denoiser(noisy, sigma, self.condition(draw.examples))
+
+    def _latents(self, examples: Sequence[Example]) -> Tensor:
+        """Return the clean latents in model space, on the training device."""
+        return self.to_model(torch.cat([example.latents for example in examples]))
+
     def _clean(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
-        """Latents in model space, and masks if any example has one."""
-        clean = self.to_model(torch.cat([example.latents for example in examples]))
+        """Return latents in model space, and masks if any example has one."""
+        clean = self._latents(examples)
         if all(example.mask is None for example in examples):
             return clean, None
         masks = [torch.ones_like(e.latents[:, :1]) if e.mask is None else e.mask for e in examples]

@@ -1,4 +1,4 @@
-"""What a run starts from: a new adapter, or an earlier one to train further."""
+"""The initial adapter of a run: a new one, or an earlier one to train further."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,122 +17,162 @@ from ..engine.state import Group
 from ..session import TrainingSession
 from .config import DreamBoothConfig
 
-_START = 100
+_INITIALIZATION = 100
+"""Number of the random stream of an adapter's initialization."""
 
 
-def initial_adapter(run: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None) -> AdapterStack:
-    """What to train, on the training device, as ordinary float32 parameters of which those that train want gradients.
+def initial_adapter(
+    config: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None = None
+) -> AdapterStack:
+    """Return the adapter stack to train, as float32 parameters on the training device.
+
+    Only the parameters of the trained part require gradients.
 
     Args:
+        config: of the run.
+        session: gives the layers, or the initial vectors of a learned embedding.
         weight_of: see :func:`initial_stack`.
 
     Raises:
-        ValueError: the method does not fit the model, or ``start_from`` the method.
+        ValueError: the method does not fit the model, or ``start_from`` does not fit the method.
     """
-    word = run.method.textual_inversion
-    adapter = initial_embedding(run, word, session) if word else initial_stack(run, session, weight_of)
-    for part in (*adapter.adapters, *adapter.embeddings):
-        trains = part is trained_part(adapter, run.method)
+    embedding = config.method.textual_inversion
+    stack = initial_embedding(config, embedding, session) if embedding else initial_stack(config, session, weight_of)
+    for part in (*stack.adapters, *stack.embeddings):
+        trains = part is trained_part(stack, config.method)
         for parameter in part.parameters():
             parameter.requires_grad_(trains)
-    return adapter
+    return stack
 
 
 @contextmanager
-def at_its_start(adapter: AdapterStack, run: DreamBoothConfig, session: TrainingSession) -> Iterator[None]:
-    """Inside the block ``adapter`` holds what the run started from, wherever the run stands; for adapters and words,
-    whose start needs no weights of the model."""
-    parameters = adapter.parameters()
-    now = [parameter.detach().clone() for parameter in parameters]
-    _give(parameters, initial_adapter(run, session, None).parameters())
+def at_initial_values(stack: AdapterStack, config: DreamBoothConfig, session: TrainingSession) -> Iterator[None]:
+    """Set the parameters of ``stack`` to their initial values inside the block, then back.
+
+    Only for stacks whose initialization needs no weights of the model.
+
+    Args:
+        stack: being trained, at any step.
+        config: of the run.
+        session: see :func:`initial_adapter`.
+    """
+    parameters = stack.parameters()
+    current = [parameter.detach().clone() for parameter in parameters]
+    _copy_values(initial_adapter(config, session).parameters(), parameters)
     try:
         yield
     finally:
-        _give(parameters, now)
+        _copy_values(current, parameters)
 
 
 @torch.no_grad()
-def _give(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+def _copy_values(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
 
 
-def trained_part(adapter: AdapterStack, method: Method) -> Adapter | LearnedEmbedding:
-    """What of ``adapter`` the method trains: its word, or the last link."""
+def trained_part(stack: AdapterStack, method: Method) -> Adapter | LearnedEmbedding:
+    """Return the part of ``stack`` that the method trains: its learned embedding, or the last adapter."""
     if method.textual_inversion:
-        return next(word for word in adapter.embeddings if word.token == method.textual_inversion.token)
-    return adapter.adapters[-1]
+        return next(embedding for embedding in stack.embeddings if embedding.token == method.textual_inversion.token)
+    return stack.adapters[-1]
 
 
-def initial_embedding(run: DreamBoothConfig, config: TextualInversionConfig, session: TrainingSession) -> AdapterStack:
-    """A new word, or that of ``start_from`` among what else that holds.
+def initial_embedding(
+    config: DreamBoothConfig, embedding: TextualInversionConfig, session: TrainingSession
+) -> AdapterStack:
+    """Return a stack with a new learned embedding, or ``start_from`` with its own.
+
+    Args:
+        config: of the run.
+        embedding: token, initializer word and number of vectors.
+        session: gives the initial vectors.
 
     Raises:
-        ValueError: ``start_from`` has no such word, or it has another number of vectors.
+        ValueError: ``start_from`` has no embedding of that token, or one of another number of vectors.
     """
-    new = LearnedEmbedding(config.token, session.text.initial_vectors(config.initializer_word, config.vectors))
-    if run.start_from is None:
+    vectors = session.text.initial_vectors(embedding.initializer_word, embedding.vectors)
+    new = LearnedEmbedding(embedding.token, vectors)
+    if config.start_from is None:
         return AdapterStack((), embeddings=(new.copy_to(session.memory.device),))
-    before = _copied(run.start_from, session.memory.device)
-    given = next((word for word in before.embeddings if word.token == config.token), None)
-    if given is None or _sizes(given) != _sizes(new):
-        held = (
-            [part.describe() for part in (*before.adapters, *before.embeddings)]
-            if given is None
-            else [given.describe()]
-        )
+    before = _copy_to(config.start_from, session.memory.device)
+    given = next((other for other in before.embeddings if other.token == embedding.token), None)
+    if given is None or _vector_shapes(given) != _vector_shapes(new):
+        held = (*before.adapters, *before.embeddings) if given is None else (given,)
         raise ValueError(
-            f"start_from is {', '.join(held)}; the method makes {new.describe()}. Give token and vectors as they were, "
-            "or train without start_from: Apply Adapter puts an adapter on the model and clip to train on top of it"
+            f"start_from is {', '.join(part.describe() for part in held)}; the method makes {new.describe()}. Give "
+            "token and vectors as they were, or train without start_from: Apply Adapter puts an adapter on the model "
+            "and clip to train on top of it"
         )
     return before
 
 
-def _sizes(word: LearnedEmbedding) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(vectors.shape) for key, vectors in word.vectors.items()}
+def _vector_shapes(embedding: LearnedEmbedding) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(vectors.shape) for key, vectors in embedding.vectors.items()}
 
 
-def _copied(adapter: AdapterStack, device: torch.device) -> AdapterStack:
-    chain, words = ((part.copy_to(device) for part in parts) for parts in (adapter.adapters, adapter.embeddings))
-    return AdapterStack(tuple(chain), adapter.metadata, tuple(words))
+def _copy_to(stack: AdapterStack, device: torch.device) -> AdapterStack:
+    adapters, embeddings = (
+        tuple(part.copy_to(device) for part in parts) for parts in (stack.adapters, stack.embeddings)
+    )
+    return AdapterStack(adapters, stack.metadata, embeddings)
 
 
-def initial_stack(run: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None) -> AdapterStack:
-    """The chain to train, on the training device; its last link is the one trained.
+def initial_stack(config: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None) -> AdapterStack:
+    """Return the adapter stack to train, on the training device; its last adapter is the one trained.
 
     Args:
-        weight_of: for a new link whose start depends on the model's weights; without it only the sizes are right.
+        config: of the run.
+        session: gives the layers.
+        weight_of: layer name -> weight, for a new adapter that is initialized from the model's weights; without it
+            only the shapes are right.
 
     Raises:
         ValueError: the rank does not fit, or ``start_from`` is of another kind than the method makes.
     """
-    method, targets = run.method, run.targets(session.model.shapes)
-    if run.start_from is None:
-        link = new_link(method, targets, run.seed, weight_of)
-        new = AdapterStack((link.copy_to(session.memory.device),), session.model.metadata)
-        return new if run.on_top_of is None else combine_adapters(_copied(run.on_top_of, session.memory.device), new)
-    before = _copied(run.start_from, session.memory.device)
+    method, targets = config.method, config.targets(session.model.shapes)
+    if config.start_from is None:
+        adapter = new_adapter(method, targets, config.seed, weight_of)
+        new = AdapterStack((adapter.copy_to(session.memory.device),), session.model.metadata)
+        if config.on_top_of is None:
+            return new
+        return combine_adapters(_copy_to(config.on_top_of, session.memory.device), new)
+    before = _copy_to(config.start_from, session.memory.device)
     if not before.adapters:
         raise ValueError(
-            "start_from holds words only, the method trains layers; use Apply Adapter on model and clip instead, train "
-            "on those without start_from, and join both with Combine Adapters"
+            "start_from holds learned embeddings only, the method trains layers; use Apply Adapter on model and clip "
+            "instead, train on those without start_from, and join both with Combine Adapters"
         )
     wanted = Adapter.create(method.family, targets, method.config, generator_for(0))
-    _check_same_kind(before.adapters[-1], wanted, run.hollow is not None)
+    _check_same_kind(before.adapters[-1], wanted, hollow=config.hollow is not None)
     return before
 
 
-def new_link(method: Method, targets: Sequence[Target], seed: int, weight_of: WeightOf | None = None) -> Adapter:
-    """The method's adapters as a run with this seed starts them."""
-    return Adapter.create(method.family, targets, method.config, generator_for(seed, _START), weight_of)
+def new_adapter(
+    method: Method, targets: Sequence[Target], seed: int, weight_of: WeightOf | None = None
+) -> Adapter:  # fmt: skip
+    """Return the method's adapter as it is initialized under this seed.
+
+    Args:
+        method: family and settings.
+        targets: the layers.
+        seed: of the initialization.
+        weight_of: see :func:`initial_stack`.
+    """
+    return Adapter.create(method.family, targets, method.config, generator_for(seed, _INITIALIZATION), weight_of)
 
 
-def weights_of(session: TrainingSession, alive: Callable[[], None]) -> WeightOf:
-    """Layer name -> its weight ``[out, in]`` in float32, on the bench's device; ``alive`` is called with each."""
+def weights_of(session: TrainingSession, on_access: Callable[[], None]) -> WeightOf:
+    """Return the function layer name -> weight ``[out, in]`` in float32, on the session's device.
+
+    Args:
+        session: gives the layers.
+        on_access: called before each weight, for the progress.
+    """
     like = torch.empty(0, device=session.memory.device)
 
     def weight_of(name: str) -> Tensor:
-        alive()
+        on_access()
         with session.model.access_weight(session.model.layers[name], like) as (weight, _):
             return weight.to(torch.float32, copy=True).flatten(1)
 
@@ -140,19 +180,19 @@ def weights_of(session: TrainingSession, alive: Callable[[], None]) -> WeightOf:
 
 
 def parameter_groups(part: Adapter | LearnedEmbedding, method: Method) -> list[Group]:
-    """Parameters by learning rate."""
+    """Return the trained parameters, grouped by learning rate."""
     if isinstance(part, LearnedEmbedding):
         return [Group(part.parameters(), method.learning_rate)]
     groups = []
     for prefix, rate in ((DIFFUSION_PREFIX, method.learning_rate), (TEXT_PREFIX, method.text_encoder_lr)):
-        adapters = [adapter for name, adapter in part.layers.items() if name.startswith(prefix)]
-        if adapters:
-            groups.append(Group([p for adapter in adapters for p in adapter.parameters()], rate))
+        layers = [layer for name, layer in part.layers.items() if name.startswith(prefix)]
+        if layers:
+            groups.append(Group([p for layer in layers for p in layer.parameters()], rate))
     return groups
 
 
-def _check_same_kind(given: Adapter, wanted: Adapter, hollow: bool) -> None:
-    """``start_from`` can go on under the method only if both have the same family, layers and sizes."""
+def _check_same_kind(given: Adapter, wanted: Adapter, *, hollow: bool) -> None:
+    """Require that ``start_from`` has the family, layers and shapes that the method makes."""
     if _kind(given) != _kind(wanted):
         raise ValueError(
             f"start_from is {given.describe()}; the method makes {wanted.describe()}. "
@@ -162,6 +202,6 @@ def _check_same_kind(given: Adapter, wanted: Adapter, hollow: bool) -> None:
         )
 
 
-def _kind(link: Adapter) -> Any:
-    sizes = {name: [tuple(p.shape) for p in adapter.parameters()] for name, adapter in link.layers.items()}
-    return link.family, link.settings(), sizes
+def _kind(adapter: Adapter) -> Any:
+    shapes = {name: [tuple(p.shape) for p in layer.parameters()] for name, layer in adapter.layers.items()}
+    return adapter.family, adapter.settings(), shapes

@@ -1,4 +1,4 @@
-"""What a training step takes with and without the network's deep middle, measured on the model itself."""
+"""Memory of a training step with the whole and with the hollowed network, measured on the model itself."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -9,106 +9,126 @@ from ...models.adapters.stack import Adapter, AdapterStack
 from ...models.hollowed_net.network import HollowedNetwork
 from ..config import Method, TrainingOptions
 from ..data.dataset import Subject
-from ..engine import memory_plan
-from ..engine.memory_plan import MemoryNeeds, MemoryPlan
+from ..engine.memory_plan import MemoryNeeds, MemoryPlan, measure_needs
 from ..engine.rng import generator_for
 from ..engine.state import bytes_per_parameter
 from ..session import TrainingSession
+from .activations import DreamBoothActivations
 from .config import targets_of
 from .loss import DreamBoothLoss
 
 OpenSession = Callable[[TrainingOptions, HollowedNetwork | None], AbstractContextManager[TrainingSession]]
 """Opens the model for training on the subject, with the given options and without the given blocks."""
 OnProgress = Callable[[int, int], None]
-"""Receives (steps done, of)."""
+"""Called with (measurements done, total)."""
 
 METHOD = Method(config=LoRAConfig())
-"""What is measured with: a LoRA on attention, as new nodes have it."""
+"""The method measured: a LoRA on attention layers, the default of new nodes."""
 WITHOUT_ATTENTION = replace(METHOD, targets="all linear")
-"""The same where a cut leaves no attention."""
+"""The method measured where no attention layer remains."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on the training device, of one sample of the subject's largest size.
+    """Bytes on the training device, for one sample of the subject's largest size.
 
     Args:
-        sample: on record for one sample.
+        sample: cached activations of one sample.
         weights: of the whole diffusion model.
-        taken: of the weights that leave the training device.
-        plain, hollow: what a LoRA's training needs beside the weights.
-        attention: whether any of it is left.
+        removed: of the weights that are offloaded.
+        plain: what training a LoRA on the whole network needs in addition to the weights.
+        hollow: the same on the hollowed network.
+        attention: whether an attention layer remains.
     """
 
     sample: int
     weights: int
-    taken: int
+    removed: int
     plain: MemoryNeeds
     hollow: MemoryNeeds
     attention: bool
 
     @property
     def sampling(self) -> int:
-        """Of sampling with the whole model, as ComfyUI reckons it."""
+        """Bytes of sampling with the whole model, as ComfyUI estimates them."""
         return self.weights + self.plain.inference_bytes
 
     def rows(self) -> Iterator[tuple[str, int]]:
-        """Name and bytes of each way to train; a hollow one begins with a run of the whole network, as sampling is."""
+        """Yield name and bytes of each way to train; a hollowed one first runs the whole network, as sampling does."""
         yield "sampling", self.sampling
         for name, needs, weights, least in (
             ("LoRA", self.plain, self.weights, 0),
-            ("hollow LoRA", self.hollow, self.weights - self.taken, self.sampling),
+            ("hollow LoRA", self.hollow, self.weights - self.removed, self.sampling),
         ):
             yield name, max(least, weights + needs.of(MemoryPlan(), 1))
             yield f"{name}, checkpointing", max(least, weights + needs.of(MemoryPlan(checkpointing=True), 1))
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What one way to train needs: memory, bytes of a sample's cached activations, whether attention remains."""
+
+    needs: MemoryNeeds
+    sample: int
+    attention: bool
 
 
 def estimate_memory(
     open_session: OpenSession,
     subject: Subject,
     hollow: HollowedNetwork,
+    *,
     weights: int,
-    stows: bool,
+    offloads: bool,
     on_progress: OnProgress,
 ) -> MemoryEstimate:
-    """Three forwards of one sample, with progress.
+    """Measure the memory of a step by three forwards of one sample.
 
     Args:
         open_session: opens the model for one sample of ``subject``.
+        subject: the dataset.
+        hollow: the removed blocks.
         weights: bytes of the whole diffusion model.
-        stows: the weights taken out leave the training device.
+        offloads: whether the weights of the removed blocks leave the training device.
+        on_progress: called after each measurement.
     """
-    plain, _, _ = _measured(open_session, subject, None)
+    plain = _measure(open_session, subject, None)
     on_progress(1, 2)
-    hollowed, sample, attention = _measured(open_session, subject, hollow)
+    hollowed = _measure(open_session, subject, hollow)
     on_progress(2, 2)
-    taken = sum(parameter.nbytes for parameter in hollow.parameters()) if stows else 0
-    return MemoryEstimate(sample, weights, taken, plain, hollowed, attention)
+    removed = sum(parameter.nbytes for parameter in hollow.parameters()) if offloads else 0
+    return MemoryEstimate(
+        sample=hollowed.sample,
+        weights=weights,
+        removed=removed,
+        plain=plain.needs,
+        hollow=hollowed.needs,
+        attention=hollowed.attention,
+    )
 
 
-def _measured(
-    open_session: OpenSession, subject: Subject, hollow: HollowedNetwork | None
-) -> tuple[MemoryNeeds, int, bool]:
+def _measure(open_session: OpenSession, subject: Subject, hollow: HollowedNetwork | None) -> _Measurement:
     options = TrainingOptions(prior_mode="none")
     with open_session(options, hollow) as session:
         method = METHOD if _has_attention(session.model.shapes) else WITHOUT_ATTENTION
-        link = Adapter.create(method.family, targets_of(method, session.model.shapes), method.config, generator_for(0))
-        link = link.copy_to(session.memory.device)
-        loss = DreamBoothLoss(
-            session.denoiser, session.text.condition, session.denoiser.to_model, subject, options, 1, 0
-        )
-        loss = replace(loss, subject=replace(subject, examples=(loss.largest,)))
+        targets = targets_of(method, session.model.shapes)
+        adapter = Adapter.create(method.family, targets, method.config, generator_for(0))
+        adapter = adapter.copy_to(session.memory.device)
+        loss = DreamBoothLoss.for_session(session, subject=subject, options=options)
+        loss = replace(loss, draws=loss.draws.of_largest())
         sample = 0
         if hollow is not None:
-            ((_, records),) = loss.record_batch(0, hollow)
-            sample = sum(tensor.nbytes for record in records for tensor in record)
-        with session.injected(AdapterStack((link,))):
-            passing = session.memory.inference_bytes(loss.largest.size)
-            parameters = link.parameters()
-            needs = memory_plan.measure_needs(
-                loss.of_one_sample, session.model.blocks, parameters, passing, bytes_per_parameter(options.optimizer)
+            ((_, activations),) = DreamBoothActivations.for_loss(loss).record_batch(0, hollow)
+            sample = sum(tensor.nbytes for of_span in activations for tensor in of_span)
+        with session.injected(AdapterStack((adapter,))):
+            needs = measure_needs(
+                loss.largest_sample,
+                session.model.blocks,
+                adapter.parameters(),
+                session.memory.inference_bytes(loss.draws.largest.size),
+                bytes_per_parameter(options.optimizer),
             )
-    return needs, sample, method is METHOD
+    return _Measurement(needs, sample, method is METHOD)
 
 
 def _has_attention(shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -1,4 +1,4 @@
-"""Training an adapter on a subject: targets, adapter, loss and loop put together."""
+"""The DreamBooth trainer: initial adapter, loss, training loop, checkpoints and report of a run."""
 
 import logging
 import time
@@ -14,34 +14,40 @@ from ...models.backbone.gradient_checkpointing import gradient_checkpointing
 from ...models.metadata.combine import combine_adapters
 from ...models.metadata.summary import removal_warning
 from ..diffusion.preview_sampler import preview
-from ..engine import memory_plan
 from ..engine.checkpoints import CheckpointStore
 from ..engine.divergence import Diverged
 from ..engine.loop import FitConfig, OnStep, fit
+from ..engine.memory_plan import ADVICE, MemoryNeeds, MemoryPlan, measure_needs
+from ..engine.memory_planner import MemoryPlanner
 from ..engine.rng import generator_for
 from ..engine.state import History, TrainState
-from ..hollowed_net.recording import OnRecord, Recorder, recorder_of, silent
+from ..hollowed_net.recording import OnRecord, Recorder, make_recorder, no_progress
 from ..reporting.live_view import MakeLiveView, OnHistory
 from ..session import TrainingSession
+from .activations import DreamBoothActivations
 from .config import DreamBoothConfig
-from .initial_adapter import at_its_start, initial_adapter, parameter_groups, trained_part, weights_of
+from .initial_adapter import at_initial_values, initial_adapter, parameter_groups, trained_part, weights_of
 from .loss import DreamBoothLoss
+from .validation import ValidationLoss
 
-Rescue = Callable[[AdapterStack], str]
-"""Puts an adapter in a safe place and names it."""
+logger = logging.getLogger("hyperbooth")
+
+SaveRescued = Callable[[AdapterStack], str]
+"""Saves the adapter of a run that diverged, and returns the name of its file."""
 
 _PREVIEW = 101
+"""Number of the random stream of the preview's noise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run gave.
+    """The result of a run.
 
     Args:
-        adapter: on the CPU.
-        history: what happened.
-        resumed: step at which a former run was taken up, 0 for none.
-        notes: what was chosen, and what went wrong without harm; for the report.
+        adapter: the trained stack, on the CPU.
+        history: losses and measurements of every step.
+        resumed: step of an earlier run that this one continued from, or 0.
+        notes: lines of the report: what was chosen automatically, and warnings.
     """
 
     adapter: AdapterStack
@@ -51,111 +57,125 @@ class Result:
 
 
 def train_dreambooth(
-    run: DreamBoothConfig,
+    config: DreamBoothConfig,
     session: TrainingSession,
-    watch: MakeLiveView,
-    states: CheckpointStore,
-    rescue: Rescue,
-    on_record: OnRecord = silent,
+    *,
+    live_view: MakeLiveView,
+    checkpoints: CheckpointStore,
+    save_rescued: SaveRescued,
+    on_record: OnRecord = no_progress,
 ) -> Result:
-    """Train a new adapter (or ``run.start_from`` further, or one after ``run.on_top_of``) on ``bench``.
+    """Train a new adapter (or ``start_from`` further, or one after ``on_top_of``) on the session's model.
 
-    Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
+    If the run is cancelled or fails, its state stays in ``checkpoints``, and the next run with the same inputs
+    continues from there.
 
     Args:
-        on_record: called while a hollow network's samples are recorded, with the batches done and their number.
+        config: of the run.
+        session: the model, opened for training.
+        live_view: makes what is called after every step from a function that samples a preview.
+        checkpoints: the run's states on disk.
+        save_rescued: saves the last good adapter if the run diverges.
+        on_record: called with (batches, total) while the activations of a hollowed network are recorded.
 
     Raises:
-        ValueError: the targets match nothing, the rank does not fit, or ``start_from`` is of another kind.
-        Diverged: the run no longer learns; the last good state is rescued, and the message says where.
-        torch.OutOfMemoryError: whatever the plan; the message says what to turn down.
+        ValueError: the targets match no layer, the rank does not fit, or ``start_from`` is of another kind.
+        Diverged: the loss diverged; the last good state is saved, and the message names its file.
+        torch.OutOfMemoryError: no memory plan suffices; the message names what to turn down.
     """
-    seen = watch(lambda: job.sample())
-    weight_of = weights_of(session, lambda: seen(History()))
-    job = _taken_up(run, session, states) or DreamBoothTrainer.begin(run, session, weight_of)
-    resumed, warnings = job.state.history.step, _warnings(job.adapter)
-    recorder = recorder_of(run.recording, session, states, on_record)
+    on_history = live_view(lambda: trainer.sample())
+    weight_of = weights_of(session, lambda: on_history(History()))
+    trainer = _resumed(config, session, checkpoints) or DreamBoothTrainer.begin(config, session, weight_of)
+    resumed, warnings = trainer.state.history.step, _removal_warnings(trainer.adapter)
+    recorder = make_recorder(config.recording, session, checkpoints, on_record)
     try:
-        with states.saved_on_exit(job.state):
-            lines = job.fit(_keeping(states, run, seen), recorder)
+        with checkpoints.saved_on_exit(trainer.state):
+            lines = trainer.fit(_on_step(checkpoints, config, on_history), recorder)
     except Diverged as error:
         recorder.forget()
-        raise Diverged(f"{error} {_rescue(job, states, run, rescue)}") from error
-    states.good.forget()
+        raise Diverged(f"{error} {_rescue(trainer, checkpoints, save_rescued)}") from error
+    checkpoints.good.forget()
     recorder.forget()
-    notes = (*lines, *_carries_over(run, job.state.history), *warnings, *([states.failure] if states.failure else []))
-    return Result(job.result(), job.state.history, resumed, notes)
+    failures = [checkpoints.failure] if checkpoints.failure else []
+    notes = (*lines, *_whole_network_notes(config, trainer.state.history), *warnings, *failures)
+    return Result(adapter=trainer.result(), history=trainer.state.history, resumed=resumed, notes=notes)
 
 
-def _warnings(adapter: AdapterStack) -> list[str]:
-    """What to beware of in the chain that trains; in the log as well."""
+def _removal_warnings(adapter: AdapterStack) -> list[str]:
+    """Return a warning if the stack's PaRa adapters remove many directions; it is logged as well."""
     warning = removal_warning(adapter)
     if warning is None:
         return []
-    logging.warning("HyperBooth: %s", warning)
+    logger.warning("%s", warning)
     return [f"warning: {warning}"]
 
 
-def _carries_over(run: DreamBoothConfig, history: History) -> list[str]:
-    """Whether the whole network gains by what was learnt without its middle: the loss on fixed noise is the whole's."""
-    if run.hollow is None or len(history.divergence_checks) < 2:
+def _whole_network_notes(config: DreamBoothConfig, history: History) -> list[str]:
+    """Return whether training without the removed blocks reduced the loss of the whole network."""
+    if config.hollow is None or len(history.divergence_checks) < 2:
         return []
     first, last = (loss for _, loss in (history.divergence_checks[0], history.divergence_checks[-1]))
-    measured = f"loss of the whole network on the first picture {last:.4f}, before training {first:.4f}"
+    measured = f"loss of the whole network on the first image {last:.4f}, before training {first:.4f}"
     if last < first:
         return [measured]
-    warning = f"{measured}: too much was taken out, or too little was learnt; lower fraction in Hollowed Net"
-    logging.warning("HyperBooth: %s", warning)
+    warning = f"{measured}: too many blocks were removed, or too little was learned; lower fraction in Hollowed Net"
+    logger.warning("%s", warning)
     return [f"warning: {warning}"]
 
 
-def _taken_up(run: DreamBoothConfig, session: TrainingSession, states: CheckpointStore) -> "DreamBoothTrainer | None":
-    """The job as an earlier run left it, if that left a state; a start from the weights is not worked out for it."""
-    if not states.path.exists():
+def _resumed(
+    config: DreamBoothConfig, session: TrainingSession, checkpoints: CheckpointStore
+) -> "DreamBoothTrainer | None":
+    """Return the trainer in the state of an earlier run, or None; the model's weights are not read for it."""
+    if not checkpoints.path.exists():
         return None
-    job = DreamBoothTrainer.begin(run, session)
-    if not states.load(job.state, run.steps):
+    trainer = DreamBoothTrainer.begin(config, session)
+    if not checkpoints.load(trainer.state, config.steps):
         return None
-    logging.info("HyperBooth: going on from step %d of an earlier run", job.state.history.step)
-    return job
+    logger.info("continuing from step %d of an earlier run", trainer.state.history.step)
+    return trainer
 
 
-def _keeping(states: CheckpointStore, run: DreamBoothConfig, watch: OnHistory) -> OnStep:
-    """State on disk every so many steps, then what the user sees (where a cancel comes in)."""
-    every = run.options.checkpoint_every
+def _on_step(checkpoints: CheckpointStore, config: DreamBoothConfig, on_history: OnHistory) -> OnStep:
+    """Return what runs after every step: checkpoints, then the live view (where a cancel raises)."""
+    every = config.options.checkpoint_every
 
     def on_step(state: TrainState) -> None:
         history = state.history
         if every and history.step % every == 0:
-            states.save(state)
-        if history.divergence_checks[-1][0] == history.step < run.steps:
-            states.good.save(state)
-        watch(state.history)
+            checkpoints.save(state)
+        if history.divergence_checks[-1][0] == history.step < config.steps:
+            checkpoints.good.save(state)
+        on_history(state.history)
 
     return on_step
 
 
-def _rescue(job: "DreamBoothTrainer", states: CheckpointStore, run: DreamBoothConfig, rescue: Rescue) -> str:
-    """Put the last good state where the user finds it; a sentence that says so."""
-    if not states.good.load(job.state, run.steps):
-        return "It went wrong before the first look at it, so nothing was saved."
-    step = job.state.history.step
+def _rescue(trainer: "DreamBoothTrainer", checkpoints: CheckpointStore, save_rescued: SaveRescued) -> str:
+    """Save the last good state where the user finds it, and return a sentence about it."""
+    if not checkpoints.good.load(trainer.state, trainer.config.steps):
+        return "It diverged before the first divergence check, so nothing was saved."
+    step = trainer.state.history.step
     try:
-        name = rescue(job.result())
+        name = save_rescued(trainer.result())
     except (OSError, ValueError) as error:
         return f"The adapter as of step {step}, the last good state, could not be saved: {error}."
     return f"The adapter as of step {step}, the last good state, was saved as {name}."
 
 
-def _in_pieces(loss: DreamBoothLoss, pieces: int) -> DreamBoothLoss:
-    return replace(loss, pieces=pieces)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DreamBoothTrainer:
-    """A run on a bench: the adapter, and the state of the part that trains."""
+    """Train one adapter in a session.
 
-    run: DreamBoothConfig
+    Args:
+        config: of the run.
+        session: the model, opened for training.
+        adapter: the stack being trained.
+        state: parameters, optimizer and history of the trained part.
+        started: time of the start, in seconds since the epoch.
+    """
+
+    config: DreamBoothConfig
     session: TrainingSession
     adapter: AdapterStack
     state: TrainState
@@ -163,121 +183,108 @@ class DreamBoothTrainer:
 
     @classmethod
     def begin(
-        cls, run: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None = None
+        cls, config: DreamBoothConfig, session: TrainingSession, weight_of: WeightOf | None = None
     ) -> "DreamBoothTrainer":
+        """Return the trainer at step 0.
+
+        Args:
+            config: of the run.
+            session: the model, opened for training.
+            weight_of: see :func:`.initial_adapter.initial_stack`.
+        """
         started = time.time()
-        adapter = initial_adapter(run, session, weight_of)
-        groups = parameter_groups(trained_part(adapter, run.method), run.method)
-        state = TrainState(groups, run.options.optimizer, run.options.ema_decay, session.model.half)
-        return cls(run, session, adapter, state, started)
+        adapter = initial_adapter(config, session, weight_of)
+        groups = parameter_groups(trained_part(adapter, config.method), config.method)
+        state = TrainState(groups, config.options.optimizer, config.options.ema_decay, session.model.half)
+        return cls(config=config, session=session, adapter=adapter, state=state, started=started)
 
     def fit(self, on_step: OnStep, recorder: Recorder) -> list[str]:
-        """Train within the memory there is; lines that say how."""
-        run, session = self.run, self.session
+        """Train to the last step within the available memory, and return lines of the report."""
+        config, session = self.config, self.session
         with (
-            session.text.with_embeddings(self.adapter.embeddings, run.subject.prompts),
+            session.text.with_embeddings(self.adapter.embeddings, config.subject.prompts),
             session.injected(self.adapter) as without,
         ):
-            loss = DreamBoothLoss(
-                session.denoiser,
-                session.text.condition,
-                session.denoiser.to_model,
-                run.training,
-                run.loss_options,
-                run.batch_size,
-                run.seed,
-                without,
-                teacher_apart=run.has_a_past,
+            loss = DreamBoothLoss.for_session(
+                session,
+                subject=config.training,
+                options=config.loss_options,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                without_adapter=without,
+                separate_teacher=config.starts_from_adapter,
             )
-            off = partial(at_its_start, self.adapter, run, session) if run.has_a_past or run.method.textual_inversion else without
-            with recorder.recorded(partial(_in_pieces, loss), off, self.state.history.step) as records:
-                loss = replace(loss, records=records)
-                plan, line = self._plan(loss)
-                while not self._fits(plan, loss, on_step):
-                    plan = self._tighter(plan)
-                    line = memory_plan.describe_plan(plan, None, 0, run.batch_size, session.model.precision)
-                    logging.warning("HyperBooth: out of memory at step %d; going on with %s", self._at, line)
-        return [*recorder.lines, line]
+            initial = without
+            if config.starts_from_adapter or config.method.textual_inversion:
+                initial = partial(at_initial_values, self.adapter, config, session)
+            with recorder.recorded(partial(DreamBoothActivations.for_loss, loss), initial, self.state.history.step) as cache:
+                planner = self._planner()
+                loss = replace(loss, cache=cache)
+                planner.choose(partial(self._measure, loss))
+                planner.run(
+                    partial(self._attempt, loss, on_step),
+                    where=lambda: f"at step {self.state.history.step + 1}",
+                    advice=ADVICE,
+                )
+        return [*recorder.lines, planner.line]
 
-    def _fits(self, plan: memory_plan.MemoryPlan, loss: DreamBoothLoss, on_step: OnStep) -> bool:
-        """Train to the end under ``plan``; False if memory ran out on the way."""
-        options = self.run.loss_options
-        config = FitConfig.from_options(options, steps=self.run.steps)
-        self.state.history.micro_batches, self.state.history.checkpointing = plan.micro_batches, plan.checkpointing
-        loss = replace(loss, pieces=plan.micro_batches)
-        validate = partial(loss.validate, self.run.validation) if options.validation else None
+    def _attempt(self, loss: DreamBoothLoss, on_step: OnStep, plan: MemoryPlan) -> None:
+        """Train to the last step under ``plan``."""
+        config, options, history = self.config, self.config.loss_options, self.state.history
+        history.micro_batches, history.checkpointing = plan.micro_batches, plan.checkpointing
+        validation = ValidationLoss(objective=loss.objective, noise_levels=options.noise_levels, seed=config.seed)
         with gradient_checkpointing(self.session.model.blocks if plan.checkpointing else ()):
-            try:
-                fit(loss, self.state, config, on_step=on_step, validate=validate, divergence_check=loss.probe)
-            except Exception as error:
-                if not self.session.memory.is_out_of_memory(error):
-                    raise
-                return False
-        return True
-
-    def _plan(self, loss: DreamBoothLoss) -> tuple[memory_plan.MemoryPlan, str]:
-        run, session, options = self.run, self.session, self.run.options
-        history = self.state.history
-        start = memory_plan.MemoryPlan(history.micro_batches, options.gradient_checkpointing or history.checkpointing)
-        if options.memory == "as set":
-            return (
-                start,
-                f"{memory_plan.describe_plan(start, None, 0, run.batch_size, session.model.precision)} (as set)",
+            fit(
+                replace(loss, micro_batches=plan.micro_batches),
+                self.state,
+                FitConfig.from_options(options, steps=config.steps),
+                on_step=on_step,
+                validate=partial(validation, config.validation) if options.validation else None,
+                divergence_check=partial(validation.first_image, config.training.examples),
             )
-        needs = self._measured(loss)
-        if needs is None:
-            tightest = memory_plan.MemoryPlan(run.batch_size, checkpointing=True)
-            return tightest, memory_plan.describe_plan(tightest, None, 0, run.batch_size, session.model.precision)
-        plan = memory_plan.choose_plan(needs, session.memory.free_memory(), run.batch_size, start)
-        session.memory.make_room(needs.of(plan, run.batch_size))
-        line = memory_plan.describe_plan(
-            plan, needs, session.memory.free_memory(), run.batch_size, session.model.precision
+
+    def _planner(self) -> MemoryPlanner:
+        """Return the planner, beginning with the plan of the run that is continued."""
+        options, history = self.config.options, self.state.history
+        return MemoryPlanner(
+            memory=self.session.memory,
+            batch_size=self.config.batch_size,
+            precision=self.session.model.precision,
+            plan=MemoryPlan(history.micro_batches, options.gradient_checkpointing or history.checkpointing),
+            auto=options.memory == "auto",
         )
-        logging.info("HyperBooth: %s", line)
-        return plan, line
 
-    def _measured(self, loss: DreamBoothLoss) -> memory_plan.MemoryNeeds | None:
-        """What the run needs, or None if not even one forward fits."""
-        session, state = self.session, self.state
-        passing = session.memory.inference_bytes(loss.largest.size)
-        try:
-            return memory_plan.measure_needs(
-                loss.of_one_sample, session.model.blocks, state.parameters, passing, state.bytes_per_parameter
-            )
-        except Exception as error:
-            if not session.memory.is_out_of_memory(error):
-                raise
-            return None
-
-    def _tighter(self, plan: memory_plan.MemoryPlan) -> memory_plan.MemoryPlan:
-        tighter = plan.tighter(self.run.batch_size) if self.run.options.memory == "auto" else None
-        if tighter is None:
-            turn_on = "" if plan.checkpointing else "switch gradient_checkpointing on, set memory to 'auto', "
-            raise torch.OutOfMemoryError(f"out of memory at step {self._at}; {turn_on}{memory_plan.ADVICE}")
-        return tighter
-
-    @property
-    def _at(self) -> int:
-        return self.state.history.step + 1
+    def _measure(self, loss: DreamBoothLoss) -> MemoryNeeds:
+        """Measure what one sample of the largest size needs."""
+        return measure_needs(
+            loss.largest_sample,
+            self.session.model.blocks,
+            self.state.parameters,
+            self.session.memory.inference_bytes(loss.draws.largest.size),
+            self.state.bytes_per_parameter,
+        )
 
     def result(self) -> AdapterStack:
-        """The chain as the run would give it now, on the CPU."""
+        """Return the stack as the run would end now, on the CPU."""
         with self.state.result():
-            chain, words = (
-                [part.copy_to("cpu") for part in parts] for parts in (self.adapter.adapters, self.adapter.embeddings)
+            adapters, embeddings = (
+                tuple(part.copy_to("cpu") for part in parts)
+                for parts in (self.adapter.adapters, self.adapter.embeddings)
             )
         times = {"started": self.started, "finished": time.time()}
-        facts = {**self.session.model.metadata, **self.run.metadata(self.state.history), **times}
-        if self.run.on_top_of is not None:
-            facts = combine_adapters(self.run.on_top_of, AdapterStack(tuple(chain[-1:]), facts)).metadata
-        return AdapterStack(tuple(chain), facts, tuple(words))
+        metadata = {**self.session.model.metadata, **self.config.metadata(self.state.history), **times}
+        if self.config.on_top_of is not None:
+            new = AdapterStack(adapters[-1:], metadata)
+            metadata = combine_adapters(self.config.on_top_of, new).metadata
+        return AdapterStack(adapters, metadata, embeddings)
 
     @torch.no_grad()
     def sample(self) -> Image.Image | None:
-        """A picture of the first example's prompt, always from the same noise."""
-        run, session = self.run, self.session
-        example = run.subject.examples[0].variant(0).unframed()
-        seed = generator_for(run.seed, _PREVIEW).initial_seed()
+        """Sample an image of the first example's prompt, always from the same noise."""
+        config, session = self.config, self.session
+        example = config.subject.examples[0].variant(0).unframed()
+        seed = generator_for(config.seed, _PREVIEW).initial_seed()
         with self.state.result():
-            cond, blank = session.text.condition([example]), session.text.unconditional(run.subject)
-            return session.denoiser.preview(preview(session.denoiser, cond, blank, example.size, seed))
+            cond, unconditional = session.text.condition([example]), session.text.unconditional(config.subject)
+            latents = preview(session.denoiser, cond, unconditional, example.size, seed)
+            return session.denoiser.preview(latents)

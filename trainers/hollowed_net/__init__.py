@@ -1,1 +1,1 @@
-"""Hollowed Net training (arXiv 2411.01179): recording the activations of the removed blocks."""
+"""Training on a Hollowed Net (arXiv 2411.01179)."""

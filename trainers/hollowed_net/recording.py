@@ -1,36 +1,36 @@
-"""Training on a hollow network: what is asked for, and the recording before the first step."""
+"""Recording the activations of a Hollowed Net's removed blocks, before the first training step."""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-import torch
-
 from ...models.hollowed_net.activation_cache import ActivationCache, ActivationSource, DiskStore, MemoryStore, Store
 from ...models.units import in_mib
 from ..engine.checkpoints import CheckpointStore
-from ..engine.memory_plan import HEADROOM
+from ..engine.memory_plan import HEADROOM, MemoryPlan
+from ..engine.memory_planner import MemoryPlanner
 from ..session import TrainingSession
 
+logger = logging.getLogger("hyperbooth")
+
 OnRecord = Callable[[int, int], None]
-"""Receives (batches recorded, of)."""
-
-
+"""Called with (batches recorded, total)."""
 Sources = Callable[[int], ActivationSource]
+"""Number of micro-batches -> the source of the activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingConfig:
-    """What a run records.
+    """Configure the recording of a run.
 
     Args:
         storage: one of :data:`..config.STORAGES`; "none" records nothing.
-        samples: recorded in all.
+        samples: number of samples to record.
         batch_size: samples of a batch.
         steps: of the run.
-        gradient_accumulation: batches of a step.
-        images: that there are to be seen.
+        gradient_accumulation: batches per step.
+        images: number of images in the dataset.
     """
 
     storage: str
@@ -41,21 +41,21 @@ class RecordingConfig:
     images: int
 
 
-def silent(_done: int, _total: int) -> None:
-    """For who does not look."""
+def no_progress(_done: int, _total: int) -> None:
+    """Ignore the progress."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recorder:
-    """Records what a hollow network's training needs, if it needs anything.
+    """Record the activations that training on a hollowed network needs, if it needs any.
 
     Args:
-        config: what the run asks for.
-        bench: with the network.
-        store: where to, or None for nothing.
-        on_record: is told of the progress.
-        files: of the run, where an earlier queueing may have recorded to disk.
-        lines: what was done, for the report.
+        config: of the recording.
+        session: with the hollowed network.
+        store: of the activations, or None to record nothing.
+        on_record: called with the progress.
+        files: the run's store on disk, where a cancelled run may have left activations.
+        lines: of the report.
     """
 
     config: RecordingConfig
@@ -67,35 +67,35 @@ class Recorder:
 
     @contextmanager
     def recorded(
-        self, sources: Sources, off: Callable[[], AbstractContextManager[None]], step: int
-    ) -> Iterator[ActivationCache | None]:  # fmt: skip
-        """What is on record, if anything is; inside the block, the weights taken out are off the training device.
+        self, sources: Sources, initial: Callable[[], AbstractContextManager[None]], step: int
+    ) -> Iterator[ActivationCache | None]:
+        """Provide the cached activations, or None; inside the block the removed blocks' weights are offloaded.
 
         Args:
-            sources: gives what is recorded, for a batch that goes through the network in so many parts.
-            off: inside it the network is without the adapter that is to be trained.
-            step: at which the run stands; one that is at its end records nothing.
+            sources: gives the source of the activations.
+            initial: context in which the network is as it was before the first step, for the recording.
+            step: that the run continues from; a finished run records nothing.
         """
-        if self.session.model.hollow is not None:
-            self.lines.append(f"hollow: trained without {self.session.model.hollow.name}")
-        config = self.config
+        hollow, config = self.session.model.hollow, self.config
+        if hollow is not None:
+            self.lines.append(f"hollow: trained without {hollow.name}")
         if self.store is None or step >= config.steps:
             yield None
             return
-        records = ActivationCache(self.session.model.hollow, self.store, -(-config.samples // config.batch_size))
-        each = config.gradient_accumulation
-        needed = records.cached_batches(range(step * each, config.steps * each))
-        with off(), self._of_no_use_if_it_fails():
-            self._fill(records, needed, sources)
-        self.lines.append(f"{len(needed)} batches of {config.batch_size} {records.describe()}")
-        logging.info("HyperBooth: %s", self.lines[-1])
-        self.lines += _unseen(config, records.batch_count, config.steps * each)
+        cache = ActivationCache(hollow, self.store, -(-config.samples // config.batch_size))
+        per_step = config.gradient_accumulation
+        batches = cache.cached_batches(range(step * per_step, config.steps * per_step))
+        with initial(), self._forgotten_on_failure():
+            self._fill(cache, batches, sources)
+        self.lines.append(f"{len(batches)} batches of {config.batch_size} {cache.describe()}")
+        logger.info("%s", self.lines[-1])
+        self.lines += _unseen_images(config, cache.batch_count, config.steps * per_step)
         with self.session.memory.offloaded():
-            yield records
+            yield cache
 
     @contextmanager
-    def _of_no_use_if_it_fails(self) -> Iterator[None]:
-        """Where there is no room, what was recorded stands in the way of the next try with fewer samples."""
+    def _forgotten_on_failure(self) -> Iterator[None]:
+        """Remove what was recorded if there is no room for more: the next run, with fewer samples, needs the room."""
         try:
             yield
         except ValueError:
@@ -107,32 +107,27 @@ class Recorder:
                 f"recording failed: {error} In Hollowed Net give fewer samples, or choose storage 'ram' or 'none'"
             ) from error
 
-    def _fill(self, records: ActivationCache, batches: list[int], sources: Sources, pieces: int = 1) -> None:
-        """Record batch by batch; sample by sample where memory asks for it."""
-        if not self._fits(records, batches, sources, pieces):
-            logging.warning("HyperBooth: out of memory while recording; going on with one sample at a time")
-            self._fill(records, batches, sources, self.config.batch_size)
-
-    def _fits(self, records: ActivationCache, batches: list[int], sources: Sources, pieces: int) -> bool:
-        """Record; False if memory ran out: what the error's frames held is free again after it."""
-        try:
-            records.fill(sources(pieces), batches, self.on_record, self._check_room)
-        except Exception as error:
-            if not self.session.memory.is_out_of_memory(error):
-                raise
-            if pieces == self.config.batch_size:
-                raise torch.OutOfMemoryError(
-                    f"out of memory while recording ({in_mib(self.store.total_bytes)} so far); in Hollowed Net give "
-                    "fewer samples or choose storage 'disk' or 'none', or lower the resolution in Subject"
-                ) from error
-            return False
-        return True
+    def _fill(self, cache: ActivationCache, batches: list[int], sources: Sources) -> None:
+        """Record batch by batch, in micro-batches if memory requires it."""
+        planner = MemoryPlanner(
+            memory=self.session.memory,
+            batch_size=self.config.batch_size,
+            precision=self.session.model.precision,
+            plan=MemoryPlan(),
+            may_checkpoint=False,
+        )
+        planner.run(
+            lambda plan: cache.fill(sources(plan.micro_batches), batches, self.on_record, self._check_room),
+            where=lambda: f"while recording ({in_mib(self.store.total_bytes)} so far)",
+            advice="in Hollowed Net give fewer samples or choose storage 'disk' or 'none', or lower the resolution in "
+            "Subject",
+        )
 
     def _check_room(self, size: int, more: int) -> None:
-        """There is room for ``more`` batches of ``size`` bytes each.
+        """Require room for ``more`` batches of ``size`` bytes each.
 
         Raises:
-            ValueError: there is not.
+            ValueError: there is not enough.
         """
         free = self.store.free_bytes()
         if size * more > HEADROOM * free:
@@ -145,29 +140,41 @@ class Recorder:
             )
 
     def forget(self) -> None:
-        """The run is over: what was recorded is of no more use."""
+        """Remove the activations of the run, in memory and on disk."""
         for store in (self.store, self.files):
             if store is not None:
                 store.clear()
 
 
-def _unseen(config: RecordingConfig, batches: int, drawn: int) -> list[str]:
-    """A line where so few samples are on record that training does not come to see every picture."""
-    pictures, seen = config.images, batches * config.batch_size
-    if batches >= drawn or seen >= pictures:
+def _unseen_images(config: RecordingConfig, batches: int, drawn: int) -> list[str]:
+    """Return a warning if so few samples are recorded that training does not see every image.
+
+    Args:
+        config: of the recording.
+        batches: number of recorded batches.
+        drawn: number of batches that the run trains on.
+    """
+    seen = batches * config.batch_size
+    if batches >= drawn or seen >= config.images:
         return []
-    warning = f"{config.samples} samples show {seen} of {pictures} pictures; raise samples in Hollowed Net"
-    logging.warning("HyperBooth: %s", warning)
+    warning = f"{config.samples} samples show {seen} of {config.images} images; raise samples in Hollowed Net"
+    logger.warning("%s", warning)
     return [f"warning: {warning}"]
 
 
-def recorder_of(
-    config: RecordingConfig, session: TrainingSession, states: CheckpointStore, on_record: OnRecord
+def make_recorder(
+    config: RecordingConfig, session: TrainingSession, checkpoints: CheckpointStore, on_record: OnRecord
 ) -> Recorder:
-    """The recorder that the run asks for."""
-    files = DiskStore(states.activations)
-    storage = config.storage
-    if storage == "disk":
-        states.remove_stale_activations()
-    store = {"ram": MemoryStore(session.memory.free_main_memory), "disk": files, "none": None}[storage]
-    return Recorder(config, session, store, on_record, files)
+    """Make the recorder of a run.
+
+    Args:
+        config: of the recording.
+        session: with the hollowed network.
+        checkpoints: of the run; its activations on disk are kept next to it.
+        on_record: called with the progress.
+    """
+    files = DiskStore(checkpoints.activations)
+    if config.storage == "disk":
+        checkpoints.remove_stale_activations()
+    store = {"ram": MemoryStore(session.memory.free_main_memory), "disk": files, "none": None}[config.storage]
+    return Recorder(config=config, session=session, store=store, on_record=on_record, files=files)

@@ -12,7 +12,7 @@ from ...models.hypernetwork.network import HyperNetworkConfig
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.subject_bank.bank import Bank
 from ..config import TrainingOptions
-from ..dreambooth.config import COSMETIC
+from ..dreambooth.config import OPTIONS_WITHOUT_EFFECT
 from ..engine.checks import check_number
 from ..engine.rng import generator_for
 from ..engine.run_hash import run_hash
@@ -145,7 +145,7 @@ class HyperNetworkTrainingConfig:
     def key(self, model: str, encoder: str) -> str:
         """A name for the run: the same for the same result, see :meth:`.run.Run.key`."""
         start = None if self.start_from is None else (self.start_from.network, self._held_before)
-        options = replace(self.options, **COSMETIC, validation=0)
+        options = replace(self.options, **OPTIONS_WITHOUT_EFFECT, validation=0)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
         people = [(entry.name, entry.fit, entry.image_rows, entry.prompts) for entry in self.bank.entries]
         return run_hash(

@@ -9,12 +9,12 @@ from ...models.adapters.parameter_layout import ParameterLayout
 from ...models.adapters.stack import Adapter, AdapterStack
 from ...models.validation import MAX_TEXT_LENGTH, is_unicode
 from ..config import Method, TrainingOptions
-from ..dreambooth.config import COSMETIC, targets_of
-from ..dreambooth.initial_adapter import new_link
+from ..dreambooth.config import OPTIONS_WITHOUT_EFFECT, targets_of
+from ..dreambooth.initial_adapter import new_adapter
 from ..engine.checks import check_number
 from ..engine.run_hash import run_hash
 
-NEUTRAL = {**COSMETIC, "gradient_checkpointing": False, "precision": "auto", "validation": 0}
+NEUTRAL = {**OPTIONS_WITHOUT_EFFECT, "gradient_checkpointing": False, "precision": "auto", "validation": 0}
 """Options that leave a subject's numbers what they are, up to rounding."""
 TOGETHER = {"optimizer": ("adafactor",), "prior_mode": ("prediction",)}
 """Options under which a subject's result would depend on those beside it, or that need what a bank has not."""
@@ -88,7 +88,7 @@ class BankConfig:
         Raises:
             ValueError: the targets match nothing, or ``start_from`` is not what the method makes.
         """
-        fresh = new_link(self.method, targets_of(self.method, shapes), self.seed)
+        fresh = new_adapter(self.method, targets_of(self.method, shapes), self.seed)
         if self.start_from is None:
             return fresh
         chain = self.start_from.adapters

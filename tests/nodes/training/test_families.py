@@ -1,7 +1,6 @@
 """The same nodes on every family of models: small checkpoints, stock loaders, real training."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -363,7 +362,8 @@ def session_gradient(
     own = replace(family.subject, class_examples=())
     with training_session(family.model, QUIET, own, batch_size=2) as session:
         link, spy = link_for(session, "all linear"), Spy(session.denoiser)
-        losses = DreamBoothLoss(spy, session.text.condition, session.denoiser.to_model, own, QUIET, 2, 0, nullcontext)
+        losses = DreamBoothLoss.for_session(session, subject=own, options=QUIET, batch_size=2)
+        losses = replace(losses, objective=replace(losses.objective, denoiser=spy))
         with (
             AdapterStack((link,)).injected(session.model.layers),
             gradient_checkpointing(session.model.blocks if checkpointing else ()),

@@ -44,10 +44,10 @@ def test_before_the_first_step_the_output_is_the_given_adapters(
     loaded: Any, subject: Any, families: tuple[str, ...]
 ) -> None:
     given = stack_of(families, loaded, text=True)
-    run = DreamBoothConfig(subject, METHOD, TrainingOptions(), 40, on_top_of=given)
+    run = DreamBoothConfig(subject=subject, method=METHOD, options=TrainingOptions(), steps=40, on_top_of=given)
     estimates = []
     with training_session(loaded[0], QUIET, subject, batch_size=1, clip=loaded[1]) as session:
-        for adapter in (given, initial_adapter(run, session, None)):
+        for adapter in (given, initial_adapter(run, session)):
             with adapter.injected(session.model.layers, session.model.access_weight), torch.no_grad():
                 condition = session.text.condition(subject.examples[:1])
                 estimates.append(session.denoiser(noise(), torch.tensor([5.0]), condition))

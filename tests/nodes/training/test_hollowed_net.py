@@ -16,7 +16,8 @@ from hyperbooth.nodes.training.hollowed_net import report as report_of
 from hyperbooth.trainers.config import HollowedNetConfig, Method
 from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
 from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
-from hyperbooth.trainers.dreambooth.trainer import _carries_over
+from hyperbooth.trainers.dreambooth.trainer import _whole_network_notes
+from hyperbooth.trainers.dreambooth.validation import ValidationLoss
 from hyperbooth.trainers.engine.state import History
 
 FRACTION = 0.7
@@ -48,7 +49,7 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
             node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, storage), steps=12, batch_size=2
         )
     assert len(losses["loss"]) == 12 and "hollow: trained without input block" in report
-    assert "loss of the whole network on the first picture " in report
+    assert "loss of the whole network on the first image " in report
     assert ("2 batches of 2 recorded: " in report) == (storage != "none")
     if method.family not in TARGETS:
         TARGETS[method.family] = set(train(node, loaded, subject, method, steps=1)[0].targets())
@@ -76,21 +77,20 @@ def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, su
     hollow = HollowedNetConfig(FRACTION, 4, storage)
     adapter, _, report = train(node, loaded, subject, lora(learning_rate=1e-2), steps=8, hollow=hollow)
     with training_session(loaded[0], QUIET, subject, batch_size=1) as session, torch.no_grad():
-        whole = DreamBoothLoss(
-            session.denoiser, session.text.condition, session.denoiser.to_model, subject, QUIET, 1, 0
-        )
-        before = whole.probe()
+        objective = DreamBoothLoss.for_session(session, subject=subject, options=QUIET).objective
+        whole = ValidationLoss(objective=objective, noise_levels=QUIET.noise_levels, seed=0)
+        before = whole.first_image(subject.examples)
         with adapter.injected(session.model.layers):
-            after = whole.probe()
-    assert f"loss of the whole network on the first picture {after:.4f}, before training {before:.4f}" in report
+            after = whole.first_image(subject.examples)
+    assert f"loss of the whole network on the first image {after:.4f}, before training {before:.4f}" in report
 
 
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
 def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
-    run = DreamBoothConfig(subject, lora(), QUIET, 4, 1, 0, hollow=HollowedNetConfig(0.9))
-    (line,) = _carries_over(run, History(divergence_checks=[(0, 0.5), (4, last)]))
+    run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(0.9))
+    (line,) = _whole_network_notes(run, History(divergence_checks=[(0, 0.5), (4, last)]))
     assert line.startswith("warning: ") == ("lower fraction in Hollowed Net" in line) == warned
-    assert _carries_over(replace(run, hollow=None), History(divergence_checks=[(0, 0.5), (4, last)])) == []
+    assert _whole_network_notes(replace(run, hollow=None), History(divergence_checks=[(0, 0.5), (4, last)])) == []
 
 
 def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:
@@ -180,7 +180,7 @@ def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: A
 
 def test_targets_that_are_all_taken_out_are_put_down_to_it(subject: Any) -> None:
     left = {"diffusion_model.out.2": (4, 32, 3, 3)}
-    run = DreamBoothConfig(subject, lora(), QUIET, 4, 1, 0, hollow=HollowedNetConfig(1.0))
+    run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(1.0))
     with pytest.raises(ValueError, match=r"targets 'attention' matches none of .*; or lower fraction in Hollowed Net"):
         run.targets(left)
     with pytest.raises(ValueError, match=r"choose another of [^;]*$"):

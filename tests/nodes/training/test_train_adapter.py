@@ -124,9 +124,7 @@ def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> N
         )
         for parameter in link.parameters():
             parameter.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
-        losses = DreamBoothLoss(
-            session.denoiser, session.text.condition, session.denoiser.to_model, subject, QUIET, 2, 0
-        )
+        losses = DreamBoothLoss.for_session(session, subject=subject, options=QUIET, batch_size=2)
         with AdapterStack((link,)).injected(session.model.layers):
             (loss,) = losses(0)
             loss.backward()
@@ -157,7 +155,7 @@ def _draws(losses: DreamBoothLoss, session: Any) -> tuple[Tensor, ...]:
 
     from dataclasses import replace
 
-    list(replace(losses, denoiser=Spy())(0))
+    list(replace(losses, objective=replace(losses.objective, denoiser=Spy()))(0))
     return tuple(tensor.double() for tensor in seen)
 
 
@@ -238,11 +236,7 @@ def test_prior_preservation_adds_its_term(node: Any, loaded: Any, subject: Any) 
     with_prior = Subject(subject.examples, subject.examples[:1])
     with training_session(model, QUIET, with_prior, batch_size=1) as session:
         terms = [
-            list(
-                DreamBoothLoss(
-                    session.denoiser, session.text.condition, session.denoiser.to_model, part, options, 1, 0
-                )(0)
-            )
+            list(DreamBoothLoss.for_session(session, subject=part, options=options)(0))
             for part, options in [
                 (subject, QUIET),
                 (with_prior, QUIET),
