@@ -1,7 +1,7 @@
 """Building the dataset: images and texts are resized, cropped and encoded, each once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,9 +99,17 @@ def build_dataset(
         _check_images("class_images", class_images, encoders.latent_cell)
     plans = _plan(subject, framing, encoders.latent_cell, augmentation)
     class_plans = _plan(class_images, framing, encoders.latent_cell, NO_AUGMENTATION) if class_images else []
-    progress = _Progress(encoders.on_progress, sum(len(plan.views) for plan in (*plans, *class_plans)))
+    notes = (*image_notes(plans, framing.flip, augmentation), *class_notes(class_plans))
+    return replace(_encode_all(plans, class_plans, class_prompt, encoders), notes=notes)
+
+
+def _encode_all(
+    plans: Sequence[ImagePlan], class_plans: Sequence[ImagePlan], class_prompt: str, encoders: Encoders
+) -> Subject:
+    """Encode every prompt once, then every variant of every image."""
     prompts = ("", *_prompts(plans), *_prompts(class_plans), *([class_prompt] if class_prompt else []))
     conds = {prompt: encoders.encode_prompt(prompt) for prompt in dict.fromkeys(prompts)}
+    progress = _Progress(encoders.on_progress, sum(len(plan.views) for plan in (*plans, *class_plans)))
     examples, class_examples = (
         tuple(_encode(plan, encoders, conds[plan.prompt], progress) for plan in part) for part in (plans, class_plans)
     )
@@ -111,7 +119,6 @@ def build_dataset(
         unconditional=conds[""],
         class_cond=conds[class_prompt] if class_prompt else None,
         class_prompt=class_prompt or None,
-        notes=(*image_notes(plans, framing.flip, augmentation), *class_notes(class_plans)),
     )
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from ...models.adapters.stack import AdapterStack, WeightOf
 from ...models.backbone.gradient_checkpointing import gradient_checkpointing
 from ...models.metadata.combine import combine_adapters
-from ...models.metadata.summary import removal_warning
 from ..diffusion.preview_sampler import preview
 from ..engine.checkpoints import CheckpointStore
 from ..engine.divergence import Diverged
@@ -28,6 +27,7 @@ from .activations import DreamBoothActivations
 from .config import DreamBoothConfig
 from .initial_adapter import at_initial_values, initial_adapter, parameter_groups, trained_part, weights_of
 from .loss import DreamBoothLoss
+from .notes import removal_warnings, whole_network_notes
 from .validation import ValidationLoss
 
 logger = logging.getLogger("hyperbooth")
@@ -86,41 +86,30 @@ def train_dreambooth(
     on_history = live_view(lambda: trainer.sample())
     weight_of = weights_of(session, lambda: on_history(History()))
     trainer = _resumed(config, session, checkpoints) or DreamBoothTrainer.begin(config, session, weight_of)
-    resumed, warnings = trainer.state.history.step, _removal_warnings(trainer.adapter)
+    resumed, warnings = trainer.state.history.step, removal_warnings(trainer.adapter)
     recorder = make_recorder(config.recording, session, checkpoints, on_record)
     try:
-        with checkpoints.saved_on_exit(trainer.state):
-            lines = trainer.fit(_on_step(checkpoints, config, on_history), recorder)
+        lines = _fit(trainer, recorder, checkpoints, on_history)
     except Diverged as error:
-        recorder.forget()
         raise Diverged(f"{error} {_rescue(trainer, checkpoints, save_rescued)}") from error
     checkpoints.good.forget()
-    recorder.forget()
     failures = [checkpoints.failure] if checkpoints.failure else []
-    notes = (*lines, *_whole_network_notes(config, trainer.state.history), *warnings, *failures)
+    notes = (*lines, *whole_network_notes(config, trainer.state.history), *warnings, *failures)
     return Result(adapter=trainer.result(), history=trainer.state.history, resumed=resumed, notes=notes)
 
 
-def _removal_warnings(adapter: AdapterStack) -> list[str]:
-    """Return a warning if the stack's PaRa adapters remove many directions; it is logged as well."""
-    warning = removal_warning(adapter)
-    if warning is None:
-        return []
-    logger.warning("%s", warning)
-    return [f"warning: {warning}"]
-
-
-def _whole_network_notes(config: DreamBoothConfig, history: History) -> list[str]:
-    """Return whether training without the removed blocks reduced the loss of the whole network."""
-    if config.hollow is None or len(history.divergence_checks) < 2:
-        return []
-    first, last = (loss for _, loss in (history.divergence_checks[0], history.divergence_checks[-1]))
-    measured = f"loss of the whole network on the first image {last:.4f}, before training {first:.4f}"
-    if last < first:
-        return [measured]
-    warning = f"{measured}: too many blocks were removed, or too little was learned; lower fraction in Hollowed Net"
-    logger.warning("%s", warning)
-    return [f"warning: {warning}"]
+def _fit(
+    trainer: "DreamBoothTrainer", recorder: Recorder, checkpoints: CheckpointStore, on_history: OnHistory
+) -> list[str]:
+    """Train to the last step; recorded activations are kept only for a run that can be continued."""
+    try:
+        with checkpoints.saved_on_exit(trainer.state):
+            lines = trainer.fit(_on_step(checkpoints, trainer.config, on_history), recorder)
+    except Diverged:
+        recorder.forget()
+        raise
+    recorder.forget()
+    return lines
 
 
 def _resumed(

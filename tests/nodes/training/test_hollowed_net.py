@@ -16,7 +16,7 @@ from hyperbooth.nodes.training.hollowed_net import report as report_of
 from hyperbooth.trainers.config import HollowedNetConfig, Method
 from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
 from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
-from hyperbooth.trainers.dreambooth.trainer import _whole_network_notes
+from hyperbooth.trainers.dreambooth.notes import whole_network_notes
 from hyperbooth.trainers.dreambooth.validation import ValidationLoss
 from hyperbooth.trainers.engine.state import History
 
@@ -88,9 +88,9 @@ def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, su
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
 def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
     run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(0.9))
-    (line,) = _whole_network_notes(run, History(divergence_checks=[(0, 0.5), (4, last)]))
+    (line,) = whole_network_notes(run, History(divergence_checks=[(0, 0.5), (4, last)]))
     assert line.startswith("warning: ") == ("lower fraction in Hollowed Net" in line) == warned
-    assert _whole_network_notes(replace(run, hollow=None), History(divergence_checks=[(0, 0.5), (4, last)])) == []
+    assert whole_network_notes(replace(run, hollow=None), History(divergence_checks=[(0, 0.5), (4, last)])) == []
 
 
 def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> None:
