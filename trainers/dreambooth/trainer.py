@@ -206,7 +206,9 @@ class DreamBoothTrainer:
             initial = without
             if config.starts_from_adapter or config.method.textual_inversion:
                 initial = partial(at_initial_values, self.adapter, config, session)
-            with recorder.recorded(partial(DreamBoothActivations.for_loss, loss), initial, self.state.history.step) as cache:
+            with recorder.recorded(
+                partial(DreamBoothActivations.for_loss, loss), initial, self.state.history.step
+            ) as cache:
                 planner = self._planner()
                 loss = replace(loss, cache=cache)
                 planner.choose(partial(self._measure, loss))
