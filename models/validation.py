@@ -225,13 +225,17 @@ def _check_samples(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+WeightSamples = Annotated[dict[str, Any], AfterValidator(_check_samples)]
+"""Samples of a model's weights, layer -> values, see :mod:`.metadata.base_fingerprint`."""
+
+
 class Metadata(Header, extra="allow"):
     """The entries of an adapter's metadata that code reads; others are kept and shown as they are.
 
     Args:
         latent_sizes: ``{"64x96": 3}``, width x height of the latents -> number of images.
         latent_cell: pixels per latent pixel.
-        made_for: samples of the base model's weights, layer -> values, see :mod:`.metadata.base_fingerprint`.
+        made_for: samples of the base model's weights, see :data:`WeightSamples`.
         prompts_left_out: number of prompts beyond those in ``prompts``, see :mod:`.metadata.prompt_limits`.
         parts: metadata of the adapters that were combined.
     """
@@ -249,7 +253,7 @@ class Metadata(Header, extra="allow"):
     latent_sizes: Annotated[dict[str, Any], AfterValidator(_check_sizes)] = {}
     started: Time = 0.0
     finished: Time = 0.0
-    made_for: Items[Annotated[dict[str, Any], AfterValidator(_check_samples)]] = []
+    made_for: Items[WeightSamples] = []
     prompts: Items[Text] = []
     prompts_left_out: Count = 0
     held_out: Items[Text] = []

@@ -4,6 +4,7 @@
 ``[weight's shape, shape of each tensor ...]``, and ``layers`` maps a layer's name to the index of its kind.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from ..adapters.targets import Target, targets_from_header
 from .family_codecs import PACKED_CODECS
 
 VERSION = 1
+MAX_TENSOR_SIZE = 2**48
+"""Number of values beyond which a tensor of a layout is refused: torch cannot express shapes of 2^63 values."""
 
 
 def layout_to_json(layout: ParameterLayout) -> dict[str, Any]:
@@ -69,4 +72,6 @@ def _layers_of(header: Mapping[str, Any]) -> tuple[dict[str, Target], dict[str, 
     shapes = [tuple(validation.parse_shape(shape, "a packed tensor") for shape in kind[1:]) for kind in kinds]
     if any(size < 1 for kind in shapes for shape in kind for size in shape):
         raise ValueError("has a layout with empty tensors; save it again")
+    if any(math.prod(shape) > MAX_TENSOR_SIZE for kind in shapes for shape in kind):
+        raise ValueError(f"has a layout with a tensor of more than {MAX_TENSOR_SIZE} values; save it again")
     return targets, {name: shapes[index] for name, index in kind_of.items()}

@@ -1,8 +1,8 @@
-"""Hypernetworks on disk: one safetensors file, self-describing, written atomically.
+"""Hypernetwork files: one self-describing safetensors file, written atomically.
 
-Its tensors are the network's own, by name; the header's ``hyperbooth_hypernetwork`` entry (JSON) holds the format
-version, the sizes, the layout of what is predicted, the encoder and the base it was made with, the prompt and facts.
-What every prediction is made of (the mean, the scale, a learnt input side) stays float32 whatever the precision of the
+Its tensors are the network's state dict; the header's ``hyperbooth_hypernetwork`` entry (JSON) holds the format
+version, the sizes, the layout of theta, references to image encoder and base model, the prompt and the metadata. The
+tensors that every prediction contains (mean, scale, learned shared factor) stay float32, whatever the precision of the
 file.
 """
 
@@ -10,13 +10,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import validation
+from ..adapters.parameter_layout import ParameterLayout
 from ..files.adapter_file import cast_for_file
 from ..files.layout_json import layout_from_json, layout_to_json
 from ..files.safetensors_io import write_tensors
@@ -24,55 +26,105 @@ from .network import HyperNetwork, HyperNetworkConfig
 from .predictor import BaseModelRef, Predictor
 
 HEADER = "hyperbooth_hypernetwork"
-VERSION, VERSION_LEARNED_INPUT = 2, 3
-"""Of the format; the second one is for networks that learnt an input side, which a pack of the first cannot read."""
-EXACT = ("mean", "scale", "input_side")
-WIDEST, DEEPEST = 2**14, 64
-"""Sizes that a file may claim: far beyond any, so that a stranger's takes no memory to refuse."""
+VERSION = 2
+"""Format version of a network without a learned shared factor."""
+VERSION_LEARNED_INPUT = 3
+"""Format version of a network with a learned shared factor, which readers of version 2 refuse."""
+FLOAT32 = ("mean", "scale", "input_side")
+"""Tensors that are float32 in every file."""
+MAX_WIDTH = 2**14
+"""Largest width, number of heads or directions in a file: far beyond any network, and cheap to refuse."""
+MAX_DEPTH = 64
+"""Largest number of decoder layers or refinements in a file."""
+
+Width = Annotated[int, Field(ge=0, le=MAX_WIDTH)]
+Depth = Annotated[int, Field(ge=0, le=MAX_DEPTH)]
+
+
+class _ConfigHeader(validation.Header, extra="forbid"):
+    """The fields of :class:`HyperNetworkConfig`; files lack those that were added after they were written."""
+
+    width: Width = HyperNetworkConfig.width
+    depth: Depth = HyperNetworkConfig.depth
+    heads: Width = HyperNetworkConfig.heads
+    refinements: Depth = HyperNetworkConfig.refinements
+    directions: Width = HyperNetworkConfig.directions
+    shared_input: bool = HyperNetworkConfig.shared_input
+    learnt_input: bool = HyperNetworkConfig.learnt_input
+
+
+class _ModelRefHeader(validation.Header):
+    kind: validation.Text
+    record: validation.WeightSamples
+
+    def ref(self) -> BaseModelRef:
+        return BaseModelRef(self.kind, self.record)
+
+
+class _PredictorHeader(validation.Header):
+    config: _ConfigHeader
+    encoder_width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+    layout: dict[str, Any]
+    encoder: _ModelRefHeader
+    base: _ModelRefHeader
+    prompt: validation.Text
+    facts: dict[str, Any]
 
 
 def save_predictor(predictor: Predictor, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write ``predictor`` to ``path``.
 
+    Args:
+        predictor: the network and what it was trained with.
+        path: of the file.
+        dtype: of all tensors but those of :data:`FLOAT32`.
+
     Raises:
-        ValueError: a number of it is none, or it is nothing that :func:`load_predictor` would read.
-        OSError: the file cannot be written; nothing is left behind, and a former one is untouched.
+        ValueError: a tensor holds NaN or infinite values, or :func:`load_predictor` would refuse the file.
+        OSError: the file cannot be written; no partial file is left, and an existing one is unchanged.
     """
     state = predictor.network.state_dict()
-    tensors = cast_for_file({name: state[name] for name in state if name not in EXACT}, dtype)
-    tensors |= cast_for_file({name: state[name] for name in EXACT if name in state}, torch.float32)
-    said = json.dumps(_header(predictor), ensure_ascii=False)
-    _network(path.name, said, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    write_tensors(tensors, path, {HEADER: said})
+    tensors = cast_for_file({name: state[name] for name in state if name not in FLOAT32}, dtype)
+    tensors |= cast_for_file({name: state[name] for name in FLOAT32 if name in state}, torch.float32)
+    text = json.dumps(_header_of(predictor), ensure_ascii=False)
+    with validation.errors_of(path.name):
+        _empty_predictor(text, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    write_tensors(tensors, path, {HEADER: text})
 
 
 def load_predictor(path: Path) -> Predictor:
-    """Read a file that :func:`save_predictor` wrote; float32 on the CPU.
+    """Read a file that :func:`save_predictor` wrote; the network is float32 on the CPU.
 
     Raises:
-        ValueError: not such a file, of an unknown version, damaged, or made in other bases than there are here.
+        ValueError: the file is no hypernetwork, or of an unknown version, or damaged, or its random bases cannot be
+                made here.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            said = (file.metadata() or {}).get(HEADER)
-            if said is None:
+            text = (file.metadata() or {}).get(HEADER)
+            if text is None:
                 raise ValueError(f"{path.name} is no hypernetwork: its header has no {HEADER!r}; choose another file")
             names = list(file.keys())
             validation.check_tensor_names(path.name, names)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            header, network = _network(path.name, said, shapes)
-            tensors = {name: _numbers(path.name, file.get_tensor(name), name) for name in names}
+            with validation.errors_of(path.name):
+                predictor = _empty_predictor(text, shapes)
+                tensors = {name: validation.checked_tensor(file.get_tensor(name), name) for name in names}
     except SafetensorError as error:
         why = "".join(letter for letter in str(error)[:200] if letter.isprintable())
         raise ValueError(f"{path.name} is damaged or no safetensors file ({why}); save it again") from error
+    _load_state(predictor.network, tensors)
+    return predictor
+
+
+def _load_state(network: HyperNetwork, tensors: Mapping[str, Tensor]) -> None:
     with torch.inference_mode(False):
         network.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
-    return Predictor(network, *(header[name] for name in ("encoder", "base", "prompt", "facts")))
 
 
-def _header(predictor: Predictor) -> dict[str, Any]:
+def _header_of(predictor: Predictor) -> dict[str, Any]:
     config = asdict(predictor.network.config)
-    learned = config["learnt_input"] or config.pop("learnt_input")
+    learned = config["learnt_input"] or config.pop("learnt_input")  # files of version 2 have no such entry
     return {
         "version": VERSION_LEARNED_INPUT if learned else VERSION,
         "config": config,
@@ -85,67 +137,45 @@ def _header(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _network(
-    file: str, text: str, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, Any], HyperNetwork]:  # fmt: skip
-    """What the header says, checked, and the network of that kind without numbers yet."""
-    try:
-        said = validation.parse_header(text)
-        if said["version"] not in (VERSION, VERSION_LEARNED_INPUT):
-            raise ValueError(
-                f"has format version {said['version']!r:.40}, this pack reads {VERSION} and "
-                f"{VERSION_LEARNED_INPUT}; update the pack, or train the hypernetwork again if its version is the lower one"
-            )
-        layout = layout_from_json(said["layout"])
-        if shapes.get("mean") != (layout.parameter_count,):
-            raise ValueError(
-                f"holds a mean of shape {shapes.get('mean')}, its layout is for {layout.parameter_count} numbers"
-            )
-        layout.check()
-        config, width = _config(said["config"]), said["encoder_width"]
-        if type(width) is not int or not 1 <= width <= WIDEST:
-            raise ValueError(f"is for tokens of width {width!r:.40}; expected a whole number up to {WIDEST}")
-        network = HyperNetwork.empty(config, layout, width)
-        _check_shapes({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, shapes)
-        facts = validation.checked_metadata(said["facts"])
-        made = {name: _made(said[name]) for name in ("encoder", "base")}
-        if not isinstance(said["prompt"], str) or len(said["prompt"]) > validation.MAX_TEXT_LENGTH:
-            raise ValueError(f"gives {said['prompt']!r:.60} for its prompt; expected a text")
-        return {**made, "prompt": said["prompt"], "facts": facts}, network
-    except ValueError as error:
-        raise ValueError(f"{file} {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} has a damaged {HEADER!r} header ({error!r:.80}); save it again") from error
+def _empty_predictor(text: str, shapes: Mapping[str, tuple[int, ...]]) -> Predictor:
+    """Return the predictor that a header describes, its network on the meta device.
 
-
-def _numbers(file: str, tensor: Tensor, name: str) -> Tensor:
-    try:
-        return validation.checked_tensor(tensor, name)
-    except ValueError as error:
-        raise ValueError(f"{file} {error}") from error
-
-
-def _config(said: Mapping[str, Any]) -> HyperNetworkConfig:
-    config = HyperNetworkConfig(**said)
-    for name, value in said.items():
-        most = DEEPEST if name in ("depth", "refinements") else WIDEST
-        if type(value) is not (bool if name in ("shared_input", "learnt_input") else int) or value > most:
-            raise ValueError(f"gives {value!r:.40} for {name}; expected one of at most {most}")
-    return config
-
-
-def _made(said: Mapping[str, Any]) -> BaseModelRef:
-    validation.checked_metadata({"base": said["kind"], "made_for": [said["record"]]})
-    return BaseModelRef(said["kind"], said["record"])
-
-
-def _check_shapes(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
-    """The file's tensors are the network's.
+    Args:
+        text: the header, JSON.
+        shapes: of the file's tensors.
 
     Raises:
-        ValueError: one is missing, foreign, or of another shape; both sides are named.
+        ValueError: the header is damaged or of another version, or the tensors are not those of its network.
     """
-    for name in [*wanted, *given]:
-        if wanted.get(name) != given.get(name):
-            ours, theirs = (side.get(name, "none") for side in (wanted, given))
-            raise ValueError(f"holds {name} of shape {theirs}, its header asks for {ours}; the file is not whole")
+    content = validation.parse_header(text)
+    if isinstance(content, dict) and content.get("version") == 1:
+        raise ValueError("has format version 1, which this pack does not read any more; train the hypernetwork again")
+    validation.check_version(content, VERSION, VERSION_LEARNED_INPUT)
+    header = validation.validated(_PredictorHeader, content)
+    metadata = validation.checked_metadata(header.facts)
+    layout = _layout(header.layout, shapes)
+    network = HyperNetwork.empty(HyperNetworkConfig(**header.config.model_dump()), layout, header.encoder_width)
+    _check_shapes({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, shapes)
+    return Predictor(network, header.encoder.ref(), header.base.ref(), header.prompt, metadata)
+
+
+def _layout(header: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ParameterLayout:
+    """Return the layout, after a check of its size: before it is known to be true, nothing of that size is made."""
+    layout = layout_from_json(header)
+    size = layout.parameter_count
+    if shapes.get("mean") != (size,):
+        raise ValueError(f"holds a mean of shape {shapes.get('mean')}, its layout is for {size} parameters")
+    layout.check()
+    return layout
+
+
+def _check_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+    """Require that the file's tensors are those of the network.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or of another shape; the message has both shapes.
+    """
+    for name in [*expected, *given]:
+        if expected.get(name) != given.get(name):
+            ours, theirs = (side.get(name, "none") for side in (expected, given))
+            raise ValueError(f"holds {name} of shape {theirs}, its header asks for {ours}; the file is incomplete")

@@ -105,7 +105,7 @@ def _weights(x: Tensor, y: Tensor) -> Iterator[Tensor]:
 
 
 def _eigen(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``S^2``, ``V`` and ``S U^T Y`` from the smaller of ``X^T X`` and ``X X^T``, in a tenth of an SVD's time."""
+    """Return ``S^2``, ``V`` and ``S U^T Y`` from the smaller of ``X^T X`` and ``X X^T``; 10 times faster than SVD."""
     if len(x) < x.shape[1]:
         squares, u = torch.linalg.eigh(x @ x.mT)
         keep = squares > 1e-12 * squares[-1].clamp(min=1e-300)

@@ -17,6 +17,25 @@ MANIFEST = "manifest.json"
 VERSION = 1
 
 
+class _SettingsHeader(validation.Header):
+    """The settings that code reads."""
+
+    prompt: str
+    steps: int
+
+
+class _BaseHeader(validation.Metadata):
+    base: validation.Text
+    weights: validation.WeightSamples
+
+
+class _ManifestHeader(validation.Header):
+    layout: dict[str, Any]
+    settings: _SettingsHeader
+    base: _BaseHeader
+    versions: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What all subjects of a bank have in common.
@@ -63,19 +82,18 @@ class Manifest:
         """
         path, prefix = folder / MANIFEST, f"bank {folder.name!r}: {MANIFEST}"
         try:
-            header = validation.parse_header(path.read_text("utf-8"))
-            if header["version"] != VERSION:
-                raise ValueError(f"has version {header['version']!r:.40}, this pack reads {VERSION}; update the pack")
-            layout = layout_from_json(header["layout"])
-            layout.check()
-            _check_settings(header["settings"], header["base"])
-            return cls(layout, header["settings"], header["base"], header["versions"])
+            text = path.read_text("utf-8")
         except OSError as error:
             raise ValueError(f"{prefix} cannot be read ({error.strerror})") from error
-        except ValueError as error:
+        except UnicodeDecodeError as error:
             raise ValueError(f"{prefix} {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{prefix} is damaged ({error!r:.80})") from error
+        with validation.errors_of(prefix):
+            content = validation.parse_header(text)
+            validation.check_version(content, VERSION)
+            header = validation.validated(_ManifestHeader, content)
+            layout = layout_from_json(header.layout)
+            layout.check()
+            return cls(layout, content["settings"], content["base"], header.versions)
 
     def difference(self, other: "Manifest") -> tuple[str, str] | None:
         """Return the first difference to ``other``, as described for each side; None if their subjects are compatible.
@@ -100,13 +118,3 @@ class Manifest:
 
 def _describe_setting(settings: Mapping[str, Any], name: str) -> str:
     return f"{name} {settings[name]!r:.80}" if name in settings else f"no {name}"
-
-
-def _check_settings(settings: Any, base: Any) -> None:
-    """Check the settings and base model entries that other code reads."""
-    if not isinstance(settings["prompt"], str) or not isinstance(settings["steps"], int):
-        raise ValueError(f"gives the prompt {settings['prompt']!r:.40} and steps {settings['steps']!r:.40}")
-    if not isinstance(base["base"], str):
-        raise ValueError(f"gives the base {base['base']!r:.40}")
-    validation.checked_metadata(base)
-    validation.checked_metadata({"made_for": [base["weights"]]})

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,6 +26,23 @@ from .manifest import MANIFEST, VERSION, Manifest
 HEADER = "hyperbooth_bank"
 SUFFIX = ".safetensors"
 _DTYPES = {"theta": "F32", "images": "U8", "latents": "F32"}
+
+
+class _SubjectHeader(validation.Header):
+    name: str
+    pictures: Annotated[int, Field(ge=1)]
+    base: float
+    own: float
+    other: float | None
+    prompts: validation.Items[str] = []
+
+    def fit(self) -> "SubjectFit":
+        return SubjectFit(self.base, self.own, self.other)
+
+
+class _ShardHeader(validation.Header):
+    bank: str
+    subjects: validation.Items[_SubjectHeader]
 
 
 @dataclass(frozen=True)
@@ -134,15 +152,17 @@ def read_shard(path: Path, manifest: Manifest) -> list[SubjectEntry]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = validation.parse_header((file.metadata() or {})[HEADER])
+            content = validation.parse_header((file.metadata() or {}).get(HEADER, "{}"))
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in _DTYPES}
             dtypes = {name: file.get_slice(name).get_dtype() for name in _DTYPES}
-        if header["version"] != VERSION or header["bank"] != manifest.digest:
+        validation.check_version(content, VERSION)
+        header = validation.validated(_ShardHeader, content)
+        if header.bank != manifest.digest:
             raise ValueError("it was built under other settings than the bank's")
         if dtypes != _DTYPES:
             raise ValueError(f"its tensors have the dtypes {dtypes}")
-        return _entries(path, header["subjects"], shapes, manifest.layout)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _entries(path, header.subjects, shapes, manifest.layout)
+    except (OSError, SafetensorError, ValueError) as error:
         raise unusable_shard(path, error) from error
 
 
@@ -156,22 +176,23 @@ def unusable_shard(path: Path, error: Exception) -> ValueError:
 
 
 def _entries(
-    path: Path, subjects: Any, shapes: Mapping[str, tuple[int, ...]], layout: ParameterLayout
+    path: Path, subjects: Sequence[_SubjectHeader], shapes: Mapping[str, tuple[int, ...]], layout: ParameterLayout
 ) -> list[SubjectEntry]:
     entries, end = [], 0
     for row, subject in enumerate(subjects):
-        count = subject["pictures"]
-        if type(count) is not int or count < 1 or not isinstance(subject["name"], str):
-            raise ValueError(f"its header has the subject {subject!r:.60}")
-        start, end = end, end + count
+        start, end = end, end + subject.pictures
+        if subject.prompts and len(subject.prompts) != subject.pictures:
+            raise ValueError(
+                f"its header has {len(subject.prompts)} prompts for {subject.pictures} images of {subject.name!r:.40}"
+            )
         entries.append(
             SubjectEntry(
-                name=subject["name"],
-                fit=_fit(subject),
+                name=subject.name,
+                fit=subject.fit(),
                 shard=path,
                 row=row,
                 image_rows=(start, end),
-                prompts=_prompts(subject),
+                prompts=tuple(subject.prompts),
             )
         )
     expected = {"theta": (len(entries), layout.parameter_count), "images": (end,), "latents": (end,)}
@@ -179,22 +200,3 @@ def _entries(
         if shape[: len(expected[name])] != expected[name] or len(shape) != {"theta": 2}.get(name, 4):
             raise ValueError(f"its {name} have the shape {shape}, for {len(entries)} subjects with {end} images")
     return entries
-
-
-def _fit(subject: Mapping[str, Any]) -> SubjectFit:
-    losses = {name: subject[name] for name in vars(SubjectFit(0, 0))}
-    return SubjectFit(
-        **{name: None if loss is None and name == "other" else float(loss) for name, loss in losses.items()}
-    )
-
-
-def _prompts(subject: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the prompts in the header entry of a subject, one per image, or none."""
-    prompts = subject.get("prompts", [])
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"its header has the prompts {prompts!r:.60}")
-    if prompts and len(prompts) != subject["pictures"]:
-        raise ValueError(
-            f"its header has {len(prompts)} prompts for {subject['pictures']} images of {subject['name']!r:.40}"
-        )
-    return tuple(prompts)
