@@ -1,4 +1,4 @@
-"""Shards of a subject bank: safetensors files of some subjects each, beside ``manifest.json`` in one folder.
+"""Shards of a subject bank: safetensors files of some subjects each, in a folder with ``manifest.json``.
 
 A shard holds ``theta [S, N]`` (see :mod:`..adapters.parameter_layout`), ``images [P, H, W, 3]`` as bytes, and ``latents
 [P, C, h, w]`` of all its subjects' images, subject by subject. Its header names the subjects, with their images'
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -113,18 +113,24 @@ def write_shard(
         ValueError: a tensor holds NaN or infinite values.
         OSError: the file cannot be written; no partial file is left.
     """
+    header = {"version": VERSION, "bank": manifest.digest, "subjects": _subject_headers(fits, image_counts, prompts)}
+    name = hashlib.sha256("\0".join([manifest.digest, *fits]).encode()).hexdigest()[:16]
+    path = folder / f"{name}{SUFFIX}"
+    tensors = {"theta": theta, "images": images, "latents": latents}
+    write_tensors(tensors, path, {HEADER: json.dumps(header, ensure_ascii=False)})
+    return path
+
+
+def _subject_headers(
+    fits: Mapping[str, SubjectFit], image_counts: Sequence[int], prompts: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
     subjects = [
         {"name": name, "pictures": count, **vars(fit)}
         for (name, fit), count in zip(fits.items(), image_counts, strict=True)
     ]
     for subject, texts in zip(subjects, prompts, strict=True) if prompts else ():
         subject["prompts"] = list(texts)
-    header = {"version": VERSION, "bank": manifest.digest, "subjects": subjects}
-    name = hashlib.sha256("\0".join([manifest.digest, *fits]).encode()).hexdigest()[:16]
-    path = folder / f"{name}{SUFFIX}"
-    tensors = {"theta": theta, "images": images, "latents": latents}
-    write_tensors(tensors, path, {HEADER: json.dumps(header, ensure_ascii=False)})
-    return path
+    return subjects
 
 
 def list_shards(folder: Path) -> list[Path]:
