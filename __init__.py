@@ -1,10 +1,10 @@
-"""ComfyUI-HyperBooth: personalise text-to-image models inside the graph."""
+"""ComfyUI-HyperBooth: personalize text-to-image models inside the graph."""
 
 WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """What ComfyUI calls to get the nodes; imported here, so that importing the package needs no ComfyUI."""
+    """Return the extension with the nodes; ComfyUI calls it. Importing the package alone needs no ComfyUI."""
     from .nodes.extension import HyperBooth
 
     return HyperBooth()
