@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def test_to_lora_is_the_chain_in_its_order(node: Any, loaded: Any, families: tup
     model, clip, _ = loaded
     adapter = stack_of(families, loaded)
     if "full" in families:
-        with pytest.raises(ValueError, match="full differences of weights, which no LoRA can hold"):
+        with pytest.raises(ValueError, match=r"full difference.*LoRA"):
             node("ToLoRA", adapter=adapter, model=model)
         return
     (lora,) = node("ToLoRA", adapter=adapter, model=model)
@@ -206,7 +207,7 @@ def test_an_export_knows_its_base_and_says_so_on_another(
     node("Apply", model=model, adapter=again, strength_model=1.0)
     assert "another base" not in caplog.text
     node("Apply", model=other, adapter=again, strength_model=1.0)
-    assert "exported as a LoRA for another base" in caplog.text and "%" in caplog.text
+    assert "LoRA for another base" in caplog.text and "%" in caplog.text
     caplog.clear()
     (joined,) = node("Combine", first=stack_of(("lora",), loaded), second=again)
     (name,) = node(
@@ -271,9 +272,9 @@ def test_an_export_from_the_model_that_carries_it_is_refused(
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
         stock, _ = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
     for carrying in (applied, stock):
-        with pytest.raises(ValueError, match="carries this adapter already"):
+        with pytest.raises(ValueError, match=r"^the model .*adapter already"):
             node("ToLoRA", adapter=adapter, model=carrying)
-        with pytest.raises(ValueError, match="carries this adapter already"):
+        with pytest.raises(ValueError, match=r"^the model .*adapter already"):
             node(
                 "Save", adapter=adapter, filename_prefix="loras/a", format="kohya", precision="float32", model=carrying
             )  # fmt: skip
@@ -287,16 +288,16 @@ def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> N
     name, other = next(iter(adapter.targets())), "diffusion_model.input_blocks.9.1.proj_in"
     made = adapter.adapters[0]
     moved = Adapter("para", {other: made.layers[name]}, {other: Target(other, made.targets[name].shape)})
-    with pytest.raises(ValueError, match=f"does not fit this SD15: {other}"):
+    with pytest.raises(ValueError, match=rf"fit .*SD15: {other}"):
         node("Apply", model=loaded[0], adapter=AdapterStack((moved,), adapter.metadata), strength_model=1.0)
 
 
 def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, output_folder: Path) -> None:
     adapter = stack_of(("para",), loaded)
-    with pytest.raises(ValueError, match=r"depends on them; connect the model"):
+    with pytest.raises(ValueError, match=r"connect .*model"):
         node("Save", adapter=adapter, filename_prefix="loras/a", format="comfyui", precision="float32")
     with_text = stack_of(("para",), loaded, text=True)
-    with pytest.raises(ValueError, match=r"clip is not connected, but text_encoders\..* is a layer of the text"):
+    with pytest.raises(ValueError, match=r"^clip is not connected.* text_encoders\..*"):
         node(
             "Save", adapter=with_text, filename_prefix="loras/a", format="comfyui", precision="float32",
             model=loaded[0],
@@ -306,7 +307,7 @@ def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, o
 
 def test_info_without_the_model_says_what_it_leaves_out(node: Any, loaded: Any) -> None:
     report, chart = node("Info", adapter=stack_of(("para",), loaded))
-    assert "para (rank 3)" in report and "connect model to see them" in report
+    assert "para (rank 3)" in report and re.search(r"chart: without \d+ layers.*connect model", report)
     assert chart.shape[-1] == 3
     complete, _ = node("Info", adapter=stack_of(("para", "lora"), loaded), model=loaded[0])
     assert "connect model" not in complete
@@ -321,7 +322,7 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     save_adapter(stack_of(("lidb",), loaded), tmp_path / "a.safetensors")
     real = random_bases.checksum
     monkeypatch.setattr(lidb, "probes", lambda *key: [number + 0.01 for number in real(*key)])
-    with torch.inference_mode(), pytest.raises(ValueError, match="other bases than seed 3 gives here"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"bases.*seed 3"):
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
         comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
 
@@ -329,10 +330,10 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda t: t.fill_(float("nan")), r"at diffusion_model\..*: holds NaN or infinite values"),
+        (lambda t: t.fill_(float("nan")), r"diffusion_model\..*NaN or infinite"),
         (lambda t: t.to(torch.int32), "int32.*floating-point"),
-        (lambda t: t[:, 0], "holds a basis of shape"),
-        (lambda t: t[None], "holds a basis of shape"),
+        (lambda t: t[:, 0], r"basis .*shape"),
+        (lambda t: t[None], r"basis .*shape"),
     ],
     ids=["NaN", "whole numbers", "a row", "three dimensions"],
 )
@@ -355,7 +356,7 @@ def test_a_chain_with_a_gap_is_refused(loaded: Any, tmp_path: Path) -> None:
     with torch.inference_mode():
         file = comfy.utils.load_torch_file(str(path), safe_load=True)
         del file["2/packed"]
-        with pytest.raises(ValueError, match="the adapter file lacks 2/packed; the file is not whole"):
+        with pytest.raises(ValueError, match=r"lacks 2/packed"):
             comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
 
 
@@ -365,7 +366,7 @@ def test_on_a_layer_it_does_not_fit_the_weight_stays_and_the_log_says_so(caplog:
     before = weight.clone()
     patch = (1.0, adapter, 1.0, None, None)
     assert torch.equal(comfy.lora.calculate_weight([patch], weight, "layer.weight"), before)
-    assert "does not fit layer.weight, (6, 4)" in caplog.text
+    assert re.search(r"layer\.weight.*\(6, 4\)", caplog.text)
 
 
 def test_half_precision_weights_are_rounded_once() -> None:
@@ -384,7 +385,7 @@ def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
         file = comfy.utils.load_torch_file(str(path), safe_load=True)
         lost = next(name for name in file if name.endswith("lora_down.weight"))
         del file[lost]
-        with pytest.raises(ValueError, match=f"the adapter file lacks {lost}; it is not whole"):
+        with pytest.raises(ValueError, match=rf"lacks {lost}"):
             comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -369,16 +370,16 @@ def test_names_that_depend_on_the_architecture_need_the_model(
 ) -> None:
     model, clip = families("SD15")
     adapter = adapter_of(model, clip, "attention")
-    with pytest.raises(ValueError, match=f"model is not connected, but the names in a {format} file"):
+    with pytest.raises(ValueError, match=rf"^model is not connected.* {format} "):
         save(node, adapter, format)
-    with pytest.raises(ValueError, match="does not fit this SDXL"):
+    with pytest.raises(ValueError, match=r"fit .*SDXL"):
         save(node, adapter, format, families("SDXL")[0])
     assert not list(folder.rglob("*.*"))
     name = save(node, adapter, format, model).removeprefix("loras/")
     for inputs, message in (
-        ({}, "in its own way .* connect model and clip"),
-        ({"model": model}, "holds text-encoder layers .* connect clip as well"),
-        ({"model": families("SD3")[0], "clip": clip}, "layers that this SD3 model lacks.*another architecture"),
+        ({}, "connect model and clip"),
+        ({"model": model}, "text-encoder layers .*connect clip"),
+        ({"model": families("SD3")[0], "clip": clip}, "SD3 model .*another architecture"),
     ):
         with pytest.raises(ValueError, match=message):
             node("Load", adapter_name=name, **inputs)
@@ -394,7 +395,7 @@ def test_layers_that_a_dialect_cannot_name_are_listed(
     model, clip = families(kind)
     shape = layer_shapes(adaptable_layers(model, clip))[layer]
     adapter = factors([*targets_of(model, clip, "attention")[:3], Target(layer, shape)])
-    with pytest.raises(ValueError, match=rf"no name for 1 of the adapter's 4 layers: {layer}; save it in format 'comf"):
+    with pytest.raises(ValueError, match=rf"{format}.* 1 of .*4 layers: {layer}.*'comfyui'"):
         save(node, adapter, format, model)
     path = folder / save(node, adapter, "kohya", model)
     assert_same_changes(changes(*apply(node, model, clip, adapter)), changes(*stock(model, clip, path)))
@@ -537,11 +538,11 @@ def test_a_chain_is_saved_applied_and_described(node: Any, families: Any, folder
 def test_only_adapters_of_one_architecture_are_combined(node: Any) -> None:
     where = Target("diffusion_model.a", (6, 4))
     one, other = factors([where], base="SD15"), factors([where], base="SDXL")
-    with pytest.raises(ValueError, match="first was trained on SD15, second on SDXL; a chain is for one"):
+    with pytest.raises(ValueError, match=r"^first .*SD15.*second .*SDXL"):
         node("Combine", first=one, second=other)
     node("Combine", first=factors([where], base="Flux"), second=factors([where], base="FluxSchnell"))
     wide = factors([Target("diffusion_model.a", (8, 4))])
-    with pytest.raises(ValueError, match=r"diffusion_model.a is \(6, 4\) in first, \(8, 4\) in second"):
+    with pytest.raises(ValueError, match=r"diffusion_model\.a .*\(6, 4\) in first, \(8, 4\) in second"):
         node("Combine", first=one, second=wide)
     (chain,) = node("Combine", first=one, second=factors([where], trigger="sks"))
     (longer,) = node("Combine", first=chain, second=factors([where], base="SD15", trigger="sks, dog", steps=3))
@@ -587,7 +588,7 @@ def test_a_read_only_folder_is_named_and_left_alone(node: Any, unprivileged: Pat
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(unprivileged))
     try:
-        with pytest.raises(PermissionError, match=r"could not be written to .* choose a folder that can be written"):
+        with pytest.raises(PermissionError, match=r"could not be written"):
             node(
                 "Save", adapter=factors([Target("diffusion_model.a", (6, 4))]), filename_prefix="a",
                 format="comfyui", precision="float32",
@@ -604,7 +605,7 @@ def test_a_disk_that_takes_no_more_leaves_no_part_of_a_file(node: Any, folder: P
     before, limits = kept.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not be written to .* Free some space"):
+        with pytest.raises(OSError, match=r"could not be written"):
             save(node, factors([Target("diffusion_model.a", (640, 640))]), "comfyui")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -637,8 +638,8 @@ def test_full_differences_alone_and_after_a_lora_open_in_the_stock_loader(
         with safe_open(path, "pt") as file:
             assert "ss_network_dim" not in file.metadata() and file.metadata()["ss_base_model_version"]
     report, chart = node("Info", adapter=chain)
-    assert "2. full (every number) on 5 layers" in report and chart.shape[-1] == 3
-    with pytest.raises(ValueError, match="full differences of weights, which no LoRA can hold; save it as"):
+    assert re.search(r"2\. full \(.*\) on 5 layers", report) and chart.shape[-1] == 3
+    with pytest.raises(ValueError, match=r"full difference.*LoRA"):
         save(node, full, "kohya", model)
 
 
@@ -654,19 +655,19 @@ def rewritten(path: Path, change: Any) -> None:
 LAYER = "diffusion_model.a"
 UP = f"{LAYER}.lora_up.weight"
 BAD_FILES: dict[str, tuple[Any, str]] = {
-    "empty": (lambda path: path.write_bytes(b""), "is damaged or no safetensors file .*; save it again"),
-    "half of it": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged or no safetensors file"),
-    "a header of 8 EiB": (lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]), "is damaged or no"),
-    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is damaged or no safetensors"),
-    "nested too deep": (lambda path: rewritten(path, lambda s, t: "[" * 99_999), "damaged 'hyperbooth' header .*deep"),
-    "too much to read": (lambda path: rewritten(path, lambda s, t: "[]," * 10**6), "damaged .*3000000 characters"),
-    "a number without end": (lambda path: rewritten(path, lambda s, t: '{"version": NaN}'), "holds the number NaN"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged .*safetensors"),
+    "half of it": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged .*safetensors"),
+    "a header of 8 EiB": (lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]), "damaged .*safetensors"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "damaged .*safetensors"),
+    "nested too deep": (lambda path: rewritten(path, lambda s, t: "[" * 99_999), "'hyperbooth' .*deep"),
+    "too much to read": (lambda path: rewritten(path, lambda s, t: "[]," * 10**6), ".*3000000"),
+    "a number without end": (lambda path: rewritten(path, lambda s, t: '{"version": NaN}'), "NaN"),
     "invalid Unicode": (
         lambda path: rewritten(path, lambda s, t: s["facts"].update(trigger="\ud800")), "Unicode.*ud800"),
     "steps in words": (
         lambda path: rewritten(path, lambda s, t: s["facts"].update(steps="seven")),
         r"gives 'seven' for 'facts\.steps'.*integer"),
-    "a newer pack's": (lambda path: rewritten(path, lambda s, t: s.update(version=2)), "version 2, .* update the pack"),
+    "a newer pack's": (lambda path: rewritten(path, lambda s, t: s.update(version=2)), "version 2"),
     "an unknown family": (lambda path: rewritten(path, lambda s, t: s["chain"][0].update(family="x")), "family 'x'"),
     "an enormous layer": (
         lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({LAYER: [2**40, 4]})),
@@ -675,19 +676,19 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
         lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({LAYER: [True, 4]})),
         r"the shape \[True, 4\]; expected a list of integers"),
     "a layer without a name": (
-        lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({"": [6, 4]})), "is no layer's name"),
-    "a tensor lost": (lambda path: rewritten(path, lambda s, t: t.pop(UP)), f"lacks {UP}; the file is not"),
-    "a tensor too many": (lambda path: rewritten(path, lambda s, t: t.update(x=torch.ones(1))), "does not name: x"),
+        lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({"": [6, 4]})), "layer's name"),
+    "a tensor lost": (lambda path: rewritten(path, lambda s, t: t.pop(UP)), f"lacks {UP}"),
+    "a tensor too many": (lambda path: rewritten(path, lambda s, t: t.update(x=torch.ones(1))), r"\bx$"),
     "rank 0": (lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(6, 0)})), rf"in {UP}.*\(6, 0\)"),
     "turned over": (
         lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(2, 6)})), f"the adapter of {LAYER} .*rank"),
     "whole numbers": (
         lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(6, 2, dtype=torch.int32)})),
-        f"holds torch.int32 in {UP}"),
-    "NaN": (lambda path: rewritten(path, lambda s, t: t[UP].__setitem__(0, torch.nan)), f"holds NaN .* in {UP}"),
+        f"torch.int32 in {UP}"),
+    "NaN": (lambda path: rewritten(path, lambda s, t: t[UP].__setitem__(0, torch.nan)), f"NaN .*{UP}"),
     "an infinite alpha": (
         lambda path: rewritten(path, lambda s, t: t.update({f"{LAYER}.alpha": torch.tensor(torch.inf)})),
-        f"holds NaN or infinite values.* in {LAYER}.alpha"),
+        f"NaN or infinite.* {LAYER}.alpha"),
 }  # fmt: skip
 
 
@@ -706,7 +707,7 @@ def test_a_bad_file_of_every_sort_is_refused_in_one_sentence(node: Any, folder: 
 def test_a_trigger_that_cannot_be_written_is_refused_before_anything_is(
     node: Any, families: Any, folder: Path, format: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"trigger 'sks \\ud800'.*Unicode.*; give plain text"):
+    with pytest.raises(ValueError, match=r"^trigger 'sks \\ud800'"):
         save(node, adapter_of(*families("SD15"), "attention"), format, families("SD15")[0], trigger="sks \ud800")
     assert not list(folder.rglob("*.*"))
 

@@ -1,6 +1,7 @@
 """Hypernetworks in the graph: saved, loaded, and from a picture to an adapter."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_a_prediction_is_applied_saved_and_combined_like_any_adapter(
     (path,) = node("Save", adapter=first, filename_prefix="loras/a", format="hyperbooth", precision="float32")
     assert (output_folder / path).stat().st_size < 4 * predictor.network.layout.parameter_count + 20_000
     report, _ = node("Info", adapter=first)
-    assert "hypernetwork: 1 steps on 2 people" in report and "a [V] face" in report
+    assert re.search(r"hypernetwork.* 1 steps.* 2 people", report) and "a [V] face" in report
 
 
 def test_saved_and_loaded_it_predicts_the_same(
@@ -86,24 +87,24 @@ def test_saved_and_loaded_it_predicts_the_same(
     inputs = {"clip_vision": small_vision(), "image": pictures(count=2)}
     (first,), (second,) = (node("Predict", hypernetwork=one, **inputs) for one in (predictor, again))
     assert same(first, second) and first.metadata == second.metadata
-    with pytest.raises(ValueError, match=r"hypernetwork_name 'gone\.safetensors' is in none of"):
+    with pytest.raises(ValueError, match=r"^hypernetwork_name 'gone\.safetensors'"):
         node("LoadHyperNetwork", hypernetwork_name="gone.safetensors")
 
 
 def test_another_encoder_or_base_is_refused_with_both_sides_named(
     node: Any, loaded: Any, predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ValueError, match="clip_vision is another clip_vision_model, width 32 than the hypernetwork"):
+    with pytest.raises(ValueError, match=r"^clip_vision .*clip_vision_model, width 32.*hypernetwork"):
         node("Predict", hypernetwork=predictor, clip_vision=small_vision(1), image=pictures())
     adapter = predictor.predict([torch.zeros(17, 32)])
     other, _, _ = quick_sd15(tmp_path)
     with torch.inference_mode():
         for parameter in other.model.diffusion_model.parameters():
             parameter.mul_(1.2)
-    with pytest.raises(ValueError, match=r"model is another SD15 than the hypernetwork was made with.*by 20"):
+    with pytest.raises(ValueError, match=r"^model .*SD15.*hypernetwork.*by 20"):
         node("Predict", hypernetwork=predictor, clip_vision=small_vision(), image=pictures(), model=other)
     with caplog.at_level(logging.WARNING):
         node("Apply", model=loaded[0], adapter=adapter, strength_model=1.0)
         assert "another base" not in caplog.text
         node("Apply", model=other, adapter=adapter, strength_model=1.0)
-    assert "was predicted by a hypernetwork for another base" in caplog.text
+    assert re.search(r"hypernetwork .*another base", caplog.text)

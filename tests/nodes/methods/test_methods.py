@@ -1,5 +1,6 @@
 """The methods' nodes: what they train by default, on a real SD1.5's layers."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -145,7 +146,7 @@ def test_training_warns_where_para_removes_too_much(
 ) -> None:
     method = Method("para", PaRaConfig(9), "cross attention", 1e-3)
     adapter, _, report = train(node, loaded, subject, method, 1)
-    assert "warning: PaRa removes 9 of the 320 directions of diffusion_model." in report
+    assert re.search(r"^warning: .*removes 9 of the 320 .*diffusion_model\.", report, re.M)
     assert "removes 9 of the 320" in caplog.text and "a LoRA of this rank would have" in report
     caplog.clear()
     (both,) = node("Combine", first=adapter, second=adapter)
@@ -156,5 +157,5 @@ def test_training_warns_where_para_removes_too_much(
 def test_another_familys_adapter_is_not_trained_further(node: Any, loaded: Any, subject: Any) -> None:
     adapter, _, _ = train(node, loaded, subject, Method("para", PaRaConfig(2), "cross attention", 1e-3), 1)
     other = Method("lidb", LiDBConfig(), "cross attention", 1e-3)
-    with pytest.raises(ValueError, match=r"start_from is para \(rank 2\).*the method makes lidb.*that family's method"):
+    with pytest.raises(ValueError, match=r"^start_from is para \(rank 2\).*method .*lidb"):
         train(node, loaded, subject, other, 1, start_from=adapter)

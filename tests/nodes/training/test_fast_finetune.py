@@ -132,31 +132,31 @@ def test_cancelled_and_queued_again_it_gives_the_chain_of_the_run_never_cancelle
     assert same(whole, again) and losses == losses_again
     other = AdapterStack((link("lidb", loaded, 1, text=True),), given.metadata)
     _, losses_of_other, report = tuned(node, loaded, subject, other, **options)
-    assert losses_of_other != losses and "taken up" not in report
+    assert losses_of_other != losses and "resumed" not in report
 
 
 def test_what_does_not_fit_is_refused_or_said(
     node: Any, loaded: Any, subject: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = stack_of(("lidb",), loaded, text=True)
-    with pytest.raises(ValueError, match="clip is not connected, but adapter holds text-encoder layers"):
+    with pytest.raises(ValueError, match=r"^clip is not connected.* adapter "):
         tuned(node, loaded, subject, given, clip=None)
-    with pytest.raises(ValueError, match="adapter holds words only"):
+    with pytest.raises(ValueError, match=r"^adapter holds .* only"):
         tuned(
             node,
             loaded,
             subject,
             AdapterStack((), embeddings=(LearnedEmbedding("a", {"clip_l": torch.zeros(1, 768)}),)),
         )
-    with pytest.raises(ValueError, match=r"rank 4000 is larger than a layer of .* x .*; give a rank of at most"):
+    with pytest.raises(ValueError, match=r"^rank 4000 .*\d+ x \d+.*at most \d+"):
         tuned(node, loaded, subject, given, rank=4000)
     other = AdapterStack(given.adapters, {"base": "SDXL"})
-    with pytest.raises(ValueError, match="first was trained on SDXL, second on SD15"):
+    with pytest.raises(ValueError, match=r"^first .*SDXL.*second .*SD15"):
         tuned(node, loaded, subject, other)
     foreign = with_fingerprint(stack_of(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
     with caplog.at_level(logging.WARNING):
         tuned(node, loaded, subject, foreign, steps=1)
-    assert "for another base" in caplog.text
+    assert "another base" in caplog.text
 
 
 def test_a_file_of_the_chain_is_tuned_again(node: Any, loaded: Any, subject: Any, tmp_path: Path) -> None:

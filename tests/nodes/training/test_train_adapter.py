@@ -86,7 +86,7 @@ def test_training_sees_what_apply_gives(
 
 def test_a_strength_that_is_no_number_is_refused(node: Any, loaded: Any, subject: Any) -> None:
     adapter, _, _ = train(node, loaded, subject, lora(), 1)
-    with pytest.raises(ValueError, match="strength_model is nan"):
+    with pytest.raises(ValueError, match=r"^strength_model .*nan"):
         node("Apply", model=loaded[0], adapter=adapter, strength_model=float("nan"))
 
 
@@ -257,17 +257,13 @@ def test_goes_on_from_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
     assert further.metadata["steps"] == 5
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), kept, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), further.parameters(), strict=True))
-    with pytest.raises(
-        ValueError, match=r"start_from is lora \(rank 4, alpha 4\).*the method makes lora \(rank 2, alpha 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"^start_from is lora \(rank 4, alpha 4\).* lora \(rank 2, alpha 2\)"):
         train(node, loaded, subject, Method("lora", LoRAConfig(2, 2.0)), 1, start_from=first)
 
 
 def test_another_alpha_is_not_silently_ignored(node: Any, loaded: Any, subject: Any) -> None:
     first, _, _ = train(node, loaded, subject, lora(), 1)
-    with pytest.raises(
-        ValueError, match=r"\(rank 4, alpha 4\) on 32 layers; the method makes lora \(rank 4, alpha 64\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(rank 4, alpha 4\) on 32 layers.* lora \(rank 4, alpha 64\)"):
         train(node, loaded, subject, Method("lora", LoRAConfig(4, 64.0)), 1, start_from=first)
 
 
@@ -275,9 +271,9 @@ def test_a_subject_of_another_model_is_refused(node: Any, loaded: Any, subject: 
     (example, *_) = subject.examples
     wide = Example(example.latents, [[torch.zeros(1, 77, 2048), {}]], "p")
     for made, message in (
-        (Example(torch.zeros(1, 16, 8, 8), example.cond, "p"), r"16 channels in 2 dimensions.*takes 4 in 2"),
-        (Example(torch.zeros(1, 4, 1, 8, 8), example.cond, "p"), r"4 channels in 3 dimensions"),
-        (wide, r"texts are 2048 numbers wide, the SD15 model takes 768"),
+        (Example(torch.zeros(1, 16, 8, 8), example.cond, "p"), r"^subject.*16 channels in 2 .*\b4 in 2"),
+        (Example(torch.zeros(1, 4, 1, 8, 8), example.cond, "p"), r"^subject.*4 channels in 3 "),
+        (wide, r"^subject.*2048.*SD15.* 768"),
     ):
         with pytest.raises(ValueError, match=message):
             train(node, loaded, Subject((made,)), lora(), 1)
@@ -287,7 +283,7 @@ def test_targets_that_match_nothing_are_refused_with_what_there_is() -> None:
     from hyperbooth.trainers.dreambooth.config import targets_of
 
     shapes = {"diffusion_model.joint_blocks.0.x_block.attn.qkv": (8, 8)}
-    with pytest.raises(ValueError, match=r"'cross attention' matches none of the model's 1 layers.*joint_blocks"):
+    with pytest.raises(ValueError, match=r"'cross attention' .*\b1 layers.*joint_blocks"):
         targets_of(Method(targets="cross attention"), shapes)
 
 
@@ -358,9 +354,9 @@ def test_stock_datasets_train(node: Any, loaded: Any, subject: Any) -> None:
     )
     assert len(bucketed.examples) == 3
     assert len(train(node, loaded, made, lora(), 3)[1]["loss"]) == 3
-    with pytest.raises(ValueError, match="positive holds 2 texts for 3 latents"):
+    with pytest.raises(ValueError, match=r"^positive .*2 texts .*3 latents"):
         node("SubjectFromLatents", latents=latents, positive=conds[:2])
-    with pytest.raises(ValueError, match="conditioning without its text"):
+    with pytest.raises(ValueError, match=r"subject .*conditioning"):
         train(node, loaded, made, lora(text_encoder=True), 1, clip=clip)
 
 
@@ -435,9 +431,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_sides_named(node: Any,
 
     where = Target("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", (640, 640))
     foreign = AdapterStack((Adapter.create("lora", [where], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SDXL"})
-    with pytest.raises(
-        ValueError, match=r"trained on SDXL and does not fit.*\(640, 640\) in the adapter, \(320, 320\)"
-    ):
+    with pytest.raises(ValueError, match=r"SDXL .*\(640, 640\).*\(320, 320\)"):
         node("Apply", model=loaded[0], adapter=foreign, strength_model=1.0)
 
 
@@ -463,5 +457,5 @@ def test_a_model_with_bypass_hooks_is_refused_with_what_to_do(node: Any, loaded:
     (file,) = node("ToLoRA", adapter=adapter, model=loaded[0])
     with torch.inference_mode():
         bypassed, _ = comfy.sd.load_bypass_lora_for_models(loaded[0], None, file, 1.0, 0.0)
-    with pytest.raises(ValueError, match=r"bypass hooks \(bypass_lora\); apply that LoRA in the ordinary way"):
+    with pytest.raises(ValueError, match=r"^the model .*\(bypass_lora\)"):
         train(node, (bypassed,), subject, lora(), 1)
