@@ -226,8 +226,8 @@ def test_a_network_that_joins_a_batch_takes_one_subject_at_a_time(family: Loaded
         links = [alone(EVERYWHERE[1], select_targets(session.model.shapes, "all linear"), seed) for seed in (0, 1)]
         example = family.subject.examples[0]
         with pytest.raises(ValueError, match=r"batch of 1 .*2 subjects"):
-            estimates(session, stack_subjects(links), torch.cat([noise(example.size)] * 2), level(family.model).expand(2),
-                      [example, example])  # fmt: skip
+            estimates(session, stack_subjects(links), torch.cat([noise(example.size)] * 2),
+                      level(family.model).expand(2), [example, example])  # fmt: skip
 
 
 def alone(method: Method, targets: Any, seed: int) -> Adapter:
