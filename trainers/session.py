@@ -1,4 +1,4 @@
-"""What a loaded model offers to trainers, in four parts; made by whoever owns the model."""
+"""Protocols of the training session: a loaded model's layers, text conditioning, device memory and denoiser."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -42,40 +42,45 @@ class TargetModel(Protocol):
     precision: str
     """Name of the computation's dtype."""
     model_hash: str
-    """Identifies the model as it is: equal for the same weights, patches and sampling equations."""
+    """Hash of the model in its current state: equal for the same weights, patches and sampling equations."""
     metadata: Mapping[str, Any]
-    """What a file records about the base model."""
+    """Metadata of the base model, for the adapter's file."""
 
 
 class TextConditioning(Protocol):
-    """The text encoders: prompts to what the denoiser takes."""
+    """The text encoders: from prompts to the denoiser's conditioning.
+
+    If a text encoder or a learned embedding trains, prompts are encoded at every call, with gradients; otherwise the
+    examples' stored encodings are used.
+    """
 
     def condition(self, examples: Sequence[Example]) -> Any:
-        """Return what the denoiser takes for the prompts of a batch."""
+        """Return the denoiser's conditioning for a batch of examples."""
 
     def condition_per_subject(self, examples: Sequence[Example]) -> Any:
-        """Return the same where the text encoder's adapters hold one subject per example.
+        """Return the denoiser's conditioning for a batch of one example per subject.
 
-        All examples share one prompt, encoded once for every subject with its own adapters.
+        If the text encoder trains, its adapters hold one subject per example, and all examples share one prompt, which
+        is encoded for each subject with that subject's adapters.
         """
 
     def unconditional(self, subject: Subject) -> Any:
-        """Return what the denoiser takes for the empty prompt, or None."""
+        """Return the denoiser's conditioning for the empty prompt, or None if the subject holds none."""
 
     def initial_vectors(self, word: str, count: int) -> Mapping[str, Tensor]:
-        """Return vectors ``[count, width]`` for each text encoder that start at ``word``.
+        """Return initial vectors ``[count, width]`` for each text encoder, from its embeddings of ``word``.
 
         Raises:
-            ValueError: the text encoders take none, or do not know the word.
+            ValueError: the text encoders take no embeddings, or the word has no token.
         """
 
     def with_embeddings(
         self, embeddings: Sequence[LearnedEmbedding], prompts: Sequence[str] = ()
     ) -> AbstractContextManager[None]:
-        """Encode prompts that name ``embeddings`` with their current vectors inside the block.
+        """Resolve the placeholder tokens of ``embeddings`` to their current vectors inside the block.
 
         Raises:
-            ValueError: one of ``prompts`` names a token where the text encoders would not find it.
+            ValueError: a tokenizer does not find a placeholder token in one of ``prompts`` that names it.
         """
 
 
@@ -85,20 +90,20 @@ class DeviceMemory(FreeMemory, Protocol):
     device: torch.device
 
     def inference_bytes(self, size: tuple[int, ...]) -> int:
-        """Return the bytes that inference on one latent of that size takes for a moment."""
+        """Return the activation bytes of inference on one latent of ``size = (C, ..., h, w)``."""
 
     def free_main_memory(self) -> int:
         """Return the bytes free in main memory."""
 
     def offloaded(self) -> AbstractContextManager[None]:
-        """Keep the weights of the removed blocks off the training device inside the block, if there is another."""
+        """Keep the removed blocks' weights off the training device inside the block, if there is another device."""
 
 
 class LatentDenoiser(Denoiser, Protocol):
-    """The denoiser, with the latents around it."""
+    """The denoiser, with conversion and preview of latents."""
 
     def to_model(self, latents: Tensor) -> Tensor:
-        """Return latents as the VAE gave them in model space, on the device."""
+        """Convert latents from the VAE's space to the model's, on the device."""
 
     def preview(self, latents: Tensor) -> Image.Image | None:
         """Return a small image of latents in model space, or None if the latent format has no preview."""
@@ -106,7 +111,7 @@ class LatentDenoiser(Denoiser, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSession:
-    """A model opened for training."""
+    """A loaded model opened for training: its layers, text conditioning, device memory and denoiser."""
 
     model: TargetModel
     text: TextConditioning
@@ -114,5 +119,5 @@ class TrainingSession:
     denoiser: LatentDenoiser
 
     def injected(self, adapter: AdapterStack) -> AbstractContextManager[DisableAdapters]:
-        """Attach ``adapter`` to the network inside the block, see :meth:`AdapterStack.injected`."""
+        """Inject ``adapter`` into the network inside the block, see :meth:`AdapterStack.injected`."""
         return adapter.injected(self.model.layers, self.model.access_weight, self.model.modified_in_place)

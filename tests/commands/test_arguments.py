@@ -1,4 +1,4 @@
-"""Arguments of commands are the inputs of nodes: same names, defaults and limits."""
+"""Command-line arguments have the names, defaults and limits of the nodes' inputs."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from hyperbooth.commands.arguments import NodeArguments
 from hyperbooth.commands.jobs import JOBS
 from hyperbooth.nodes.hypernetwork.subject_bank import BuildBank
-from hyperbooth.nodes.hypernetwork.train import TrainHyperNetwork
+from hyperbooth.nodes.hypernetwork.train import WARMUP, TrainHyperNetwork
 from hyperbooth.nodes.methods import MethodLiDB
 from hyperbooth.nodes.training.training_options import Options
 from hyperbooth.trainers.config import TrainingOptions
@@ -22,7 +22,7 @@ def parsed(inputs: NodeArguments, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("node", [MethodLiDB, TrainHyperNetwork, Options])
-def test_without_arguments_they_are_the_nodes_defaults(node: Any) -> None:
+def test_defaults_are_the_nodes(node: Any) -> None:
     values = parsed(NodeArguments(node))
     for spec in node.GET_SCHEMA().inputs:
         if spec.get_io_type() in ("INT", "FLOAT", "BOOLEAN", "COMBO"):
@@ -31,7 +31,7 @@ def test_without_arguments_they_are_the_nodes_defaults(node: Any) -> None:
     assert values == {}
 
 
-def test_what_has_no_default_is_needed_and_what_is_given_counts() -> None:
+def test_arguments_without_default_are_required() -> None:
     given = ("--folder", "people", "--subjects-per-batch", "4", "--shared-input", "--captions")
     values = parsed(NodeArguments(BuildBank), *given)
     assert (values["folder"], values["subjects_per_batch"]) == ("people", 4)
@@ -41,24 +41,24 @@ def test_what_has_no_default_is_needed_and_what_is_given_counts() -> None:
         parsed(NodeArguments(BuildBank))
 
 
-def test_options_are_only_those_given() -> None:
+def test_sparse_arguments_hold_only_what_is_given() -> None:
     assert parsed(NodeArguments(Options, sparse=True), "--ema-decay", "0.9") == {"ema_decay": 0.9}
     assert TrainingOptions(**parsed(NodeArguments(Options))) == TrainingOptions()
 
 
-def test_help_shows_the_default_that_the_command_has() -> None:
-    said = JOBS["train_hypernetwork"][0]("train").format_help()
-    assert "default: a tenth of the steps, at most 200" in " ".join(said.split())
+def test_help_shows_the_commands_own_default() -> None:
+    text = JOBS["train_hypernetwork"][0]("train").format_help()
+    assert f"default: {WARMUP}" in " ".join(text.split())
 
 
-def test_a_name_that_no_file_can_have_is_refused_before_anything_is_loaded(output_folder: Path) -> None:
+def test_an_invalid_file_name_is_refused_before_anything_is_loaded(output_folder: Path) -> None:
     make_parser, work = JOBS["train_hypernetwork"]
     needed = ["--checkpoint", "none", "--bank-name", "none", "--clip-vision", "none"]
     parsed = vars(make_parser("train").parse_args([*needed, "--filename-prefix", "../faces"]))
-    with pytest.raises(ValueError, match=r"filename_prefix '../faces' leads out of the output folder"):
+    with pytest.raises(ValueError, match=r"filename_prefix '\.\./faces'"):
         work(parsed, SINGLE)
 
 
-def test_a_number_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="--subjects-per-batch is 0; give one from 1 to 4096"):
+def test_a_value_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--subjects-per-batch.* 0.* 1 .* 4096"):
         parsed(NodeArguments(BuildBank), "--folder", "people", "--subjects-per-batch", "0")

@@ -1,4 +1,4 @@
-"""A hypernetwork trained by two processes, one of them killed on the way, is the one that the node trains."""
+"""A hypernetwork trained by two processes, one of which is killed, equals the one that the node trains."""
 
 import re
 import sys
@@ -31,7 +31,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest encoder that the stock loader takes, a ViT-L: its weights are all alike, and it is never run."""
+    """Write the smallest encoder that the stock loader takes, a ViT-L of constant weights; it is never run."""
     config = Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json")
     with torch.device("meta"):
         shapes = comfy.clip_vision.ClipVisionModel(str(config)).model.state_dict()
@@ -41,8 +41,8 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def many(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> CommandRunner:
-    """With a bank of 20 people, and features of its pictures beside it."""
+def runner(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> CommandRunner:
+    """Return a runner whose output folder holds a bank of 20 people with cached features of its images."""
     bank = write_bank(output_folder / "hyperbooth_banks" / "people", loaded, range(20))
     name = run_hash(encoder_ref(comfy.clip_vision.load(str(vision))))
     draw = torch.Generator().manual_seed(0)
@@ -51,7 +51,7 @@ def many(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> Co
 
 
 def by_the_node(node: Any, loaded: Any, vision: Path, bank: Bank) -> HyperNetwork:
-    """What those arguments ask for, in this process."""
+    """Train the network of :data:`ARGUMENTS` by the node, in this process."""
     model, clip, _ = loaded
     options = TrainingOptions(warmup_steps=1, max_grad_norm=0.05, validation=4)
     network, _, report = node(
@@ -63,33 +63,35 @@ def by_the_node(node: Any, loaded: Any, vision: Path, bank: Bank) -> HyperNetwor
     return network.network
 
 
-def numbers_of(network: HyperNetwork) -> dict[str, Tensor]:
-    """Without the biases of attention's keys: no softmax sees them, so that their gradient is rounding alone, which
-    AdamW makes as long as any other."""
-    numbers = network.state_dict()
-    for name in [name for name in numbers if name.endswith("in_proj_bias")]:
-        query, _, value = numbers[name].chunk(3)
-        numbers[name] = torch.cat([query, value])
-    return numbers
+def parameters_of(network: HyperNetwork) -> dict[str, Tensor]:
+    """Return the parameters without the biases of attention's keys.
+
+    The softmax does not depend on those biases: their gradient is rounding error, which AdamW normalizes too.
+    """
+    parameters = network.state_dict()
+    for name in [name for name in parameters if name.endswith("in_proj_bias")]:
+        query, _, value = parameters[name].chunk(3)
+        parameters[name] = torch.cat([query, value])
+    return parameters
 
 
-def states(many: CommandRunner) -> list[Path]:
-    return list((many.outputs / "hyperbooth_states").glob("*.safetensors"))
+def states(runner: CommandRunner) -> list[Path]:
+    return list((runner.outputs / "hyperbooth_states").glob("*.safetensors"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
 def test_two_processes_train_the_network_of_the_node_though_one_is_killed(
-    node: Any, loaded: Any, many: CommandRunner, vision: Path
+    node: Any, loaded: Any, runner: CommandRunner, vision: Path
 ) -> None:
-    """A batch of 5 is shared as 2 and 3. A process is killed once the first state is on disk."""
+    """A batch of 5 is split into 2 and 3. A process is killed once the first state is on disk."""
     arguments = [*ARGUMENTS, "--clip-vision", str(vision)]
-    said = many.run("train_hypernetwork", arguments, 2, lambda: len(states(many)) > 0)
-    taken = re.search(r"resumed at step (\d+)", said)
-    assert taken is not None and 0 < int(taken[1]) < STEPS
-    for path in states(many):
+    output = runner.run("train_hypernetwork", arguments, 2, lambda: len(states(runner)) > 0)
+    resumed = re.search(r"resumed at step (\d+)", output)
+    assert resumed is not None and 0 < int(resumed[1]) < STEPS
+    for path in states(runner):
         path.unlink()
-    alone = by_the_node(node, loaded, vision, Bank.open(many.outputs / "hyperbooth_banks" / "people"))
-    saved = load_predictor(many.outputs / "hyperbooth" / "faces_00001_.safetensors")
-    ours, theirs = numbers_of(saved.network), numbers_of(alone)
-    assert saved.metadata["taken_at_step"] > 0, "the start says nothing of the steps"
+    alone = by_the_node(node, loaded, vision, Bank.open(runner.outputs / "hyperbooth_banks" / "people"))
+    saved = load_predictor(runner.outputs / "hyperbooth" / "faces_00001_.safetensors")
+    ours, theirs = parameters_of(saved.network), parameters_of(alone)
+    assert saved.metadata["taken_at_step"] > 0, "an initialization alone proves nothing about the steps"
     assert [name for name in theirs if theirs[name].any() and relative(ours[name], theirs[name]) > 1e-4] == []

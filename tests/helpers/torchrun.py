@@ -1,4 +1,4 @@
-"""Commands run as users run them: by torchrun, in processes of their own."""
+"""Commands run as users run them, in processes of their own, by torchrun."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tools.comfy_harness.import_pack import ROOT, comfyui_path
 
-LONGEST = 200.0
+TIMEOUT = 200.0
 """Seconds that a command may take on a busy machine."""
 
 
@@ -30,42 +30,47 @@ class CommandRunner:
 
     def run(
         self, command: str, arguments: Sequence[str], processes: int, kill: Callable[[], bool] | None = None,
-        status: int = 0, own: Sequence[str] = (),
+        status: int = 0, comfyui_arguments: Sequence[str] = (),
     ) -> str:  # fmt: skip
-        """What the leader prints.
+        """Run a command and return its output.
 
         Args:
-            processes: started by torchrun, which restarts them once; 1 is without it.
-            kill: as soon as this is true the last process is killed.
-            status: that it is to exit with.
-            own: more arguments for ComfyUI.
+            command: name of its file in ``commands``, without suffix.
+            arguments: of the command.
+            processes: number of processes for torchrun, which restarts them once; 1 runs without torchrun.
+            kill: polled until it returns true; then the last process is killed.
+            status: the expected exit status.
+            comfyui_arguments: more arguments for ComfyUI.
         """
         engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{processes}", "--max-restarts=1"]
         line = [
             sys.executable, *(engine if processes > 1 else []), str(ROOT / "commands" / f"{command}.py"),
             "--comfyui", str(comfyui_path()), "--checkpoint", str(self.checkpoint), *arguments,
-            "--", "--cpu", "--input-directory", str(self.inputs), "--output-directory", str(self.outputs), *own,
+            "--", "--cpu", "--input-directory", str(self.inputs), "--output-directory", str(self.outputs),
+            *comfyui_arguments,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        with (self.outputs / "said").open("w+") as said, subprocess.Popen(
-            line, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=self.outputs
+        with (self.outputs / "stdout").open("w+") as stdout, subprocess.Popen(
+            line, stdout=stdout, stderr=subprocess.STDOUT, env=environment, cwd=self.outputs
         ) as process:  # fmt: skip
             try:
                 if kill is not None:
                     _kill_when(kill, process)
-                process.wait(LONGEST)
+                process.wait(TIMEOUT)
             finally:
                 process.terminate()  # torchrun then ends its processes
                 process.wait(60)
-            text = (self.outputs / "said").read_text()
+            text = (self.outputs / "stdout").read_text()
         assert process.returncode == status, text
         return text
 
 
 def _kill_when(due: Callable[[], bool], engine: subprocess.Popen) -> None:
-    """Kill torchrun's last process when it is ``due``, in the middle of whatever it does."""
-    end = time.monotonic() + LONGEST
+    """Kill torchrun's last process as soon as ``due`` returns true."""
+    end = time.monotonic() + TIMEOUT
     while not due():
-        assert engine.poll() is None and time.monotonic() < end, "it ended, or did nothing"
+        assert engine.poll() is None and time.monotonic() < end, (
+            "the command ended or timed out before the condition held"
+        )
         time.sleep(0.02)
     os.kill(max(map(int, Path(f"/proc/{engine.pid}/task/{engine.pid}/children").read_text().split())), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What tests of training share: a method, a run of the Train node, and what must be as before."""
+"""Helpers for tests of training: methods, runs of the Train node, and checks that a model is unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,18 +35,18 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit; a weight that no checkpoint fills may hold NaN, which equals nothing."""
+    """Return whether two tensors are equal bit for bit, NaN included (weights that no checkpoint fills may hold it)."""
     return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
 
 
 def forwards(module: Any) -> dict[str, Any]:
-    """What stands in for a layer's own forward; ComfyUI's bypass leaves it there, calling the layer's own."""
+    """Return the replaced forwards by layer; ComfyUI's bypass leaves its replacement there, calling the layer's own."""
     return {name: vars(layer)["forward"] for name, layer in module.named_modules() if "forward" in vars(layer)}
 
 
 @contextmanager
 def untouched(model: Any, clip: Any = None) -> Iterator[None]:
-    """The weights, and every forward, are bit for bit as before; patches of other tests have left."""
+    """Check that weights and forwards are bit for bit unchanged after the block; earlier patches are unloaded first."""
     comfy.model_management.unload_all_models()
     parts = [model.model] + ([clip.cond_stage_model] if clip is not None else [])
     with torch.inference_mode():
@@ -61,12 +61,12 @@ def untouched(model: Any, clip: Any = None) -> Iterator[None]:
 
 
 def noise() -> Tensor:
-    """What a small SD1.5 U-Net is shown."""
+    """Return a fixed noisy latent for a small SD1.5 U-Net."""
     return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
 
 
 def output(model: Any, clip: Any, prompt: str = PROMPT) -> Tensor:
-    """The U-Net's estimate for fixed noise, through whatever patches the model and clip carry."""
+    """Return the U-Net's estimate for fixed noise, with the patches of model and clip."""
     with torch.inference_mode():
         cond = encode_prompt(clip, prompt)[0][0]
         comfy.model_management.load_models_gpu([model])
@@ -83,7 +83,7 @@ def train(node: Any, loaded: Any, subject: Any, method: Method, steps: int = 6, 
 
 
 def quick_sd15(folder: Path, **options: Any) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP, VAE of the smallest SD1.5, with a text encoder of 3 layers of 12: a quarter of the time."""
+    """Load the smallest SD1.5 with 3 of 12 text-encoder layers, which takes a quarter of the time."""
     parts = {**FAMILIES["sd15"].parts, "cond_stage_model.transformer.": few_clip_l}
     path = write(folder / "quick_sd15.safetensors", Family("SD15", parts))
     with torch.inference_mode():
@@ -91,18 +91,18 @@ def quick_sd15(folder: Path, **options: Any) -> tuple[Any, Any, Any]:
 
 
 def small_vision(seed: int = 0) -> Any:
-    """A CLIP_VISION in ComfyUI's own class, of random weights: tokens ``[batch, 17, 32]``."""
+    """Return a CLIP_VISION of ComfyUI's own class with random weights: tokens ``[batch, 17, 32]``."""
     from comfy.clip_vision import ClipVisionModel
 
     vision = ClipVisionModel(SMALL_CLIP_VISION)
     with torch.no_grad():
-        for number, parameter in enumerate(vision.model.parameters()):
-            parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(1000 * seed + number))
+        for index, parameter in enumerate(vision.model.parameters()):
+            parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(1000 * seed + index))
     return vision
 
 
-def words_in_the_output_folder_alone(patch: pytest.MonkeyPatch) -> list[str]:
-    """Prompts look for words in the test's own output folder, as on a server that has loaded the pack; the folders."""
+def embeddings_in_output_folder_only(patch: pytest.MonkeyPatch) -> list[str]:
+    """Make the test's output folder the only one of embeddings, as registered by the pack; return the folders."""
     patch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([], folder_paths.supported_pt_extensions))
     register_embedding_folder()
     return folder_paths.get_folder_paths("embeddings")
@@ -110,7 +110,7 @@ def words_in_the_output_folder_alone(patch: pytest.MonkeyPatch) -> list[str]:
 
 @contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
-    """ComfyUI's cancel button is pressed when the progress bar shows ``step``, of which it skips none meanwhile."""
+    """Press ComfyUI's cancel button when the progress bar shows ``step``; the bar skips no step inside the block."""
 
     def press(value: int, *_: Any, **__: Any) -> None:
         if value >= step:
@@ -125,5 +125,5 @@ def interrupted_at(step: int) -> Iterator[None]:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Two adapters, bit for bit."""
+    """Return whether two adapters are equal bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -16,7 +16,7 @@ import torch
 from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SDTokenizer
-from helpers.training import QUIET, lora, quick_sd15, relative, train, untouched, words_in_the_output_folder_alone
+from helpers.training import QUIET, embeddings_in_output_folder_only, lora, quick_sd15, relative, train, untouched
 from hyperbooth.models.adapters.stack import AdapterStack
 from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, LearnedEmbedding, TextualInversionConfig
@@ -206,7 +206,7 @@ PROMPTS = (
 def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
     node: Any, checkpoints: Path, loaded: Any, learnt: AdapterStack, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directories = words_in_the_output_folder_alone(monkeypatch)
+    directories = embeddings_in_output_folder_only(monkeypatch)
     stock = quick_sd15(checkpoints, embedding_directory=directories)[1]
     (path,) = node(
         "Save", adapter=learnt, filename_prefix="embeddings/mydog", format="comfyui", precision=precision
@@ -226,7 +226,7 @@ def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
 def test_save_says_what_to_type(node: Any, learnt: AdapterStack, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperbooth.nodes.adapters.save_load import Save
 
-    words_in_the_output_folder_alone(monkeypatch)
+    embeddings_in_output_folder_only(monkeypatch)
     inputs = {"adapter": learnt, "format": "comfyui", "precision": "float32"}
     assert Save.execute(filename_prefix="embeddings/a", **inputs).ui["text"][1] == "prompts call it embedding:a_00001_"
     assert "move it to models/embeddings" in Save.execute(filename_prefix="loras/a", **inputs).ui["text"][1]

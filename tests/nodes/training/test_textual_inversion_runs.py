@@ -7,7 +7,7 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
-from helpers.training import QUIET, interrupted_at, train, untouched, words_in_the_output_folder_alone
+from helpers.training import QUIET, embeddings_in_output_folder_only, interrupted_at, train, untouched
 from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
 from hyperbooth.trainers.config import Method
@@ -130,7 +130,7 @@ ENCODERS = {
 def test_every_text_encoder_learns_its_own_vectors(
     node: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = words_in_the_output_folder_alone(monkeypatch)
+    folders = embeddings_in_output_folder_only(monkeypatch)
     path = write(tmp_path / f"{name}.safetensors", FAMILIES[name])
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(

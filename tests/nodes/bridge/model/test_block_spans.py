@@ -1,4 +1,4 @@
-"""Every legal cut of every family: with nothing changed, the hollow network is the whole one, bit for bit."""
+"""Every legal set of removed blocks of every family: without adapters the output is bit for bit the whole network's."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -48,13 +48,13 @@ DEEP = {
     "flux2": partial(flux2_dit, {**FLUX2_SMALL, "depth": 3, "depth_single_blocks": 2}),
     "pixart": partial(pixart_dit, {**PIXART_SMALL, "depth": 3}),
 }
-"""Families whose smallest networks have nothing to take out."""
+"""Deeper networks of families whose smallest ones have no removable blocks."""
 LATENTS = {"sd3": (16, 8, 8), "flux": (16, 8, 8), "flux2": (128, 4, 4), "pixart": (4, 36, 36)}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A loaded diffusion model, and an input for it."""
+    """A loaded diffusion model and an input for it."""
 
     model: Any
     x: Tensor
@@ -75,7 +75,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     name = request.param
     parts = FAMILIES[name].parts
     make = DEEP.get(name) or parts.get(DIFFUSION)
-    path = write(tmp_path_factory.mktemp("cuts") / f"{name}.safetensors", Family(name, {"": make}))
+    path = write(tmp_path_factory.mktemp("networks") / f"{name}.safetensors", Family(name, {"": make}))
     with torch.inference_mode():
         model = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
         comfy.model_management.load_models_gpu([model])
@@ -91,91 +91,91 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @torch.no_grad()
-def test_on_record_it_is_the_whole_network(loaded: Network) -> None:
-    whole, cuts = loaded(), removable_blocks(loaded.network)
-    assert whole.std() > 0 and cuts
-    for cut in cuts:
-        with cut.hollow.recording() as records:
-            assert torch.equal(loaded(), whole), cut.name
-        with cut.hollow.replaying(records):
-            assert torch.equal(loaded(), whole), cut.name
-        with cut.hollow.without_gradients():
-            assert torch.equal(loaded(), whole), cut.name
-        assert torch.equal(loaded(), whole), cut.name
+def test_with_cached_activations_it_equals_the_whole_network(loaded: Network) -> None:
+    whole, choices = loaded(), removable_blocks(loaded.network)
+    assert whole.std() > 0 and choices
+    for blocks in choices:
+        with blocks.hollow.recording() as records:
+            assert torch.equal(loaded(), whole), blocks.name
+        with blocks.hollow.replaying(records):
+            assert torch.equal(loaded(), whole), blocks.name
+        with blocks.hollow.without_gradients():
+            assert torch.equal(loaded(), whole), blocks.name
+        assert torch.equal(loaded(), whole), blocks.name
 
 
 @torch.no_grad()
-def test_what_is_taken_out_is_not_run(loaded: Network) -> None:
-    for cut in removable_blocks(loaded.network):
+def test_removed_blocks_do_not_run(loaded: Network) -> None:
+    for blocks in removable_blocks(loaded.network):
         runs = 0
 
         def count(*_: Any) -> None:
             nonlocal runs
             runs += 1
 
-        with cut.hollow.recording() as records:
+        with blocks.hollow.recording() as records:
             loaded()
-        leaves = [m for block in cut.hollow.blocks for m in block.modules() if not list(m.children())]
+        leaves = [m for block in blocks.hollow.blocks for m in block.modules() if not list(m.children())]
         handles = [leaf.register_forward_hook(count) for leaf in leaves]
-        with cut.hollow.replaying(records):
+        with blocks.hollow.replaying(records):
             loaded()
         for handle in handles:
             handle.remove()
-        assert runs == 0, cut.name
+        assert runs == 0, blocks.name
 
 
-def test_cuts_grow_about_the_middle(loaded: Network) -> None:
-    cuts = removable_blocks(loaded.network)
-    shares = [cut.fraction for cut in cuts]
-    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
-    assert len({cut.name for cut in cuts}) == len(cuts)
+def test_removed_blocks_grow_about_the_middle(loaded: Network) -> None:
+    choices = removable_blocks(loaded.network)
+    fractions = [blocks.fraction for blocks in choices]
+    assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] < 1
+    assert len({blocks.name for blocks in choices}) == len(choices)
     for fraction in (0.0, 0.4, 1.0):
         found = choose_removed_blocks(loaded.network, fraction)
-        assert abs(found.fraction - fraction) == min(abs(share - fraction) for share in shares)
-    blocks = [set(map(id, cut.hollow.blocks)) for cut in cuts]
-    assert all(smaller < larger for smaller, larger in pairwise(blocks))
+        assert abs(found.fraction - fraction) == min(abs(each - fraction) for each in fractions)
+    removed = [set(map(id, blocks.hollow.blocks)) for blocks in choices]
+    assert all(smaller < larger for smaller, larger in pairwise(removed))
 
 
 @pytest.mark.parametrize("way", ["recorded", "without_gradients"])
-def test_gradients_reach_what_is_left(loaded: Network, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a U-Net the first block by its skip, of a transformer by the stream that goes past."""
+def test_gradients_reach_the_remaining_blocks(loaded: Network, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients pass a U-Net's removed blocks by the skips, a transformer's by the residual stream."""
     monkeypatch.setattr(comfy.model_management, "in_training", True)
-    cut = choose_removed_blocks(loaded.network, 0.5)
-    inside = {id(p) for p in cut.hollow.parameters()}
+    blocks = choose_removed_blocks(loaded.network, 0.5)
+    inside = {id(p) for p in blocks.hollow.parameters()}
     with torch.inference_mode(False), torch.enable_grad():
         x = loaded.x.clone().requires_grad_()
-        given = Network(loaded.model, x, loaded.sigma.clone(), _ordinary(loaded.cond), loaded.text)
+        given = Network(loaded.model, x, loaded.sigma.clone(), _cloned(loaded.cond), loaded.text)
         with frozen(loaded.model.model, access_weight, adds_in_place=True):
-            with torch.no_grad(), cut.hollow.recording() as records:
+            with torch.no_grad(), blocks.hollow.recording() as records:
                 given()
-            with cut.hollow.replaying(records) if way == "recorded" else cut.hollow.without_gradients():
+            with blocks.hollow.replaying(records) if way == "recorded" else blocks.hollow.without_gradients():
                 given().square().mean().backward()
     assert inside and torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("storage", ["ram", "none"])
-def test_what_is_left_trains(loaded: Network, node: Any, storage: str) -> None:
+def test_the_remaining_blocks_train(loaded: Network, node: Any, storage: str) -> None:
     if storage == "none" and not isinstance(loaded.network, (UNetModel, Flux)):
-        pytest.skip("one of each kind")
+        pytest.skip("one network of each kind is enough")
     (subject,) = node("SubjectFromLatents", latents=[{"samples": loaded.x}], positive=[loaded.text])
     inside = {id(m) for b in choose_removed_blocks(loaded.network, 0.5).hollow.blocks for m in b.modules()}
-    taken = {name for name, module in loaded.model.model.named_modules() if id(module) in inside}
+    removed = {name for name, module in loaded.model.model.named_modules() if id(module) in inside}
     method = lora(targets="all linear", learning_rate=3e-3)
     with untouched(loaded.model):
         adapter, losses, _ = train(
             node, (loaded.model,), subject, method, steps=8, batch_size=2, hollow=HollowedNetConfig(0.5, 2, storage)
         )
-    assert adapter.targets() and not taken & adapter.targets().keys()
-    if storage == "ram":  # the same noise again and again
+    assert adapter.targets() and not removed & adapter.targets().keys()
+    if storage == "ram":  # the same noise at every step
         assert losses["loss"][-1] < 0.98 * losses["loss"][0]
     idle = [name for name, a in adapter.adapters[0].layers.items() if not a.up.abs().max()]
     assert all("context_block.mlp" in name or "context_block.attn" in name for name in idle), idle
 
 
-def test_texts_of_several_lengths_are_recorded_together(loaded: Network, node: Any) -> None:
-    """The streams of such texts are of several lengths too. Where nothing is learnt, losses are the whole network's."""
+def test_texts_of_several_lengths_are_recorded_in_one_batch(loaded: Network, node: Any) -> None:
+    """Their streams have several lengths too. With a learning rate near 0, losses equal the whole network's."""
     if not isinstance(loaded.network, (MMDiT, Flux)):
-        pytest.skip("its text goes through no stream")
+        pytest.skip("its blocks have no text stream")
     ((text, pooled),) = loaded.text
     texts = [loaded.text, [[torch.cat([text, text[:, :5]], 1), pooled]]]
     short, long = (
@@ -190,7 +190,7 @@ def test_texts_of_several_lengths_are_recorded_together(loaded: Network, node: A
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
-def test_the_node_reports_the_smallest_and_the_largest_cut(loaded: Network, node: Any, fraction: float) -> None:
+def test_the_node_reports_the_smallest_and_the_largest_fraction(loaded: Network, node: Any, fraction: float) -> None:
     (subject,) = node("SubjectFromLatents", latents=[{"samples": loaded.x}], positive=[loaded.text])
     _, report = node(
         "HollowedNet", model=loaded.model, fraction=fraction, samples=1, storage="ram", subject=subject
@@ -198,5 +198,5 @@ def test_the_node_reports_the_smallest_and_the_largest_cut(loaded: Network, node
     assert "hollow LoRA" in report
 
 
-def _ordinary(cond: Any) -> Any:
+def _cloned(cond: Any) -> Any:
     return {name: v.clone() if isinstance(v, Tensor) else v for name, v in cond.items()}

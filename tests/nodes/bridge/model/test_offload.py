@@ -1,5 +1,6 @@
-"""Weights taken off the training device and put back, as far as a machine without one can show it."""
+"""Offloading of removed blocks' weights and their return, as far as a machine without a GPU can show it."""
 
+import logging
 from typing import Any
 
 import comfy.model_management
@@ -13,7 +14,7 @@ from torch import nn
 
 
 def away_from(load_device: str, model: Any, offload_device: str = "cpu") -> Any:
-    """The MODEL, as if it had come from another device."""
+    """Return the MODEL as if its training device were ``load_device``."""
     patcher = model.clone()
     patcher.load_device, patcher.offload_device = torch.device(load_device), torch.device(offload_device)
     return patcher
@@ -23,10 +24,11 @@ def linears(hollow: Any) -> list[nn.Linear]:
     return [module for block in hollow.blocks for module in block.modules() if isinstance(module, nn.Linear)]
 
 
-def test_where_there_is_no_memory_to_put_them_back_they_are_found_where_they_are(
-    loaded: Any, monkeypatch: pytest.MonkeyPatch
+def test_without_memory_to_move_back_a_layer_works_from_the_offload_device(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Activations that an error's frames still hold can fill the device; the model is to sample as before."""
+    """Activations that an error's frames still hold can fill the device; the model must sample as before."""
+    caplog.set_level(logging.INFO)
     model, clip, _ = loaded
     with untouched(model):
         before = output(model, clip)
@@ -40,33 +42,34 @@ def test_where_there_is_no_memory_to_put_them_back_they_are_found_where_they_are
             monkeypatch.setattr(layer, "to", full, raising=False)
             raise KeyError
         monkeypatch.undo()
+        assert ("hyperbooth", logging.INFO) in [record[:2] for record in caplog.record_tuples]
         assert layer.comfy_cast_weights
         assert torch.equal(output(model, clip), before)
         comfy.model_management.unload_all_models()
         assert not layer.comfy_cast_weights
 
 
-def test_quantised_weights_leave_with_all_that_they_are(loaded: Any) -> None:
+def test_quantized_weights_are_offloaded_whole(loaded: Any) -> None:
     hollow = choose_removed_blocks(loaded[0].model.diffusion_model, 0.7).hollow
     layer = linears(hollow)[0]
     with torch.inference_mode():
-        quantised = QuantizedTensor.from_float(torch.randn(32, 32), "TensorCoreFP8E4M3Layout")
+        quantized = QuantizedTensor.from_float(torch.randn(32, 32), "TensorCoreFP8E4M3Layout")
     kept = {module: dict(module._parameters) for block in hollow.blocks for module in block.modules()}
     copies = {m: {name: nn.Parameter(p.data.clone(), False) if p is not None else None for name, p in ps.items()}
               for m, ps in kept.items()}  # fmt: skip
-    copies[layer]["weight"] = nn.Parameter(quantised, requires_grad=False)
+    copies[layer]["weight"] = nn.Parameter(quantized, requires_grad=False)
     try:
         for module, parameters in copies.items():
             module._parameters.update(parameters)
         with pytest.raises(NotImplementedError), offloaded(away_from("cpu", loaded[0], "meta"), hollow):
-            where = layer.weight._qdata.device
-        assert where.type == "meta"  # from which nothing comes back
+            device = layer.weight._qdata.device
+        assert device.type == "meta"  # from which no data returns
     finally:
         for module, parameters in kept.items():
             module._parameters.update(parameters)
 
 
-def test_a_gpu_without_memory_of_its_own_is_no_other_place(loaded: Any) -> None:
+def test_a_gpu_that_shares_main_memory_has_no_offload_device(loaded: Any) -> None:
     assert has_offload_device(away_from("cuda", loaded[0])) and not has_offload_device(away_from("mps", loaded[0]))
     assert not has_offload_device(away_from("cpu", loaded[0])) and not has_offload_device(
         away_from("cuda", loaded[0], "cuda")

@@ -1,4 +1,4 @@
-"""Borrowed weights: as the sampler would see them, whatever form ComfyUI keeps them in."""
+"""Accessed weights equal those of sampling, in whatever form ComfyUI keeps them."""
 
 import comfy.model_management
 import comfy.ops
@@ -20,8 +20,8 @@ def linear(operations: type = comfy.ops.manual_cast, dtype: torch.dtype = torch.
     return layer
 
 
-def quantised() -> nn.Module:
-    """A layer of ComfyUI's mixed-precision operations with an fp8 weight and its scale."""
+def quantized() -> nn.Module:
+    """Return a layer of ComfyUI's mixed-precision operations with an fp8 weight and its scale."""
     operations = comfy.ops.mixed_precision_ops({}, torch.float32)
     layer = operations.Linear(16, 16)
     layer.bias.data.zero_()
@@ -32,15 +32,15 @@ def quantised() -> nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16])
-def test_weights_come_in_the_type_asked_for(dtype: torch.dtype, wanted: torch.dtype) -> None:
+def test_weights_have_the_requested_dtype(dtype: torch.dtype, wanted: torch.dtype) -> None:
     layer = linear(dtype=dtype)
     with access_weight(layer, LIKE.to(wanted)) as (weight, bias):
         assert weight.dtype == bias.dtype == wanted
         torch.testing.assert_close(weight, layer.weight.to(wanted))
 
 
-def test_a_quantised_layer_trains_through_its_dequantised_weight() -> None:
-    layer = quantised()
+def test_a_quantized_layer_trains_through_its_dequantized_weight() -> None:
+    layer = quantized()
     x = torch.randn(3, 16, requires_grad=True)
     with frozen(layer, access_weight):
         y = layer(x)
@@ -60,7 +60,7 @@ def test_patches_on_the_fly_are_part_of_the_weight_in_both_directions() -> None:
 
 
 def test_a_layer_staged_by_dynamic_vram_is_cast_and_left_as_it_is() -> None:
-    """Dynamic VRAM marks a layer with ``_v``; asked for on the CPU, its weight comes as a copy."""
+    """Dynamic VRAM marks a layer with ``_v``; accessed on the CPU, its weight is a copy."""
     layer = linear()
     layer._v = object()
     before = layer.weight.clone()

@@ -1,4 +1,4 @@
-"""SDXL's size conditioning, each sample with its own, against the formula written out."""
+"""SDXL's size conditioning per sample against its formula, and the cache of conditionings."""
 
 import math
 from typing import Any
@@ -19,19 +19,19 @@ FRAMES = (Frame(640, 480, 13, 0, 64, 64), Frame(3000, 2000, 0, 7, 64, 64))
 
 @pytest.fixture(scope="module")
 def sdxl() -> Any:
-    """The core's SDXL without its U-Net, which conditions do not need."""
+    """Return ComfyUI's SDXL without its U-Net, which conditioning does not need."""
     config = comfy.supported_models.SDXL({"disable_unet_model_creation": True})
     return comfy.model_base.SDXL(config, comfy.model_base.ModelType.EPS)
 
 
 def embedding(value: float) -> Tensor:
-    """256 numbers: cos, then sin, of value * 10000^(-i / 128) (2307.01952: the timestep's own encoding)."""
+    """Return 256 values: cos, then sin, of value * 10000^(-i / 128) (2307.01952: the timestep's encoding)."""
     angles = [value * 10000 ** (-i / 128) for i in range(128)]
     return torch.tensor([math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles])
 
 
 def vector(pooled: Tensor, frame: Frame) -> Tensor:
-    """The text's pooled vector, then height, width, top, left, target height, target width."""
+    """Return the text's pooled vector and the embedded height, width, top, left, target height and target width."""
     sizes = (frame.height, frame.width, frame.crop_h, frame.crop_w, frame.target_height, frame.target_width)
     return torch.cat([pooled.flatten(), *map(embedding, sizes)])
 
@@ -51,7 +51,7 @@ def conds(loaded: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("text_encoder_trains", [False, True])
-def test_each_sample_has_the_vector_of_its_own_picture(
+def test_each_sample_has_the_vector_of_its_own_frame(
     sdxl: Any, loaded: Any, conds: Any, text_encoder_trains: bool
 ) -> None:
     conditions = ComfyTextConditioning(sdxl, CPU, loaded[1] if text_encoder_trains else None)
@@ -62,7 +62,7 @@ def test_each_sample_has_the_vector_of_its_own_picture(
         close(row, vector(cond[0][1]["pooled_output"], frame))
 
 
-def test_without_a_frame_the_picture_is_whole_and_of_the_latents_size(sdxl: Any, conds: Any) -> None:
+def test_without_a_frame_the_size_is_the_latents(sdxl: Any, conds: Any) -> None:
     conditions = ComfyTextConditioning(sdxl, CPU)
     own = vector(conds[0][0][1]["pooled_output"], Frame(64, 64, 0, 0, 64, 64))
     close(conditions.condition([example(conds[0], "p", None)])["y"][0], own)
@@ -79,7 +79,7 @@ def test_sizes_that_a_conditioning_carries_itself_are_kept(sdxl: Any, conds: Any
     close(y[0], vector(extra["pooled_output"], Frame(**sizes)))
 
 
-def test_two_hundred_frames_of_one_text_share_its_tensors(sdxl: Any, conds: Any) -> None:
+def test_two_hundred_frames_of_one_text_share_its_tensors_in_the_cache(sdxl: Any, conds: Any) -> None:
     conditions = ComfyTextConditioning(sdxl, CPU)
     kept = [conditions.cached(conds[0], (4, 8, 8), Frame(500 + i, 600, i, 0, 64, 64)) for i in range(200)]
     assert len({entry["c_crossattn"].cond.data_ptr() for entry in kept}) == 1
@@ -87,20 +87,20 @@ def test_two_hundred_frames_of_one_text_share_its_tensors(sdxl: Any, conds: Any)
     assert not kept[0]["c_crossattn"].cond.is_inference()
 
 
-def test_texts_that_the_model_takes_in_no_batch_are_refused_for_several_subjects(loaded: Any) -> None:
-    """SD1.5 takes one part of 77 tokens beside two, and not beside five."""
+def test_texts_that_cannot_be_batched_are_refused_for_several_subjects(loaded: Any) -> None:
+    """SD1.5 concatenates a text of one part of 77 tokens with one of two parts, but not with one of five."""
     texts = ["a face", "a very " + " ".join(["long"] * 80) + " face", "a " + " ".join(["longer"] * 340) + " face"]
     with torch.inference_mode():
         one, two, five = (example(encode_prompt(loaded[1], text), text, None) for text in texts)
     conditions = ComfyTextConditioning(loaded[0].model, CPU)
     assert conditions.condition_per_subject([one, two])["c_crossattn"].shape[:2] == (2, 154)
     assert conditions.condition_per_subject([five])["c_crossattn"].shape[:2] == (1, 385)
-    with pytest.raises(ValueError, match="different lengths in one batch, such as 'a face' and 'a longer"):
+    with pytest.raises(ValueError, match=r"captions.*'a face' .*'a longer"):
         conditions.condition_per_subject([one, five])
 
 
-def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was forgotten comes out the same."""
+def test_the_least_recently_used_texts_leave_the_cache(sdxl: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conditions that are made again are the same."""
     with torch.inference_mode():
         texts = [encode_prompt(loaded[1], f"face {number}") for number in range(5)]
     whole, few, size = ComfyTextConditioning(sdxl, CPU), ComfyTextConditioning(sdxl, CPU), (4, 8, 8)
@@ -116,7 +116,7 @@ def test_of_many_texts_those_used_lately_are_kept(sdxl: Any, loaded: Any, monkey
     assert few.cached(texts[3], size) is few.cached(texts[3], size)
 
 
-def test_a_model_without_size_conditioning_takes_no_notice(loaded: Any, conds: Any) -> None:
+def test_a_model_without_size_conditioning_ignores_frames(loaded: Any, conds: Any) -> None:
     conditions = ComfyTextConditioning(loaded[0].model, CPU)
     framed, plain = (conditions.condition([example(conds[0], "p", frame)]) for frame in (FRAMES[0], None))
     assert framed.keys() == plain.keys()
