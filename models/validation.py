@@ -13,13 +13,22 @@ therefore declared as :data:`Items`, which stops at the first fault, and a mappi
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import pydantic
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from torch import Tensor
 
 MAX_HEADER_LENGTH = 2**21
@@ -49,6 +58,10 @@ Items = Annotated[list[T], pydantic.FailFast() if hasattr(pydantic, "FailFast") 
 Count = Annotated[int, Field(ge=0)]
 Time = Annotated[float, Field(ge=0, lt=MAX_TIME)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
+
+
+_SHORT = reprlib.Repr()  # unlike repr(), it builds no text of the value's whole size
+_SHORT.maxstring = 60
 
 
 class Header(BaseModel):
@@ -145,16 +158,19 @@ def describe_error(error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"lacks {entry!r:.80}"
     expected = fault["msg"].removeprefix("Value error, ")
-    return f"gives {fault['input']!r:.60} for {entry!r:.80}; {expected[0].lower()}{expected[1:]}"
+    return f"gives {_SHORT.repr(fault['input']):.60} for {entry!r:.80}; {expected[0].lower()}{expected[1:]}"
 
 
 @contextmanager
-def errors_of(file: str) -> Iterator[None]:
-    """Put ``file`` before the message of a ValueError, which begins with a verb: ``holds``, ``lacks``, ``gives``."""
+def error_context(prefix: str, suffix: str = "") -> Iterator[None]:
+    """Put ``prefix`` before and ``suffix`` after the message of a ValueError.
+
+    Messages of validation begin with a verb (``holds``, ``lacks``, ``gives``), for the file's name as their prefix.
+    """
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{file} {error}") from error
+        raise ValueError(f"{prefix}{error}{suffix}") from error
 
 
 def is_unicode(value: str) -> bool:
@@ -200,8 +216,8 @@ def checked_tensor(tensor: Tensor, name: str) -> Tensor:
 def is_finite(tensor: Tensor, largest: float = MAX_WEIGHT) -> bool:
     """Return whether no value is NaN or infinite, and none has a magnitude above ``largest``.
 
-    Needs no memory of the tensor's size, unlike ``torch.isfinite(tensor).all()``, which takes 250 to 275 MiB for 600 MiB
-    in tensors of 100 MiB; only float8, for which torch has no minimum, is converted, a million values at a time.
+    Needs no memory of the tensor's size, unlike ``torch.isfinite(tensor).all()``, which takes 250 to 275 MiB for a
+    tensor of 100 MiB; only float8, for which torch has no minimum, is converted, a million values at a time.
     """
     if tensor.numel() == 0:
         return True
@@ -218,15 +234,15 @@ def _check_sizes(sizes: dict[str, Any]) -> dict[str, Any]:
     return sizes
 
 
-def _check_samples(record: dict[str, Any]) -> dict[str, Any]:
-    for layer, values in record.items():
+def _check_number_lists(lists: dict[str, Any]) -> dict[str, Any]:
+    for name, values in lists.items():
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-            raise ValueError(f"expected layers with a list of weights each, not {layer!r:.80}: {values!r:.40}")
-    return record
+            raise ValueError(f"expected names with a list of numbers each, not {name!r:.80}: {values!r:.40}")
+    return lists
 
 
-WeightSamples = Annotated[dict[str, Any], AfterValidator(_check_samples)]
-"""Samples of a model's weights, layer -> values, see :mod:`.metadata.base_fingerprint`."""
+NumberLists = Annotated[dict[str, Any], AfterValidator(_check_number_lists)]
+"""A mapping of names to lists of numbers, such as a fingerprint of the base model: layer -> some of its weights."""
 
 
 class Metadata(Header, extra="allow"):
@@ -235,7 +251,7 @@ class Metadata(Header, extra="allow"):
     Args:
         latent_sizes: ``{"64x96": 3}``, width x height of the latents -> number of images.
         latent_cell: pixels per latent pixel.
-        made_for: samples of the base model's weights, see :data:`WeightSamples`.
+        made_for: samples of the base model's weights, see :data:`NumberLists`.
         prompts_left_out: number of prompts beyond those in ``prompts``, see :mod:`.metadata.prompt_limits`.
         parts: metadata of the adapters that were combined.
     """
@@ -253,11 +269,20 @@ class Metadata(Header, extra="allow"):
     latent_sizes: Annotated[dict[str, Any], AfterValidator(_check_sizes)] = {}
     started: Time = 0.0
     finished: Time = 0.0
-    made_for: Items[WeightSamples] = []
+    made_for: Items[NumberLists] = []
     prompts: Items[Text] = []
     prompts_left_out: Count = 0
     held_out: Items[Text] = []
     parts: Items["Metadata"] = []
+
+
+def _validate_only(value: Any, validate: ValidatorFunctionWrapHandler) -> dict[str, Any]:
+    validate(value)
+    return dict(value)
+
+
+MetadataDict = Annotated[Metadata, WrapValidator(_validate_only)]
+"""A field of a :class:`Header` that is validated as :class:`Metadata` and stays a dict in its own order."""
 
 
 def checked_metadata(metadata: Any) -> dict[str, Any]:

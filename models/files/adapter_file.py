@@ -1,20 +1,17 @@
 """Adapter files: safetensors, self-describing, written atomically.
 
-Tensors are named ``<layer>.<tensor of the family>``, where the layer's name is ComfyUI's own, so that a file
-holding one LoRA is at once a LoRA that ComfyUI's stock loaders read. A chain of several links prefixes each
-with its place, ``1/``, ``2/``, so that no other tool mistakes a part for the whole. Families of very few numbers keep
-a link as one tensor, see :mod:`.packing`. Words are named ``embedding/<token>/<text encoder>``. The header's
-``hyperbooth`` entry (JSON) holds the format version, the chain in order, the words if there are any, and the facts. A
-file without it is read as a plain LoRA of another program, see :mod:`.foreign`.
+Tensors are named ``<layer>.<tensor of the family>``, where the layer's name is ComfyUI's own: a file that holds one
+LoRA is at once a LoRA that ComfyUI's stock loaders read. In a stack of several adapters each name has the prefix of
+its position, ``1/``, ``2/``, and no other tool mistakes one adapter for the whole. Families of few parameters are kept
+as one tensor, see :mod:`.packing`. Learned embeddings are named ``embedding/<token>/<text encoder>``. The header is
+described in :mod:`.adapter_header`; a file without it is read as a LoRA of another program, see :mod:`.lora_import`.
 
-A file's tensors are no larger than the file, which the safetensors library checks; all else that it says is checked
-by :mod:`.claims` before memory is taken for it.
+The safetensors library checks that a file's tensors are no larger than the file; everything else in it is validated
+before memory is taken for it, see :mod:`..validation`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,21 +21,15 @@ from .. import validation
 from ..adapters import FAMILIES, AdapterLayer
 from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import targets_from_header
-from ..metadata.prompt_limits import limit_metadata
-from ..textual_inversion.embedding_files import (
-    embedding_from_header,
-    embedding_header_entries,
-    native_embedding_tensors,
-)
+from ..textual_inversion.embedding_files import embedding_from_header, native_embedding_tensors
+from .adapter_header import HEADER, AdapterEntry, AdapterHeader, decode_header, encode_header
 from .family_codecs import LAYER_CODECS, PACKED_CODECS, LayerCodec
 from .lora_import import KeyNames, check_is_lora, read_lora
 from .lora_key_formats import layer_tensors
 from .packing import LAYOUT, PACKED, pack_adapter, unpack_adapter
 from .safetensors_io import write_tensors
 
-VERSION = 1
 SUFFIXES = (".safetensors", ".sft")
-HEADER = "hyperbooth"
 
 
 def save_adapter(
@@ -46,23 +37,30 @@ def save_adapter(
 ) -> None:
     """Write ``adapter`` to ``path``.
 
+    Args:
+        adapter: adapters and learned embeddings.
+        path: of the file; its folder is made if there is none.
+        dtype: of the file's tensors, see :func:`cast_for_file`.
+        metadata: entries for other tools, see :mod:`..metadata.lora_metadata`.
+
     Raises:
-        ValueError: a value is not finite.
-        OSError: the disk is full or the folder cannot be written; the former file, if any, is untouched.
+        ValueError: a value is NaN or infinite, or the metadata is such that no file could be read again.
+        OSError: the disk is full or the folder cannot be written; a former file is unchanged.
     """
     tensors = cast_for_file(adapter_tensors(adapter), dtype)
-    write_tensors(tensors, path, {**(metadata or {}), HEADER: adapter_header(adapter)})
+    write_tensors(tensors, path, {**(metadata or {}), HEADER: encode_header(adapter)})
 
 
 def load_adapter(path: Path, names: KeyNames | None = None) -> AdapterStack:
-    """Read a file that :func:`save_adapter` wrote, or a plain LoRA of another program; float32 on the CPU.
+    """Read a file of :func:`save_adapter`, or a LoRA file of another program; in float32 on the CPU.
 
     Args:
-        names: how to read names that are not ComfyUI's own.
+        path: of the file.
+        names: the meaning of layer names that are not ComfyUI's own.
 
     Raises:
-        ValueError: not such a file, of an unknown version or family, or with tensors missing, foreign or of
-            another shape; the message lists both sides.
+        ValueError: it is no such file, is damaged, of an unknown version or family, or its tensors do not fit its
+            header; the message names both sides.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
@@ -72,14 +70,12 @@ def load_adapter(path: Path, names: KeyNames | None = None) -> AdapterStack:
     metadata, tensors = _read(path)
     if HEADER not in metadata:
         return read_lora(path.name, tensors, metadata, names or KeyNames())
-    try:
-        return _from_file(path.name, _header(path.name, metadata[HEADER]), tensors)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(_damaged(path.name, error)) from error
+    with validation.error_context(f"{path.name} "):
+        return _decode(decode_header(metadata[HEADER]), tensors)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header's texts and the tensors, of the kinds that an adapter can be made of."""
+    """Return metadata and tensors; a file that is no adapter by its tensors' names is refused before they are read."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
@@ -93,47 +89,19 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def adapter_tensors(adapter: AdapterStack) -> dict[str, Tensor]:
-    """The tensors of every link and word, as our own format names them."""
+    """Return the tensors of all adapters and learned embeddings under their names in this pack's format."""
     return native_embedding_tensors(adapter.embeddings) | {
-        _prefix(adapter, i) + name: tensor
-        for i, link in enumerate(adapter.adapters)
-        for name, tensor in (pack_adapter(link) if link.family in PACKED_CODECS else layer_tensors(link)).items()
-    }
-
-
-def adapter_header(adapter: AdapterStack) -> str:
-    """The entry under :data:`HEADER` that makes a file ours; prompts in it are shortened, see :mod:`.prompts`.
-
-    Raises:
-        ValueError: :func:`load_adapter` would not take it.
-    """
-    chain = [_entry(link) for link in adapter.adapters]
-    words = {"words": embedding_header_entries(adapter.embeddings)} if adapter.embeddings else {}
-    header = {"version": VERSION, "chain": chain, **words, "facts": limit_metadata(adapter)}
-    text = json.dumps(header, ensure_ascii=False)
-    try:
-        validation.checked_metadata(validation.parse_header(text)["facts"])
-    except ValueError as error:
-        raise ValueError(f"what is known of the adapter {error}, so that no file could be read again") from error
-    return text
-
-
-def _entry(link: Adapter) -> dict[str, Any]:
-    """What the header says of a link; of a packed one its layout says the rest."""
-    if link.family in PACKED_CODECS:
-        return {"family": link.family}
-    return {
-        "family": link.family,
-        "facts": {},
-        "targets": {name: list(target.shape) for name, target in link.targets.items()},
+        _prefix(i, len(adapter.adapters)) + name: tensor
+        for i, one in enumerate(adapter.adapters)
+        for name, tensor in (pack_adapter(one) if one.family in PACKED_CODECS else layer_tensors(one)).items()
     }
 
 
 def cast_for_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors as a file takes them; bytes, and single numbers (an alpha), stay exact whatever the precision.
+    """Return the tensors in ``dtype``, contiguous on the CPU; bytes and scalars (an alpha) keep their dtype.
 
     Raises:
-        ValueError: a number is none that :func:`load_adapter` would take (a broken run must not reach a file).
+        ValueError: a value is NaN, infinite or too large for :func:`load_adapter`; a diverged run writes no file.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -143,82 +111,56 @@ def cast_for_file(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str
     return found
 
 
-def _prefix(adapter: AdapterStack, place: int) -> str:
-    return f"{place + 1}/" if len(adapter.adapters) > 1 else ""
+def _prefix(index: int, count: int) -> str:
+    """Return the prefix of the names of adapter ``index`` in a stack of ``count``."""
+    return f"{index + 1}/" if count > 1 else ""
 
 
-def _damaged(file: str, error: Exception) -> str:
-    return f"{file} has a damaged {HEADER!r} header ({error!r:.80}); save it again"
-
-
-def _header(file: str, text: str) -> Mapping[str, Any]:
-    """The header, whose version is ours and whose facts can be relied on."""
-    try:
-        header = validation.parse_header(text)
-        if header["version"] == VERSION:
-            return {**header, "facts": validation.checked_metadata(header["facts"])}
-    except ValueError as error:
-        raise ValueError(_damaged(file, error)) from error
-    raise ValueError(f"{file} has format version {header['version']!r:.40}, this pack reads {VERSION}; update the pack")
-
-
-def _from_file(file: str, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> AdapterStack:
-    try:
-        words = tuple(embedding_from_header(entry, tensors) for entry in header.get("words", ()))
-    except ValueError as error:
-        raise ValueError(f"{file} {error}") from error
-    if not header["chain"] and not words:
-        raise ValueError(f"{file} holds no adapter: its chain is empty")
-    several = len(header["chain"]) > 1
-    links = []
-    for place, entry in enumerate(header["chain"]):
-        links.append(_link(file, entry, tensors, f"{place + 1}/" if several else ""))
+def _decode(header: AdapterHeader, tensors: dict[str, Tensor]) -> AdapterStack:
+    """Return the stack that ``header`` describes, made of all of ``tensors``."""
+    embeddings = tuple(embedding_from_header(entry.token, entry.encoders, tensors) for entry in header.embeddings)
+    if not header.adapters and not embeddings:
+        raise ValueError("holds no adapter: its chain is empty")
+    adapters = tuple(
+        _decode_adapter(entry, tensors, _prefix(i, len(header.adapters))) for i, entry in enumerate(header.adapters)
+    )
     if tensors:
-        raise ValueError(f"{file} holds tensors its header does not name: {', '.join(sorted(tensors)[:4])}")
-    try:
-        return AdapterStack(tuple(links), header["facts"], words)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"holds tensors its header does not name: {', '.join(sorted(tensors)[:4])}")
+    with validation.error_context("cannot be used: "):
+        return AdapterStack(adapters, header.metadata, embeddings)
 
 
-def _link(file: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Adapter:
-    """The link that ``entry`` describes; its tensors are taken out of ``tensors``."""
-    if entry["family"] not in FAMILIES:
-        raise ValueError(f"{file} holds the family {entry['family']!r:.40}, this pack knows {', '.join(FAMILIES)}")
-    family = entry["family"]
-    try:
-        if family in PACKED_CODECS:
-            return _packed_link(family, tensors, prefix)
-        return _named_link(family, entry, tensors, prefix)
-    except ValueError as error:
-        raise ValueError(f"{file} {error}") from error
+def _decode_adapter(entry: AdapterEntry, tensors: dict[str, Tensor], prefix: str) -> Adapter:
+    """Return the adapter that ``entry`` describes; its tensors are removed from ``tensors``."""
+    if entry.family not in FAMILIES:
+        raise ValueError(f"holds the family {entry.family!r:.40}, this pack knows {', '.join(FAMILIES)}")
+    if entry.family in PACKED_CODECS:
+        return _decode_packed(entry.family, tensors, prefix)
+    return _decode_layers(entry, tensors, prefix)
 
 
-def _packed_link(family: str, tensors: dict[str, Tensor], prefix: str) -> Adapter:
-    link = unpack_adapter(tensors, prefix)
-    if link.family != family:
-        raise ValueError(f"holds {link.family} where its header says {family}; save it again")
+def _decode_packed(family: str, tensors: dict[str, Tensor], prefix: str) -> Adapter:
+    adapter = unpack_adapter(tensors, prefix)
+    if adapter.family != family:
+        raise ValueError(f"holds {adapter.family} where its header names {family}; save it again")
     del tensors[prefix + PACKED], tensors[prefix + LAYOUT]
-    return link
+    return adapter
 
 
-def _named_link(family: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Adapter:
-    codec, targets, layers = LAYER_CODECS[family], targets_from_header(entry["targets"]), {}
+def _decode_layers(entry: AdapterEntry, tensors: dict[str, Tensor], prefix: str) -> Adapter:
+    codec, targets, layers = LAYER_CODECS[entry.family], targets_from_header(entry.targets), {}
     for name, target in targets.items():
-        expected = [f"{prefix}{name}.{key}" for key in codec.tensor_names]
-        if missing := [key for key in expected if key not in tensors]:
+        full_names = {key: f"{prefix}{name}.{key}" for key in codec.tensor_names}
+        if missing := [full_name for full_name in full_names.values() if full_name not in tensors]:
             raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
-        taken = zip(codec.tensor_names, expected, strict=True)
-        values = {key: validation.checked_tensor(tensors.pop(full), full) for key, full in taken}
-        try:
-            layers[name] = _layer(codec, values, target.shape)
-        except ValueError as error:
-            raise ValueError(f"is of no use: the adapter of {name} {error}") from error
-    return Adapter(family, layers, targets)
+        values = {key: validation.checked_tensor(tensors.pop(full), full) for key, full in full_names.items()}
+        with validation.error_context(f"cannot be used: the adapter of {name} "):
+            layers[name] = _decode_layer(codec, values, target.shape)
+    return Adapter(entry.family, layers, targets)
 
 
-def _layer(codec: LayerCodec, values: Mapping[str, Tensor], shape: tuple[int, ...]) -> AdapterLayer:
-    """The layer of ``values``, which have the very form that it would be saved in."""
+def _decode_layer(codec: LayerCodec, values: Mapping[str, Tensor], shape: tuple[int, ...]) -> AdapterLayer:
+    """Return the layer of ``values``, whose shapes have to be exactly those in which the layer would be saved."""
     layer = codec.decode(values, shape)
     given = {key: tuple(value.shape) for key, value in values.items()}
     wanted = {key: tuple(value.shape) for key, value in codec.encode(layer, shape).items()}

@@ -1,19 +1,21 @@
 """How files keep the adapters of each family: one codec per family, by the family's name.
 
-A family under :mod:`..adapters` is its mathematics; what its tensors are called and shaped in a file, and what a
-stranger's file has to satisfy, is here. Two kinds of codec exist: :data:`LAYER_CODECS` for families whose layers are
+A family under :mod:`..adapters` is its mathematics; the names and shapes of its tensors in a file, and the validation
+of an untrusted file, are here. Two kinds of codec exist: :data:`LAYER_CODECS` for families whose layers are
 tensors with names of their own, and :data:`PACKED_CODECS` for those that a file keeps as one vector with a
 :class:`~..adapters.parameter_layout.ParameterLayout`.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from pydantic import Field
 from torch import Tensor
 
 from ..adapters import AdapterLayer, Full, LiDB, LoRA, PaRa
 from ..adapters.lidb.random_bases import check_basis_sizes
+from ..validation import Header, NumberLists, error_context, validated
 
 Shape = tuple[int, ...]
 
@@ -132,42 +134,53 @@ class FullCodec:
 
 
 class PackedCodec(Protocol):
-    """What the header of a packed adapter, its layout, has to satisfy for one family."""
+    """Validation of a layout, the header of a packed adapter, for one family."""
 
     def check(self, constants: Mapping[str, Any], shapes: Iterable[tuple[Shape, Sequence[Shape]]]) -> None:
-        """Check that layers can be made of a layout from a file, before memory is taken for them.
+        """Check that layers can be made of the layout, before memory is taken for them.
 
         Args:
-            constants: the layout's, see :meth:`~..adapters.base.AdapterLayer.constants_of`.
+            constants: of the layout, see :meth:`~..adapters.base.AdapterLayer.constants_of`.
             shapes: of each layer's weight, and of its tensors in the order of the family's ``tensor_names``.
 
         Raises:
-            ValueError: they cannot be made.
-            KeyError, TypeError, AttributeError: the constants are of another form altogether.
+            ValueError: no layers can be made, or the constants are not the family's.
         """
+
+
+class LiDBConstants(Header):
+    """The constants of a LiDB adapter.
+
+    Args:
+        basis_seed: seed of the random bases.
+        probes: checksums of the bases: name of the basis -> some of its values.
+    """
+
+    basis_seed: Annotated[int, Field(ge=0, lt=2**64)]
+    probes: NumberLists
 
 
 class LiDBCodec:
     """LiDB: two matrices per layer, and the seed and checksums of the bases that all layers share."""
 
     def check(self, constants: Mapping[str, Any], shapes: Iterable[tuple[Shape, Sequence[Shape]]]) -> None:
-        """Check factors, seed, the form of the checksums and the sizes of the bases.
+        """Check the constants, the factors' shapes and the sizes of the bases.
+
+        Args:
+            constants: of :class:`LiDBConstants`.
+            shapes: of each layer's weight, and of ``a_train`` and ``b_train``.
 
         Raises:
-            ValueError: a layer has no two matrices, the seed is none, or the bases are too large, see
+            ValueError: a layer has no two matrices, the constants are not LiDB's, or the bases are too large, see
                 :func:`~..adapters.lidb.random_bases.check_basis_sizes`.
         """
-        seed, used = constants["basis_seed"], set()
+        with error_context("has constants of LiDB that "):
+            validated(LiDBConstants, constants)
+        used = set()
         for weight_shape, (a_train, b_train) in shapes:
-            if len(a_train) != 2 or len(b_train) != 2 or type(seed) is not int or not 0 <= seed < 2**64:
-                raise ValueError(
-                    f"holds LiDB factors {a_train} and {b_train} in bases of seed {seed!r:.40}; "
-                    "expected two matrices and a whole number from 0 to 2^64 - 1"
-                )
+            if len(a_train) != 2 or len(b_train) != 2:
+                raise ValueError(f"holds LiDB factors of the shapes {a_train} and {b_train}; expected two matrices")
             used |= {("out", weight_shape[0], a_train[0]), ("in", math.prod(weight_shape[1:]), b_train[-1])}
-        for values in constants["probes"].values():
-            if not all(type(value) in (int, float) for value in values):
-                raise TypeError(f"probes {values!r:.40}")
         check_basis_sizes((size, columns) for _, size, columns in used)
 
 

@@ -1,5 +1,7 @@
-"""LoRA files of other programs: every spelling that ComfyUI's stock loader reads, as our LoRA; whole differences of
-weights, as our full family."""
+"""Import of LoRA files of other programs, in every key format that ComfyUI's stock loader reads.
+
+Pairs of factors become an adapter of the LoRA family, full differences of weights one of the full family.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +20,8 @@ from .lora_key_formats import DIFFERENCE, KEY_FORMATS, KOHYA, KeyTarget, swap_ha
 
 _TEXT_STEMS = ("lora_te", "lora_prior_te", "text_encoder", "text_encoders")
 _EMBEDDING = {"emb_params", "clip_l", "clip_g", "t5xxl"}
-"""All that an embedding file's tensors are called."""
-_OTHERS = {
+"""Names of the tensors of embedding files."""
+_UNSUPPORTED = {
     r"dora_scale|lora_magnitude_vector.*": "DoRA",
     r"hada_\w+": "LoHa",
     r"lokr_\w+": "LoKr",
@@ -28,18 +30,18 @@ _OTHERS = {
     r"lora_B\.bias": "biased LoRA",
     r"diff_b|set_weight|reshape_weight|[wb]_norm": "whole-weight",
 }
-"""End of a tensor's name -> what it belongs to, of the kinds that stock loaders know and we do not."""
+"""End of a tensor's name -> kind of adapter; kinds that the stock loaders read and this pack does not."""
 
 
 @dataclass(frozen=True)
 class KeyNames:
-    """How to read names that are not ComfyUI's own.
+    """The meaning of layer names that are not ComfyUI's own, for one base model.
 
     Args:
-        places: a dialect's name of a layer -> where it leads.
-        shapes: our name of a layer -> the shape of its weight, for every layer that an adapter can change.
-        model: what kind of model the names are of; empty if none is connected.
-        clip: whether its text encoder is connected too.
+        targets: name of a layer in a key format -> the layer, or part of a layer, that it stands for.
+        shapes: ComfyUI's name of a layer -> shape of its weight, for all layers that an adapter can change.
+        model: architecture of the base model; empty if none is connected.
+        clip: whether its text encoder is connected.
     """
 
     targets: Mapping[str, KeyTarget] = field(default_factory=dict)
@@ -50,7 +52,14 @@ class KeyNames:
 
 @dataclass(frozen=True)
 class LoRAFactors:
-    """One pair of factors of the file, as matrices unless a convolution, and the alpha of their scale."""
+    """One pair of factors of a file: ``up [out, r]`` and ``down [r, in]``, or the kernels of a convolution.
+
+    Args:
+        stem: the layer's name in the file.
+        up: the second factor.
+        down: the first factor.
+        alpha: numerator of the scale ``alpha / r``.
+    """
 
     stem: str
     up: Tensor
@@ -59,26 +68,26 @@ class LoRAFactors:
 
     @property
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """``up [out, r]`` with the scale in it, and ``down [r, in]``."""
+        """Return ``up [out, r]`` multiplied by the scale, and ``down [r, in]``."""
         return self.up.flatten(1) * (self.alpha / len(self.down)), self.down.flatten(1)
 
 
 def check_is_lora(file: str, names: Iterable[str]) -> None:
-    """The tensors' names are those of a plain LoRA; told before anything large is read.
+    """Check by the names of its tensors that a file is a plain LoRA, before anything large is read.
 
     Raises:
-        ValueError: it is something else; the message says what and which node opens it.
+        ValueError: it is something else; the message tells what, and which node opens it.
     """
     names = list(names)
     if not names:
         raise ValueError(f"{file} holds no tensors; save or copy it again")
     if _EMBEDDING.issuperset(names):
         raise ValueError(
-            f"{file} is an embedding file, a word for prompts, and no LoRA; move it to models/embeddings and write "
+            f"{file} is an embedding file for prompts and no LoRA; move it to models/embeddings and write "
             f"embedding:{file.removesuffix('.safetensors')} in a prompt"
         )
     strange = [name for name in names if _split(name) is None and not name.endswith(DIFFERENCE)]
-    kinds = {kind for name in strange for end, kind in _OTHERS.items() if re.search(rf"\.(?:{end})$", name)}
+    kinds = {kind for name in strange for end, kind in _UNSUPPORTED.items() if re.search(rf"\.(?:{end})$", name)}
     if kinds:
         raise ValueError(
             f"{file} holds {', '.join(sorted(kinds))} tensors (such as {strange[0]}), Load Adapter reads plain LoRA "
@@ -92,104 +101,108 @@ def check_is_lora(file: str, names: Iterable[str]) -> None:
 
 
 def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: KeyNames) -> AdapterStack:
-    """The LoRA that the tensors of ``file`` spell, under our names; then the whole differences, as a link of their own.
+    """Return the LoRA that a file of another program holds, then its full differences as an adapter of their own.
 
-    Several names that lead to parts of one layer (to_q, to_k, to_v of a fused projection) become one LoRA of that
-    layer: ``up`` in blocks, the rank their sum; parts that share one ``down`` share it again.
+    Several names that stand for parts of one layer (to_q, to_k, to_v of a fused projection) become one LoRA of that
+    layer: ``up`` in blocks, its rank the sum of theirs; parts with one ``down`` share it again.
+
+    Args:
+        file: name of the file, for messages.
+        tensors: all tensors of the file.
+        metadata: entries of other programs, see :func:`~..metadata.lora_metadata.parse_lora_metadata`.
+        names: the meaning of the layers' names.
 
     Raises:
         ValueError: the file is not whole, its names need a model or clip, or the model lacks a layer of it.
     """
-    try:
+    with validation.error_context(f"{file} "):
         differences = {name: tensor for name, tensor in tensors.items() if name.endswith(DIFFERENCE)}
         factors = {name: tensor for name, tensor in tensors.items() if name not in differences}
-        chain = [_lora_link(factors, names)] if factors else []
-        chain += [_full_link(differences, names)] if differences else []
-        facts = {
-            **({"base": names.model} if names.model else {}),
-            **validation.checked_metadata(parse_lora_metadata(metadata)),
-        }
-        return AdapterStack(tuple(chain), facts)
-    except ValueError as error:
-        raise ValueError(f"{file} {error}") from error
+        adapters = [_read_factors(factors, names)] if factors else []
+        adapters += [_read_differences(differences, names)] if differences else []
+        parsed = validation.checked_metadata(parse_lora_metadata(metadata))
+        return AdapterStack(tuple(adapters), {**({"base": names.model} if names.model else {}), **parsed})
 
 
-def _lora_link(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
-    grouped: dict[str, list[tuple[KeyTarget, LoRAFactors]]] = {}
-    parts = lora_factors(tensors)
-    for part, place in zip(parts, _places([part.stem for part in parts], names), strict=True):
-        grouped.setdefault(place.layer, []).append((place, part))
-    adapters, targets = {}, {}
-    for layer, parts in grouped.items():
+def _read_factors(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
+    """Return the LoRA of all pairs of factors."""
+    by_layer: dict[str, list[tuple[KeyTarget, LoRAFactors]]] = {}
+    pairs = lora_factors(tensors)
+    for pair, target in zip(pairs, _key_targets([pair.stem for pair in pairs], names), strict=True):
+        by_layer.setdefault(target.layer, []).append((target, pair))
+    layers, targets = {}, {}
+    for layer, parts in by_layer.items():
         _, first = parts[0]
         shape = (len(first.up), *first.down.shape[1:])
-        targets[layer] = Target(layer, _shape(layer, first.stem, shape, names))
-        adapters[layer] = _adapter(targets[layer], parts)
-    return Adapter(LoRA.family, adapters, targets)
+        targets[layer] = Target(layer, _weight_shape(layer, first.stem, shape, names))
+        with validation.error_context(f"cannot be used: the LoRA of {layer} "):
+            layers[layer] = _lora_of(targets[layer], parts)
+    return Adapter(LoRA.family, layers, targets)
 
 
-def _full_link(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
+def _read_differences(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
+    """Return the full adapter of all differences of weights."""
     stems = [name.removesuffix(DIFFERENCE) for name in tensors]
-    adapters, targets = {}, {}
-    for stem, place, (name, tensor) in zip(stems, _places(stems, names), tensors.items(), strict=True):
-        if place != KeyTarget(place.layer) or place.layer in targets:
-            raise ValueError(f"holds {name} for a part of {place.layer} or a second time; the stock Load LoRA opens it")
-        target = Target(place.layer, _shape(place.layer, stem, tuple(tensor.shape), names))
+    layers, targets = {}, {}
+    for stem, key, (name, tensor) in zip(stems, _key_targets(stems, names), tensors.items(), strict=True):
+        if key != KeyTarget(key.layer) or key.layer in targets:
+            raise ValueError(f"holds {name} for a part of {key.layer} or a second time; the stock Load LoRA opens it")
+        target = Target(key.layer, _weight_shape(key.layer, stem, tuple(tensor.shape), names))
         difference = validation.checked_tensor(tensor, name)
-        try:
-            adapters[target.name] = LAYER_CODECS[Full.family].decode({"diff": difference}, target.shape)
-        except ValueError as error:
-            raise ValueError(f"is of no use: {name} {error}") from error
+        with validation.error_context(f"cannot be used: {name} "):
+            layers[target.name] = LAYER_CODECS[Full.family].decode({"diff": difference}, target.shape)
         targets[target.name] = target
-    return Adapter(Full.family, adapters, targets)
+    return Adapter(Full.family, layers, targets)
 
 
-def _places(stems: Sequence[str], names: KeyNames) -> list[KeyTarget]:
-    """Where each of the file's names leads.
+def _key_targets(stems: Sequence[str], names: KeyNames) -> list[KeyTarget]:
+    """Return the layer, or part of a layer, that each name of the file stands for.
 
     Raises:
-        ValueError: nowhere, for one of them.
+        ValueError: a name is unknown.
     """
-    found = [_place(stem, names) for stem in stems]
-    if unknown := [stem for stem, place in zip(stems, found, strict=True) if place is None]:
+    found = [_key_target(stem, names) for stem in stems]
+    if unknown := [stem for stem, target in zip(stems, found, strict=True) if target is None]:
         raise ValueError(_why_unknown(unknown, names))
-    return [place for place in found if place is not None]
+    return [target for target in found if target is not None]
 
 
-def _place(stem: str, names: KeyNames) -> KeyTarget | None:
-    ours = (not names.model and stem.startswith(DIFFUSION_PREFIX)) or (not names.clip and stem.startswith(TEXT_PREFIX))
-    return names.targets.get(stem) or (KeyTarget(stem) if ours else None)
+def _key_target(stem: str, names: KeyNames) -> KeyTarget | None:
+    """Return the meaning of a name; ComfyUI's own names count if the part of the model is not connected."""
+    own = (not names.model and stem.startswith(DIFFUSION_PREFIX)) or (not names.clip and stem.startswith(TEXT_PREFIX))
+    return names.targets.get(stem) or (KeyTarget(stem) if own else None)
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """``(layer's name, role)`` of a LoRA tensor's name, the role being up, down or alpha."""
+    """Return ``(layer's name, role)`` for the name of a LoRA tensor, the role being up, down or alpha."""
     if name.endswith(KOHYA.alpha):
         return name.removesuffix(KOHYA.alpha), "alpha"
-    for spelling in KEY_FORMATS:
+    for key_format in KEY_FORMATS:
         for role in ("up", "down"):
-            if name.endswith(ending := getattr(spelling, role)):
-                return name.removesuffix(ending), role
+            if name.endswith(suffix := getattr(key_format, role)):
+                return name.removesuffix(suffix), role
     return None
 
 
 def lora_factors(tensors: Mapping[str, Tensor]) -> list[LoRAFactors]:
-    """The pairs of factors that the tensors of a plain LoRA are, in any spelling.
+    """Return the pairs of factors of a plain LoRA in any key format.
 
     Raises:
-        ValueError: one of a pair is missing, or they do not belong together.
+        ValueError: one of a pair is missing, or the two do not fit each other.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         stem, role = _split(name) or (name, "")
         roles = found.setdefault(stem, {})
         if role in roles:
-            raise ValueError(f"holds the {role} of {stem} twice, in two spellings; save it anew")
-        whole = role == "alpha" and tensor.dtype in (torch.int32, torch.int64)
-        roles[role] = validation.checked_tensor(tensor.float() if whole else tensor, name)
-    return [_part(stem, roles) for stem, roles in found.items()]
+            raise ValueError(f"holds the {role} of {stem} twice, in two key formats; save it anew")
+        integer = role == "alpha" and tensor.dtype in (torch.int32, torch.int64)
+        roles[role] = validation.checked_tensor(tensor.float() if integer else tensor, name)
+    return [_factors(stem, roles) for stem, roles in found.items()]
 
 
-def _part(stem: str, roles: Mapping[str, Tensor]) -> LoRAFactors:
+def _factors(stem: str, roles: Mapping[str, Tensor]) -> LoRAFactors:
+    """Return the pair of one layer from its tensors by role; without an alpha the scale is 1."""
     if missing := [role for role in ("up", "down") if role not in roles]:
         raise ValueError(f"lacks the {' and '.join(missing)} of {stem}; the file is not whole")
     up, down = roles["up"], roles["down"]
@@ -204,8 +217,9 @@ def _part(stem: str, roles: Mapping[str, Tensor]) -> LoRAFactors:
 
 
 def _why_unknown(unknown: list[str], names: KeyNames) -> str:
+    """Return the message for names without a meaning: what to connect, or that the architecture is another."""
     if not names.model:
-        return f"names its layers in its own way ({unknown[0]}); connect model and clip, to translate them"
+        return f"has layer names of another key format ({unknown[0]}); connect model and clip, to translate them"
     text = [stem for stem in unknown if stem.startswith(_TEXT_STEMS)]
     if text and not names.clip:
         return f"holds text-encoder layers ({text[0]}); connect clip as well, to translate their names"
@@ -215,40 +229,39 @@ def _why_unknown(unknown: list[str], names: KeyNames) -> str:
     )
 
 
-def _shape(layer: str, stem: str, said: tuple[int, ...], names: KeyNames) -> tuple[int, ...]:
-    """The weight's shape: as the model says, or without one as the file says."""
+def _weight_shape(layer: str, stem: str, in_file: tuple[int, ...], names: KeyNames) -> tuple[int, ...]:
+    """Return the shape of the layer's weight: that of the model, or ``in_file`` if its part is not connected."""
     known = names.model if layer.startswith(DIFFUSION_PREFIX) else names.clip
     if not known:
-        return said
+        return in_file
     if layer not in names.shapes:
         raise ValueError(_why_unknown([stem], names))
     return names.shapes[layer]
 
 
-def _adapter(target: Target, parts: list[tuple[KeyTarget, LoRAFactors]]) -> LoRA:
-    try:
-        whole = [part for place, part in parts if place == KeyTarget(target.name)]
-        if len(whole) > 1:
-            raise ValueError(f"is there under several names, {', '.join(part.stem for part in whole)}")
-        if len(parts) == 1 and whole:
-            values = (whole[0].up, whole[0].down, torch.tensor(whole[0].alpha))
-            return LAYER_CODECS[LoRA.family].decode(dict(zip(LoRA.tensor_names, values, strict=True)), target.shape)
-        return _fused(target.matrix_shape, parts)
-    except ValueError as error:
-        raise ValueError(f"is of no use: the LoRA of {target.name} {error}") from error
+def _lora_of(target: Target, parts: list[tuple[KeyTarget, LoRAFactors]]) -> LoRA:
+    """Return the LoRA of a layer from the pairs of the layer or of its parts."""
+    whole = [pair for key, pair in parts if key == KeyTarget(target.name)]
+    if len(whole) > 1:
+        raise ValueError(f"is there under several names, {', '.join(pair.stem for pair in whole)}")
+    if len(parts) == 1 and whole:
+        values = (whole[0].up, whole[0].down, torch.tensor(whole[0].alpha))
+        codec = LAYER_CODECS[LoRA.family]
+        return codec.decode(dict(zip(codec.tensor_names, values, strict=True)), target.shape)
+    return _fused(target.matrix_shape, parts)
 
 
 def _fused(matrix: tuple[int, int], parts: list[tuple[KeyTarget, LoRAFactors]]) -> LoRA:
-    """One LoRA of scale 1 from LoRAs of a layer's parts."""
+    """Return one LoRA of scale 1 for a weight of shape ``matrix`` from the LoRAs of the layer's parts."""
     ups: list[Tensor] = []
     downs: list[Tensor] = []
-    for place, part in parts:
-        up, down = part.matrices
-        if place.swapped:
+    for target, pair in parts:
+        up, down = pair.matrices
+        if target.swapped:
             up = swap_halves(up)
-        first, count = place.rows or (0, matrix[0])
+        first, count = target.rows or (0, matrix[0])
         if (len(up), down.shape[1]) != (count, matrix[1]):
-            raise ValueError(f"has a part {part.stem} of {len(up)} x {down.shape[1]}, not of {count} x {matrix[1]}")
+            raise ValueError(f"has a part {pair.stem} of {len(up)} x {down.shape[1]}, not of {count} x {matrix[1]}")
         same = next((i for i, other in enumerate(downs) if torch.equal(other, down)), len(downs))
         if same == len(downs):
             ups.append(torch.zeros(matrix[0], len(down)))

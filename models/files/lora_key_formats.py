@@ -1,8 +1,8 @@
-"""The names and forms in which other tools keep a plain LoRA.
+"""The key formats in which other tools keep a plain LoRA.
 
-A dialect differs in the name of a layer, in the names of its tensors, and in whether there is an alpha. A layer that
-another tool keeps as several (q, k, v of one fused projection) is written as several: ``W + up @ down`` changes
-rows ``i .. j`` by ``up[i:j] @ down``, so that every part gets the same ``down`` and its own rows of ``up``.
+Key formats differ in the names of layers, in the names of a layer's tensors, and in whether there is an alpha. A layer
+that another tool keeps as several (q, k, v of one fused projection) is written as several: ``W + up @ down`` changes
+rows ``i .. j`` by ``up[i:j] @ down``, hence each part has the same ``down`` and its own rows of ``up``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from .family_codecs import LAYER_CODECS
 
 @dataclass(frozen=True)
 class KeyFormat:
-    """What follows a layer's name in a file; ``alpha`` is empty where the dialect has none (scale 1)."""
+    """The suffixes of a layer's name in a file; ``alpha`` is empty if the format has none (scale 1)."""
 
     up: str
     down: str
@@ -30,24 +30,24 @@ KOHYA = KeyFormat(".lora_up.weight", ".lora_down.weight", ".alpha")
 PEFT = KeyFormat(".lora_B.weight", ".lora_A.weight")
 DIFFUSERS = KeyFormat(".lora.up.weight", ".lora.down.weight")
 PROCESSOR = KeyFormat("_lora.up.weight", "_lora.down.weight")
-"""diffusers' attention processors, ``attn1.processor.to_q_lora.up.weight``."""
+"""Of diffusers' attention processors, ``attn1.processor.to_q_lora.up.weight``."""
 TEXT_LAYER = KeyFormat(".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight")
 NAMED_PEFT = KeyFormat(".lora_B.default.weight", ".lora_A.default.weight")
 BARE = KeyFormat(".lora_B", ".lora_A")
 KEY_FORMATS = (KOHYA, PEFT, DIFFUSERS, PROCESSOR, TEXT_LAYER, NAMED_PEFT, BARE)
-"""Every spelling that ComfyUI's stock loader reads."""
+"""All key formats that ComfyUI's stock loader reads."""
 DIFFERENCE = ".diff"
-"""The end of the name of a whole difference of a weight, in every dialect."""
+"""The suffix of a full difference of a weight, in every key format."""
 
 
 @dataclass(frozen=True)
 class KeyTarget:
-    """Where a dialect's name leads.
+    """The layer, or part of a layer, that a name of a key format stands for.
 
     Args:
-        layer: our name of the layer.
-        rows: ``(first, count)`` if the name stands for a part of the layer.
-        swapped: the dialect keeps the two halves of the rows the other way round (scale and shift of a modulation).
+        layer: ComfyUI's name of the layer.
+        rows: ``(first, count)`` of the output rows if the name stands for a part of the layer; None for all of it.
+        swapped: the format keeps the two halves of the rows in the other order (scale and shift of a modulation).
     """
 
     layer: str
@@ -57,7 +57,13 @@ class KeyTarget:
 
 @dataclass(frozen=True)
 class KeyName:
-    """A name in a file: how it is written and where it leads."""
+    """The name of a layer in a file.
+
+    Args:
+        stem: the name without the suffix of a tensor.
+        target: the layer that it stands for.
+        format: the suffixes of its tensors.
+    """
 
     stem: str
     target: KeyTarget
@@ -65,68 +71,76 @@ class KeyName:
 
 
 def as_plain_lora(adapter: AdapterStack, weight_of: WeightOf | None = None) -> Adapter:
-    """The chain as one LoRA: itself if it is one, so that its alpha stays, or the sum of its links at scale 1.
+    """Return the stack as one LoRA: a single LoRA unchanged, alpha included, and any other as the sum at scale 1.
 
     Args:
-        weight_of: layer name -> the base's weight, for chains whose change depends on it.
+        adapter: the stack.
+        weight_of: layer name -> weight of the base model, for stacks whose change depends on it.
 
     Raises:
-        ValueError: a family of the chain has no low-rank form, or needs the base.
+        ValueError: a family of the stack has no low-rank form, or needs the base model.
     """
-    if [link.family for link in adapter.adapters] == [LoRA.family]:
+    if [one.family for one in adapter.adapters] == [LoRA.family]:
         return adapter.adapters[0]
     plain = {name: LoRA(up, down, alpha=up.shape[-1]) for name, (up, down) in adapter.as_lora(weight_of).items()}
     return Adapter(LoRA.family, plain, adapter.targets())
 
 
 def comfyui_tensors(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
-    """The chain in ComfyUI's own names: a plain LoRA, and a whole difference where a layer has no low rank."""
-    targets, all_steps = adapter.targets(), adapter.weight_updates()
-    dense = {name: steps for name, steps in all_steps.items() if is_dense(steps)}
+    """Return the stack under ComfyUI's names: a plain LoRA, and full differences of layers without a low-rank form."""
+    targets = adapter.targets()
+    dense = {name: updates for name, updates in adapter.weight_updates().items() if is_dense(updates)}
     low_rank = adapter.select_layers(targets.keys() - dense.keys())
     tensors = layer_tensors(as_plain_lora(low_rank, weight_of)) if low_rank.adapters else {}
-    for name, steps in dense.items():
-        change = total_delta(steps, base_weight(name, steps, weight_of))
-        tensors[name + DIFFERENCE] = change.reshape(targets[name].shape)
+    for name, updates in dense.items():
+        delta = total_delta(updates, base_weight(name, updates, weight_of))
+        tensors[name + DIFFERENCE] = delta.reshape(targets[name].shape)
     return tensors
 
 
-def layer_tensors(link: Adapter) -> dict[str, Tensor]:
-    """``<layer>.<tensor>`` -> tensor, in the form that the family keeps in files."""
+def layer_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """Return ``<layer>.<tensor>`` -> tensor, as the family's codec encodes them."""
+    codec = LAYER_CODECS[adapter.family]
     return {
         f"{name}.{key}": tensor
-        for name, adapter in link.layers.items()
-        for key, tensor in LAYER_CODECS[link.family].encode(adapter, link.targets[name].shape).items()
+        for name, layer in adapter.layers.items()
+        for key, tensor in codec.encode(layer, adapter.targets[name].shape).items()
     }
 
 
-def format_keys(link: Adapter, names: Mapping[str, Sequence[KeyName]], dialect: str) -> dict[str, Tensor]:
-    """The tensors of a plain LoRA under the dialect's ``names``: layer -> its name, or names of its parts.
+def format_keys(adapter: Adapter, names: Mapping[str, Sequence[KeyName]], key_format: str) -> dict[str, Tensor]:
+    """Return the tensors of a plain LoRA under the names of a key format.
 
-    A layer that the dialect cannot name is left out if the LoRA does not change it.
+    A layer without a name in the format is omitted if the LoRA does not change it.
+
+    Args:
+        adapter: the LoRA.
+        names: layer -> its name, or the names of its parts.
+        key_format: name of the format, for the message.
 
     Raises:
-        ValueError: the dialect has no name for a layer that changes; all such layers are listed.
+        ValueError: the format has no name for a layer that the LoRA changes; all such layers are listed.
     """
-    nameless = [layer for layer, adapter in link.layers.items() if layer not in names and adapter.up.any()]
+    nameless = [name for name, layer in adapter.layers.items() if name not in names and layer.up.any()]
     if nameless:
         raise ValueError(
-            f"format {dialect!r} has no name for {len(nameless)} of the adapter's {len(link.layers)} layers: "
+            f"format {key_format!r} has no name for {len(nameless)} of the adapter's {len(adapter.layers)} layers: "
             f"{', '.join(nameless)}; save it in format 'comfyui' or 'hyperbooth', which name every layer"
         )
     return {
         key: tensor
-        for layer, adapter in link.layers.items()
-        for name in names.get(layer, ())
-        for key, tensor in _part(adapter, name, link.targets[layer].shape).items()
+        for name, layer in adapter.layers.items()
+        for key_name in names.get(name, ())
+        for key, tensor in _named_tensors(layer, key_name, adapter.targets[name].shape).items()
     }
 
 
-def _part(adapter: LoRA, name: KeyName, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    up, down, alpha = LAYER_CODECS[LoRA.family].encode(adapter, shape).values()
+def _named_tensors(layer: LoRA, name: KeyName, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return the tensors of the layer, or of its part, that ``name`` stands for."""
+    up, down, alpha = LAYER_CODECS[LoRA.family].encode(layer, shape).values()
     if name.target.rows is not None:
         first, count = name.target.rows
-        up, down = up[first : first + count], down.clone()  # a file holds no tensor twice
+        up, down = up[first : first + count], down.clone()  # no two tensors of a file may share memory
     if name.target.swapped:
         up = swap_halves(up)
     if name.format.alpha:
@@ -135,9 +149,9 @@ def _part(adapter: LoRA, name: KeyName, shape: tuple[int, ...]) -> dict[str, Ten
             name.stem + name.format.down: down,
             name.stem + name.format.alpha: alpha,
         }
-    return {name.stem + name.format.up: up * (adapter.alpha / adapter.rank), name.stem + name.format.down: down}
+    return {name.stem + name.format.up: up * (layer.alpha / layer.rank), name.stem + name.format.down: down}
 
 
 def swap_halves(rows: Tensor) -> Tensor:
-    """``[a; b] -> [b; a]``, its own inverse."""
+    """Return ``[b; a]`` for ``rows = [a; b]``; the function is its own inverse."""
     return torch.cat(rows.chunk(2)[::-1])

@@ -1,4 +1,4 @@
-"""What fewer bits cost: a file in half precision holds a change that is not quite the one trained."""
+"""Precision loss: how much of a trained change is lost when a file keeps it in half precision."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,54 +16,56 @@ from .lora_key_formats import DIFFERENCE
 
 @torch.no_grad()
 def adapter_precision_loss(adapter: AdapterStack, dtype: torch.dtype) -> float:
-    """``||dW' - dW||_F / ||dW||_F`` over all layers and links, with dW' the change of the numbers rounded to ``dtype``.
+    """Return ``||dW' - dW||_F / ||dW||_F`` over all layers of the stack, dW' the change of values rounded to ``dtype``.
 
-    Of a projection it is the projector's, ``Q Q^T``, whatever weight it is put on. 0 if nothing is changed at all.
+    For a projection it is that of the projector ``Q Q^T``, independent of the weight that is projected. 0 if nothing is
+    changed at all. No weight of the base model is read.
     """
-    adapters = [one for link in adapter.adapters for one in link.layers.values()]
-    return _relative((one.weight_update(), _rounded(one, dtype).weight_update()) for one in adapters)
+    layers = [layer for one in adapter.adapters for layer in one.layers.values()]
+    return _relative_error((layer.weight_update(), _rounded(layer, dtype).weight_update()) for layer in layers)
 
 
 @torch.no_grad()
 def tensor_precision_loss(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
-    """The same for the tensors of a file in another tool's form: a plain LoRA, and whole differences."""
-    return _relative(zip(_plain_steps(tensors), _plain_steps(cast_for_file(tensors, dtype)), strict=True))
+    """Return the same for the tensors of a file in another tool's key format: a plain LoRA and full differences."""
+    return _relative_error(zip(_weight_updates(tensors), _weight_updates(cast_for_file(tensors, dtype)), strict=True))
 
 
-def _plain_steps(tensors: Mapping[str, Tensor]) -> list[WeightUpdate]:
+def _weight_updates(tensors: Mapping[str, Tensor]) -> list[WeightUpdate]:
     dense = [AddDense(tensor.float()) for name, tensor in tensors.items() if name.endswith(DIFFERENCE)]
     low_rank = {name: tensor for name, tensor in tensors.items() if not name.endswith(DIFFERENCE)}
-    return [*dense, *(AddLowRank(*part.matrices) for part in lora_factors(low_rank))]
+    return [*dense, *(AddLowRank(*pair.matrices) for pair in lora_factors(low_rank))]
 
 
-def _relative(steps: Iterable[tuple[WeightUpdate, WeightUpdate]]) -> float:
+def _relative_error(updates: Iterable[tuple[WeightUpdate, WeightUpdate]]) -> float:
+    """Return the relative Frobenius error over pairs ``(exact, rounded)``."""
     error = norm = 0.0
-    for exact, rounded in steps:
+    for exact, rounded in updates:
         error += _squared_distance(exact, rounded)
         norm += _squared_distance(exact, None)
     return math.sqrt(error / norm) if norm else 0.0
 
 
-def _rounded(adapter: AdapterLayer, dtype: torch.dtype) -> AdapterLayer:
-    return adapter.with_tensors({name: t.float() for name, t in cast_for_file(adapter.to_tensors(), dtype).items()})
+def _rounded(layer: AdapterLayer, dtype: torch.dtype) -> AdapterLayer:
+    return layer.with_tensors({name: t.float() for name, t in cast_for_file(layer.to_tensors(), dtype).items()})
 
 
-def _squared_distance(step: WeightUpdate, other: WeightUpdate | None) -> float:
-    """``||dW - dW'||_F^2``, of ``other`` None ``||dW||_F^2``.
+def _squared_distance(update: WeightUpdate, other: WeightUpdate | None) -> float:
+    """Return ``||dW - dW'||_F^2``, or ``||dW||_F^2`` if ``other`` is None.
 
     From factors, without a matrix of the weight's size: ``||U D||_F^2 = <U^T U, D D^T>``, where the difference of two
     products is the product of ``[U, -U']`` and ``[D; D']``. In float64, because most of it cancels.
     """
-    if isinstance(step, AddDense):
-        diff = step.diff if other is None else step.diff - other.diff
+    if isinstance(update, AddDense):
+        diff = update.diff if other is None else update.diff - other.diff
         return diff.double().square().sum().item()
-    up, down = _factors(step)
+    up, down = _factors(update)
     if other is not None:
-        more, under = _factors(other)
-        up, down = torch.cat([up, -more], -1), torch.cat([down, under], -2)
+        other_up, other_down = _factors(other)
+        up, down = torch.cat([up, -other_up], -1), torch.cat([down, other_down], -2)
     return max(((up.mT @ up) * (down @ down.mT)).sum().item(), 0.0)
 
 
-def _factors(step: WeightUpdate) -> tuple[Tensor, Tensor]:
-    up, down = (step.q, step.q.mT) if isinstance(step, ProjectOut) else step.low_rank_factors()
+def _factors(update: WeightUpdate) -> tuple[Tensor, Tensor]:
+    up, down = (update.q, update.q.mT) if isinstance(update, ProjectOut) else update.low_rank_factors()
     return up.double(), down.double()

@@ -55,7 +55,7 @@ class _ConfigHeader(validation.Header, extra="forbid"):
 
 class _ModelRefHeader(validation.Header):
     kind: validation.Text
-    record: validation.WeightSamples
+    record: validation.NumberLists
 
     def ref(self) -> BaseModelRef:
         return BaseModelRef(self.kind, self.record)
@@ -87,7 +87,7 @@ def save_predictor(predictor: Predictor, path: Path, dtype: torch.dtype = torch.
     tensors = cast_for_file({name: state[name] for name in state if name not in FLOAT32}, dtype)
     tensors |= cast_for_file({name: state[name] for name in FLOAT32 if name in state}, torch.float32)
     text = json.dumps(_header_of(predictor), ensure_ascii=False)
-    with validation.errors_of(path.name):
+    with validation.error_context(f"{path.name} "):
         _empty_predictor(text, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     write_tensors(tensors, path, {HEADER: text})
 
@@ -107,7 +107,7 @@ def load_predictor(path: Path) -> Predictor:
             names = list(file.keys())
             validation.check_tensor_names(path.name, names)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            with validation.errors_of(path.name):
+            with validation.error_context(f"{path.name} "):
                 predictor = _empty_predictor(text, shapes)
                 tensors = {name: validation.checked_tensor(file.get_tensor(name), name) for name in names}
     except SafetensorError as error:

@@ -1,1 +1,1 @@
-"""What a file records about an adapter: base model, training, prompts."""
+"""Metadata of adapters: base model, training run, prompts."""

@@ -1,5 +1,8 @@
-"""Which base a change was made for: of a PaRa written down as a LoRA, ``(-Q, Q^T W)``, W is part of the file; what a
-hypernetwork predicts is for the base that its bank was trained on."""
+"""Fingerprints of base models: sampled weights that identify the base model an adapter was made for.
+
+A PaRa saved as a LoRA, ``(-Q, Q^T W)``, contains the weight W of its base model; the predictions of a hypernetwork are
+for the base model that its subject bank was trained on.
+"""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -15,17 +18,19 @@ from ..adapters.weight_update import depends_on_weight
 
 MADE_FOR = "made_for"
 Fingerprint = Mapping[str, Sequence[float]]
-"""Layer -> some numbers of its weight."""
+"""Layer -> sampled values of its weight."""
 MAX_LAYERS, VALUES_PER_LAYER = 256, 4
-"""How much of a base is kept: so many numbers of so many layers."""
+"""Size of a fingerprint."""
 SAME_BASE = 0.005
-"""Relative distance up to which two bases count as one: float16 rounds by 0.0003, bfloat16 by 0.002; fp8 by 0.03, which
-is another base."""
+"""Relative distance up to which two base models count as the same.
+
+Rounding to float16 changes weights by 0.0003, to bfloat16 by 0.002, to fp8 by 0.03; a model in fp8 counts as another.
+"""
 
 
 def with_fingerprint(adapter: AdapterStack, weight_of: WeightOf) -> AdapterStack:
-    """``adapter`` with a sample of its base among the facts, if what it changes depends on the base."""
-    dependent = sorted(name for name, steps in adapter.weight_updates().items() if depends_on_weight(steps))
+    """Return ``adapter`` with a fingerprint of its base model in the metadata, if its change depends on that model."""
+    dependent = sorted(name for name, updates in adapter.weight_updates().items() if depends_on_weight(updates))
     if not dependent:
         return adapter
     return replace(
@@ -38,41 +43,52 @@ def with_fingerprint(adapter: AdapterStack, weight_of: WeightOf) -> AdapterStack
 
 
 def fingerprint(layers: Sequence[str], weight_of: WeightOf, most: int = MAX_LAYERS) -> Fingerprint:
-    """Some numbers of the weights of up to ``most`` of ``layers``, spread over them."""
+    """Return sampled values of the weights of up to ``most`` layers.
+
+    Args:
+        layers: names of the layers; the sampled ones are spread evenly over them.
+        weight_of: layer name -> weight of the base model.
+        most: bound of the number of layers.
+    """
     return {name: _sample(name, weight_of) for name in layers[:: max(1, -(-len(layers) // most))]}
 
 
-def recorded_fingerprints(facts: Mapping[str, Any]) -> list[Fingerprint]:
-    """The bases that an adapter, or a part of it, was written down for."""
+def recorded_fingerprints(metadata: Mapping[str, Any]) -> list[Fingerprint]:
+    """Return the fingerprints in the metadata of an adapter and of the parts that it was combined from."""
     return [
-        *facts.get(MADE_FOR, ()),
-        *(record for part in facts.get("parts", ()) for record in recorded_fingerprints(part)),
+        *metadata.get(MADE_FOR, ()),
+        *(record for part in metadata.get("parts", ()) for record in recorded_fingerprints(part)),
     ]
 
 
-def base_distance(facts: Mapping[str, Any], weight_of: WeightOf, layers: Collection[str]) -> float | None:
-    """How far the weights are from one recorded (relative), if that is too far; None if they are the same, or nothing
-    is known.
+def base_distance(metadata: Mapping[str, Any], weight_of: WeightOf, layers: Collection[str]) -> float | None:
+    """Return the relative distance of a base model from the recorded fingerprints if it exceeds :data:`SAME_BASE`.
+
+    None means that the base model is the recorded one, or that nothing is recorded.
 
     Args:
-        layers: those whose weights can be had.
+        metadata: of the adapter.
+        weight_of: layer name -> weight of the base model.
+        layers: the layers that ``weight_of`` can be asked for.
     """
     found = [
         distance(r, {name: _sample(name, weight_of) for name in r if name in layers})
-        for r in recorded_fingerprints(facts)
+        for r in recorded_fingerprints(metadata)
     ]
     return max((far for far in found if far > SAME_BASE), default=None)
 
 
-def disagree(facts: Mapping[str, Any]) -> bool:
-    """Whether the parts of an adapter were written down for different bases, as far as they name the same layers."""
-    return any(distance(first, second) > SAME_BASE for first, second in combinations(recorded_fingerprints(facts), 2))
+def disagree(metadata: Mapping[str, Any]) -> bool:
+    """Return whether parts of an adapter were made for different base models, judged by the layers that they share."""
+    return any(
+        distance(first, second) > SAME_BASE for first, second in combinations(recorded_fingerprints(metadata), 2)
+    )
 
 
 def distance(first: Fingerprint, second: Fingerprint) -> float:
-    """Relative, over the layers that both know; 0 if there is none."""
+    """Return the relative distance over the layers of both fingerprints; 0 if there is none."""
     both = [name for name in first if name in second and len(first[name]) == len(second[name])]
-    ours, theirs = ([number for name in both for number in record[name]] for record in (first, second))
+    ours, theirs = ([value for name in both for value in record[name]] for record in (first, second))
     return math.dist(ours, theirs) / max(math.hypot(*ours), 1e-12) if both else 0.0
 
 
@@ -106,5 +122,5 @@ def _sample(name: str, weight_of: WeightOf) -> list[float]:
 def _values(weight: Tensor) -> list[float]:
     """Return values spread evenly over the weight, rounded as they are written into a header."""
     flat = weight.float().flatten()
-    places = torch.linspace(0, len(flat) - 1, VALUES_PER_LAYER, dtype=torch.float64).long()
-    return [float(f"{number:.5g}") for number in flat[places].tolist()]
+    indices = torch.linspace(0, len(flat) - 1, VALUES_PER_LAYER, dtype=torch.float64).long()
+    return [float(f"{value:.5g}") for value in flat[indices].tolist()]

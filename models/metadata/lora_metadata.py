@@ -1,7 +1,7 @@
-"""What a LoRA file says of itself to other tools: kohya's ``ss_`` entries and ModelSpec 1.0.1.
+"""Metadata of LoRA files for other tools: kohya's ``ss_`` entries and ModelSpec 1.0.1.
 
-ComfyUI-Lora-Manager, AUTOMATIC1111 and kohya's tools read them. All values are strings. What is not known is not
-written; files and folders are never named.
+ComfyUI-Lora-Manager, AUTOMATIC1111 and kohya's tools read them. All values are strings. Unknown values are omitted;
+files and folders are never named.
 """
 
 import datetime
@@ -33,7 +33,7 @@ _VERSIONS = {"sd_v1": "SD15", "sdxl": "SDXL"} | {version: base for base, (versio
 _PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 _PREDICTIONS = {"eps": "epsilon", "v": "v"}
 _DATASET = "subject"
-"""Stands for the folder of photographs, which a graph does not have."""
+"""Name in place of the folder of training images, which a graph does not have."""
 
 _INVERSION = "textual-inversion"
 
@@ -47,41 +47,43 @@ _COPIED = {
     "ss_noise_offset": "noise_offset", "ss_caption_dropout_rate": "caption_dropout",
     "ss_training_started_at": "started", "ss_training_finished_at": "finished",
 }  # fmt: skip
-"""kohya's entry -> the fact it repeats."""
+"""kohya's entry -> the entry of an adapter's metadata that it repeats."""
 
 
 def lora_metadata(adapter: AdapterStack, title: str, native: bool = False) -> dict[str, str]:
-    """The entries for a file called ``title`` that holds ``adapter``, from what is known of its making.
+    """Return the entries for the file of ``adapter``, from the adapter's metadata.
 
     Args:
-        native: the file is in our own format; else it is a plain LoRA, whatever the chain is.
+        adapter: the stack that is saved.
+        title: name of the file without its suffix.
+        native: True for this pack's own format; False for a plain LoRA, which any stack can be saved as.
     """
-    facts = limit_metadata(adapter) if native else limit_prompts(adapter.metadata)
-    entries = {name: facts[fact] for name, fact in _COPIED.items() if facts.get(fact) is not None}
+    known = limit_metadata(adapter) if native else limit_prompts(adapter.metadata)
+    entries = {name: known[key] for name, key in _COPIED.items() if known.get(key) is not None}
     kind = _kind(adapter, native)
-    entries |= _base(facts) | _training(facts) | _words(facts) | _buckets(facts)
+    entries |= _base(known) | _training(known) | _captions(known) | _buckets(known)
     entries |= _network(adapter) if kind == LoRA.family else {}
-    entries |= {"ss_output_name": title, **_model_spec(facts, title, kind)}
-    if bases := recorded_fingerprints(facts):
+    entries |= {"ss_output_name": title, **_model_spec(known, title, kind)}
+    if bases := recorded_fingerprints(known):
         entries[f"hyperbooth_{MADE_FOR}"] = bases
     return {name: value if isinstance(value, str) else _text(value) for name, value in entries.items()}
 
 
 def parse_lora_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What a foreign file's entries say: base, steps and trigger words, as far as they are there."""
-    facts: dict[str, Any] = {}
+    """Return an adapter's metadata from a file of another program: base model, steps and trigger, as far as known."""
+    found: dict[str, Any] = {}
     version = metadata.get("ss_base_model_version", "").lower()
     base = max((known for known in _VERSIONS if version.startswith(known)), key=len, default=None)
     if base is not None:
-        facts["base"] = _VERSIONS[base]
+        found["base"] = _VERSIONS[base]
     if re.fullmatch("[0-9]{1,18}", metadata.get("ss_steps", "")):
-        facts["steps"] = int(metadata["ss_steps"])
+        found["steps"] = int(metadata["ss_steps"])
     trigger = metadata.get("modelspec.trigger_phrase") or _class_tokens(metadata.get("ss_datasets", ""))
     if 0 < len(trigger) <= MAX_TEXT_LENGTH:
-        facts["trigger"] = trigger
+        found["trigger"] = trigger
     if (recorded := metadata.get(f"hyperbooth_{MADE_FOR}")) is not None:
-        facts[MADE_FOR] = parse_header(recorded)
-    return facts
+        found[MADE_FOR] = parse_header(recorded)
+    return found
 
 
 def _text(value: Any) -> str:
@@ -89,22 +91,22 @@ def _text(value: Any) -> str:
 
 
 def _kind(adapter: AdapterStack, native: bool) -> str:
-    """ModelSpec's name of what the file is; our own format is a LoRA only if it holds one, under stock names."""
-    families = [link.family for link in adapter.adapters]
+    """Return ModelSpec's kind of the file; this pack's own format is a LoRA only if it holds a single one."""
+    families = [one.family for one in adapter.adapters]
     if native and families != [LoRA.family]:
         return "-".join(["hyperbooth", *dict.fromkeys(families or [_INVERSION])])
     return LoRA.family if families else _INVERSION
 
 
 def _network(adapter: AdapterStack) -> dict[str, Any]:
-    """The network as kohya's ``networks.lora`` would be set; ``Dynamic`` where layers differ, as its resizer says.
+    """Return the settings of kohya's ``networks.lora``; ``Dynamic`` if layers differ, as in files of its resizer.
 
-    Empty if a family of the chain has no rank.
+    Empty if a family of the stack has no rank.
     """
     if not adapter.adapters:
         return {}
     targets, first = adapter.targets(), adapter.adapters[0]
-    ranks = {name: sum(link.layers[name].settings().get("rank", 0) for link in adapter.adapters if name in link.layers)
+    ranks = {name: sum(one.layers[name].settings().get("rank", 0) for one in adapter.adapters if name in one.layers)
              for name in targets}  # fmt: skip
     if not all(ranks.values()):
         return {}
@@ -125,29 +127,29 @@ def _common(values: Mapping[str, float]) -> float | str:
     return distinct.pop() if len(distinct) == 1 else "Dynamic"
 
 
-def _base(facts: Mapping[str, Any]) -> dict[str, Any]:
-    if "base" not in facts:
+def _base(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    if "base" not in metadata:
         return {}
-    version = BASES[facts["base"]][0] if facts["base"] in BASES else facts["base"]
-    return {"ss_base_model_version": version, "ss_v2": facts["base"].startswith("SD2")}
+    version = BASES[metadata["base"]][0] if metadata["base"] in BASES else metadata["base"]
+    return {"ss_base_model_version": version, "ss_v2": metadata["base"].startswith("SD2")}
 
 
-def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
-    entries: dict[str, Any] = {"ss_loss_type": "l2"} if "loss_weighting" in facts else {}
-    if "batch_size" in facts:
-        entries["ss_total_batch_size"] = facts["batch_size"] * facts.get("gradient_accumulation", 1)
-    if facts.get("precision") in _PRECISIONS:
-        entries["ss_mixed_precision"] = _PRECISIONS[facts["precision"]]
-    if facts.get("loss_weighting") == "min_snr":
-        entries["ss_min_snr_gamma"] = facts.get("min_snr_gamma")
+def _training(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    entries: dict[str, Any] = {"ss_loss_type": "l2"} if "loss_weighting" in metadata else {}
+    if "batch_size" in metadata:
+        entries["ss_total_batch_size"] = metadata["batch_size"] * metadata.get("gradient_accumulation", 1)
+    if metadata.get("precision") in _PRECISIONS:
+        entries["ss_mixed_precision"] = _PRECISIONS[metadata["precision"]]
+    if metadata.get("loss_weighting") == "min_snr":
+        entries["ss_min_snr_gamma"] = metadata.get("min_snr_gamma")
     return {name: value for name, value in entries.items() if value is not None}
 
 
-def _words(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Trigger words first, then the prompts, with the number of images each came with."""
-    images = facts.get("images", 1)
-    words = trigger_words(facts.get("trigger", ""))
-    tags = dict.fromkeys([*words, *facts.get("prompts", ())], images)
+def _captions(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data set's entries: trigger words first, then the prompts, each with the number of images."""
+    images = metadata.get("images", 1)
+    words = trigger_words(metadata.get("trigger", ""))
+    tags = dict.fromkeys([*words, *metadata.get("prompts", ())], images)
     if not tags:
         return {}
     subset = {"image_dir": _DATASET, "img_count": images, "num_repeats": 1, "class_tokens": ", ".join(words) or None}
@@ -159,16 +161,16 @@ def _words(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trigger_words(trigger: str) -> list[str]:
-    """``"sks dog, photo"`` -> its parts."""
+    """Return the parts of a trigger such as ``"sks dog, photo"``."""
     return [word.strip() for word in trigger.split(",") if word.strip()]
 
 
-def _buckets(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of the pictures with their numbers, and the largest of them."""
-    sizes = _sizes(facts)
+def _buckets(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of the images with their counts, and the largest size."""
+    sizes = _sizes(metadata)
     if not sizes:
         return {}
-    buckets = {str(place): {"resolution": size, "count": count} for place, (*size, count) in enumerate(sizes)}
+    buckets = {str(i): {"resolution": size, "count": count} for i, (*size, count) in enumerate(sizes)}
     width, height = _largest(sizes)
     return {
         "ss_resolution": f"({width}, {height})",
@@ -177,12 +179,14 @@ def _buckets(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sizes(facts: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """``(width, height, number of pictures)`` in pixels, from the latents' sizes ``{"64x96": 3}``."""
-    if "latent_cell" not in facts:
+def _sizes(metadata: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Return ``(width, height, number of images)`` in pixels, from the latents' sizes ``{"64x96": 3}``."""
+    if "latent_cell" not in metadata:
         return []
-    sizes = [(*map(int, size.split("x")), count) for size, count in facts.get("latent_sizes", {}).items()]
-    return [(width * facts["latent_cell"], height * facts["latent_cell"], count) for width, height, count in sizes]
+    sizes = [(*map(int, size.split("x")), count) for size, count in metadata.get("latent_sizes", {}).items()]
+    return [
+        (width * metadata["latent_cell"], height * metadata["latent_cell"], count) for width, height, count in sizes
+    ]
 
 
 def _largest(sizes: list[tuple[int, int, int]]) -> tuple[int, int]:
@@ -190,18 +194,18 @@ def _largest(sizes: list[tuple[int, int, int]]) -> tuple[int, int]:
     return width, height
 
 
-def _model_spec(facts: Mapping[str, Any], title: str, kind: str) -> dict[str, Any]:
-    base = facts.get("base")
+def _model_spec(metadata: Mapping[str, Any], title: str, kind: str) -> dict[str, Any]:
+    base = metadata.get("base")
     _, architecture, implementation = BASES.get(base, (None, str(base or "unknown").lower(), COMFYUI))
-    made = facts.get("finished")
+    made = metadata.get("finished")
     spec = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/{kind}",
         "implementation": implementation,
         "title": title,
-        "trigger_phrase": ", ".join(trigger_words(facts.get("trigger", ""))) or None,
-        "prediction_type": _PREDICTIONS.get(facts.get("prediction")),
-        "resolution": "{}x{}".format(*_largest(sizes)) if (sizes := _sizes(facts)) else None,
+        "trigger_phrase": ", ".join(trigger_words(metadata.get("trigger", ""))) or None,
+        "prediction_type": _PREDICTIONS.get(metadata.get("prediction")),
+        "resolution": "{}x{}".format(*_largest(sizes)) if (sizes := _sizes(metadata)) else None,
         "date": _iso(made) if made else None,
     }
     return {f"modelspec.{name}": value for name, value in spec.items() if value is not None}
@@ -212,7 +216,7 @@ def _iso(seconds: float) -> str:
 
 
 def _class_tokens(datasets: str) -> str:
-    """The trigger words in kohya's description of the data set."""
+    """Return the trigger words in kohya's description of the data set, empty if there are none."""
     try:
         tokens = parse_header(datasets)[0]["subsets"][0]["class_tokens"]
     except (ValueError, LookupError, TypeError):

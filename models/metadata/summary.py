@@ -1,4 +1,4 @@
-"""What is in an adapter, in words and numbers."""
+"""Report on an adapter stack: contents, metadata, change per block, rank that PaRa removes."""
 
 import datetime
 import re
@@ -19,23 +19,23 @@ OUTPUTS_PER_RANK = 40
 
 
 def summary(adapter: AdapterStack) -> str:
-    """Families, settings, size, what to beware of, and history, a line each."""
-    lines = [f"{place}. {link.describe()}: {link.describe_size()}" for place, link in enumerate(adapter.adapters, 1)]
-    lines += [f"{word.describe()}: {word.describe_size()}" for word in adapter.embeddings]
+    """Return families, settings, sizes, warnings and metadata, one per line."""
+    lines = [f"{i}. {one.describe()}: {one.describe_size()}" for i, one in enumerate(adapter.adapters, 1)]
+    lines += [f"{embedding.describe()}: {embedding.describe_size()}" for embedding in adapter.embeddings]
     warning = removal_warning(adapter)
     lines += [f"warning: {warning}"] if warning else []
-    lines += _facts(adapter.metadata)
+    lines += _metadata_lines(adapter.metadata)
     return "\n".join(lines)
 
 
-def _facts(facts: Mapping[str, Any], indent: str = "") -> list[str]:
-    """A line each; of a combined adapter, then those of its parts."""
+def _metadata_lines(metadata: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Return the entries, one per line, followed by those of the parts of a combined adapter."""
     lines = [
         f"{indent}{name}: {_time(value) if name in ('started', 'finished') else value}"
-        for name, value in facts.items() if name not in ("parts", MADE_FOR) and value not in (None, [], "")
+        for name, value in metadata.items() if name not in ("parts", MADE_FOR) and value not in (None, [], "")
     ]  # fmt: skip
-    for place, part in enumerate(facts.get("parts", ()), 1):
-        lines += [f"part {place}:", *_facts(part, "  ")]
+    for i, part in enumerate(metadata.get("parts", ()), 1):
+        lines += [f"part {i}:", *_metadata_lines(part, "  ")]
     return lines
 
 
@@ -45,7 +45,7 @@ def _time(seconds: float) -> str:
 
 @torch.no_grad()
 def change_per_block(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, float]:
-    """Mean over a block's layers of ``||dW||_F``, relative to ``||W||_F`` if the weights are given.
+    """Return block -> mean over its layers of ``||dW||_F``, relative to ``||W||_F`` if ``weight_of`` is given.
 
     ``||up down||_F^2 = <up^T up, down down^T>``: no matrix of the weight's size is built for low-rank families.
     """
@@ -60,7 +60,7 @@ def change_per_block(adapter: AdapterStack, weight_of: WeightOf | None = None) -
 
 
 def _norm(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) -> float:
-    """``||dW||_F`` of a layer."""
+    """Return ``||dW||_F`` of a layer."""
     weight = base_weight(name, steps, weight_of)
     if is_dense(steps):
         return total_delta(steps, weight).norm().item()
@@ -69,23 +69,23 @@ def _norm(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) 
 
 
 def block_of(name: str) -> str:
-    """The block a layer belongs to: ``input_blocks.4``, ``middle_block``, ``double_blocks.7``, ``layers.3``."""
+    """Return the block of a layer, such as ``input_blocks.4``, ``middle_block`` or ``double_blocks.7``."""
     match = _BLOCK.match(name)
     return match.group(1) if match else name.removeprefix(f"{name.split('.')[0]}.").split(".")[0]
 
 
 def removed_rank(adapter: AdapterStack) -> dict[str, int]:
-    """Layer name -> the most directions of its output that the chain's PaRa links remove together."""
+    """Return layer -> number of output directions that the PaRa adapters of the stack remove at most."""
     removed: dict[str, int] = {}
-    for link in adapter.adapters:
-        for name, part in link.layers.items():
-            if isinstance(part, PaRa):
-                removed[name] = removed.get(name, 0) + part.rank
+    for one in adapter.adapters:
+        for name, layer in one.layers.items():
+            if isinstance(layer, PaRa):
+                removed[name] = removed.get(name, 0) + layer.rank
     return removed
 
 
 def removal_warning(adapter: AdapterStack) -> str | None:
-    """A sentence that names the worst layer, if any loses more than its share; else None."""
+    """Return a warning that names the worst layer if one loses more than a fortieth of its outputs, else None."""
     outputs = {name: target.matrix_shape[0] for name, target in adapter.targets().items()}
     removed = removed_rank(adapter)
     over = [name for name, rank in removed.items() if rank * OUTPUTS_PER_RANK > outputs[name]]
@@ -94,5 +94,5 @@ def removal_warning(adapter: AdapterStack) -> str | None:
     worst = max(over, key=lambda name: removed[name] / outputs[name])
     return (
         f"PaRa removes {removed[worst]} of the {outputs[worst]} directions of {worst}, and on {len(over)} layers more "
-        f"than a fortieth, beyond which a model loses what it knew; lower the rank, or combine fewer"
+        f"than a fortieth, beyond which a model loses prior knowledge; lower the rank, or combine fewer"
     )

@@ -26,7 +26,7 @@ class _SettingsHeader(validation.Header):
 
 class _BaseHeader(validation.Metadata):
     base: validation.Text
-    weights: validation.WeightSamples
+    weights: validation.NumberLists
 
 
 class _ManifestHeader(validation.Header):
@@ -87,7 +87,7 @@ class Manifest:
             raise ValueError(f"{prefix} cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{prefix} {error}") from error
-        with validation.errors_of(prefix):
+        with validation.error_context(f"{prefix} "):
             content = validation.parse_header(text)
             validation.check_version(content, VERSION)
             header = validation.validated(_ManifestHeader, content)

@@ -1,7 +1,7 @@
 """Learnt words in files: our own, and the embedding files that prompts of ComfyUI look up."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -57,16 +57,20 @@ def embedding_header_entries(words: Sequence[LearnedEmbedding]) -> list[dict[str
     return [{"token": word.token, "encoders": list(word.vectors)} for word in words]
 
 
-def embedding_from_header(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> LearnedEmbedding:
-    """The word that a header's ``entry`` describes; its tensors are taken out of ``tensors``.
+def embedding_from_header(token: str, encoders: Sequence[str], tensors: dict[str, Tensor]) -> LearnedEmbedding:
+    """Return the embedding that an entry of a header describes; its tensors are removed from ``tensors``.
+
+    Args:
+        token: the placeholder token.
+        encoders: the text encoders that it has vectors for.
+        tensors: all tensors of the file.
 
     Raises:
-        ValueError: the entry is none, or a tensor is missing or no word's.
-        KeyError, TypeError: the entry is of another form altogether.
+        ValueError: the entry is invalid, or a tensor is missing or no embedding.
     """
-    places = embedding_tensor_names(entry["token"], entry["encoders"])
+    places = embedding_tensor_names(token, encoders)
     if missing := [name for name in places.values() if name not in tensors]:
         raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
     return LearnedEmbedding(
-        entry["token"], {key: validation.checked_tensor(tensors.pop(full), full) for key, full in places.items()}
+        token, {key: validation.checked_tensor(tensors.pop(full), full) for key, full in places.items()}
     )

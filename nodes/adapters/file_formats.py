@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...models.adapters.stack import AdapterStack
-from ...models.files.adapter_file import HEADER, adapter_header, adapter_tensors
+from ...models.files.adapter_file import adapter_tensors
+from ...models.files.adapter_header import HEADER, encode_header
 from ...models.files.lora_key_formats import KeyName, as_plain_lora, comfyui_tensors, format_keys
 from ...models.files.precision_loss import adapter_precision_loss, tensor_precision_loss
 from ...models.metadata.base_fingerprint import SampledWeights, with_fingerprint
@@ -88,7 +89,7 @@ class NativeFormat(FileFormat):
         return adapter_tensors(adapter)
 
     def header(self, adapter: AdapterStack) -> dict[str, str]:
-        return {HEADER: adapter_header(adapter)}
+        return {HEADER: encode_header(adapter)}
 
     def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
         return lora_metadata(adapter, title, native=True)

@@ -9,7 +9,8 @@ import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.files.adapter_file import adapter_header, load_adapter, save_adapter
+from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.files.adapter_header import encode_header
 from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.models.metadata.lora_metadata import lora_metadata
 from hyperbooth.models.metadata.prompt_limits import LEFT_OUT, MAX_LENGTH, MAX_PROMPTS
@@ -86,4 +87,4 @@ def test_other_programs_get_all_trigger_words_and_short_prompts(tmp_path: Path) 
 
 
 def test_the_header_is_written_in_the_letters_of_the_prompt() -> None:
-    assert "犬" in adapter_header(adapter(["犬"]))
+    assert "犬" in encode_header(adapter(["犬"]))

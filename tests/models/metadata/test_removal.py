@@ -38,7 +38,7 @@ def test_beyond_a_fortieth_the_worst_layer_is_named() -> None:
 def test_sizes_are_told_beside_a_loras() -> None:
     """Of a square layer PaRa needs half of what LoRA does."""
     square = Target("diffusion_model.square", (64, 64))
-    assert link("para", PaRaConfig(4), square).describe_size().startswith("256 numbers, ")
+    assert link("para", PaRaConfig(4), square).describe_size().startswith("256 parameters, ")
     assert link("para", PaRaConfig(4), square).describe_size().endswith("; a LoRA of this rank would have 512")
     assert link("lidb", LiDBConfig(), square).describe_size().endswith("; a LoRA of this rank would have 128")
     assert "would" not in link("lora", LoRAConfig(4, 4.0), square).describe_size()

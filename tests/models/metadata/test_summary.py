@@ -70,5 +70,5 @@ def test_on_square_layers_para_has_half_of_loras_numbers() -> None:
     link = chain("para").select_layers(square).adapters[0]
     numbers = sum(parameter.numel() for parameter in link.parameters())
     assert numbers == 3 * 16 * 2
-    assert f"{numbers} numbers" in summary(AdapterStack((link,)))
+    assert f"{numbers} parameters" in summary(AdapterStack((link,)))
     assert f"a LoRA of this rank would have {2 * numbers}" in summary(AdapterStack((link,)))

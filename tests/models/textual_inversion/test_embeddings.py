@@ -8,7 +8,8 @@ import torch
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.files.adapter_file import HEADER, adapter_header, adapter_tensors, load_adapter, save_adapter
+from hyperbooth.models.files.adapter_file import adapter_tensors, load_adapter, save_adapter
+from hyperbooth.models.files.adapter_header import HEADER, encode_header
 from hyperbooth.models.files.safetensors_io import write_tensors
 from hyperbooth.models.metadata.combine import combine_adapters
 from hyperbooth.models.metadata.summary import summary
@@ -114,7 +115,7 @@ def test_a_file_gives_the_words_back_bit_for_bit(tmp_path: Path, chain: bool) ->
 
 
 def test_a_file_without_words_says_nothing_of_them() -> None:
-    assert "words" not in json.loads(adapter_header(lora()))
+    assert "words" not in json.loads(encode_header(lora()))
 
 
 DAMAGED = {
@@ -133,7 +134,7 @@ DAMAGED = {
 def test_damaged_files_are_refused(tmp_path: Path, case: str) -> None:
     change, message = DAMAGED[case]
     adapter = AdapterStack((), embeddings=(word(),))
-    tensors, header = adapter_tensors(adapter), json.loads(adapter_header(adapter))
+    tensors, header = adapter_tensors(adapter), json.loads(encode_header(adapter))
     change(tensors, header)
     write_tensors(tensors, tmp_path / "a.safetensors", {HEADER: json.dumps(header)})
     with pytest.raises(ValueError, match=message):
@@ -153,7 +154,7 @@ def test_combine_joins_words() -> None:
 
 def test_the_report_names_them() -> None:
     text = summary(AdapterStack((), {"base": "SD15"}, (word(),)))
-    assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l): 16 numbers, 0.1 KiB in float32" in text
+    assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l): 16 parameters, 0.1 KiB in float32" in text
 
 
 def test_an_embedding_file_holds_one_word() -> None:
