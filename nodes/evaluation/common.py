@@ -143,7 +143,19 @@ class Scoring(io.ComfyNode):
         cls, dino: Any = None, clip: Any = None, dino_vision: Any = None, clip_vision: Any = None, prompt: Any = None,
         filename_prefix: Any = None,
     ) -> bool | str:  # fmt: skip
-        """Return an error message, or True; a linked input is (None,) here, one that is not connected None."""
+        """Check what is known before the graph runs: a linked input is (None,) here, one that is not connected None.
+
+        Args:
+            dino: name of the encoder for DINO and DIV.
+            clip: name of the encoder for CLIP-I and CLIP-T.
+            dino_vision: a CLIP_VISION in place of ``dino``.
+            clip_vision: a CLIP_VISION in place of ``clip``.
+            prompt: of the samples.
+            filename_prefix: of the CSV file.
+
+        Returns:
+            An error message, or True.
+        """
         given = [("dino", dino, dino_vision), ("clip_score", clip, clip_vision)]
         given = [(kind, names[0], vision) for kind, names, vision in given if names is not None]
         if all(name == NONE and vision is None for _, name, vision in given):

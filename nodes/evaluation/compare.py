@@ -206,7 +206,13 @@ def parse_labels(text: str, count: int, prompts: int = 1) -> list[str]:
 
 
 def diversity_score(by: Embedder | None, embed: Embeddings, samples: list[Tensor]) -> Score:
-    """Return DIV of the samples of one prompt; not measured for fewer than two."""
+    """Return DIV of the samples of one prompt; not measured for fewer than two.
+
+    Args:
+        by: the DINO encoder, or None.
+        embed: embeds images.
+        samples: images ``[H, W, 3]``.
+    """
     if by is None or len(samples) < 2:
         return Score("DIV", NOT_MEASURED)
     return Score("DIV", scores.diversity(embed(by, samples)), by.name)
@@ -264,7 +270,13 @@ def _number(value: float | None) -> str:
 def score_grid(
     adapters: Sequence[Sequence[Sequence[Tensor]]], names: Sequence[str], table: Sequence[Sequence[Score]]
 ) -> Image.Image:  # fmt: skip
-    """Draw a column of samples for each adapter, with the same number of rows for each prompt."""
+    """Draw a column of samples for each adapter, with the same number of rows for each prompt.
+
+    Args:
+        adapters: for each adapter, for each prompt, images ``[H, W, 3]``.
+        names: of the adapters.
+        table: the scores of each adapter, written below its column.
+    """
     prompts = len(adapters[0])
     each = min(max(1, SHOWN // prompts), max(len(some) for samples in adapters for some in samples))
     cells = [

@@ -197,15 +197,15 @@ def bank_folder(bank_name: str, source: Path) -> Path:
 
 
 def _progress() -> Any:
-    """Return a progress callback that learns the number of steps at its first call."""
+    """Return a progress callback that takes the number of steps from its first call."""
     bars: list[Progress] = []
 
-    def on_progress(done: int, total: int, preview: Any) -> None:
+    def _update(done: int, total: int, preview: Any) -> None:
         if not bars:
             bars.append(Progress(total))
         bars[0](done, total, preview)
 
-    return on_progress
+    return _update
 
 
 class LoadBank(io.ComfyNode):

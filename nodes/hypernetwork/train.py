@@ -1,6 +1,7 @@
 """Node that trains a hypernetwork on a subject bank."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from comfy_api.latest import io
@@ -19,6 +20,7 @@ from ...trainers.hypernetwork.config import HyperNetworkTrainingConfig
 from ...trainers.hypernetwork.feature_cache import FeatureCache
 from ...trainers.hypernetwork.train import Result, train_hypernetwork
 from ...trainers.reporting.live_view import LiveView
+from ...trainers.session import TrainingSession
 from ..bridge.folders import state_folder
 from ..bridge.images.clip_vision import encoder_ref, image_tokens
 from ..bridge.progress import Progress
@@ -197,32 +199,34 @@ def train(
     require_bank_base(bank, model, clip)
     if run.start_from is not None:
         run.start_from.encoder.check(encoder, "clip_vision", "hypernetwork in start_from")
-    conds = _encoded(run.prompts, clip)
-    subject = Subject((Example(bank.latent_batch([(0, 0)]), conds[bank.prompt], bank.prompt),))
-    trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
-    name = run_hash(encoder)
+    conds = _encode_prompts(run.prompts, clip)
+    encoder_hash, progress = run_hash(encoder), Progress(run.steps)
     features = FeatureCache(
-        bank, name, lambda images: image_tokens(vision, images), Progress(sum(bank.image_counts)), processes
+        bank, encoder_hash, lambda images: image_tokens(vision, images), Progress(sum(bank.image_counts)), processes
     )
-    progress = Progress(run.steps)
-    with training_session(model, run.options, subject, batch_size=run.batch_size, clip=trained) as session:
-        states = CheckpointStore(state_folder(), run.key(session.model.model_hash, name), writes=processes.is_main)
+    with _session(run, model, clip, conds) as session:
+        key = run.key(session.model.model_hash, encoder_hash)
+        states = CheckpointStore(state_folder(), key, writes=processes.is_main)
         if not resume:
             states.forget()
         return train_hypernetwork(
-            run,
-            session,
-            conds,
-            encoder,
-            features,
+            run, session, conds, encoder, features,
             lambda sample: LiveView(run.steps, progress, sample, run.look_every, True),
-            states,
-            lambda step: progress(step, run.steps),
-            processes,
-        )
+            states, lambda step: progress(step, run.steps), processes,
+        )  # fmt: skip
 
 
-def _encoded(prompts: Sequence[str], clip: Any) -> dict[str, Any]:
+def _session(
+    run: HyperNetworkTrainingConfig, model: Any, clip: Any, conds: Mapping[str, Any]
+) -> AbstractContextManager[TrainingSession]:
+    """Open the model for batches of the bank's images; the text encoder too if the bank's adapters change it."""
+    bank = run.bank
+    example = Example(bank.latent_batch([(0, 0)]), conds[bank.prompt], bank.prompt)
+    trained = clip if any(name.startswith(TEXT_PREFIX) for name in bank.layout.targets) else None
+    return training_session(model, run.options, Subject((example,)), batch_size=run.batch_size, clip=trained)
+
+
+def _encode_prompts(prompts: Sequence[str], clip: Any) -> dict[str, Any]:
     """Return each prompt's conditioning, in main memory."""
     progress, conds = Progress(len(prompts)), {}
     for prompt in prompts:

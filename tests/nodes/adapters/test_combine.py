@@ -138,7 +138,7 @@ def test_exported_the_change_is_the_same_on_its_base(
 
 
 @by_order
-def test_to_lora_is_the_chain_in_its_order(node: Any, loaded: Any, families: tuple[str, ...]) -> None:
+def test_to_lora_is_the_stack_in_its_order(node: Any, loaded: Any, families: tuple[str, ...]) -> None:
     model, clip, _ = loaded
     adapter = stack_of(families, loaded)
     if "full" in families:
@@ -194,7 +194,7 @@ def test_an_export_is_for_the_weights_the_model_carries(node: Any, loaded: Any) 
     assert not torch.equal(on_patched[f"{name}.lora_down.weight"], on_plain[f"{name}.lora_down.weight"])
 
 
-def test_an_export_knows_its_base_and_says_so_on_another(
+def test_an_export_records_its_base_and_warns_on_another(
     node: Any, loaded: Any, output_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = loaded[0]
@@ -282,7 +282,7 @@ def test_an_export_from_the_model_that_carries_it_is_refused(
     node("ToLoRA", adapter=adapter, model=other)
 
 
-def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> None:
+def test_an_export_for_another_architecture_is_refused(node: Any, loaded: Any) -> None:
     """Before its base is looked at."""
     adapter = with_fingerprint(stack_of(("para",), loaded), base_weights(loaded[0]))
     name, other = next(iter(adapter.targets())), "diffusion_model.input_blocks.9.1.proj_in"
@@ -292,7 +292,7 @@ def test_an_export_for_another_architecture_says_so(node: Any, loaded: Any) -> N
         node("Apply", model=loaded[0], adapter=AdapterStack((moved,), adapter.metadata), strength_model=1.0)
 
 
-def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, output_folder: Path) -> None:
+def test_an_export_without_the_base_names_what_it_needs(node: Any, loaded: Any, output_folder: Path) -> None:
     adapter = stack_of(("para",), loaded)
     with pytest.raises(ValueError, match=r"connect .*model"):
         node("Save", adapter=adapter, filename_prefix="loras/a", format="comfyui", precision="float32")
@@ -305,7 +305,7 @@ def test_without_the_base_an_export_says_what_it_needs(node: Any, loaded: Any, o
     assert not list(output_folder.rglob("*.safetensors"))
 
 
-def test_info_without_the_model_says_what_it_leaves_out(node: Any, loaded: Any) -> None:
+def test_info_without_the_model_counts_the_layers_left_out(node: Any, loaded: Any) -> None:
     report, chart = node("Info", adapter=stack_of(("para",), loaded))
     assert "para (rank 3)" in report and re.search(r"chart: without \d+ layers.*connect model", report)
     assert chart.shape[-1] == 3
@@ -337,7 +337,7 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     ],
     ids=["NaN", "whole numbers", "a row", "three dimensions"],
 )
-def test_numbers_that_are_no_adapters_are_refused_by_the_stock_loader(
+def test_invalid_tensors_are_refused_by_the_stock_loader(
     loaded: Any, damage: Any, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -350,7 +350,7 @@ def test_numbers_that_are_no_adapters_are_refused_by_the_stock_loader(
             comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
 
 
-def test_a_chain_with_a_gap_is_refused(loaded: Any, tmp_path: Path) -> None:
+def test_a_stack_with_a_missing_adapter_is_refused(loaded: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_adapter(stack_of(("para", "lidb", "para"), loaded), path)
     with torch.inference_mode():
@@ -360,7 +360,7 @@ def test_a_chain_with_a_gap_is_refused(loaded: Any, tmp_path: Path) -> None:
             comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
 
 
-def test_on_a_layer_it_does_not_fit_the_weight_stays_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_layer_of_another_shape_is_unchanged_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     adapter = StackWeightAdapter.of([ProjectOut(torch.linalg.qr(torch.randn(8, 2)).Q)])
     weight = torch.randn(6, 4)
     before = weight.clone()
@@ -378,7 +378,7 @@ def test_half_precision_weights_are_rounded_once() -> None:
     assert relative(got.double(), exact) < 4e-3
 
 
-def test_a_file_of_half_a_chain_is_named(loaded: Any, tmp_path: Path) -> None:
+def test_a_missing_tensor_of_a_stack_is_named(loaded: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_adapter(stack_of(("para", "lora"), loaded), path)
     with torch.inference_mode():

@@ -262,7 +262,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("kind", "format"), NAMES)
-def test_names_are_the_dialects_own(node: Any, families: Any, folder: Path, kind: str, format: str) -> None:
+def test_names_are_those_of_the_key_format(node: Any, families: Any, folder: Path, kind: str, format: str) -> None:
     model, clip = families(kind)
     tensors = load_file(folder / save(node, adapter_of(model, clip), format, model))
     assert [name for name in NAMES[kind, format] if name not in tensors] == []
@@ -389,7 +389,7 @@ def test_names_that_depend_on_the_architecture_need_the_model(
     ("SDXL", "diffusers", "text_encoders.clip_g.transformer.text_projection"),
     ("SD3", "diffusers", "text_encoders.t5xxl.transformer.encoder.block.1.layer.0.SelfAttention.q"),
 ])  # fmt: skip
-def test_layers_that_a_dialect_cannot_name_are_listed(
+def test_layers_without_a_name_in_the_key_format_are_listed(
     node: Any, families: Any, folder: Path, kind: str, format: str, layer: str
 ) -> None:
     model, clip = families(kind)
@@ -472,7 +472,7 @@ def test_metadata_can_be_left_out(node: Any, families: Any, folder: Path, format
 
 
 @pytest.mark.parametrize(("format", "kind"), [("hyperbooth", "hyperbooth-lora"), ("kohya", "lora")])
-def test_a_chain_is_a_lora_for_others_only_as_an_export(
+def test_a_stack_is_a_lora_for_others_only_as_an_export(
     node: Any, families: Any, folder: Path, format: str, kind: str
 ) -> None:
     model, clip = families("SD15")
@@ -514,7 +514,7 @@ def test_strength_zero_changes_nothing(node: Any, families: Any, folder: Path) -
 
 
 @pytest.mark.parametrize("format", ["hyperbooth", "kohya", "diffusers", "comfyui"])
-def test_a_chain_is_saved_applied_and_described(node: Any, families: Any, folder: Path, format: str) -> None:
+def test_a_stack_is_saved_applied_and_described(node: Any, families: Any, folder: Path, format: str) -> None:
     model, clip = families("Flux")
     first = adapter_of(model, clip, "attention", steps=10, prompts=["a cat"], trigger="sks")
     second = factors(targets_of(model, clip, "attention")[:5], 3, 1.0, 1, base="Flux", steps=20, prompts=["a dog"])
@@ -713,7 +713,7 @@ def test_a_trigger_that_cannot_be_written_is_refused_before_anything_is(
 
 
 @pytest.mark.parametrize("format", ["hyperbooth", "kohya", "comfyui"])
-def test_the_report_says_what_half_precision_costs(families: Any, folder: Path, format: str) -> None:
+def test_the_report_gives_the_rounding_error_of_half_precision(families: Any, folder: Path, format: str) -> None:
     model, clip = families("SD15")
     adapter, text = adapter_of(model, clip, "attention"), {}
     for precision in ("float32", "float16", "bfloat16"):

@@ -12,7 +12,7 @@ def conditioning(value: float) -> Any:
     return [[torch.full((1, 77, 768), value), {"pooled_output": torch.full((1, 768), value)}]]
 
 
-def test_stock_buckets_keep_each_picture_with_its_text(node: Any) -> None:
+def test_stock_buckets_keep_each_image_with_its_caption(node: Any) -> None:
     sizes = [(8, 8), (6, 10), (8, 8), (6, 10), (10, 6)]
     latents = [{"samples": torch.full((1, 4, *size), float(index))} for index, size in enumerate(sizes)]
     buckets, conds = ResolutionBucket.execute(latents, [conditioning(float(i)) for i in range(5)]).result
@@ -33,7 +33,7 @@ def subject(node: Any, loaded: Any, pictures: Tensor, **inputs: list[Any]) -> An
     return made
 
 
-def test_versions_reach_the_subject_and_the_same_seed_makes_the_same(node: Any, loaded: Any, pictures: Tensor) -> None:
+def test_variants_reach_the_subject_and_repeat_with_the_seed(node: Any, loaded: Any, pictures: Tensor) -> None:
     augmented = {"variants": [5], "crop": [0.3], "colour": [0.2], "augment_seed": [7]}
     first, again = (subject(node, loaded, pictures, **augmented) for _ in range(2))
     plain = subject(node, loaded, pictures)
@@ -46,7 +46,7 @@ def test_versions_reach_the_subject_and_the_same_seed_makes_the_same(node: Any, 
     assert not torch.equal(first.examples[0].latents, different.examples[0].latents)
 
 
-def test_a_picture_without_a_caption_takes_the_prompt(node: Any, loaded: Any, pictures: Tensor) -> None:
+def test_an_image_without_a_caption_takes_the_prompt(node: Any, loaded: Any, pictures: Tensor) -> None:
     made = subject(node, loaded, pictures, captions=["one", "", "three"])
     assert [example.prompt for example in made.examples] == ["one", "a photo of sks dog", "three"]
 

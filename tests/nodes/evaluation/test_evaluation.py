@@ -123,7 +123,7 @@ def test_a_clip_vision_serves_instead(node: Any, samples: list[Tensor], referenc
     assert "DINO: not measured" in report and "CLIP_VISION (clip_vision_model, width 32, patches of 8)" in report
 
 
-def test_the_sheet_says_who_is_better_at_what(
+def test_the_report_ranks_the_adapters_by_each_score(
     node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]
 ) -> None:
     sheet, report, path = node(
@@ -139,7 +139,7 @@ def test_the_sheet_says_who_is_better_at_what(
     assert rows[0]["DINO encoder"].startswith("small-dino (vit, width ") and f"written to {path}" in report
 
 
-def test_one_reference_has_no_ceiling_and_the_report_says_so(node: Any, samples: list[Tensor]) -> None:
+def test_one_reference_has_no_ceiling(node: Any, samples: list[Tensor]) -> None:
     subject = {"images": samples, "references": [samples[1]], "dino": ["small-dino"], "clip": ["none"]}
     assert "two references" in node("SubjectFidelity", **subject)[2]
 

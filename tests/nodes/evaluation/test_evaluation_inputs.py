@@ -58,7 +58,9 @@ def test_the_sheet_names_no_best_where_there_is_none(
     assert "DINO: equal. a 0." in equal and "best" not in equal
 
 
-def test_labels_are_told_apart(node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]) -> None:
+def test_labels_are_unique_and_printable(
+    node: Any, output_folder: Path, samples: list[Tensor], references: list[Tensor]
+) -> None:
     inputs = {"images": samples, "references": references, "prompt": [PROMPT], "filename_prefix": ["x"]}
     inputs |= {"dino": ["small-dino"], "clip": ["none"]}
     with pytest.raises(ValueError, match=r"^labels .*'a' twice"):

@@ -79,7 +79,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return relative(a, b) < 1e-4
 
 
-def test_each_subject_is_learnt_and_the_model_stays(node: Any, quick: Any, people: Path) -> None:
+def test_each_subject_is_learned_and_the_model_is_unchanged(node: Any, quick: Any, people: Path) -> None:
     with untouched(*quick[:2]):
         bank, report = build(node, quick, steps=30, method=lidb(text_encoder=True))
     assert bank.names == ("alice", "bob", "carol") and bank.image_counts == (1, 3, 1)
@@ -103,7 +103,7 @@ def test_a_batch_of_three_equals_three_alone(node: Any, quick: Any, people: Path
     assert alone.entries[0].fit.other is None and together.entries[0].fit.other is not None
 
 
-def test_pictures_are_trained_on_the_texts_beside_them(node: Any, quick: Any, people: Path) -> None:
+def test_images_are_trained_on_their_captions(node: Any, quick: Any, people: Path) -> None:
     (people / "bob" / "1.txt").write_text("a photo of sks face\nin the snow", "utf-8")
     plain, _ = build(node, quick)
     told, report = build(node, quick, bank_name="told", captions=True)
@@ -116,7 +116,7 @@ def test_pictures_are_trained_on_the_texts_beside_them(node: Any, quick: Any, pe
         build(node, quick, bank_name="told")
 
 
-def test_a_caption_stays_with_its_picture_where_others_are_left_out(node: Any, quick: Any, people: Path) -> None:
+def test_a_caption_stays_with_its_image_where_others_are_left_out(node: Any, quick: Any, people: Path) -> None:
     (people / "bob" / "0.png").write_bytes(b"no picture")
     (people / "bob" / "1.txt").write_bytes(b"\xff\xfe\xfa")
     (people / "bob" / "2.txt").write_text(f"{PROMPT} at sea")
@@ -149,7 +149,7 @@ def test_cancelled_it_keeps_what_is_finished_and_goes_on(
     assert re.search(r"none .*new", report) and header(again) == header(bank)
 
 
-def test_folders_that_come_later_extend_the_bank(node: Any, quick: Any, people: Path) -> None:
+def test_new_folders_extend_the_bank(node: Any, quick: Any, people: Path) -> None:
     before, _ = build(node, quick)
     kept = header(before)
     write_people(people, {"dora": 1, "emil": 2})
@@ -178,7 +178,7 @@ def test_folders_that_come_later_extend_the_bank(node: Any, quick: Any, people: 
         ({"options": TrainingOptions(noise_offset=0.1)}, "options.noise_offset 0.0 there"),
     ],
 )
-def test_a_bank_is_not_extended_under_other_settings(
+def test_a_bank_is_not_extended_with_other_settings(
     node: Any, quick: Any, people: Path, built: Path, changed: dict[str, Any], message: str
 ) -> None:
     before = {path.name: path.read_bytes() for path in built.iterdir()}
@@ -205,7 +205,7 @@ def built(once: Path, output_folder: Path) -> Path:
     return Path(shutil.copytree(once, output_folder / "hyperbooth_banks" / "built"))
 
 
-def test_another_model_is_told_apart(node: Any, quick: Any, people: Path, built: Path) -> None:
+def test_another_base_model_is_refused(node: Any, quick: Any, people: Path, built: Path) -> None:
     model, clip, vae = quick
     patched = model.clone()
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
@@ -236,7 +236,7 @@ def test_two_builds_at_once_do_no_harm_to_each_other(
     assert re.search(r"none .*new", report) and torch.equal(again.theta(), theta)
 
 
-def test_what_is_linked_cannot_be_looked_at_beforehand_and_the_warning_says_so() -> None:
+def test_linked_inputs_are_refused_by_validation() -> None:
     """ComfyUI gives None for it, shows the error as a warning, and runs the node."""
     with pytest.raises(ValueError, match=r"^folder is linked"):
         BuildBank.fingerprint_inputs(folder=None)
@@ -343,14 +343,12 @@ def test_nothing_to_learn_from_is_an_error_and_leaves_no_bank(
         ({"options": TrainingOptions(caption_dropout=0.1)}, "caption_dropout"),
     ],
 )
-def test_what_a_bank_cannot_be_built_of_is_refused(
-    node: Any, quick: Any, people: Path, inputs: dict[str, Any], message: str
-) -> None:
+def test_invalid_inputs_are_refused(node: Any, quick: Any, people: Path, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(node, quick, **inputs)
 
 
-def test_all_start_from_the_same_numbers(node: Any, quick: Any, people: Path) -> None:
+def test_all_subjects_share_their_initialization(node: Any, quick: Any, people: Path) -> None:
     """A learning rate of zero leaves the start, another bank's mean goes into the next."""
     still, _ = build(node, quick, method=lidb(learning_rate=0.0, text_encoder_lr=0.0), bank_name="still")
     assert (still.theta() == still.theta([0])).all()
@@ -455,7 +453,7 @@ def unseen(_: int) -> Any:
     return lambda history: None
 
 
-def test_one_that_cannot_be_learnt_spoils_no_other(session: Any) -> None:
+def test_a_diverging_subject_does_not_affect_the_others(session: Any) -> None:
     """A picture of no numbers: the batch is halved until it stands alone."""
     subjects = [example(0), example(1), example(2, torch.nan)]
     first, second, third = trainer(session, 3)(session, subjects, unseen)

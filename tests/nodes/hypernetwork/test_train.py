@@ -88,7 +88,7 @@ def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
     return torch.stack(rows)
 
 
-def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: Any, bank: Bank) -> None:
+def test_held_out_people_are_predicted_and_reported(node: Any, loaded: Any, bank: Bank) -> None:
     with untouched(*loaded[:2]):
         hypernetwork, loss_map, report = trained(node, loaded, bank, steps=60, batch_size=8)
     assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.7 * sum(loss_map["loss"][:10])
@@ -105,7 +105,7 @@ def test_it_sees_people_it_never_met_and_the_report_says_so(node: Any, loaded: A
     assert hypernetwork.prompt == bank.prompt and hypernetwork.base.kind == "SD15"
 
 
-def test_the_controls_are_on_the_screen_before_the_first_step(
+def test_baselines_are_shown_before_the_first_step(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By ComfyUI's own hook, to which its server listens."""
@@ -117,7 +117,7 @@ def test_the_controls_are_on_the_screen_before_the_first_step(
     assert pictures[0] == 0 and pictures[-1] == 2
 
 
-def test_the_linear_start_alone_sees_the_person(node: Any, loaded: Any, bank: Bank) -> None:
+def test_the_linear_initialization_alone_distinguishes_people(node: Any, loaded: Any, bank: Bank) -> None:
     hypernetwork, _, _ = trained(node, loaded, bank, steps=1, learning_rate=0.0)
     new = range(1000, 1008)
     fitted = torch.stack([theta_of(person, bank.layout.parameter_count) for person in new])
@@ -173,9 +173,7 @@ def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> 
 
 
 @pytest.mark.parametrize("losses", [(1.0, 0.0), (0.0, 1.0)], ids=["weights", "pictures"])
-def test_a_shared_input_side_is_everybodys_and_learnt(
-    node: Any, loaded: Any, tmp_path: Path, losses: tuple[float, float]
-) -> None:
+def test_a_shared_down_factor_is_learned(node: Any, loaded: Any, tmp_path: Path, losses: tuple[float, float]) -> None:
     bank = write_bank(tmp_path / "bank", loaded, range(8), shared_input=True)
     weight, denoising = losses
     hypernetwork, _, report = trained(
@@ -194,7 +192,7 @@ def test_a_shared_input_side_is_everybodys_and_learnt(
         assert not torch.equal(tensors["a_train"], second[name]["a_train"])
 
 
-def test_each_picture_is_denoised_under_its_own_caption(
+def test_each_image_is_denoised_with_its_own_caption(
     node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is that of the same pictures under what the text encoder makes of the captions."""
@@ -220,7 +218,7 @@ def test_each_picture_is_denoised_under_its_own_caption(
 
 
 @pytest.mark.parametrize(("inputs", "shown"), [(0, {0, 1, 2}), (1, {0}), (2, {0, 1}), (9, {0, 1, 2})])
-def test_predictions_are_made_from_the_first_pictures_and_judged_by_others(
+def test_the_first_images_are_inputs_and_others_targets(
     node: Any, loaded: Any, tmp_path: Path, inputs: int, shown: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, target, looked = set(), set(), set()
@@ -289,7 +287,7 @@ def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
     assert tuned.metadata["prompts"] == ["a photo of sks face"] and is_predicted(tuned.metadata)
 
 
-def test_cancelled_and_queued_again_it_is_the_hypernetwork_of_the_run_never_cancelled(
+def test_a_cancelled_and_resumed_run_gives_the_same_hypernetwork(
     node: Any, loaded: Any, small_bank: Bank, output_folder: Path
 ) -> None:
     options = TrainingOptions(preview_every=0, checkpoint_every=2, ema_decay=0.9, validation=1000)
@@ -315,7 +313,7 @@ def test_a_state_of_another_format_is_another_run(
     assert "taken up" not in trained(node, loaded, small_bank)[2]
 
 
-def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank: Bank) -> None:
+def test_the_result_is_that_of_the_best_evaluation(node: Any, loaded: Any, small_bank: Bank) -> None:
     """A rate so high that each step makes it worse: the start is kept; the history is of all that was done."""
     options = TrainingOptions(preview_every=0, validation=1, ema_decay=0.5)
     start, _, _ = trained(node, loaded, small_bank, steps=1, learning_rate=0.0)
@@ -324,7 +322,7 @@ def test_the_result_is_that_of_the_best_look(node: Any, loaded: Any, small_bank:
     assert len(loss_map["loss"]) == 3 and re.search(r"of step 0, the best", report)
 
 
-def test_a_best_look_on_the_way_is_taken(
+def test_the_best_evaluation_during_the_run_is_taken(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, real, found = TrainingOptions(preview_every=0, validation=1), Evaluator.look, []
@@ -340,7 +338,7 @@ def test_a_best_look_on_the_way_is_taken(
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), three.network.parameters(), strict=True))
 
 
-def looks_that_say(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> dict[int, Tensor]:
+def evaluations_with(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> dict[int, Tensor]:
     """Step -> what its look says the network explains of people held out; gives the networks' heads at each look."""
     real, heads = HyperNetworkTrainer._look, {}
 
@@ -355,11 +353,11 @@ def looks_that_say(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> di
     return heads
 
 
-def test_the_best_look_is_taken_although_the_disk_is_full(
+def test_the_best_evaluation_is_taken_although_the_disk_is_full(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once an older best is written and nothing more."""
-    heads = looks_that_say(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.1, 6: 0.0})
+    heads = evaluations_with(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.1, 6: 0.0})
     real, written = checkpoints.write_tensors, []
 
     def write(*given: Any) -> None:
@@ -385,12 +383,12 @@ class StoppedAtFour(LiveView):
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_resumed_run_goes_by_the_looks_of_the_whole_one(
+def test_a_resumed_run_keeps_earlier_evaluations(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch, output_folder: Path, lost: bool
 ) -> None:
     """It looks where it was taken up too, and best of all there; what was best before, it has from the disk, or says
     that it has not."""
-    heads = looks_that_say(monkeypatch, {0: 0.0, 3: 0.3, 6: 0.2})
+    heads = evaluations_with(monkeypatch, {0: 0.0, 3: 0.3, 6: 0.2})
     inputs = {"steps": 6, "batch_size": 2, "options": TrainingOptions(preview_every=0, validation=3)}
     whole, _, _ = trained(node, loaded, small_bank, **inputs, resume="start over")
     with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
@@ -409,7 +407,7 @@ def test_a_shorter_run_leaves_the_longer_ones_best(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under a constant rate both are one run, and the longer one's state stays."""
-    heads = looks_that_say(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.1, 3: 0.3, 4: 0.1})
+    heads = evaluations_with(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.1, 3: 0.3, 4: 0.1})
     inputs = {"batch_size": 2, "options": TrainingOptions(preview_every=0, validation=1)}
     trained(node, loaded, small_bank, steps=4, **inputs)
     short = trained(node, loaded, small_bank, steps=2, **inputs)[0]
@@ -419,7 +417,7 @@ def test_a_shorter_run_leaves_the_longer_ones_best(
     assert torch.equal(again.network.heads, heads[3])
 
 
-def test_who_was_held_out_is_held_out_again(node: Any, loaded: Any, tmp_path: Path) -> None:
+def test_held_out_people_stay_held_out(node: Any, loaded: Any, tmp_path: Path) -> None:
     """Else the controls would be of people it has learnt from."""
     bank = write_bank(tmp_path / "bank", loaded, range(24), per_shard=8)
     first, _, _ = trained(node, loaded, bank)
@@ -459,7 +457,7 @@ def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: 
     assert one == other and other.config.width == 32, "start_from has a width"
 
 
-def test_what_does_not_belong_together_is_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
+def test_mismatched_inputs_are_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weight_loss and denoising_loss.* 0"):
         trained(node, loaded, small_bank, weight_loss=0.0)
     few = write_bank(tmp_path / "few", loaded, range(4))
@@ -508,7 +506,7 @@ class Apart(ProcessGroup):
         (2, (None, 40), r"processes .*0, 40"),
     ],
 )
-def test_processes_that_cannot_work_together_are_refused(
+def test_inconsistent_processes_are_refused(
     loaded: Any, small_bank: Bank, processes: int, other: Any, message: str
 ) -> None:
     run = config_of(small_bank)

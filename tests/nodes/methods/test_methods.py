@@ -123,7 +123,7 @@ def test_weights_come_one_layer_at_a_time_as_float32_matrices(loaded: Any, subje
     assert signs == [1]
 
 
-def test_a_resumed_run_does_not_work_the_start_out_again(
+def test_a_resumed_run_does_not_compute_the_initialization_again(
     node: Any, loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hyperbooth.models.adapters.para import adapter as para

@@ -117,7 +117,7 @@ def test_is_recognised(family: Loaded) -> None:
         assert session.denoiser.sigmas.diff().min() > 0
 
 
-def test_a_text_layer_is_called_unread_if_the_picture_does_not_change_with_it(family: Loaded) -> None:
+def test_a_text_layer_is_unused_if_the_prediction_does_not_depend_on_it(family: Loaded) -> None:
     if family.clip is None:
         pytest.skip("comes without a text encoder")
     encoder = family.clip.cond_stage_model
@@ -135,7 +135,7 @@ def test_a_text_layer_is_called_unread_if_the_picture_does_not_change_with_it(fa
 
 
 @pytest.mark.parametrize("targets", ["attention", "all linear"])
-def test_learns_and_leaves_the_model_alone(family: Loaded, node: Any, targets: str) -> None:
+def test_trains_and_leaves_the_model_unchanged(family: Loaded, node: Any, targets: str) -> None:
     if targets == "attention" and family.clip is None:
         pytest.skip("of those without a text encoder, the wider rule alone")
     method, alone = lora(targets=targets, learning_rate=3e-3), replace(family.subject, class_examples=())
@@ -154,7 +154,7 @@ EVERYWHERE = [
 
 
 @pytest.mark.parametrize("method", EVERYWHERE, ids=lambda method: method.family)
-def test_every_layer_learns(family: Loaded, node: Any, method: Method) -> None:
+def test_every_layer_is_trained(family: Loaded, node: Any, method: Method) -> None:
     """In every place there is: the blocks of some families write over what a layer returned."""
     with untouched(family.model):
         adapter, loss_map, _ = train(node, (family.model,), family.subject, method, 3)
@@ -340,7 +340,7 @@ def test_class_images(family: Loaded, node: Any) -> None:
     assert torch.isfinite(images[0]).all()
 
 
-def test_previews_show_a_picture(family: Loaded) -> None:
+def test_previews_show_an_image(family: Loaded) -> None:
     with training_session(family.model, QUIET, family.subject, batch_size=1) as session:
         picture = session.denoiser.preview(noise(family.subject.examples[0].size))
     assert picture is not None and max(picture.size) > 200

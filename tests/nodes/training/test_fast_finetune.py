@@ -58,7 +58,7 @@ def test_before_the_first_step_the_output_is_the_given_adapters(
     assert not any(parameter.requires_grad for before in adapter.adapters[:-1] for parameter in before.parameters())
 
 
-def test_learns_on_top_and_leaves_the_rest_alone(node: Any, loaded: Any, subject: Any) -> None:
+def test_trains_on_top_and_leaves_the_rest_unchanged(node: Any, loaded: Any, subject: Any) -> None:
     given = stack_of(("lidb",), loaded, text=True)
     with untouched(*loaded[:2]):
         adapter, loss_map, report = tuned(node, loaded, subject, given, steps=40, learning_rate=3e-3, batch_size=2)
@@ -84,7 +84,7 @@ def test_the_first_loss_is_the_given_adapters(node: Any, loaded: Any, subject: A
     assert beside["loss"] != pytest.approx(plain["loss"], rel=1e-3)
 
 
-def test_one_file_holds_the_chain_and_its_history(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
+def test_one_file_holds_the_stack_and_its_metadata(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
     given, _, _ = train(node, loaded, subject, Method("lidb", LiDBConfig(), "attention", 1e-2), 2)
     adapter, _, _ = tuned(node, loaded, subject, given)
     (path,) = node("Save", adapter=adapter, filename_prefix="loras/a", format="hyperbooth", precision="float32")
@@ -117,7 +117,7 @@ def test_exported_as_one_plain_lora_it_is_what_apply_gives(
         assert relative(after(name).flatten(1).double(), expected) < tolerance, name
 
 
-def test_cancelled_and_queued_again_it_gives_the_chain_of_the_run_never_cancelled(
+def test_a_cancelled_and_resumed_run_gives_the_same_stack(
     node: Any, loaded: Any, subject: Any, output_folder: Path
 ) -> None:
     options = {"options": replace(QUIET, checkpoint_every=2), "steps": 8}
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused_or_said(
     assert "another base" in caplog.text
 
 
-def test_a_file_of_the_chain_is_tuned_again(node: Any, loaded: Any, subject: Any, tmp_path: Path) -> None:
+def test_a_saved_stack_is_fine_tuned_again(node: Any, loaded: Any, subject: Any, tmp_path: Path) -> None:
     save_adapter(tuned(node, loaded, subject, stack_of(("lidb",), loaded))[0], tmp_path / "a.safetensors")
     again, _, _ = tuned(node, loaded, subject, load_adapter(tmp_path / "a.safetensors"), rank=2)
     assert [one.describe().split(" on ")[0] for one in again.adapters[1:]] == [

@@ -35,7 +35,7 @@ def output(model: Any, cond: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any, optimizer: str) -> None:
+def test_trains_and_leaves_the_model_unchanged(node: Any, loaded: Any, subject: Any, optimizer: str) -> None:
     options = replace(QUIET, optimizer=optimizer)
     with untouched(*loaded[:2]):
         adapter, loss_map, report = train(node, loaded, subject, full(), 20, options=options)
@@ -101,9 +101,7 @@ def test_the_file_applies_as_the_adapter_does_and_by_the_stock_loader(
 
 
 @pytest.mark.parametrize("order", [("lora", "full"), ("full", "lora"), ("full", "full")], ids=" then ".join)
-def test_in_a_chain_training_sees_what_apply_gives(
-    node: Any, loaded: Any, subject: Any, order: tuple[str, str]
-) -> None:
+def test_in_a_stack_training_matches_apply(node: Any, loaded: Any, subject: Any, order: tuple[str, str]) -> None:
     model = loaded[0]
     kinds = {"lora": lora(learning_rate=1e-2), "full": full("attention", learning_rate=1e-3)}
     links = [train(node, loaded, subject, kinds[kind], 3, seed=place)[0] for place, kind in enumerate(order)]
@@ -134,7 +132,7 @@ def test_the_stock_save_checkpoint_keeps_the_result(
     assert relative(output(ours, cond), output(model, cond)) > 1e-3
 
 
-def test_no_lora_can_hold_it_and_the_message_says_what_can(node: Any, loaded: Any, subject: Any) -> None:
+def test_conversion_to_a_lora_is_refused(node: Any, loaded: Any, subject: Any) -> None:
     adapter, _, _ = train(node, loaded, subject, full("attention"), 1)
     with pytest.raises(ValueError, match=r"full difference.*LoRA"):
         node("ToLoRA", adapter=adapter, model=loaded[0])

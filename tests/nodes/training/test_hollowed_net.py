@@ -86,7 +86,7 @@ def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, su
 
 
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
-def test_a_gain_that_the_whole_network_has_not_is_warned_of(last: float, warned: bool, subject: Any) -> None:
+def test_no_gain_of_the_whole_network_is_warned_of(last: float, warned: bool, subject: Any) -> None:
     run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(0.9))
     (line,) = whole_network_notes(run, History(divergence_checks=[(0, 0.5), (4, last)]))
     assert line.startswith("warning: ") == ("fraction" in line) == warned
@@ -208,7 +208,7 @@ def test_a_removed_share_that_is_too_large_is_warned_of(
     assert bool(said.search(report)) == bool(said.search(caplog.text)) == ("warning: " in report) == bool(more)
 
 
-def test_weights_that_stay_where_they_are_save_nothing(node: Any, loaded: Any, subject: Any) -> None:
+def test_weights_that_are_not_offloaded_save_nothing(node: Any, loaded: Any, subject: Any) -> None:
     """Without records the deep part runs; and a CPU keeps in main memory what does not run. What a device holds is at
     least what the recording takes, which runs the whole network."""
     elsewhere = loaded[0].clone()

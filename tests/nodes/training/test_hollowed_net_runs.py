@@ -59,7 +59,7 @@ def test_records_of_a_run_taken_up_are_of_what_it_started_from(
     assert goes_on_as_if_nothing_had_been(node, loaded, subject, method, output_folder, start_from=before)
 
 
-def test_records_of_a_word_taken_up_are_of_the_word_at_its_start(node: Any, quick: Any, output_folder: Path) -> None:
+def test_cached_activations_of_a_resumed_embedding_are_of_its_start(node: Any, quick: Any, output_folder: Path) -> None:
     method = Method(FAMILY, TextualInversionConfig("sks-x", "dog", 1), learning_rate=0.1)
     subject = subject_of(node, quick, "a photo of sks-x")
     assert goes_on_as_if_nothing_had_been(node, quick, subject, method, output_folder, clip=quick[1])
@@ -117,7 +117,7 @@ def test_the_teacher_of_a_run_from_an_adapter_is_the_model_without_it(node: Any,
     assert recorded["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
-def test_a_recording_that_does_not_fit_says_what_to_turn_down(
+def test_a_recording_that_does_not_fit_names_the_setting_to_lower(
     node: Any, loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -164,7 +164,7 @@ def test_a_disk_that_is_full_is_left_as_it_was(
     assert not list(output_folder.rglob("*.records"))
 
 
-def test_records_that_are_gone_while_the_run_reads_them_are_named(tmp_path: Path) -> None:
+def test_missing_cache_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3\.safetensors"):
         DiskStore(tmp_path).read("3")
 

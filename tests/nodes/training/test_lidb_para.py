@@ -34,7 +34,7 @@ def inputs(method: Method, loaded: Any) -> dict[str, Any]:
 
 
 @by_method
-def test_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any, method: Method) -> None:
+def test_trains_and_leaves_the_model_unchanged(node: Any, loaded: Any, subject: Any, method: Method) -> None:
     with untouched(*loaded[:2]):
         _, loss_map, report = train(node, loaded, subject, method, 60, **inputs(method, loaded))
     losses = loss_map["loss"]
@@ -84,9 +84,7 @@ def test_training_sees_what_apply_gives_also_from_a_file(
 
 @by_method
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_computation_in_half_precision_learns(
-    node: Any, loaded: Any, subject: Any, method: Method, precision: str
-) -> None:
+def test_half_precision_training_learns(node: Any, loaded: Any, subject: Any, method: Method, precision: str) -> None:
     """With every block checkpointed, so that a decomposition serves the forward and its repetition."""
     options = replace(QUIET, precision=precision, gradient_checkpointing=True, gradient_accumulation=2)
     adapter, loss_map, _ = train(node, loaded, subject, method, 3, options=options, **inputs(method, loaded))

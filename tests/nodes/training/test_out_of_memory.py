@@ -61,7 +61,7 @@ def large(subject: Any) -> Any:
 
 
 @alone
-def test_out_of_memory_says_what_to_turn_on_and_leaves_everything_healthy(
+def test_out_of_memory_names_the_remedy_and_leaves_the_model_usable(
     node: Any, loaded: Any, subject: Any, large: Any
 ) -> None:
     train(node, loaded, subject, lora(), 1)

@@ -128,7 +128,9 @@ class TestRuined:
             torch.isfinite(p).all() for p in adapter.parameters()
         )
 
-    def test_a_run_ruined_at_once_is_told_at_the_end_at_the_latest(self, node: Any, loaded: Any, subject: Any) -> None:
+    def test_a_run_that_diverges_at_once_fails_at_its_end_at_the_latest(
+        self, node: Any, loaded: Any, subject: Any
+    ) -> None:
         with pytest.raises(Diverged, match=r"(loss|gradient) .* at step \d+.*nothing was saved"):
             train(node, loaded, subject, lora(learning_rate=0.8), 40, options=replace(QUIET, max_grad_norm=0))
 
@@ -140,7 +142,7 @@ def test_a_run_that_breaks_at_once_writes_nothing(node: Any, loaded: Any, subjec
     assert not list(output_folder.rglob("*.safetensors"))
 
 
-def test_validation_is_on_the_picture_held_out_and_repeats(node: Any, loaded: Any, subject: Any) -> None:
+def test_validation_is_on_the_held_out_image_and_repeats(node: Any, loaded: Any, subject: Any) -> None:
     four = replace(subject, examples=(*subject.examples, subject.examples[0]))
     options = replace(QUIET, validation=10)
     _, _, report = train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options)
@@ -174,7 +176,7 @@ def test_prior_prediction_is_nothing_before_training_and_the_drift_of_the_class_
     assert prior > 0 and own == alone and base == never != own
 
 
-def test_prior_prediction_keeps_the_class_where_it_was(node: Any, loaded: Any, pictures: Any) -> None:
+def test_prior_prediction_preserves_the_class(node: Any, loaded: Any, pictures: Any) -> None:
     _, clip, vae = loaded
     (subject,) = node(
         "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of sks dog"],
@@ -264,7 +266,7 @@ def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -
     )
 
 
-def test_the_report_says_what_was_chosen_for_memory(node: Any, loaded: Any, subject: Any) -> None:
+def test_the_report_names_the_memory_plan(node: Any, loaded: Any, subject: Any) -> None:
     _, _, report = train(node, loaded, subject, lora(), 1, batch_size=2)
     assert re.search(r"^memory: .*float32, batch 2, checkpointing off: about", report, re.M)
     options = replace(QUIET, memory="as set", gradient_checkpointing=True)

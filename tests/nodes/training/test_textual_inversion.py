@@ -90,7 +90,7 @@ def dog(clip: Any, encoder: str = "clip_l") -> Tensor:
     return table[token].float().clone()
 
 
-def test_the_word_learns_and_nothing_else_changes(node: Any, loaded: Any, named: Any) -> None:
+def test_the_embedding_is_trained_and_nothing_else_changes(node: Any, loaded: Any, named: Any) -> None:
     model, clip, _ = loaded
     options = replace(QUIET, validation=24)
     with all_untouched(model, clip):
@@ -223,7 +223,7 @@ def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
     assert relative(encoded(ours, PROMPTS[0].replace("{}", TOKEN))[0], plain) > 1e-3
 
 
-def test_save_says_what_to_type(node: Any, learnt: AdapterStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_shows_the_name_for_prompts(node: Any, learnt: AdapterStack, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperbooth.nodes.adapters.save_load import Save
 
     embeddings_in_output_folder_only(monkeypatch)
@@ -235,7 +235,7 @@ def test_save_says_what_to_type(node: Any, learnt: AdapterStack, monkeypatch: py
         Save.execute(filename_prefix="embeddings/my dog", **inputs)
 
 
-def test_formats_without_words_lose_none_silently(node: Any, loaded: Any, subject: Any, learnt: AdapterStack) -> None:
+def test_formats_without_embeddings_refuse_them(node: Any, loaded: Any, subject: Any, learnt: AdapterStack) -> None:
     both = node("Combine", first=learnt, second=train(node, loaded, subject, lora(), 1)[0])[0]
     save = {"filename_prefix": "a", "precision": "float32", "model": loaded[0]}
     for format in ("kohya", "diffusers"):
@@ -268,7 +268,7 @@ def test_apply_without_clip_warns(node: Any, loaded: Any, learnt: AdapterStack, 
     assert re.search(r"also holds .*connect clip", caplog.text)
 
 
-def test_another_models_word_is_refused(node: Any, loaded: Any) -> None:
+def test_an_embedding_of_another_model_is_refused(node: Any, loaded: Any) -> None:
     other = AdapterStack((), {"base": "SD20"}, (LearnedEmbedding(TOKEN, {"clip_h": torch.zeros(1, 1024)}),))
     with pytest.raises(ValueError, match=r"clip_h .*1024.*clip_l .*768"):
         node("Apply", model=loaded[0], adapter=other, strength_model=1.0, clip=loaded[1])
@@ -298,7 +298,9 @@ def test_pivotal_tuning_composes(
     assert relative(results[0], encoded(knowing, prompt)[0]) > 1e-4
 
 
-def test_the_text_encoder_under_a_lora_hears_the_word(node: Any, loaded: Any, pictures: Tensor, learnt: Any) -> None:
+def test_an_embedding_reaches_the_text_encoder_under_a_lora(
+    node: Any, loaded: Any, pictures: Tensor, learnt: Any
+) -> None:
     """Encoding anew in training gives what the applied clip gives."""
     model, clip, vae = loaded
     _, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
@@ -339,7 +341,7 @@ def test_every_option_works(node: Any, loaded: Any, named: Any, case: str) -> No
     assert change == pytest.approx(0.0, abs=2e-3) if case == "dropout of everything" else change > 1e-6
 
 
-def test_going_on_from_a_word_goes_on_from_its_vectors(node: Any, loaded: Any, named: Any, learnt: Any) -> None:
+def test_training_continues_from_the_given_vectors(node: Any, loaded: Any, named: Any, learnt: Any) -> None:
     clip = loaded[1]
     on, _, _ = train(node, loaded, named, inversion(2, 0.0), 1, clip=clip, start_from=learnt)
     assert on.embeddings[0].equals(learnt.embeddings[0]) and on.metadata["steps"] == 4
@@ -400,7 +402,7 @@ def test_a_text_encoder_that_takes_no_embeddings_is_refused(node: Any, loaded: A
         train(node, loaded, named, inversion(), 1, clip=clip)
 
 
-def test_captions_that_do_not_name_it_are_told(node: Any, loaded: Any, pictures: Tensor) -> None:
+def test_captions_without_the_token_are_reported(node: Any, loaded: Any, pictures: Tensor) -> None:
     _, clip, vae = loaded
     subject = made(node, clip, vae, pictures, "x", captions=[f"a {TOKEN}\na dog\n{TOKEN}."])
     report = train(node, loaded, subject, inversion(), 1, clip=clip)[2]

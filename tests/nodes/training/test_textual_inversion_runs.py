@@ -36,9 +36,7 @@ def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     return quick
 
 
-def test_cancelled_and_queued_again_it_gives_the_word_of_the_run_never_cancelled(
-    node: Any, loaded: Any, output_folder: Path
-) -> None:
+def test_a_cancelled_and_resumed_run_gives_the_same_embedding(node: Any, loaded: Any, output_folder: Path) -> None:
     subject = made(node, *loaded[1:])
     options = replace(QUIET, checkpoint_every=2, caption_dropout=0.3, ema_decay=0.9)
     inputs = {"clip": loaded[1], "options": options}
@@ -94,7 +92,7 @@ def test_a_run_that_meets_its_limit_goes_on_with_less(node: Any, loaded: Any) ->
     assert torch.allclose(split.embeddings[0].vectors["clip_l"], plain.embeddings[0].vectors["clip_l"], atol=1e-4)
 
 
-def test_a_ruined_run_rescues_the_last_good_word(node: Any, loaded: Any, output_folder: Path) -> None:
+def test_a_diverged_run_saves_the_last_good_embedding(node: Any, loaded: Any, output_folder: Path) -> None:
     """The loss is no number in the second step: the word as of the first is put where Load finds it."""
     from hyperbooth.nodes.bridge.text import conditioning
     from hyperbooth.trainers.engine import loop
@@ -127,7 +125,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_text_encoder_learns_its_own_vectors(
+def test_every_text_encoder_gets_its_own_vectors(
     node: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = embeddings_in_output_folder_only(monkeypatch)

@@ -27,7 +27,7 @@ def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
-def test_learns_and_leaves_the_model_alone(node: Any, loaded: Any, subject: Any, text_encoder: bool) -> None:
+def test_trains_and_leaves_the_model_unchanged(node: Any, loaded: Any, subject: Any, text_encoder: bool) -> None:
     model, clip, _ = loaded
     with untouched(model, clip):
         adapter, loss_map, report = train(
@@ -370,7 +370,7 @@ def test_previews_are_samples_of_the_model_as_it_stands(node: Any, loaded: Any, 
     assert shown[2].width > 512 and shown[4].width > 512
 
 
-def test_info_says_what_an_adapter_is(node: Any, loaded: Any, subject: Any) -> None:
+def test_info_describes_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
     adapter, _, _ = train(node, loaded, subject, lora(text_encoder=True), clip=loaded[1])
     for inputs in ({}, {"model": loaded[0]}):
         report, chart = node("Info", adapter=adapter, **inputs)
