@@ -90,17 +90,16 @@ def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
 
     options = TrainingOptions(precision=job.dtype, memory="as set")
     method = Method("lidb", LiDBConfig(**job.lidb()), job.targets, LEARNING_RATE)
-    recipe = BankConfig(method, "a photo of sks face", job.updates, options=options)
+    config = BankConfig(method=method, prompt="a photo of sks face", steps=job.updates, options=options)
 
     @torch.inference_mode()
     def run() -> Any:
         latent, prompt = job.data()
         cond = [[prompt, {}]]
-        subjects = [Subject((Example(latent + i, cond, recipe.prompt),)) for i in range(together)]
+        subjects = [Subject((Example(latent + i, cond, config.prompt),)) for i in range(together)]
         with training_session(model, options, subjects[0], batch_size=together) as bench:
-            return BankTrainer(recipe, recipe.start(bench.model.shapes), together)(
-                bench, subjects, lambda _together: lambda _history: None
-            )  # fmt: skip
+            trainer = BankTrainer(config=config, start=config.start(bench.model.shapes), subjects_per_batch=together)
+            return trainer.train(bench, subjects, lambda _subjects: lambda _history: None)
 
     return run
 

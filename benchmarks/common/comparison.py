@@ -180,4 +180,5 @@ def draw_sheet(bench: Bench, pictures: dict[str, Tensor], number: int, path: Pat
     from hyperbooth.trainers.reporting.image_grid import image_grid
 
     cells = [images(bench.references(number)), *map(images, pictures.values())]
-    image_grid(cells, bench.task_of.CAPTIONS, ["references", *pictures], side=128).save(path, optimize=True)
+    page = image_grid(cells, above=bench.task_of.CAPTIONS, left=["references", *pictures], side=128)
+    page.save(path, optimize=True)

@@ -1,4 +1,4 @@
-"""Subject banks in ComfyUI: their folders, and the bank builder for a loaded model."""
+"""Subject banks in ComfyUI: their folders, and what a build needs of a loaded model."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from ...models.subject_bank.manifest import MANIFEST
 from ...models.subject_bank.shards import folder_state
 from ...trainers.config import TrainingOptions
 from ...trainers.data.build_dataset import Encoders
-from ...trainers.subject_bank.build import BankBuilder
+from ...trainers.subject_bank.build import BankBackend
 from .adapters.patching import base_weights
 from .folders import MAX_NAME_BYTES
 from .images.vae import encode_pixels, latent_cell
@@ -98,8 +98,8 @@ def accept_folder_state(folder: Path) -> None:
     _seen[folder] = folder_state(folder), _seen.get(folder, ([], 0))[1]
 
 
-def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> BankBuilder:
-    """Create the bank builder for a loaded model.
+def bank_backend(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> BankBackend:
+    """Return what a bank build needs of a loaded model.
 
     Args:
         model: the MODEL.
@@ -109,14 +109,14 @@ def bank_builder(model: Any, clip: Any, vae: Any, options: TrainingOptions, text
         text_encoder: whether the adapters include the text encoder.
     """
     trained = clip if text_encoder else None
-    return BankBuilder(
-        tools=Encoders(
+    return BankBackend(
+        encoders=Encoders(
             encode_image=lambda pixels: encode_pixels(vae, pixels),
             encode_prompt=lru_cache(maxsize=MAX_CACHED_PROMPTS)(lambda prompt: encode_prompt(clip, prompt)),
             latent_cell=latent_cell(vae),
             on_progress=lambda *_: None,
         ),
-        session=lambda subject, batch_size: training_session(
+        open_session=lambda subject, batch_size: training_session(
             model, options, subject, batch_size=batch_size, clip=trained
         ),
         shapes=layer_shapes(trainable_layers(model, trained)),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...models.files.safetensors_io import write_atomically
 from ...models.metrics import scores
-from ...trainers.reporting.image_grid import image_grid, told_apart
+from ...trainers.reporting.image_grid import image_grid, readable_names
 from ..bridge.folders import output_file, output_name, require_output_prefix
 from ..bridge.images.metric_encoders import Embedder, open_embedder
 from ..bridge.images.vae import to_image
@@ -285,7 +285,7 @@ def score_grid(
         for row in range(each)
     ]
     below = ["\n".join(f"{s.name} {s.value:.3f}" for s in row if not math.isnan(s.value)) for row in table]
-    return image_grid(cells, told_apart(names, 15), below=below, side=256, text=15)
+    return image_grid(cells, above=readable_names(names, 15), below=below, side=256, font_size=15)
 
 
 def _pil_image(image: Tensor) -> Image.Image:

@@ -13,13 +13,14 @@ from ...trainers.data.image_folder import folder_state
 from ...trainers.engine.checks import check_number
 from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
-from ...trainers.subject_bank.build import build_bank, subject_names
+from ...trainers.subject_bank.build import build_bank
 from ...trainers.subject_bank.config import BankConfig
+from ...trainers.subject_bank.folders import subject_names
 from ..bridge.folders import input_folder, widget_value
 from ..bridge.progress import Progress
 from ..bridge.subject_banks import (
     accept_folder_state,
-    bank_builder,
+    bank_backend,
     bank_names,
     bank_path,
     default_bank_name,
@@ -185,8 +186,11 @@ def build(
     """
     source, method = input_folder(folder), config.method
     path = bank_folder(bank_name, source)
-    builder = bank_builder(model, clip, vae, config.options, method.text_encoder)
-    result = build_bank(config, source, path, subjects_per_batch, builder, _progress(), processes)
+    backend = bank_backend(model, clip, vae, config.options, method.text_encoder)
+    result = build_bank(
+        config, source=source, folder=path, subjects_per_batch=subjects_per_batch, backend=backend,
+        on_progress=_progress(), processes=processes,
+    )  # fmt: skip
     accept_folder_state(path)
     return result
 

@@ -170,11 +170,11 @@ def training_config(
     """
     shared = bool(bank.manifest.settings.get("shared_input"))
     width = width if start_from is None else start_from.network.config.width
-    config = HyperNetworkConfig(width=width, refinements=refinements, shared_input=shared, learnt_input=shared)
+    network = HyperNetworkConfig(width=width, refinements=refinements, shared_input=shared, learnt_input=shared)
     return HyperNetworkTrainingConfig(
-        bank=bank, config=config, steps=steps, learning_rate=learning_rate, batch_size=batch_size,
+        bank=bank, network=network, steps=steps, learning_rate=learning_rate, batch_size=batch_size,
         weight_loss=weight_loss, denoising_loss=denoising_loss, seed=seed, options=options, start_from=start_from,
-        input_pictures=input_pictures,
+        input_images=input_pictures,
     )  # fmt: skip
 
 
@@ -202,7 +202,11 @@ def train(
     conds = _encode_prompts(run.prompts, clip)
     encoder_hash, progress = run_hash(encoder), Progress(run.steps)
     features = FeatureCache(
-        bank, encoder_hash, lambda images: image_tokens(vision, images), Progress(sum(bank.image_counts)), processes
+        bank,
+        encoder_hash,
+        lambda images: image_tokens(vision, images),
+        on_progress=Progress(sum(bank.image_counts)),
+        processes=processes,
     )
     with _session(run, model, clip, conds) as session:
         key = run.key(session.model.model_hash, encoder_hash)
@@ -210,10 +214,22 @@ def train(
         if not resume:
             states.forget()
         return train_hypernetwork(
-            run, session, conds, encoder, features,
-            lambda sample: LiveView(run.steps, progress, sample, run.look_every, True),
-            states, lambda step: progress(step, run.steps), processes,
-        )  # fmt: skip
+            run,
+            session,
+            conditioning=conds,
+            encoder=encoder,
+            features=features,
+            make_live_view=lambda sample: LiveView(
+                total=run.steps,
+                on_progress=progress,
+                sample=sample,
+                preview_every=run.evaluate_every,
+                sample_at_start=True,
+            ),
+            checkpoints=states,
+            on_progress=lambda step: progress(step, run.steps),
+            processes=processes,
+        )
 
 
 def _session(
@@ -257,7 +273,7 @@ def require_bank_base(bank: Bank, model: Any, clip: Any) -> None:
 
 def report(run: HyperNetworkTrainingConfig, result: Result) -> str:
     """Describe the hypernetwork, the people it was trained on, and the losses."""
-    training, held = run.people
+    training, held = run.split
     tail = result.history.losses[-max(1, len(result.history.losses) // 10) :]
     return "\n".join(
         [

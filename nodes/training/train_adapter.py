@@ -140,7 +140,9 @@ def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
         return train_dreambooth(
             run,
             session,
-            live_view=lambda sample: LiveView(run.steps, progress, sample, options.preview_every),
+            live_view=lambda sample: LiveView(
+                total=run.steps, on_progress=progress, sample=sample, preview_every=options.preview_every
+            ),
             checkpoints=states,
             save_rescued=save_rescued,
             on_record=progress,

@@ -46,7 +46,8 @@ def runner(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> 
     bank = write_bank(output_folder / "hyperbooth_banks" / "people", loaded, range(20))
     name = run_hash(encoder_ref(comfy.clip_vision.load(str(vision))))
     draw = torch.Generator().manual_seed(0)
-    FeatureCache(bank, name, lambda images: torch.randn(len(images), 5, 1024, generator=draw), lambda done, total: None)
+    encode = lambda images: torch.randn(len(images), 5, 1024, generator=draw)  # noqa: E731
+    FeatureCache(bank, name, encode, on_progress=lambda done, total: None)
     return CommandRunner(checkpoint, output_folder, output_folder)
 
 

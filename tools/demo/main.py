@@ -208,7 +208,7 @@ def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> N
     for number, row in enumerate(cells):
         row.insert(0, photographs[number] if number < len(photographs) else None)
     columns = ["photographs", *(scene.format("...") for scene in job.scenes)]
-    page = image_grid(cells, columns, titles, side=128 if judge else 256)
+    page = image_grid(cells, above=columns, left=titles, side=128 if judge else 256)
     page.save(output / "sheet.png", optimize=True)
 
 

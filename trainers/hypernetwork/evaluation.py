@@ -1,19 +1,19 @@
-"""Whether a hypernetwork sees the person: its prediction beside what would show that it does not.
+"""Held-out evaluation of a hypernetwork: the loss of its predictions next to baselines.
 
-A prediction that is the same for everybody can be much better than the base, and looks like success. So each look
-measures, on people held out, on noise that is the same for all:
+A prediction that is the same for every subject can be much better than the base model, and looks like success. Every
+evaluation therefore measures, on held-out subjects and on fixed noise:
 
-| prediction | what it is                              | own should be                           |
-|------------|-----------------------------------------|-----------------------------------------|
-| base       | none                                    | far below                               |
-| mean       | the bank's mean, for everybody          | below: else the picture is not looked at |
-| wrong      | from another person's picture           | below: else it is not the person         |
-| own        | from the person's own picture           |                                         |
-| fitted     | trained on the person's picture         | near: there is no more to be had        |
+| prediction | what it is                              | own should be                                |
+|------------|-----------------------------------------|----------------------------------------------|
+| base       | no adapter                              | far below                                    |
+| mean       | the bank's mean, for every subject      | below: else the image has no influence       |
+| shuffled   | from another subject's image            | below: else it is not the subject            |
+| own        | from the subject's own image            |                                              |
+| fitted     | the adapter trained for the subject     | near: there is no more to gain               |
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,58 +29,72 @@ from ..diffusion.objective import Draw, Objective
 from ..engine.rng import generator_for
 from ..session import TrainingSession
 
-LEVELS = 5
-"""Noise levels of a look: quantiles of the distribution trained on, as for a bank's own."""
+EVALUATED_LEVELS = 5
+"""Noise levels of an evaluation: quantiles of the training distribution."""
 _MEASURE = 6
+ON_DISK = {
+    "base": "loss_base", "mean": "loss_mean", "shuffled": "loss_wrong", "own": "loss_own", "fitted": "loss_fitted",
+    "explained": "explained", "explained_shuffled": "explained_wrong",
+}  # fmt: skip
+"""Field of :class:`EvalResult` -> its key in the metadata of a file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Denoising losses of one look, and of the weights the share of people's differences that is foretold (1: the
-    fitted weights; 0: the mean; below: worse than the mean)."""
+    """The result of one evaluation.
+
+    Args:
+        base, mean, shuffled, own, fitted: denoising losses, see the table above.
+        explained: explained variance (R2) of the subjects' weight changes; 1: the fitted ones, 0: the mean's, below 0:
+            worse than the mean.
+        explained_shuffled: the same of predictions from another subject's image.
+    """
 
     base: float
     mean: float
-    wrong: float
+    shuffled: float
     own: float
     fitted: float
     explained: float
-    explained_wrong: float
+    explained_shuffled: float
 
     @property
     def metadata(self) -> dict[str, float]:
-        """As a file keeps it."""
-        said = {f"loss_{name}": getattr(self, name) for name in LOSSES}
-        return {**said, "explained": self.explained, "explained_wrong": self.explained_wrong}
+        """The result by the keys that it has in files."""
+        return {key: getattr(self, name) for name, key in ON_DISK.items()}
 
-    def said(self, of_weights: bool) -> str:
-        """In words; of the weights only where they are what is learnt: else nothing keeps them near the fitted ones."""
+    def describe(self, with_weights: bool) -> str:
+        """Return the result in one line.
+
+        ``with_weights`` adds the explained variance of the weights, which means something only where a weight loss
+        trains the network: without one nothing keeps predictions near the fitted weights.
+        """
         losses = ", ".join(f"{name} {getattr(self, name):.4f}" for name in LOSSES)
         weights = (
-            f"; of their weights' differences {self.explained:.1%} foretold "
-            f"({self.explained_wrong:.1%} from the wrong picture)"
+            f"; explained variance of the weights {self.explained:.1%} "
+            f"(from shuffled images {self.explained_shuffled:.1%})"
         )
-        return f"loss on people held out: {losses}{weights if of_weights else ''}"
+        return f"loss on people held out: {losses}{weights if with_weights else ''}"
 
 
-LOSSES = tuple(field.name for field in fields(EvalResult))[:5]
+LOSSES = tuple(name for name, key in ON_DISK.items() if key.startswith("loss_"))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Evaluator:
-    """Measures a network on people held out.
+    """Measures a hypernetwork on held-out subjects.
 
     Args:
-        network: what is measured, as it stands.
-        bench: the model.
-        objective: its loss.
-        options: the distribution of levels.
+        network: what is measured.
+        session: the model.
+        objective: its denoising loss.
+        options: the distribution of noise levels.
         seed: of the noise.
-        examples: a picture of each person, to be denoised.
-        features: of a picture of each person, another one where there is one ``[n, tokens, width]``.
-        fitted: their own numbers ``[n, N]``.
-        at_once: people in one forward.
-        alive: called with each forward.
+        examples: an image of each subject, to be denoised.
+        features: tokens of an input image of each subject ``[n, tokens, width]``; another image where there is one.
+        fitted: the subjects' trained parameters ``[n, N]``.
+        batch_size: subjects in one forward.
+        on_forward: called before every forward.
     """
 
     network: HyperNetwork
@@ -91,68 +105,68 @@ class Evaluator:
     examples: Sequence[Example]
     features: Tensor
     fitted: Tensor
-    at_once: int
-    alive: Callable[[], None] = lambda: None
-    _fixed: Mapping[str, float] | None = None
+    batch_size: int
+    on_forward: Callable[[], None] = lambda: None
+    _baselines: Mapping[str, float] | None = field(default=None, init=False)
 
     @torch.no_grad()
-    def look(self) -> EvalResult:
-        """The network now, beside what never changes."""
+    def evaluate(self) -> EvalResult:
+        """Measure the network as it is now."""
         own = self.network(self.features)
-        wrong = own.roll(1, 0)
-        losses = {**self.fixed, "own": self.loss(own), "wrong": self.loss(wrong)}
-        if self.network.input_side is not None:  # what is learnt for everybody shows nobody
+        shuffled = own.roll(1, 0)
+        losses = {**self.baselines, "own": self.loss(own), "shuffled": self.loss(shuffled)}
+        if self.network.input_side is not None:  # the learned shared factor is part of the mean
             losses["mean"] = self.loss(self.network.mean_prediction().expand_as(own))
-        return EvalResult(**losses, explained=self._explained(own), explained_wrong=self._explained(wrong))
+        return EvalResult(**losses, explained=self._explained(own), explained_shuffled=self._explained(shuffled))
 
     @property
-    def fixed(self) -> Mapping[str, float]:
-        """Losses that no training of the network's predictions changes, the bank's mean among them; measured once."""
-        if self._fixed is None:
+    def baselines(self) -> Mapping[str, float]:
+        """The losses that do not depend on the network's predictions: base, the bank's mean, fitted. Measured once."""
+        if self._baselines is None:
             mean = self.network.mean.expand(len(self.examples), -1)
-            self._fixed = {"base": self.loss(None), "mean": self.loss(mean), "fitted": self.loss(self.fitted)}
-        return self._fixed
+            self._baselines = {"base": self.loss(None), "mean": self.loss(mean), "fitted": self.loss(self.fitted)}
+        return self._baselines
 
     @property
     def gap(self) -> float:
-        """What there is to learn: from the mean person to the fitted one; at least a hundredth of the base's loss."""
-        return max(self.fixed["mean"] - self.fixed["fitted"], 0.01 * self.fixed["base"])
+        """The loss that prediction can gain: the mean's minus the fitted one's, at least a hundredth of the base's."""
+        return max(self.baselines["mean"] - self.baselines["fitted"], 0.01 * self.baselines["base"])
 
     @torch.no_grad()
     def loss(self, theta: Tensor | None) -> float:
-        """Mean over people and levels, with the numbers ``theta [n, N]`` on the model; None: without any."""
+        """Return the mean loss over subjects and noise levels with the adapters ``theta [n, N]``; None: without any."""
         total, layout, shared = 0.0, self.network.layout, self.network.config.shared_input
-        for start in range(0, len(self.examples), self.at_once):
-            part = slice(start, start + self.at_once)
-            adapters = () if theta is None else (_still(batched_adapter(layout, theta[part], shared)),)
+        for start in range(0, len(self.examples), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            adapters = () if theta is None else (_frozen(batched_adapter(layout, theta[part], shared)),)
             with self.session.injected(AdapterStack(adapters)):
                 total += self._loss(self.examples[part])
         return total / len(self.examples)
 
     def _loss(self, examples: Sequence[Example]) -> float:
-        """Sum over ``examples`` of each one's mean over the levels; the same noise for everybody."""
+        """Return the sum over ``examples`` of the mean loss over noise levels; all have the same noise."""
         generator, count = generator_for(self.seed, _MEASURE), len(examples)
         cond = self.objective.condition(examples)
         objective = replace(self.objective, condition=lambda _: cond)
-        levels, total = self.options.noise_levels.spread(objective.denoiser.sigmas, LEVELS), 0.0
-        for level in levels:
-            self.alive()
+        sigmas, total = self.options.noise_levels.spread(objective.denoiser.sigmas, EVALUATED_LEVELS), 0.0
+        for sigma in sigmas:
+            self.on_forward()
             noise = standard_noise((1, *examples[0].size), generator)
-            draw = Draw(examples, level.view(1).expand(count), noise.expand(count, *noise.shape[1:]))
+            draw = Draw(examples, sigma.view(1).expand(count), noise.expand(count, *noise.shape[1:]))
             total += objective(draw).sum().item()
-        return total / len(levels)
+        return total / len(sigmas)
 
     def _explained(self, theta: Tensor) -> float:
-        """``1 - ||A^B^ - AB||^2 / ||A0 B0 - AB||^2``, A0 B0 being the mean's."""
+        """Return ``1 - ||A^ B^ - A B||^2 / ||A0 B0 - A B||^2`` with the mean's factors A0 and B0."""
         split = LayerDeltas(self.network.layout)
         fitted = split(self.fitted)
         mean = split(self.network.mean.expand(len(theta), -1))
-        far = delta_distance(mean, fitted).sum().clamp(min=1e-30)
-        return 1 - (delta_distance(split(theta), fitted).sum() / far).item()
+        total = delta_distance(mean, fitted).sum().clamp(min=1e-30)
+        return 1 - (delta_distance(split(theta), fitted).sum() / total).item()
 
 
-def _still(link: Adapter) -> Adapter:
-    """The link, of which nothing trains."""
-    for parameter in link.parameters():
+def _frozen(adapter: Adapter) -> Adapter:
+    """Return the adapter with gradients switched off."""
+    for parameter in adapter.parameters():
         parameter.requires_grad_(False)
-    return link
+    return adapter

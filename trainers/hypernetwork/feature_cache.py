@@ -1,8 +1,8 @@
-"""Features of a bank's pictures: each encoded once, and kept beside the bank for every later run.
+"""A cache of image features: every image of a bank is encoded once, and the tokens stay in the bank's folder.
 
-``<bank>/features/<encoder>/<shard>.safetensors`` holds ``tokens [P, tokens, width]`` in half precision, of that shard's
-pictures in their order, and says whose. Shards never change, so that a bank that grows needs the new ones' only, and a
-run that was stopped goes on with what is missing.
+``<bank>/features/<encoder>/<shard>.safetensors`` holds ``tokens [P, tokens, width]`` in half precision, of the shard's
+images in their order, and a hash of its subjects. Shards never change: a bank that grows needs the features of its new
+shards only, and a run that was stopped continues with what is missing.
 """
 
 import logging
@@ -18,25 +18,27 @@ from ...models.subject_bank.bank import Bank
 from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.run_hash import run_hash
 
+logger = logging.getLogger("hyperbooth")
+
 TOKENS, SUBJECTS = "tokens", "subjects"
 BATCH = 16
-"""Pictures that go through the encoder at once."""
+"""Images that go through the encoder at once."""
 
-Picture = tuple[int, int]
-"""(subject, picture of it)."""
+ImageIndex = tuple[int, int]
+"""(index of a subject in the bank, index of one of its images)."""
 Encode = Callable[[Tensor], Tensor]
-"""Pictures ``[n, H, W, 3]`` in [0, 1] -> their tokens ``[n, tokens, width]`` in float32, on the CPU."""
+"""Images ``[n, H, W, 3]`` in [0, 1] -> their tokens ``[n, tokens, width]`` in float32, on the CPU."""
 
 
 class FeatureCache:
-    """Tokens of a bank's pictures.
+    """The tokens of a bank's images. Those that are missing are encoded when the cache is made.
 
     Args:
-        bank: whose.
-        encoder: a name for the encoder's weights, see :func:`.run_hash.fingerprint`.
-        encode: what makes them.
-        on_done: called with the pictures done, and of how many, while some are encoded.
-        processes: processes that share the work: each encodes every n-th shard, and then what it does not find.
+        bank: whose images.
+        encoder: hash of the encoder's weights, see :func:`..engine.run_hash.run_hash`; it names the folder.
+        encode: the encoder.
+        on_progress: called with (images done, of) while images are encoded.
+        processes: processes that share the work: each encodes every n-th shard, and then what is still missing.
     """
 
     def __init__(
@@ -44,69 +46,80 @@ class FeatureCache:
         bank: Bank,
         encoder: str,
         encode: Encode,
-        on_done: Callable[[int, int], None],
+        *,
+        on_progress: Callable[[int, int], None],
         processes: ProcessGroup = SINGLE,
     ):
         self._bank, self._encode, self._folder = bank, encode, bank.folder / "features" / encoder
-        self._memory: dict[Path, Tensor] = {}
-        of: dict[Path, list[int]] = {}
+        self._in_memory: dict[Path, Tensor] = {}
+        by_shard: dict[Path, list[int]] = {}
         for subject, entry in enumerate(bank.entries):
-            of.setdefault(entry.shard, []).append(subject)
-        self._ensure_all(dict([*of.items()][processes.rank :: processes.world_size]), on_done)
+            by_shard.setdefault(entry.shard, []).append(subject)
+        self._ensure_all(dict([*by_shard.items()][processes.rank :: processes.world_size]), on_progress)
         processes.all_gather_object(None)
-        self._ensure_all(of, on_done)
+        self._ensure_all(by_shard, on_progress)
 
-    def _ensure_all(self, of: Mapping[Path, Sequence[int]], on_done: Callable[[int, int], None]) -> None:
-        counts, done = self._bank.image_counts, 0
-        total = sum(counts[subject] for subjects in of.values() for subject in subjects)
-        for shard, subjects in of.items():
-            self._ensure(shard, subjects, lambda more, done=done: on_done(done + more, total))
-            done += sum(counts[subject] for subject in subjects)
-
-    def __call__(self, pictures: Sequence[Picture]) -> Tensor:
-        """``[n, tokens, width]`` in half precision."""
+    def __call__(self, images: Sequence[ImageIndex]) -> Tensor:
+        """Return the tokens ``[n, tokens, width]`` of ``images``, in half precision."""
         rows: list[Tensor] = []
-        for subject, picture in pictures:
+        for subject, image in images:
             entry = self._bank.entries[subject]
-            rows.append(self._row(entry.shard, entry.image_rows[0] + picture))
+            rows.append(self._row(entry.shard, entry.image_rows[0] + image))
         return torch.stack(rows)
 
+    def _ensure_all(
+        self, by_shard: Mapping[Path, Sequence[int]], on_progress: Callable[[int, int], None]
+    ) -> None:  # fmt: skip
+        counts, done = self._bank.image_counts, 0
+        total = sum(counts[subject] for subjects in by_shard.values() for subject in subjects)
+        for shard, subjects in by_shard.items():
+            self._ensure(shard, subjects, lambda more, done=done: on_progress(done + more, total))
+            done += sum(counts[subject] for subject in subjects)
+
+    def _ensure(self, shard: Path, subjects: Sequence[int], on_progress: Callable[[int], None]) -> None:
+        """Encode the shard's images unless their tokens are on disk, or in memory where the folder is read-only."""
+        entries = [self._bank.entries[subject] for subject in subjects]
+        count = max(entry.image_rows[1] for entry in entries)
+        key = run_hash([(entry.name, entry.fit, entry.image_rows) for entry in entries])
+        if shard in self._in_memory or self._is_complete(shard, count, key):
+            return
+        tokens, done = None, 0
+        for subject, entry in zip(subjects, entries, strict=True):
+            images = self._bank.images(subject)
+            encoded = torch.cat([self._encode(part) for part in images.split(BATCH)]).half()
+            if tokens is None:
+                tokens = encoded.new_zeros(count, *encoded.shape[1:])
+            tokens[slice(*entry.image_rows)] = encoded
+            done += len(images)
+            on_progress(done)
+        try:
+            write_tensors({TOKENS: tokens}, self._file(shard), {SUBJECTS: key})
+        except OSError as error:
+            logger.warning("features of the bank's images are kept in memory: %s", error)
+            self._in_memory[shard] = tokens
+
+    def _is_complete(self, shard: Path, count: int, key: str) -> bool:
+        """Return whether the shard's file holds the tokens of at least ``count`` images of the same subjects.
+
+        A damaged file, or one of an earlier bank in the same folder, is replaced.
+
+        Args:
+            shard: path of the shard.
+            count: of its images.
+            key: hash of its subjects.
+        """
+        try:
+            with safe_open(self._file(shard), framework="pt") as file:
+                shape, subjects = file.get_slice(TOKENS).get_shape(), (file.metadata() or {}).get(SUBJECTS)
+        except (OSError, SafetensorError):
+            return False
+        return len(shape) == 3 and shape[0] >= count and subjects == key
+
     def _row(self, shard: Path, row: int) -> Tensor:
-        if shard in self._memory:
-            return self._memory[shard][row]
+        if shard in self._in_memory:
+            return self._in_memory[shard][row]
         with safe_open(self._file(shard), framework="pt") as file:
             return file.get_slice(TOKENS)[row : row + 1][0].clone()
 
     def _file(self, shard: Path) -> Path:
         return self._folder / shard.name
-
-    def _ensure(self, shard: Path, subjects: Sequence[int], on_done: Callable[[int], None]) -> None:
-        """The shard's tokens are on the disk, or in memory where the bank's folder takes no file."""
-        entries = [self._bank.entries[subject] for subject in subjects]
-        count = max(entry.image_rows[1] for entry in entries)
-        key = run_hash([(entry.name, entry.fit, entry.image_rows) for entry in entries])
-        if shard in self._memory or self._is_there(shard, count, key):
-            return
-        tokens, done = None, 0
-        for subject, entry in zip(subjects, entries, strict=True):
-            images = self._bank.images(subject)
-            made = torch.cat([self._encode(part) for part in images.split(BATCH)]).half()
-            if tokens is None:
-                tokens = made.new_zeros(count, *made.shape[1:])
-            tokens[slice(*entry.image_rows)] = made
-            done += len(images)
-            on_done(done)
-        try:
-            write_tensors({TOKENS: tokens}, self._file(shard), {SUBJECTS: key})
-        except OSError as error:
-            logging.warning("HyperBooth: features of the bank's pictures are kept in memory: %s", error)
-            self._memory[shard] = tokens
-
-    def _is_there(self, shard: Path, count: int, key: str) -> bool:
-        """A whole file, for all its pictures; a damaged one is made again, and one of a bank that was there before."""
-        try:
-            with safe_open(self._file(shard), framework="pt") as file:
-                shape, of = file.get_slice(TOKENS).get_shape(), (file.metadata() or {}).get(SUBJECTS)
-        except (OSError, SafetensorError):
-            return False
-        return len(shape) == 3 and shape[0] >= count and of == key

@@ -1,20 +1,20 @@
-"""The loss of a hypernetwork (HyperDreamBooth, arXiv 2307.06949, eq. 5), on the numbers and through the model.
+"""The loss of a hypernetwork (HyperDreamBooth, arXiv 2307.06949, eq. 5): through the model, and on the weights.
 
-``alpha ||x0_hat(x_t; theta^) - x0||^2 / gap + beta ||A^ B^ - A B||^2 / variance``: the denoising loss with the
-predicted numbers on the model, and the distance of the predicted changes from those trained for the person. The paper
-compares the factors themselves and leaves alpha and beta open; products instead of factors (methods.md 4) and the two
-units are ours: in both, about 1 lies between the mean person and the right one.
+``alpha ||x0_hat(x_t; theta^) - x0||^2 / gap + beta ||A^ B^ - A B||^2 / variance``: the denoising loss of the model with
+the predicted adapters, and the distance of the predicted weight changes from those that were trained for the subject.
+The paper compares the factors themselves and leaves alpha and beta open; products instead of factors (methods.md 4) and
+the two units are ours: in both, about 1 lies between the mean subject and the right one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ...models.adapters.parameter_layout import ParameterLayout
 from ...models.adapters.per_sample import batched_adapter
-from ...models.adapters.stack import AdapterStack
+from ...models.adapters.stack import Adapter, AdapterStack
 from ...models.hypernetwork.delta_distance import LayerDeltas, delta_distance
 from ...models.hypernetwork.network import HyperNetwork
 from ..config import TrainingOptions
@@ -24,132 +24,141 @@ from ..diffusion.objective import Draw, Objective
 from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.rng import generator_for
 from ..session import TrainingSession
-from .feature_cache import Picture
+from .batches import SubjectBatches
+from .feature_cache import ImageIndex
 
-_ORDER, _DRAWS = range(2)
-SCALE = 2.0**10
-"""Of the loss on its way through a model that computes in float16."""
+_DRAWS = 1
+FLOAT16_SCALE = 2.0**10
+"""Factor of the loss on its way through a model that computes in float16."""
 
 
-@dataclass(frozen=True)
-class SubjectBatches:
-    """Those trained on.
+@dataclass(frozen=True, kw_only=True)
+class WeightLoss:
+    """``mean ||A^ B^ - A B||_F^2 / variance``: distance of predicted from trained weight changes.
 
     Args:
-        places: in the bank.
-        counts: pictures of each, in the order of ``places``.
-        inputs: of them, those from the first on that predictions are made from.
-        theta: places -> their numbers ``[n, N]``.
-        features: pictures -> their tokens ``[n, tokens, width]``.
-        examples: pictures -> what the model is trained on.
+        layout: of the parameter vectors.
+        theta: indices of subjects -> their trained parameters ``[n, N]``.
+        variance: the unit, ``E ||A B - E[A B]||_F^2`` over subjects.
     """
 
-    places: Sequence[int]
-    counts: Sequence[int]
-    inputs: Sequence[int]
+    layout: ParameterLayout
     theta: Callable[[Sequence[int]], Tensor]
-    features: Callable[[Sequence[Picture]], Tensor]
-    examples: Callable[[Sequence[Picture]], list[Example]]
+    variance: float
 
-    def batch(self, number: int, size: int, seed: int, generator: torch.Generator) -> tuple[list[Picture], ...]:
-        """Pictures to look at, and pictures of the same people to denoise: another one where there are several.
-
-        Every person comes once per round, in a new order each round.
-        """
-        chosen = [self._in_round(number * size + i, seed) for i in range(size)]
-        seen, target = [], []
-        for i in chosen:
-            count = self.counts[i]
-            first = int(torch.randint(self.inputs[i], (1,), generator=generator))
-            other = int(torch.randint(max(1, count - 1), (1,), generator=generator))
-            seen.append((self.places[i], first))
-            target.append((self.places[i], (first + 1 + other) % count))
-        return seen, target
-
-    def _in_round(self, place: int, seed: int) -> int:
-        people = len(self.places)
-        return int(_order(people, seed, place // people)[place % people])
+    def __call__(self, theta: Tensor, subjects: Sequence[int]) -> Tensor:
+        """Return the loss of the predictions ``theta [n, N]`` for ``subjects``."""
+        split = LayerDeltas(self.layout)
+        return delta_distance(split(theta), split(self.theta(subjects).to(theta))).mean() / self.variance
 
 
-@lru_cache(maxsize=2)
-def _order(people: int, seed: int, number: int) -> Tensor:
-    """Of a round; a batch may lie in two."""
-    return torch.randperm(people, generator=generator_for(seed, _ORDER, number))
-
-
-@dataclass(frozen=True)
-class PredictionLoss:
-    """One term for each batch.
+@dataclass(frozen=True, kw_only=True)
+class DenoisingLoss:
+    """``mean ||x0_hat(x_t; theta^) - x0||^2``: each sample is denoised with its own predicted adapter.
 
     Args:
-        network: what is trained.
-        people: on whom.
-        bench, objective: the model, and its loss.
-        options: the distributions of noise and levels.
-        batch_size: people per batch.
-        seed: of every draw.
-        weight_loss, denoising_loss: beta and alpha; 0 leaves that one out.
-        variance, gap: their units.
-        pieces: a batch goes through the model in so many parts.
+        network: the hypernetwork; its layout and configuration say what theta means.
+        session: the model that the adapters are injected into.
+        objective: its denoising loss.
+        options: the distributions of noise and noise levels.
+        examples: indices of images -> what is denoised.
+        micro_batches: parts that a batch goes through the model in.
         processes: processes that share each batch.
     """
 
     network: HyperNetwork
-    people: SubjectBatches
     session: TrainingSession
     objective: Objective
     options: TrainingOptions
-    batch_size: int
-    seed: int
-    weight_loss: float
-    denoising_loss: float
-    variance: float
-    gap: float
-    pieces: int = 1
+    examples: Callable[[Sequence[ImageIndex]], list[Example]]
+    micro_batches: int = 1
     processes: ProcessGroup = SINGLE
 
-    def __call__(self, batch: int) -> Iterator[Tensor]:
-        """The mean over batch number ``batch``; of it this process's part, which adds up to it over all."""
-        generator, device = generator_for(self.seed, _DRAWS, batch), self.session.memory.device
-        seen, target = self.people.batch(batch, self.batch_size, self.seed, generator)
-        seen = seen[self.processes.shard(self.batch_size)]
-        theta = self.network(self.people.features(seen).to(device, torch.float32))
-        loss = theta.new_zeros(())
-        if self.weight_loss:
-            part = len(seen) / self.batch_size
-            loss = loss + part * self.weight_loss * self._of_weights(theta, [person for person, _ in seen])
-        if self.denoising_loss:
-            loss = loss + self.denoising_loss / self.gap * self._of_pictures(theta, target, generator)
-        yield loss
+    def __call__(self, theta: Tensor, images: Sequence[ImageIndex], generator: torch.Generator) -> Tensor:
+        """Return this process's part of the mean over the batch; the parts of all processes add up to it.
 
-    def _of_weights(self, theta: Tensor, people: Sequence[int]) -> Tensor:
-        split = LayerDeltas(self.network.layout)
-        return delta_distance(split(theta), split(self.people.theta(people).to(theta))).mean() / self.variance
+        The gradient with respect to theta is computed at once, one micro-batch after another, and theta's own graph is
+        kept for backward. Noise and noise levels are drawn for the whole batch, so that an image has the same ones
+        whichever process denoises it.
 
-    def _of_pictures(self, theta: Tensor, pictures: Sequence[Picture], generator: torch.Generator) -> Tensor:
-        """The denoising loss, whose gradient to theta is worked out at once, in parts; theta's own graph is kept.
-
-        Drawn for the whole batch ``pictures``, so that each has the same noise whichever process has it.
+        Args:
+            theta: predicted parameters ``[n, N]`` of this process's part of the batch.
+            images: the images to denoise, of the whole batch.
+            generator: of the draws.
         """
-        whole, mine = len(pictures), self.processes.shard(len(pictures))
-        examples = self.people.examples(pictures[mine])
-        sigma = self.options.noise_levels.sample(self.objective.denoiser.sigmas, whole, generator)
-        noise = standard_noise((whole, *examples[0].size), generator, self.options.noise_offset)
+        draw, total = self._draw(images, generator), len(images)
         value, gradients = 0.0, []
-        for part in Draw(examples, sigma[mine], noise[mine]).micro_batches(self.pieces):
+        for part in draw.micro_batches(self.micro_batches):
             rows = theta[part.start : part.start + len(part.examples)]
-            loss, gradient = self._through_the_model(rows, part)
-            value += loss / whole
-            gradients.append(gradient / whole)
+            loss, gradient = self._backward(rows, part)
+            value += loss / total
+            gradients.append(gradient / total)
         along = (theta * torch.cat(gradients)).sum()
         return along - along.detach() + value
 
-    def _through_the_model(self, theta: Tensor, draw: Draw) -> tuple[float, Tensor]:
-        """Sum of the losses of the draw's samples, each with its own numbers on the model, and its gradient."""
-        layout, session, config = self.network.layout, self.session, self.network.config
-        link = batched_adapter(layout, theta, config.shared_input, config.learnt_input)
-        scale = SCALE if session.model.half else 1.0
-        with session.injected(AdapterStack((link,))):
+    def of_one_sample(self, image: ImageIndex, generator: torch.Generator) -> Tensor:
+        """Return the loss of one sample under the mean subject's adapter, to measure the memory that it takes."""
+        (example,) = self.examples([image])
+        sigma = self.options.noise_levels.sample(self.objective.denoiser.sigmas, 1, generator)
+        noise = standard_noise((1, *example.size), generator, self.options.noise_offset)
+        with self.session.injected(AdapterStack((self._adapter(self.network.mean[None]),))):
+            return self.objective(Draw([example], sigma, noise)).sum()
+
+    def _draw(self, images: Sequence[ImageIndex], generator: torch.Generator) -> Draw:
+        whole, mine = len(images), self.processes.shard(len(images))
+        examples = self.examples(images[mine])
+        sigma = self.options.noise_levels.sample(self.objective.denoiser.sigmas, whole, generator)
+        noise = standard_noise((whole, *examples[0].size), generator, self.options.noise_offset)
+        return Draw(examples, sigma[mine], noise[mine])
+
+    def _backward(self, theta: Tensor, draw: Draw) -> tuple[float, Tensor]:
+        """Return the sum of the samples' losses, each with its own adapter, and its gradient ``[n, N]``."""
+        adapter = self._adapter(theta)
+        scale = FLOAT16_SCALE if self.session.model.half else 1.0
+        with self.session.injected(AdapterStack((adapter,))):
             loss = self.objective(draw).sum()
             (scale * loss).backward()
-        return loss.item(), layout.gradient(link) / scale
+        return loss.item(), self.network.layout.gradient(adapter) / scale
+
+    def _adapter(self, theta: Tensor) -> Adapter:
+        config = self.network.config
+        return batched_adapter(self.network.layout, theta, config.shared_input, config.learnt_input)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperNetworkLoss:
+    """The weighted sum of weight loss and denoising loss, one term per batch.
+
+    Args:
+        network: what is trained.
+        batches: the subjects, and their order.
+        weight: the weight loss, with ``weight_scale`` = beta; None leaves it out.
+        denoising: the denoising loss, with ``denoising_scale`` = alpha / gap; None leaves it out.
+        seed: of every draw.
+        device: of the network.
+        processes: processes that share each batch.
+    """
+
+    network: HyperNetwork
+    batches: SubjectBatches
+    weight: WeightLoss | None
+    weight_scale: float
+    denoising: DenoisingLoss | None
+    denoising_scale: float
+    seed: int
+    device: torch.device
+    processes: ProcessGroup = SINGLE
+
+    def __call__(self, batch: int) -> Iterator[Tensor]:
+        """Yield this process's part of the mean over batch ``batch``; the parts of all processes add up to it."""
+        generator = generator_for(self.seed, _DRAWS, batch)
+        inputs, targets = self.batches.draw(batch, generator)
+        mine = inputs[self.processes.shard(len(inputs))]
+        theta = self.network(self.batches.features(mine).to(self.device, torch.float32))
+        loss = theta.new_zeros(())
+        if self.weight is not None:
+            share = len(mine) / len(inputs)
+            loss = loss + share * self.weight_scale * self.weight(theta, [subject for subject, _ in mine])
+        if self.denoising is not None:
+            loss = loss + self.denoising_scale * self.denoising(theta, targets, generator)
+        yield loss

@@ -1,28 +1,45 @@
-"""Training a hypernetwork on a bank: features, start, loss, controls and loop put together."""
+"""Training of a hypernetwork on a bank: features, initialization, loss, evaluation and loop, assembled."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+
+from ...models.hypernetwork.network import HyperNetwork
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
+from ..data.dataset import Example
+from ..diffusion.losses import weighting
+from ..diffusion.objective import Objective
 from ..engine.checkpoints import CheckpointStore
 from ..engine.distributed import SINGLE, ProcessGroup
-from ..engine.state import History
+from ..engine.state import Group, History, TrainState
 from ..reporting.live_view import MakeLiveView
 from ..session import TrainingSession
+from .batches import SubjectBatches
 from .config import HyperNetworkTrainingConfig
-from .feature_cache import FeatureCache
-from .trainer import Conds, HyperNetworkTrainer
+from .evaluation import Evaluator
+from .feature_cache import FeatureCache, ImageIndex
+from .initialization import Features, initial_network
+from .report import TrainingReport
+from .row_cache import RowCache
+from .selection import ModelSelection
+from .trainer import HyperNetworkTrainer
+
+Conditioning = Mapping[str, Any]
+"""Prompt -> its conditioning."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run gave.
+    """The result of a run.
 
     Args:
-        predictor: on the CPU.
-        history: what happened.
-        resumed: step at which a former run was taken up, 0 for none.
-        notes: the start, the first and the last look, what was chosen; for the report.
+        predictor: the hypernetwork, on the CPU.
+        history: of all steps.
+        resumed: step at which an earlier run was resumed, 0 for none.
+        notes: initialization, evaluations and the chosen state, for the report.
     """
 
     predictor: Predictor
@@ -32,63 +49,174 @@ class Result:
 
 
 def train_hypernetwork(
-    run: HyperNetworkTrainingConfig,
+    config: HyperNetworkTrainingConfig,
     session: TrainingSession,
-    conds: Conds,
+    *,
+    conditioning: Conditioning,
     encoder: BaseModelRef,
     features: FeatureCache,
-    watch: MakeLiveView,
-    states: CheckpointStore,
-    alive: Callable[[int], None],
+    make_live_view: MakeLiveView,
+    checkpoints: CheckpointStore,
+    on_progress: Callable[[int], None],
     processes: ProcessGroup = SINGLE,
 ) -> Result | None:
-    """Train a hypernetwork on ``run.bank``.
+    """Train a hypernetwork on ``config.bank``.
 
-    Cancelled or failed, the run's state stays in ``states``, and the next one with the same inputs goes on from there.
+    If the run is cancelled or fails, its state stays in ``checkpoints``, and the next run with the same inputs resumes
+    from there.
 
     Args:
-        bench: the model that the bank is for.
-        conds: the bank's prompts -> their conditioning, where the text encoder is not the bank's to change.
-        encoder: of pictures.
-        features: what it gives for those of the bank.
-        alive: called with the steps done, while the start is worked out and the controls are measured.
-        processes: processes that share every batch. The leader alone measures, shows and writes; the others give None.
+        config: of the run.
+        session: the model that the bank is for.
+        conditioning: of the bank's prompts, where the bank does not train the text encoder.
+        encoder: of the images.
+        features: what the encoder gives for the images of the bank.
+        make_live_view: makes the callback that shows progress.
+        checkpoints: of the run.
+        on_progress: called with the steps done, during initialization and evaluations.
+        processes: processes that share every batch. The main process alone evaluates, shows and writes.
+
+    Returns:
+        the result; None for processes other than the main one.
 
     Raises:
-        ValueError: the batch is smaller than the processes are many, or they found different states.
-        Diverged: the run no longer learns.
-        torch.OutOfMemoryError: not even one person fits.
+        ValueError: the batch is smaller than the number of processes, or they found different states.
+        Diverged: the loss is NaN or infinite, or has grown out of proportion.
+        torch.OutOfMemoryError: not even one subject fits.
     """
-    if run.batch_size < processes.world_size:
+    if config.batch_size < processes.world_size:
         raise ValueError(
-            f"batch_size is {run.batch_size} for {processes.world_size} processes; give at least {processes.world_size}"
+            f"batch_size is {config.batch_size} for {processes.world_size} processes; give at least "
+            f"{processes.world_size}"
         )
-    job = HyperNetworkTrainer.begin(run, session, conds, features, alive, processes)
-    seen = watch(lambda: job.picture()) if processes.is_main else _nothing
-    seen(History())
-    resumed = job.state.history.step if states.load(job.state, run.steps) else 0
-    _check_same_start(processes.all_gather_object([states.key, resumed]))
-    with states.saved_on_exit(job.state):
-        job.fit(states, seen)
+    started = time.time()
+    setup = _Setup(config, session, RowCache(features, config.inputs), conditioning)
+    trainer, report = setup.trainer(checkpoints, on_progress, processes)
+    state = trainer.state
+    on_history = make_live_view(report.chart) if processes.is_main else _nothing
+    on_history(History())
+    resumed = state.history.step if checkpoints.load(state, config.steps) else 0
+    _require_same_start(processes.all_gather_object([checkpoints.key, resumed]))
+    with checkpoints.saved_on_exit(state):
+        trainer.fit(checkpoints, on_history)
     if not processes.is_main:
         return None
-    history = job.state.history
-    job.settle(states)
-    return Result(job.result(encoder, history), history, resumed, job.notes(states))
+    history = state.history
+    trainer.selection.restore_best()
+    predictor = _predictor(trainer, encoder, history, started)
+    return Result(predictor=predictor, history=history, resumed=resumed, notes=report.lines(trainer.planner.line))
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Makes the parts of a run.
+
+    Args:
+        config: of the run.
+        session: the model.
+        features: tokens of the bank's input images.
+        conditioning: of the bank's prompts.
+    """
+
+    config: HyperNetworkTrainingConfig
+    session: TrainingSession
+    features: Features
+    conditioning: Conditioning
+
+    def trainer(
+        self, checkpoints: CheckpointStore, on_progress: Callable[[int], None], processes: ProcessGroup
+    ) -> tuple[HyperNetworkTrainer, TrainingReport]:
+        """Return the trainer with an initialized network, and the report of its training."""
+        config, options = self.config, self.config.options
+        network, line = initial_network(
+            config, self.features, on_progress=lambda: on_progress(0), processes=processes
+        )  # fmt: skip
+        network.to(self.session.memory.device)
+        parameters = list(network.parameters())
+        state = TrainState(
+            [Group(parameters, config.learning_rate)], options.optimizer, options.ema_decay, self.session.model.half
+        )
+        objective = self._objective()
+        selection = ModelSelection(
+            config=config,
+            evaluator=self._evaluator(network, objective, lambda: on_progress(state.history.step)),
+            state=state,
+            checkpoints=checkpoints,
+            initial=[parameter.detach().clone() for parameter in parameters],
+        )
+        trainer = HyperNetworkTrainer(
+            config=config, session=self.session, network=network, state=state, batches=self._batches(),
+            objective=objective, selection=selection, processes=processes,
+        )  # fmt: skip
+        return trainer, TrainingReport(selection=selection, initialization=[line, *config.warnings])
+
+    def _objective(self) -> Objective:
+        denoiser, options = self.session.denoiser, self.config.options
+        weights = weighting(options.loss_weighting, options.min_snr_gamma)
+        return Objective(denoiser, self.session.text.condition_per_subject, denoiser.to_model, weights)
+
+    def _evaluator(self, network: HyperNetwork, objective: Objective, on_forward: Callable[[], None]) -> Evaluator:
+        config, held_out, device = self.config, self.config.split[1], self.session.memory.device
+        inputs, denoised = zip(*map(config.evaluated_images, held_out), strict=True)
+        return Evaluator(
+            network=network,
+            session=self.session,
+            objective=objective,
+            options=config.options,
+            seed=config.seed,
+            examples=self._examples(denoised),
+            features=self.features(inputs).to(device, torch.float32),
+            fitted=config.bank.theta(held_out).to(device),
+            batch_size=config.batch_size,
+            on_forward=on_forward,
+        )
+
+    def _batches(self) -> SubjectBatches:
+        config, subjects = self.config, self.config.split[0]
+        return SubjectBatches(
+            subjects=subjects,
+            image_counts=[config.bank.image_counts[subject] for subject in subjects],
+            input_counts=config.input_counts(subjects),
+            theta=RowCache(config.bank.theta, subjects),
+            features=self.features,
+            examples=self._examples,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+
+    def _examples(self, images: Sequence[ImageIndex]) -> list[Example]:
+        bank = self.config.bank
+        prompts = [bank.caption(*image) for image in images]
+        return [
+            Example(latent[None], self.conditioning[prompt], prompt)
+            for latent, prompt in zip(bank.latent_batch(images), prompts, strict=True)
+        ]
+
+
+@torch.no_grad()
+def _predictor(trainer: HyperNetworkTrainer, encoder: BaseModelRef, history: History, started: float) -> Predictor:
+    """Return the chosen hypernetwork on the CPU, with its metadata."""
+    config, selection = trainer.config, trainer.selection
+    with trainer.state.result():
+        network = trainer.network.copy()
+    base, times = config.bank.manifest.base, {"started": started, "finished": time.time()}
+    result = selection.results[selection.chosen].metadata
+    metadata = {**config.metadata(history), "taken_at_step": selection.chosen, **result, **times}
+    return Predictor(network, encoder, BaseModelRef(base["base"], base["weights"]), config.bank.prompt, metadata)
 
 
 def _nothing(_history: History) -> None:
     pass
 
 
-def _check_same_start(found: Sequence[tuple[str, int]]) -> None:
-    """All processes do the same run, and go on from the same step.
+def _require_same_start(found: Sequence[tuple[str, int]]) -> None:
+    """Require that all processes have the same run, and resume from the same step.
 
     Args:
         found: key of the run, and step, of each process.
 
     Raises:
-        ValueError: they found different things.
+        ValueError: they differ.
     """
     keys, steps = zip(*found, strict=True)
     if len(set(keys)) > 1:

@@ -1,4 +1,4 @@
-"""Charts as pictures."""
+"""Charts of a training, drawn by matplotlib and returned as images."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,15 @@ from PIL import Image
 from ..engine.state import History
 
 SMOOTHING = 0.05
-"""Share of the run that the smoothed curve averages over."""
+"""Share of the run's steps that the smoothed curve averages over."""
 
 
 def smoothed(losses: Sequence[float], total: int | None = None) -> list[float]:
-    """Exponential moving average without bias at the start: ``m_k / (1 - b^k)``, ``m_k = b m_(k-1) + (1-b) l_k``."""
+    """Return the exponential moving average without bias at the start.
+
+    ``m_k / (1 - b^k)`` with ``m_k = b m_(k-1) + (1-b) l_k`` and ``b = 1 - 1 / (SMOOTHING total)``; ``total`` is the
+    number of steps of the whole run (default: of ``losses``).
+    """
     keep = 1 - 1 / max(1.0, SMOOTHING * (total or len(losses)))
     average, weight, curve = 0.0, 0.0, []
     for loss in losses:
@@ -25,9 +29,9 @@ def smoothed(losses: Sequence[float], total: int | None = None) -> list[float]:
 
 
 def loss_chart(history: History, total: int) -> Image.Image:
-    """Every loss as a dot, the smoothed curve over them, the axis as long as the whole run (``total`` steps).
+    """Draw every loss as a dot and the smoothed curve, over an axis as long as the whole run (``total`` steps).
 
-    Validation losses are a curve of their own, the best one marked.
+    Validation losses are a second curve with the best one marked.
     """
     losses = history.losses
     figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
@@ -57,16 +61,23 @@ def _draw_validation(axes: Axes, history: History, total: int) -> None:
 
 
 def comparison_chart(
-    curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str, float], total: int, title: str
-) -> Image.Image:  # fmt: skip
-    """Losses by name over the steps of a run, ``(step, loss)`` each, between losses that stay where they are."""
+    curves: Mapping[str, Sequence[tuple[int, float]]], *, baselines: Mapping[str, float], total: int, title: str
+) -> Image.Image:
+    """Draw losses over the steps of a run, next to constant baselines.
+
+    Args:
+        curves: name -> ``(step, loss)`` of each measurement.
+        baselines: name -> loss that does not change during the run, drawn as a dashed line.
+        total: steps of the run.
+        title: above the chart.
+    """
     figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for (name, curve), color in zip(curves.items(), ("#d1495b", "#9db4c0", "#edae49"), strict=False):
         axes.plot(*zip(*curve, strict=True), color=color, linewidth=2, marker="o", markersize=3, label=name)
-    for name, level in levels.items():
-        axes.axhline(level, color="#00798c", linewidth=1, linestyle="--")
-        axes.annotate(name, (total, level), (-2, 2), textcoords="offset points", fontsize=8, ha="right")
+    for name, loss in baselines.items():
+        axes.axhline(loss, color="#00798c", linewidth=1, linestyle="--")
+        axes.annotate(name, (total, loss), (-2, 2), textcoords="offset points", fontsize=8, ha="right")
     axes.set_xlim(0, total + 1)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
@@ -77,7 +88,10 @@ def comparison_chart(
 
 
 def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
-    """Mean change of the weights per block (block name -> change) as bars, in the network's order."""
+    """Draw the mean weight change of each block (block name -> change) as bars, in the order of ``changes``.
+
+    ``relative`` labels the changes as shares of the weights' norms.
+    """
     figure = Figure(figsize=(7.68, 3.84), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(changes)), list(changes.values()), color="#00798c")
@@ -94,7 +108,7 @@ def _rendered(figure: Figure) -> Image.Image:
 
 
 def chart_with_sample(chart: Image.Image, sample: Image.Image | None) -> Image.Image:
-    """The chart, and to its right the sample at the same height."""
+    """Return the chart with the sample, scaled to the same height, at its right; the chart alone without a sample."""
     if sample is None:
         return chart
     scaled = sample.resize((round(sample.width * chart.height / sample.height), chart.height))

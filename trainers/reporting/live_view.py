@@ -1,4 +1,4 @@
-"""What the user sees while it trains: progress, the loss curve, samples; at a bounded share of the time."""
+"""The live view of a training: progress, the loss chart and samples, at a bounded share of the time."""
 
 import time
 from collections.abc import Callable
@@ -10,33 +10,35 @@ from ..engine.state import History
 from .charts import chart_with_sample, loss_chart
 
 CHART_SHARE = 0.02
-"""The chart is drawn again when this share of the time since the last one pays for it."""
+"""The largest share of the training time that is spent on drawing charts."""
 
-Show = Callable[[int, int, Image.Image | None], None]
-"""Receives (steps done, of, picture or None)."""
+OnProgress = Callable[[int, int, Image.Image | None], None]
+"""Called with (steps done, of, image or None)."""
 OnHistory = Callable[[History], None]
-"""Is called at the start of a run and after every step."""
+"""Called at the start of a run and after every step."""
 MakeLiveView = Callable[[Callable[[], Image.Image | None]], OnHistory]
-"""Receives what makes a sample of the model as it stands, or None where it cannot."""
+"""Given what makes a sample of the model as it is (None where that is impossible), returns the callback of a run."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LiveView:
-    """Called after every step; shows progress, with a new picture now and then. Before the first step, a sign of life.
+    """The callback that reports progress after every step, with a new image now and then.
+
+    Before the first step it reports 0 steps, which shows that the run has started.
 
     Args:
         total: steps of the run.
-        show: where to.
-        sample: makes a sample of the model as it stands, or None where it cannot.
+        on_progress: receives (steps done, of, image or None).
+        sample: makes a sample of the model as it is; None where that is impossible.
         preview_every: steps between samples; 0 for none.
-        at_start: whether there is a sample before the first step.
+        sample_at_start: whether a sample is shown before the first step.
     """
 
     total: int
-    show: Show
+    on_progress: OnProgress
     sample: Callable[[], Image.Image | None]
     preview_every: int
-    at_start: bool = False
+    sample_at_start: bool = False
     _sample: Image.Image | None = field(default=None, init=False)
     _drawn: float = field(default=0.0, init=False)
     _cost: float = field(default=0.0, init=False)
@@ -44,18 +46,18 @@ class LiveView:
     def __call__(self, history: History) -> None:
         step = history.step
         if step == 0:
-            self.show(step, self.total, self.sample() if self.at_start else None)
+            self.on_progress(step, self.total, self.sample() if self.sample_at_start else None)
             return
         new_sample = self.preview_every > 0 and step % self.preview_every == 0
         if new_sample:
             self._sample = self.sample()
         due = time.monotonic() - self._drawn >= self._cost / CHART_SHARE
-        picture = self._draw(history) if new_sample or due or step == self.total else None
-        self.show(step, self.total, picture)
+        image = self._draw(history) if new_sample or due or step == self.total else None
+        self.on_progress(step, self.total, image)
 
     def _draw(self, history: History) -> Image.Image:
         start = time.monotonic()
-        picture = chart_with_sample(loss_chart(history, self.total), self._sample)
+        image = chart_with_sample(loss_chart(history, self.total), self._sample)
         self._drawn = time.monotonic()
         self._cost = self._drawn - start
-        return picture
+        return image

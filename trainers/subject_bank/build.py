@@ -1,8 +1,9 @@
-"""Building a bank of subjects: a folder with a sub-folder per subject in, shards on disk out.
+"""Building a bank of subjects: a folder with one sub-folder per subject in, shards on disk out.
 
 Subjects that no shard holds yet are cut into batches, in natural order, and each batch becomes a shard. A subject's
-numbers depend on the recipe and its own pictures only: so a stopped build goes on with what is missing, folders that
-come later extend the bank, and processes share the work: each takes every n-th batch of those that the leader names.
+parameters depend on the configuration and its own images only. A stopped build therefore continues with what is
+missing, folders that are added later extend the bank, and processes can share the work: each takes every n-th of the
+batches that the main process broadcasts.
 """
 
 import time
@@ -17,130 +18,106 @@ from torch import Tensor
 
 from ...models.subject_bank.bank import Bank
 from ...models.subject_bank.manifest import MANIFEST, Manifest
-from ...models.subject_bank.shards import SubjectFit, list_shards, read_shard, write_shard
-from ...models.validation import is_unicode
+from ...models.subject_bank.shards import SubjectFit, write_shard
 from ..data.build_dataset import Encoders, Framing, SourceImages, build_dataset
 from ..data.dataset import Subject
-from ..data.image_folder import natural_order, read_folder
+from ..data.image_folder import read_folder
 from ..data.image_reader import ReadOptions
 from ..data.resize import crop_and_resize
 from ..engine.checkpoints import remove_leftovers
 from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.divergence import Diverged
-from ..reporting.live_view import LiveView, OnHistory
+from ..reporting.live_view import LiveView, OnHistory, OnProgress
 from ..session import TrainingSession
-from .captions import check_fit, prompts_of
+from .captions import prompts_of, require_fit
 from .config import BankConfig
+from .folders import in_batches, missing_subjects, subject_names, unnamed_subjects
 from .report import BuildProgress, report
-from .trainer import BankTrainer, TrainedSubject
-
-Show = Callable[[int, int, Image.Image | None], None]
-"""Receives (steps done, of, picture or None)."""
+from .trainer import BankTrainer, FailedSubject, TrainedSubject
 
 
-@dataclass(frozen=True)
-class BankBuilder:
-    """The model that a bank is for, and what is needed of it.
+@dataclass(frozen=True, kw_only=True)
+class BankBackend:
+    """What a build needs of the loaded base model.
 
     Args:
-        tools: see :class:`.build_dataset.Encoders`.
-        session: opens the model for training on a batch's pictures, in so many at once.
-        shapes: of the layers that can be trained, by name.
-        base, versions: see :class:`..models.bank_files.Manifest`.
+        encoders: the VAE and the text encoder.
+        open_session: opens the model for training on the examples of a batch, with so many subjects in it.
+        shapes: weight shapes of the layers that can be trained, by name.
+        base, versions: see :class:`...models.subject_bank.shards.Manifest`.
     """
 
-    tools: Encoders
-    session: Callable[[Subject, int], AbstractContextManager[TrainingSession]]
+    encoders: Encoders
+    open_session: Callable[[Subject, int], AbstractContextManager[TrainingSession]]
     shapes: Mapping[str, tuple[int, ...]]
     base: Mapping[str, object]
     versions: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A subject's pictures: as they are trained on, and as bytes ``[P, H, W, 3]``."""
-
-    name: str
-    subject: Subject
-    images: Tensor
-
-
 def build_bank(
-    recipe: BankConfig,
+    config: BankConfig,
+    *,
     source: Path,
     folder: Path,
-    together: int,
-    workshop: BankBuilder,
-    show: Show,
+    subjects_per_batch: int,
+    backend: BankBackend,
+    on_progress: OnProgress,
     processes: ProcessGroup = SINGLE,
 ) -> tuple[Bank, str]:
-    """Train the subjects of ``source`` that the bank in ``folder`` lacks; the bank, and a report.
+    """Train the subjects of ``source`` that the bank in ``folder`` lacks; return the bank, and a report.
 
     Args:
-        together: subjects in one batch, and in one shard.
-        show: is told of the progress; where it raises, what is finished stays.
-        processes: of the missing batches this process takes number ``rank`` of every ``of``; the report is of all.
+        config: how every subject is trained.
+        source: folder with one sub-folder per subject.
+        folder: of the bank; created with the first shard.
+        subjects_per_batch: subjects in one batch, and in one shard.
+        backend: the loaded base model.
+        on_progress: called with (steps done, of, image or None); where it raises, finished shards stay.
+        processes: this process takes batches ``rank``, ``rank + world_size`` ... of the missing ones; the report
+            covers all processes.
 
     Raises:
-        ValueError: there is no subject, none can be used, or the bank there was built otherwise.
+        ValueError: there is no subject, none can be used, or the bank there was built with other settings.
         torch.OutOfMemoryError: not even one subject fits.
     """
-    start = recipe.start(workshop.shapes)
-    trainer = BankTrainer(recipe, start, together)
-    manifest = Manifest(trainer.layout, recipe.settings(start), workshop.base, workshop.versions)
-    _check_same_build(folder, manifest)
+    start = config.start(backend.shapes)
+    trainer = BankTrainer(config=config, start=start, subjects_per_batch=subjects_per_batch)
+    manifest = Manifest(trainer.layout, config.settings(start), backend.base, backend.versions)
+    _require_same_settings(folder, manifest)
     names = subject_names(source)
-    # The leader's word: a process that looks a moment later finds shards that another has just written.
-    missing = processes.broadcast_object(lambda: _missing(names, folder, manifest))
-    batches = _batches(missing, together)[processes.rank :: processes.world_size]
-    tally = BuildProgress(sum(map(len, batches)), left_out=_unnamed(source) if processes.is_main else [])
-    job = _Build(recipe, source, folder, manifest, workshop, trainer, show, tally)
+    # Decided by the main process alone: one that reads the folder a moment later finds shards just written by another.
+    missing = processes.broadcast_object(lambda: missing_subjects(names, folder, manifest))
+    batches = in_batches(missing, subjects_per_batch)[processes.rank :: processes.world_size]
+    left_out = unnamed_subjects(source) if processes.is_main else []
+    builder = BankBuilder(
+        config=config,
+        source=source,
+        folder=folder,
+        manifest=manifest,
+        backend=backend,
+        trainer=trainer,
+        on_progress=on_progress,
+        progress=BuildProgress(total=sum(map(len, batches)), left_out=left_out),
+    )
     remove_leftovers(folder)
     for batch in batches:
-        job.shard(batch)
-    tally = BuildProgress.together([BuildProgress(**said) for said in processes.all_gather_object(vars(tally))])
+        builder.build_shard(batch)
+    everyones = processes.all_gather_object(vars(builder.progress))
+    progress = BuildProgress.merge([BuildProgress(**one) for one in everyones])
     if not (folder / MANIFEST).exists():
-        if tally.total:
-            raise ValueError("\n".join([f"no subject in {source.name} can be used", *tally.reasons]))
-        manifest.save(folder)  # this process had nothing to do, and does not hear the others
+        if progress.total:
+            raise ValueError("\n".join([f"no subject in {source.name} can be used", *progress.reasons]))
+        manifest.save(folder)  # nothing is missing, and this process alone knows of no other one's shards
     bank = Bank.open(folder)
-    return bank, report(bank, tally, trainer.lines, set(bank.names) - set(names))
+    return bank, report(bank, progress, trainer.lines, set(bank.names) - set(names))
 
 
-def subject_names(source: Path) -> list[str]:
-    """The sub-folders of ``source`` in natural order.
+def _require_same_settings(folder: Path, manifest: Manifest) -> None:
+    """Require that a bank in ``folder``, if there is one, was built with the settings of ``manifest``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it was built with others.
     """
-    names = sorted(filter(_is_a_name, _folders(source)), key=natural_order)
-    if not names:
-        raise ValueError(
-            f"folder {source.name!r} holds no sub-folder; make one for each subject, with its pictures inside"
-        )
-    return names
-
-
-def _missing(names: Sequence[str], folder: Path, manifest: Manifest) -> list[str]:
-    """Those of ``names`` that no shard in ``folder`` holds."""
-    there = {entry.name for path in list_shards(folder) for entry in read_shard(path, manifest)}
-    return [name for name in names if name not in there]
-
-
-def _unnamed(source: Path) -> list[str]:
-    return [f"{name!r:.60}: no name that a file can hold" for name in _folders(source) if not _is_a_name(name)]
-
-
-def _folders(source: Path) -> list[str]:
-    return [path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
-
-
-def _is_a_name(name: str) -> bool:
-    return is_unicode(name) and name.isprintable()
-
-
-def _check_same_build(folder: Path, manifest: Manifest) -> None:
-    """What is in ``folder`` already, if anything, was built the same way."""
     if (folder / MANIFEST).exists() and (found := Manifest.load(folder).difference(manifest)):
         raise ValueError(
             f"bank {folder.name!r} was built otherwise: {found[0]} there, {found[1]} now. Give another bank_name, or "
@@ -148,101 +125,124 @@ def _check_same_build(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _batches(names: Sequence[str], size: int) -> list[list[str]]:
-    return [list(names[start : start + size]) for start in range(0, len(names), size)]
+@dataclass(frozen=True)
+class PreparedSubject:
+    """A subject's images: encoded for training, and as bytes ``[P, H, W, 3]`` for the shard."""
+
+    name: str
+    dataset: Subject
+    images: Tensor
 
 
-@dataclass
-class _Build:
-    recipe: BankConfig
+@dataclass(frozen=True, kw_only=True)
+class BankBuilder:
+    """Reads, trains and writes one batch of subjects after another.
+
+    Args:
+        config: how every subject is trained.
+        source, folder: see :func:`build_bank`.
+        manifest: of the bank.
+        backend: the loaded base model.
+        trainer: trains the subjects of a batch.
+        on_progress: see :func:`build_bank`.
+        progress: of this process; changed in place.
+        started: time of the start, by the monotonic clock.
+    """
+
+    config: BankConfig
     source: Path
     folder: Path
     manifest: Manifest
-    workshop: BankBuilder
+    backend: BankBackend
     trainer: BankTrainer
-    show: Show
-    tally: BuildProgress
+    on_progress: OnProgress
+    progress: BuildProgress
     started: float = field(default_factory=time.monotonic)
 
-    def shard(self, names: Sequence[str]) -> None:
-        """Train these subjects and write them down."""
-        prepared = [one for name in names if (one := self._prepared(name)) is not None]
+    def build_shard(self, names: Sequence[str]) -> None:
+        """Train the subjects ``names`` and write those that trained to one shard."""
+        prepared = [one for name in names if (one := self._prepare(name)) is not None]
         if prepared:
-            pictures = tuple(example for one in prepared for example in one.subject.examples)
-            check_fit([example.prompt for example in pictures])
-            with self.workshop.session(Subject(pictures), len(prepared)) as session:
-                fitted = self.trainer(session, [one.subject for one in prepared], self._watch)
-            _check_any(fitted)
-            self._write([pair for pair in zip(prepared, fitted, strict=True) if self._is_learnt(*pair)])
-        self.tally.batch_done(len(names), time.monotonic() - self.started)
+            examples = tuple(example for one in prepared for example in one.dataset.examples)
+            require_fit([example.prompt for example in examples])
+            with self.backend.open_session(Subject(examples), len(prepared)) as session:
+                results = self.trainer.train(session, [one.dataset for one in prepared], self._on_batch)
+            _require_any_trained(results)
+            self._write(self._trained(prepared, results))
+        self.progress.add_batch(len(names), time.monotonic() - self.started)
 
-    def _prepared(self, name: str) -> Prepared | None:
-        """The subject's pictures at the bank's size; None if none can be used, which the report says."""
-        recipe, tools = self.recipe, replace(self.workshop.tools, on_progress=lambda *_: self._alive())
-        reading = ReadOptions(captions=recipe.captions, masks=False, longest_side=4 * recipe.resolution)
+    def _prepare(self, name: str) -> PreparedSubject | None:
+        """Return the subject's images at the bank's size, or None (with a line for the report) if none can be used."""
+        config, encoders = self.config, replace(self.backend.encoders, on_progress=lambda *_: self._show_progress())
+        options = ReadOptions(captions=config.captions, masks=False, longest_side=4 * config.resolution)
         try:
-            photographs, lines = read_folder(self.source / name, reading)
-            images = [photograph.pixels for photograph in photographs]
-            framing = Framing(resolution=recipe.resolution, bucket=False)
-            subject = build_dataset(SourceImages(images, prompts_of(photographs, recipe.prompt)), framing, tools)
+            records, lines = read_folder(self.source / name, options)
+            images = [record.pixels for record in records]
+            framing = Framing(resolution=config.resolution, bucket=False)
+            dataset = build_dataset(SourceImages(images, prompts_of(records, config.prompt)), framing, encoders)
         except (ValueError, OSError) as error:
-            self.tally.left_out.append(f"{name}: {error}".replace("\n", "; "))
+            self.progress.left_out.append(f"{name}: {error}".replace("\n", "; "))
             return None
-        self.tally.left_out += [f"{name}/{line.removeprefix('left out: ')}" for line in lines if "left out: " in line]
-        return Prepared(name, subject, _as_bytes(images, subject, tools.latent_cell))
+        self.progress.left_out.extend(
+            f"{name}/{line.removeprefix('left out: ')}" for line in lines if "left out: " in line
+        )
+        return PreparedSubject(name, dataset, _as_bytes(images, dataset, encoders.latent_cell))
 
-    def _alive(self) -> None:
-        self.show(self.tally.done * self.recipe.steps, self.tally.total * self.recipe.steps, None)
+    def _show_progress(self) -> None:
+        self.on_progress(self.progress.done * self.config.steps, self.progress.total * self.config.steps, None)
 
-    def _watch(self, together: int) -> OnHistory:
-        """Progress in steps of single subjects, and the curve of those who train now."""
-        steps, done, total = self.recipe.steps, self.tally.done, self.tally.total
+    def _on_batch(self, subjects: int) -> OnHistory:
+        """Return what shows the progress, in steps of single subjects, and the loss curve of the current batch."""
+        steps, done, total = self.config.steps, self.progress.done, self.progress.total
 
-        def show(step: int, _steps: int, picture: Image.Image | None) -> None:
-            self.show(done * steps + step * together, total * steps, picture)
+        def show(step: int, _steps: int, image: Image.Image | None) -> None:
+            self.on_progress(done * steps + step * subjects, total * steps, image)
 
-        return LiveView(steps, show, lambda: None, 0)
+        return LiveView(total=steps, on_progress=show, sample=lambda: None, preview_every=0)
 
-    def _is_learnt(self, one: Prepared, fitted: TrainedSubject | str) -> bool:
-        if isinstance(fitted, str):
-            self.tally.left_out.append(f"{one.name}: {fitted}")
-        return isinstance(fitted, TrainedSubject)
+    def _trained(
+        self, prepared: Sequence[PreparedSubject], results: Sequence[TrainedSubject | FailedSubject]
+    ) -> list[tuple[PreparedSubject, TrainedSubject]]:
+        """Return the subjects that trained; the others get a line in the report."""
+        trained = []
+        for one, result in zip(prepared, results, strict=True):
+            if isinstance(result, FailedSubject):
+                self.progress.left_out.append(f"{one.name}: {result.reason}")
+            else:
+                trained.append((one, result))
+        return trained
 
-    def _write(self, learned: Sequence[tuple[Prepared, TrainedSubject]]) -> None:
-        if not learned:
+    def _write(self, trained: Sequence[tuple[PreparedSubject, TrainedSubject]]) -> None:
+        if not trained:
             return
-        _check_same_build(self.folder, self.manifest)  # another process may have begun one meanwhile
+        _require_same_settings(self.folder, self.manifest)  # another process may have started a bank meanwhile
         if not (self.folder / MANIFEST).exists():
             self.manifest.save(self.folder)
-        fits: dict[str, SubjectFit] = {one.name: fitted.fit for one, fitted in learned}
-        latents = [example.latents for one, _ in learned for example in one.subject.examples]
-        prompts = [[example.prompt for example in one.subject.examples] for one, _ in learned]
+        fits: dict[str, SubjectFit] = {one.name: result.fit for one, result in trained}
+        latents = [example.latents for one, _ in trained for example in one.dataset.examples]
+        prompts = [[example.prompt for example in one.dataset.examples] for one, _ in trained]
         write_shard(
-            self.folder,
-            self.manifest,
-            fits=fits,
-            image_counts=[len(one.images) for one, _ in learned],
-            theta=torch.stack([fitted.theta for _, fitted in learned]),
-            images=torch.cat([one.images for one, _ in learned]),
-            latents=torch.cat(latents).float(),
-            prompts=prompts if self.recipe.captions else (),
-        )
-        self.tally.learned += len(learned)
+            self.folder, self.manifest, fits=fits, image_counts=[len(one.images) for one, _ in trained],
+            theta=torch.stack([result.theta for _, result in trained]),
+            images=torch.cat([one.images for one, _ in trained]), latents=torch.cat(latents).float(),
+            prompts=prompts if self.config.captions else (),
+        )  # fmt: skip
+        self.progress.learned += len(trained)
 
 
-def _check_any(fitted: Sequence[TrainedSubject | str]) -> None:
-    """Not every subject of a batch has gone astray: then it is the settings.
+def _require_any_trained(results: Sequence[TrainedSubject | FailedSubject]) -> None:
+    """Require that one subject of a batch of several trained; that all diverge is the fault of the settings.
 
     Raises:
-        Diverged: they have.
+        Diverged: every subject diverged.
     """
-    reasons = [one for one in fitted if isinstance(one, str)]
-    if len(reasons) == len(fitted) > 1:
-        raise Diverged(reasons[0])
+    failed = [one for one in results if isinstance(one, FailedSubject)]
+    if len(failed) == len(results) > 1:
+        raise Diverged(failed[0].reason)
 
 
-def _as_bytes(images: Sequence[Tensor], subject: Subject, cell: int) -> Tensor:
-    """Pictures ``[H, W, 3]`` as they were encoded."""
-    rows, columns = (side * cell for side in subject.examples[0].size[-2:])
+def _as_bytes(images: Sequence[Tensor], dataset: Subject, cell: int) -> Tensor:
+    """Return ``images [H, W, 3]`` as they were encoded, ``[P, H', W', 3]`` uint8."""
+    rows, columns = (side * cell for side in dataset.examples[0].size[-2:])
     framed = [crop_and_resize(image.movedim(-1, 0)[None], (rows, columns)) for image in images]
     return (torch.cat(framed).movedim(1, -1) * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Captions of a bank's pictures: the text beside each, kept in the headers of the bank's files."""
+"""Captions of a bank's images: the text file next to each image, kept in the headers of the bank's shards."""
 
 from collections.abc import Sequence
 
@@ -7,28 +7,26 @@ from ..data.build_dataset import prompts_for
 from ..data.image_reader import ImageRecord
 
 MOST = MAX_HEADER_LENGTH // 2
-"""Characters of a file's captions; the other half of its header names the subjects."""
+"""Characters of all captions in one shard; the other half of its header names the subjects."""
 
 
-def prompts_of(photographs: Sequence[ImageRecord], prompt: str) -> list[str]:
-    """Each one's caption, or ``prompt``.
+def prompts_of(images: Sequence[ImageRecord], prompt: str) -> list[str]:
+    """Return each image's caption, or ``prompt`` where it has none.
 
     Raises:
-        ValueError: a caption is longer than any encoder reads.
+        ValueError: a caption is longer than any text encoder reads.
     """
-    for photograph in photographs:
-        if (length := len(photograph.caption)) > MAX_TEXT_LENGTH:
-            raise ValueError(
-                f"the text beside {photograph.name} has {length} characters; give at most {MAX_TEXT_LENGTH}"
-            )
-    return prompts_for(len(photographs), prompt, [photograph.caption for photograph in photographs])
+    for image in images:
+        if (length := len(image.caption)) > MAX_TEXT_LENGTH:
+            raise ValueError(f"the caption of {image.name} has {length} characters; give at most {MAX_TEXT_LENGTH}")
+    return prompts_for(len(images), prompt, [image.caption for image in images])
 
 
-def check_fit(prompts: Sequence[str]) -> None:
-    """A file holds those of a batch.
+def require_fit(prompts: Sequence[str]) -> None:
+    """Require that the prompts of one batch fit into the header of a shard.
 
     Raises:
-        ValueError: they are too long together.
+        ValueError: they have more than :data:`MOST` characters in total.
     """
     if (total := sum(map(len, prompts))) > MOST:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How every subject of a bank is trained: the same way, so that their numbers can be compared and predicted."""
+"""The configuration of a bank build: every subject is trained the same way, which makes their parameters comparable."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,30 +15,35 @@ from ..engine.checks import check_number
 from ..engine.run_hash import run_hash
 
 NEUTRAL = {**OPTIONS_WITHOUT_EFFECT, "gradient_checkpointing": False, "precision": "auto", "validation": 0}
-"""Options that leave a subject's numbers what they are, up to rounding."""
-TOGETHER = {"optimizer": ("adafactor",), "prior_mode": ("prediction",)}
-"""Options under which a subject's result would depend on those beside it, or that need what a bank has not."""
+"""Options that do not change a subject's parameters but for rounding, with the value that :meth:`BankConfig.settings`
+records for them."""
+REFUSED = {"optimizer": ("adafactor",), "prior_mode": ("prediction",)}
+"""Options under which a subject's result would depend on the rest of its batch, or that need what a bank lacks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BankConfig:
     """How every subject of a bank is trained.
 
-    Noise and levels follow from seed and step alone, so that all subjects meet the same ones, and all start from the
-    same numbers: what differs between their results is then the subjects (and not the luck of the draw), which is what
-    a network can learn to predict.
+    Noise and noise levels follow from seed and step alone, hence are the same for all subjects, and all subjects start
+    from the same parameters. Their results then differ by the subjects and not by the draws, and that difference is
+    what a network can learn to predict.
 
     Args:
         method: LiDB with its settings.
-        prompt: of every picture, "a [V] face" in the paper; with ``captions``, of those without a text of their own.
-        steps: optimiser updates of each subject; a step sees one picture of it.
-        seed: of the shared start and of every draw.
-        resolution: side of the square that pictures are cropped to, in pixels.
-        options: see :class:`.options.TrainingOptions`; there is no prior preservation.
-        start_from: a LiDB that all start from, a mean person for example; a new one without.
-        shared_input: only the factor on the output's side trains, so that a subject's change is linear in its numbers.
-        captions: ``name.txt`` beside ``name.jpg`` is that picture's prompt; what it says of the scene is then not taken
-            for the subject's.
+        prompt: of every image, "a [V] face" in the paper; with ``captions``, of the images without a caption.
+        steps: optimizer updates of each subject; a step sees one of its images.
+        seed: of the common start and of every draw.
+        resolution: side of the square that images are cropped to, in pixels.
+        options: see :class:`..config.TrainingOptions`; there is no prior preservation.
+        start_from: a LiDB that all subjects start from, for example one of a mean person; None creates a new one.
+        shared_input: train the factor on the output side alone (the down factor is shared), so that a subject's
+            weight change is linear in its parameters.
+        captions: ``name.txt`` next to ``name.jpg`` is that image's prompt; what the caption describes of the scene is
+            then not attributed to the subject.
+
+    Raises:
+        ValueError: a setting is out of range, or cannot be used for a bank.
     """
 
     method: Method
@@ -57,56 +62,56 @@ class BankConfig:
             raise ValueError("prompt is empty; give one that names every subject alike, such as 'a photo of sks face'")
         if len(self.prompt) > MAX_TEXT_LENGTH or not is_unicode(self.prompt):
             raise ValueError(
-                f"prompt {self.prompt!r:.40} has {len(self.prompt)} characters, or such as no file can hold; give at "
+                f"prompt {self.prompt!r:.40} has {len(self.prompt)} characters, or some that no file can hold; give at "
                 f"most {MAX_TEXT_LENGTH}"
             )
-        packed = [name for name, family in FAMILIES.items() if family.has_parameter_layout]
-        if self.method.family not in packed:
+        families = [name for name, family in FAMILIES.items() if family.has_parameter_layout]
+        if self.method.family not in families:
             raise ValueError(
-                f"method makes {self.method.family}; a bank holds {', '.join(packed)}, whose numbers are few enough "
-                "for very many subjects. Connect LiDB"
+                f"method makes {self.method.family}; a bank holds {', '.join(families)}, whose parameters are few "
+                "enough for very many subjects. Connect LiDB"
             )
-        for name, refused in TOGETHER.items():
+        for name, refused in REFUSED.items():
             if (value := getattr(self.options, name)) in refused:
                 raise ValueError(
-                    f"options: {name} {value!r} is not for a bank, whose subjects train side by side; choose another"
+                    f"options: {name} {value!r} is not for a bank, whose subjects share a batch; choose another"
                 )
         if self.options.caption_dropout:
             raise ValueError("options: a bank does not hold the empty prompt; set caption_dropout to 0")
         if self.captions and self.method.text_encoder:
             raise ValueError(
-                "captions: the text encoder carries an adapter for each subject of a batch, and they hear one prompt; "
-                "switch text_encoder off in the method, or captions off"
+                "captions: the text encoder carries an adapter for each subject of a batch, and encodes one prompt for "
+                "all of them; switch text_encoder off in the method, or captions off"
             )
 
     def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
-        """What every subject starts from.
+        """Return the adapter that every subject starts from.
 
         Args:
-            shapes: of the layers that can be trained, by name.
+            shapes: weight shapes of the layers that can be trained, by name.
 
         Raises:
-            ValueError: the targets match nothing, or ``start_from`` is not what the method makes.
+            ValueError: the targets match no layer, or ``start_from`` is not what the method makes.
         """
         fresh = new_adapter(self.method, targets_of(self.method, shapes), self.seed)
         if self.start_from is None:
             return fresh
-        chain = self.start_from.adapters
-        if len(chain) != 1 or self.start_from.embeddings:
-            held = ", ".join(part.describe() for part in (*chain, *self.start_from.embeddings))
+        adapters = self.start_from.adapters
+        if len(adapters) != 1 or self.start_from.embeddings:
+            held = ", ".join(part.describe() for part in (*adapters, *self.start_from.embeddings))
             raise ValueError(f"start_from is {held}; a bank's subjects start from one LiDB")
         try:
-            ParameterLayout.of(fresh).pack(chain[0])
+            ParameterLayout.of(fresh).pack(adapters[0])
         except ValueError as error:
             raise ValueError(f"start_from: {error}. Train it with the method of this bank") from error
-        return chain[0]
+        return adapters[0]
 
     def settings(self, start: Adapter) -> dict[str, Any]:
-        """Everything that a subject's numbers depend on, but the base and its pictures, by dotted names."""
-        numbers = [adapter.to_tensors() for adapter in start.layers.values()]
+        """Return, by dotted names, what a subject's parameters depend on besides the base model and its images."""
+        tensors = [adapter.to_tensors() for adapter in start.layers.values()]
         return {
             "prompt": self.prompt, "steps": self.steps, "seed": self.seed, "resolution": self.resolution,
-            "shared_input": self.shared_input, "start": run_hash(numbers)[:12],
+            "shared_input": self.shared_input, "start": run_hash(tensors)[:12],
             **({"captions": True} if self.captions else {}),
             **_dotted("method", asdict(self.method)), **_dotted("options", asdict(replace(self.options, **NEUTRAL))),
         }  # fmt: skip

@@ -16,7 +16,7 @@ from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.nodes.adapters.save_load import Load
-from hyperbooth.nodes.bridge.subject_banks import BANK_FOLDER, bank_builder, bank_names, new_bank_path
+from hyperbooth.nodes.bridge.subject_banks import BANK_FOLDER, bank_backend, bank_names, new_bank_path
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.nodes.data.image_folder import ImagesFromFolder
 from hyperbooth.nodes.hypernetwork.predict import LoadHyperNetwork
@@ -24,6 +24,7 @@ from hyperbooth.nodes.hypernetwork.subject_bank import BuildBank, LoadBank
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
 from hyperbooth.trainers.engine.distributed import ProcessGroup
+from hyperbooth.trainers.engine.memory_plan import MemoryPlan
 from hyperbooth.trainers.engine.rng import generator_for
 from hyperbooth.trainers.subject_bank.build import build_bank
 from hyperbooth.trainers.subject_bank.config import BankConfig
@@ -37,21 +38,21 @@ PROMPT = "a photo of sks face"
 
 
 def lidb(**settings: Any) -> Method:
-    """LiDB of few numbers that learns fast."""
+    """Return a LiDB of few parameters that trains fast."""
     given = {"learning_rate": 2e-2, "text_encoder": False, "text_encoder_lr": 5e-3, **settings}
     config = LiDBConfig(1, 16, 8, given.pop("basis_seed", 0))
     return Method("lidb", config, "attention", text_targets="attention and feed-forward", **given)
 
 
 def picture(seed: int, size: int = 64) -> Image.Image:
-    """Blotches in a colour of their own."""
+    """Return an image of blotches in a color of their own."""
     draw = torch.Generator().manual_seed(seed)
     blotches = torch.rand(4, 4, 3, generator=draw) * 0.4 + 0.6 * torch.rand(3, generator=draw)
     return Image.fromarray((blotches * 255).byte().numpy()).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def write_people(folder: Path, counts: dict[str, int]) -> None:
-    """Sub-folders by name, each with so many pictures."""
+    """Write a sub-folder for each name, with so many images."""
     for index, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -79,7 +80,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return relative(a, b) < 1e-4
 
 
-def test_each_subject_is_learned_and_the_model_is_unchanged(node: Any, quick: Any, people: Path) -> None:
+def test_each_subject_is_trained_and_the_model_is_unchanged(node: Any, quick: Any, people: Path) -> None:
     with untouched(*quick[:2]):
         bank, report = build(node, quick, steps=30, method=lidb(text_encoder=True))
     assert bank.names == ("alice", "bob", "carol") and bank.image_counts == (1, 3, 1)
@@ -90,28 +91,30 @@ def test_each_subject_is_learned_and_the_model_is_unchanged(node: Any, quick: An
     assert any(name.startswith("text_encoders.") for name in bank.layout.targets)
 
 
-def test_a_batch_of_three_equals_three_alone(node: Any, quick: Any, people: Path) -> None:
-    """The text encoder's part too."""
+def test_a_batch_of_three_equals_three_batches_of_one(node: Any, quick: Any, people: Path) -> None:
+    """Also for the text encoder's layers."""
     both = lidb(text_encoder=True)
-    together, _ = build(node, quick, method=both)
+    batched, _ = build(node, quick, method=both)
     alone, report = build(node, quick, method=both, subjects_per_batch=1, bank_name="alone")
     assert "3 shards" in report
     for i in range(3):
-        assert close(alone.theta([i]), together.theta([i])), together.names[i]
-        assert relative(together.theta([i]), together.theta([(i + 1) % 3])) > 1e-2
-        assert alone.entries[i].fit.own == pytest.approx(together.entries[i].fit.own, rel=1e-4)
-    assert alone.entries[0].fit.other is None and together.entries[0].fit.other is not None
+        assert close(alone.theta([i]), batched.theta([i])), batched.names[i]
+        assert relative(batched.theta([i]), batched.theta([(i + 1) % 3])) > 1e-2
+        assert alone.entries[i].fit.own == pytest.approx(batched.entries[i].fit.own, rel=1e-4)
+    assert alone.entries[0].fit.other is None and batched.entries[0].fit.other is not None
 
 
 def test_images_are_trained_on_their_captions(node: Any, quick: Any, people: Path) -> None:
     (people / "bob" / "1.txt").write_text("a photo of sks face\nin the snow", "utf-8")
     plain, _ = build(node, quick)
-    told, report = build(node, quick, bank_name="told", captions=True)
+    captioned, report = build(node, quick, bank_name="told", captions=True)
     assert re.search(r"captions: 1 of 5 ", report)
-    assert [plain.caption(1, picture) for picture in range(3)] == [PROMPT] * 3
-    assert [told.caption(1, picture) for picture in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
-    assert told.adapter(1).metadata["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
-    assert close(told.theta([0, 2]), plain.theta([0, 2])) and relative(told.theta([1]), plain.theta([1])) > 1e-3
+    assert [plain.caption(1, image) for image in range(3)] == [PROMPT] * 3
+    assert [captioned.caption(1, image) for image in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
+    assert captioned.adapter(1).metadata["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
+    assert (
+        close(captioned.theta([0, 2]), plain.theta([0, 2])) and relative(captioned.theta([1]), plain.theta([1])) > 1e-3
+    )
     with pytest.raises(ValueError, match=r"captions True there.* captions now"):
         build(node, quick, bank_name="told")
 
@@ -128,11 +131,11 @@ def test_a_caption_stays_with_its_image_where_others_are_left_out(node: Any, qui
 
 
 def header(bank: Bank) -> dict[str, tuple[int, int]]:
-    """Shards by name, with what would change were they written again."""
+    """Return the shards by name, with what changes when they are rewritten."""
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bank.folder.glob("*.safetensors")}
 
 
-def test_cancelled_it_keeps_what_is_finished_and_goes_on(
+def test_a_cancelled_build_keeps_finished_shards_and_resumes(
     node: Any, quick: Any, people: Path, output_folder: Path
 ) -> None:
     whole, _ = build(node, quick, subjects_per_batch=1, bank_name="whole")
@@ -205,7 +208,7 @@ def built(once: Path, output_folder: Path) -> Path:
     return Path(shutil.copytree(once, output_folder / "hyperbooth_banks" / "built"))
 
 
-def test_another_base_model_is_refused(node: Any, quick: Any, people: Path, built: Path) -> None:
+def test_another_model_is_refused(node: Any, quick: Any, people: Path, built: Path) -> None:
     model, clip, vae = quick
     patched = model.clone()
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
@@ -216,19 +219,19 @@ def test_another_base_model_is_refused(node: Any, quick: Any, people: Path, buil
         build(node, (patched, clip, vae), bank_name="built", method=lidb(text_encoder=True))
 
 
-def test_two_builds_at_once_do_no_harm_to_each_other(
+def test_two_builds_at_once_do_not_interfere(
     node: Any, quick: Any, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the first trains its first batch, another of that name, with other settings, begins and ends."""
-    real, found = BankTrainer.__call__, []
+    """While the first trains its first batch, another of that name and with other settings starts and ends."""
+    real, found = BankTrainer.train, []
 
     def call(trainer: BankTrainer, *given: Any) -> Any:
         fitted = real(trainer, *given)
-        if trainer.recipe.steps == 5:
+        if trainer.config.steps == 5:
             found.append(build(node, quick, steps=3)[0])
         return fitted
 
-    monkeypatch.setattr(BankTrainer, "__call__", call)
+    monkeypatch.setattr(BankTrainer, "train", call)
     with pytest.raises(ValueError, match=r"^bank 'people' .*steps 3 .*steps 5 "):
         build(node, quick, steps=5)
     theta = found[0].theta()
@@ -236,7 +239,7 @@ def test_two_builds_at_once_do_no_harm_to_each_other(
     assert re.search(r"none .*new", report) and torch.equal(again.theta(), theta)
 
 
-def test_linked_inputs_are_refused_by_validation() -> None:
+def test_linked_inputs_cannot_be_fingerprinted_and_the_warning_names_them() -> None:
     """ComfyUI gives None for it, shows the error as a warning, and runs the node."""
     with pytest.raises(ValueError, match=r"^folder is linked"):
         BuildBank.fingerprint_inputs(folder=None)
@@ -251,7 +254,7 @@ def test_linked_inputs_are_refused_by_validation() -> None:
 def test_a_bank_of_the_models_folder_is_not_hidden_by_a_new_one(
     node: Any, quick: Any, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be the one that Load Subject Bank opens."""
+    """Load Subject Bank would open the new one."""
     bank, _ = build(node, quick)
     shared = tmp_path / "models" / "people"
     monkeypatch.setitem(folder_paths.folder_names_and_paths, BANK_FOLDER, ([str(shared.parent)], set()))
@@ -263,7 +266,7 @@ def test_a_bank_of_the_models_folder_is_not_hidden_by_a_new_one(
     assert other.names == bank.names
 
 
-def test_a_bank_that_lost_a_shard_is_built_and_opened_again(node: Any, quick: Any, people: Path) -> None:
+def test_a_bank_that_lost_a_shard_is_rebuilt_and_reopened(node: Any, quick: Any, people: Path) -> None:
     """ComfyUI runs a node again whose fingerprint has changed."""
     asked, opened = (lambda: BuildBank.fingerprint_inputs(folder="people")), LoadBank.fingerprint_inputs
     before = asked()
@@ -297,7 +300,7 @@ def test_a_bank_is_named_after_the_folder_and_those_around_it(node: Any, quick: 
         assert bank.name == f"{whose}_train" and re.search(r"\b1 .*new", report)
 
 
-def test_what_cannot_be_read_is_reported_and_skipped(node: Any, quick: Any, people: Path) -> None:
+def test_unreadable_files_are_reported_and_skipped(node: Any, quick: Any, people: Path) -> None:
     data = (people / "bob" / "0.png").read_bytes()
     (people / "bob" / "broken.png").write_bytes(data[: len(data) // 2])
     (people / "carol" / "0.png").write_text("no picture")
@@ -315,7 +318,7 @@ def test_what_cannot_be_read_is_reported_and_skipped(node: Any, quick: Any, peop
     assert bank.names == ("alice", "bob", "carol") and re.search(r"\b1 .*new", report)
 
 
-def test_nothing_to_learn_from_is_an_error_and_leaves_no_bank(
+def test_no_usable_subject_is_an_error_and_leaves_no_bank(
     node: Any, quick: Any, people: Path, output_folder: Path
 ) -> None:
     for path in people.rglob("*.png"):
@@ -343,27 +346,27 @@ def test_nothing_to_learn_from_is_an_error_and_leaves_no_bank(
         ({"options": TrainingOptions(caption_dropout=0.1)}, "caption_dropout"),
     ],
 )
-def test_invalid_inputs_are_refused(node: Any, quick: Any, people: Path, inputs: dict[str, Any], message: str) -> None:
+def test_unusable_inputs_are_refused(node: Any, quick: Any, people: Path, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(node, quick, **inputs)
 
 
-def test_all_subjects_share_their_initialization(node: Any, quick: Any, people: Path) -> None:
+def test_all_subjects_start_from_the_same_parameters(node: Any, quick: Any, people: Path) -> None:
     """A learning rate of zero leaves the start, another bank's mean goes into the next."""
     still, _ = build(node, quick, method=lidb(learning_rate=0.0, text_encoder_lr=0.0), bank_name="still")
     assert (still.theta() == still.theta([0])).all()
-    learnt, _ = build(node, quick, bank_name="learnt")
-    mean = AdapterStack((learnt.layout.unpack(learnt.theta().mean(0)),))
+    learned, _ = build(node, quick, bank_name="learned")
+    mean = AdapterStack((learned.layout.unpack(learned.theta().mean(0)),))
     on, _ = build(node, quick, start_from=mean, bank_name="on", method=lidb(learning_rate=0.0, text_encoder_lr=0.0))
-    assert on.theta([1])[0].equal(learnt.theta().mean(0))
-    other = AdapterStack((learnt.layout.unpack(learnt.theta()[0]),) * 2)
+    assert on.theta([1])[0].equal(learned.theta().mean(0))
+    other = AdapterStack((learned.layout.unpack(learned.theta()[0]),) * 2)
     with pytest.raises(ValueError, match=r"^start_from is lidb .*, lidb "):
         build(node, quick, start_from=other, bank_name="no")
     with pytest.raises(ValueError, match=r"^start_from.* lidb .*expected lidb"):
         build(node, quick, start_from=mean, method=lidb(basis_seed=1), bank_name="no")
 
 
-def test_with_a_shared_input_the_other_factor_stays(node: Any, quick: Any, people: Path) -> None:
+def test_with_a_shared_down_factor_only_the_up_factor_trains(node: Any, quick: Any, people: Path) -> None:
     bank, _ = build(node, quick, shared_input=True)
     start = Adapter.create("lidb", list(bank.layout.targets.values()), lidb().config, generator_for(0, 100))
     for name, parts in bank.layout.unflatten(bank.theta()).items():
@@ -381,9 +384,7 @@ def test_load_bank_opens_it(node: Any, quick: Any, people: Path, built: Path) ->
         node("LoadBank", bank_name="../hyperbooth_banks/built")
 
 
-def test_a_subjects_adapter_does_in_the_graph_what_it_did_in_training(
-    node: Any, quick: Any, people: Path, built: Path
-) -> None:
+def test_a_subjects_adapter_acts_in_the_graph_as_in_training(node: Any, quick: Any, people: Path, built: Path) -> None:
     bank = Bank.open(built)
     model, clip, _ = quick
     patched = node("Apply", model=model, adapter=bank.adapter(0), strength_model=1.0, clip=clip, strength_clip=1.0)
@@ -417,11 +418,14 @@ def test_processes_that_share_the_batches_build_the_same_bank(
     """Each takes every third batch; the last one has none."""
     write_people(people, {"dora": 1})
     whole, _ = build(node, quick, subjects_per_batch=2, bank_name="whole")
-    recipe, folder = BankConfig(lidb(), PROMPT, 3, 0, 64, FAST), output_folder / "hyperbooth_banks" / "shared"
+    config = BankConfig(method=lidb(), prompt=PROMPT, steps=3, resolution=64, options=FAST)
+    folder = output_folder / "hyperbooth_banks" / "shared"
     for rank in (2, 1, 0):
         with torch.inference_mode():
-            shop = bank_builder(*quick, FAST, text_encoder=False)
-            bank, _ = build_bank(recipe, people, folder, 2, shop, lambda *_: None, ProcessGroup(rank, 3))
+            bank, _ = build_bank(
+                config, source=people, folder=folder, subjects_per_batch=2, on_progress=lambda *_: None,
+                backend=bank_backend(*quick, FAST, text_encoder=False), processes=ProcessGroup(rank, 3),
+            )  # fmt: skip
         assert len(bank) == {2: 0, 1: 2, 0: 4}[rank]
     assert bank.names == whole.names and bank.theta().equal(whole.theta())
     assert [entry.fit for entry in bank.entries] == [entry.fit for entry in whole.entries]
@@ -440,13 +444,15 @@ def session(quick: Any) -> Iterator[Any]:
 
 
 def pictures(subject: Subject) -> Subject:
-    """With the conditioning that a session looks at."""
+    """Add the conditioning that a session inspects."""
     return Subject(tuple(replace(e, cond=[[torch.zeros(1, 77, 768), {}]]) for e in subject.examples))
 
 
-def trainer(session: Any, together: int, **settings: Any) -> BankTrainer:
-    recipe = BankConfig(lidb(text_encoder=True), PROMPT, 2, 0, 64, FAST, **settings)
-    return BankTrainer(recipe, recipe.start(session.model.shapes), together)
+def trainer(session: Any, subjects: int, **settings: Any) -> BankTrainer:
+    config = BankConfig(
+        method=lidb(text_encoder=True), prompt=PROMPT, steps=2, resolution=64, options=FAST, **settings
+    )  # fmt: skip
+    return BankTrainer(config=config, start=config.start(session.model.shapes), subjects_per_batch=subjects)
 
 
 def unseen(_: int) -> Any:
@@ -454,19 +460,19 @@ def unseen(_: int) -> Any:
 
 
 def test_a_diverging_subject_does_not_affect_the_others(session: Any) -> None:
-    """A picture of no numbers: the batch is halved until it stands alone."""
+    """A latent of NaN: the batch is halved until that subject is alone."""
     subjects = [example(0), example(1), example(2, torch.nan)]
-    first, second, third = trainer(session, 3)(session, subjects, unseen)
-    assert "the loss" in third and "nan" in third
-    alone = trainer(session, 1)(session, subjects[:2], unseen)
-    for one, beside in zip(alone, (first, second), strict=True):
-        assert close(one.theta, beside.theta)
+    first, second, third = trainer(session, 3).train(session, subjects, unseen)
+    assert "loss" in third.reason and "nan" in third.reason
+    alone = trainer(session, 1).train(session, subjects[:2], unseen)
+    for one, batched in zip(alone, (first, second), strict=True):
+        assert close(one.theta, batched.theta)
 
 
 def test_a_batch_that_does_not_fit_is_split(session: Any, caplog: Any) -> None:
-    """The second half of a batch of three meets the end of memory once; what comes of it is the same."""
+    """A batch of three runs out of memory once; the result is the same."""
     subjects, whole = [example(i) for i in range(3)], trainer(session, 3)
-    expected = whole(session, subjects, unseen)
+    expected = whole.train(session, subjects, unseen)
     assert "batch 3, checkpointing off" in whole.lines[0]
 
     def short(together: int) -> Any:
@@ -475,12 +481,12 @@ def test_a_batch_that_does_not_fit_is_split(session: Any, caplog: Any) -> None:
         return unseen(together)
 
     tight = trainer(session, 3)
-    found = tight(session, subjects, short)
-    assert tight.plan.micro_batches == 2 and not tight.plan.checkpointing and "out of memory" in caplog.text
+    found = tight.train(session, subjects, short)
+    assert tight.planner.plan == MemoryPlan(micro_batches=2) and "out of memory" in caplog.text
     assert all(close(one.theta, other.theta) for one, other in zip(found, expected, strict=True))
 
     def never(together: int) -> Any:
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(torch.OutOfMemoryError, match=r"subjects_per_batch"):
-        trainer(session, 2)(session, subjects, never)
+        trainer(session, 2).train(session, subjects, never)

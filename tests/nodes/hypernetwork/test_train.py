@@ -1,4 +1,4 @@
-"""Training a hypernetwork on a bank: it sees the person, its losses are the formulas, and nothing is lost."""
+"""Training a hypernetwork on a bank: predictions generalize, losses are the formulas, and runs resume."""
 
 import itertools
 import re
@@ -25,10 +25,11 @@ from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.engine import checkpoints
 from hyperbooth.trainers.engine.distributed import ProcessGroup
 from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.hypernetwork.batches import SubjectBatches
 from hyperbooth.trainers.hypernetwork.config import HyperNetworkTrainingConfig
 from hyperbooth.trainers.hypernetwork.evaluation import Evaluator
 from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
-from hyperbooth.trainers.hypernetwork.loss import SubjectBatches
+from hyperbooth.trainers.hypernetwork.selection import ModelSelection
 from hyperbooth.trainers.hypernetwork.trainer import HyperNetworkTrainer
 from hyperbooth.trainers.reporting.live_view import LiveView
 from PIL import Image
@@ -72,7 +73,7 @@ def config_of(bank: Bank, **inputs: Any) -> HyperNetworkTrainingConfig:
 
 
 def relative_error(network: HyperNetwork, predicted: Tensor, fitted: Tensor) -> float:
-    """Of predicted changes, as a share of what predicting the mean costs."""
+    """Return the squared error of predicted weight changes, as a share of that of the mean."""
     split = LayerDeltas(network.layout)
     mean = split(network.mean.expand_as(fitted))
     far = delta_distance(mean, split(fitted)).sum()
@@ -88,7 +89,7 @@ def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
     return torch.stack(rows)
 
 
-def test_held_out_people_are_predicted_and_reported(node: Any, loaded: Any, bank: Bank) -> None:
+def test_predictions_generalize_to_new_people_and_the_report_shows_it(node: Any, loaded: Any, bank: Bank) -> None:
     with untouched(*loaded[:2]):
         hypernetwork, loss_map, report = trained(node, loaded, bank, steps=60, batch_size=8)
     assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.7 * sum(loss_map["loss"][:10])
@@ -100,15 +101,15 @@ def test_held_out_people_are_predicted_and_reported(node: Any, loaded: Any, bank
     assert hypernetwork.metadata["people"] == 36 and hypernetwork.metadata["people_held_out"] == 4
     assert hypernetwork.metadata["explained"] > 0.6 and hypernetwork.metadata["explained_wrong"] < 0
     for said in ("60 steps of 8 on 36 people", "at step 0: ", "at step 60: ", "mean",
-                 "wrong", "own", "fitted", "a linear guess from their pictures foretells"):  # fmt: skip
+                 "shuffled", "own", "fitted", "a linear regression"):  # fmt: skip
         assert said in report
     assert hypernetwork.prompt == bank.prompt and hypernetwork.base.kind == "SD15"
 
 
-def test_baselines_are_shown_before_the_first_step(
+def test_the_baselines_are_shown_before_the_first_step(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By ComfyUI's own hook, to which its server listens."""
+    """Through ComfyUI's own hook, which its server uses."""
     shown: list[tuple[int, Any]] = []
     hook = lambda value, total, preview, node_id=None: shown.append((value, preview))  # noqa: E731
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
@@ -117,7 +118,7 @@ def test_baselines_are_shown_before_the_first_step(
     assert pictures[0] == 0 and pictures[-1] == 2
 
 
-def test_the_linear_initialization_alone_distinguishes_people(node: Any, loaded: Any, bank: Bank) -> None:
+def test_the_linear_initialization_alone_depends_on_the_person(node: Any, loaded: Any, bank: Bank) -> None:
     hypernetwork, _, _ = trained(node, loaded, bank, steps=1, learning_rate=0.0)
     new = range(1000, 1008)
     fitted = torch.stack([theta_of(person, bank.layout.parameter_count) for person in new])
@@ -131,34 +132,31 @@ def test_the_denoising_loss_and_its_gradient_are_those_of_the_model(
     node: Any, loaded: Any, tmp_path: Path, text: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each sample with its own adapter: the loss of a batch is the mean of singles, its gradient the difference."""
-    from hyperbooth.trainers.hypernetwork import train as module
-
     found: dict[str, Any] = {}
 
-    def look_at(job: Any, *_: Any) -> None:
-        loss = job._loss()
-        generator = torch.Generator
-        draw = lambda: generator().manual_seed(3)  # noqa: E731
-        pictures = [(0, 0), (2, 1), (5, 0)]
-        theta = job.network(job.people.features(pictures).float()).detach() + 0.05
+    def inspect(trainer: HyperNetworkTrainer, *_: Any) -> None:
+        loss = trainer.loss().denoising
+        draw = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+        images = [(0, 0), (2, 1), (5, 0)]
+        theta = trainer.network(trainer.batches.features(images).float()).detach() + 0.05
         theta.requires_grad_()
-        whole = loss._of_pictures(theta, pictures, draw())
+        whole = loss(theta, images, draw())
         (gradient,) = torch.autograd.grad(whole, theta)
         along = gradient / gradient.norm()
-        ahead, behind = (loss._of_pictures(theta.detach() + s * along, pictures, draw()) for s in (0.2, -0.2))
+        ahead, behind = (loss(theta.detach() + s * along, images, draw()) for s in (0.2, -0.2))
         found["slope"] = ((ahead - behind) / 0.4).item(), (gradient * along).sum().item()
-        pieces = replace(loss, pieces=3)._of_pictures(theta, pictures, draw())
-        found["pieces"] = whole.item(), pieces.item()
-        found["gradients"] = gradient, torch.autograd.grad(pieces, theta)[0]
+        parts = trainer.loss(micro_batches=3).denoising(theta, images, draw())
+        found["micro-batches"] = whole.item(), parts.item()
+        found["gradients"] = gradient, torch.autograd.grad(parts, theta)[0]
         raise InterruptedError
 
-    monkeypatch.setattr(module.HyperNetworkTrainer, "fit", look_at)
+    monkeypatch.setattr(HyperNetworkTrainer, "fit", inspect)
     bank = write_bank(tmp_path / "bank", loaded, range(20), images=2, text=text)
     assert any(name.startswith("text_encoders.") for name in bank.layout.targets) == text
     with pytest.raises(InterruptedError):
         trained(node, loaded, bank, denoising_loss=1.0)
     assert found["slope"][0] == pytest.approx(found["slope"][1], rel=0.02)
-    assert found["pieces"][0] == pytest.approx(found["pieces"][1], rel=1e-4)
+    assert found["micro-batches"][0] == pytest.approx(found["micro-batches"][1], rel=1e-4)
     assert relative(*found["gradients"]) < (1e-2 if text else 1e-3)
 
 
@@ -169,11 +167,13 @@ def test_the_denoising_loss_trains(node: Any, loaded: Any, small_bank: Bank) -> 
             node, loaded, small_bank, weight_loss=0.0, denoising_loss=1.0, steps=4, options=options
         )
     assert len(loss_map["loss"]) == 4 and hypernetwork.metadata["loss_own"] > 0 and "at step 4: " in report
-    assert "foretold (" not in report, "of weights, which were no aim"
+    assert "explained variance of the weights" not in report, "there was no weight loss"
 
 
-@pytest.mark.parametrize("losses", [(1.0, 0.0), (0.0, 1.0)], ids=["weights", "pictures"])
-def test_a_shared_down_factor_is_learned(node: Any, loaded: Any, tmp_path: Path, losses: tuple[float, float]) -> None:
+@pytest.mark.parametrize("losses", [(1.0, 0.0), (0.0, 1.0)], ids=["weights", "images"])
+def test_a_shared_down_factor_is_the_same_for_all_and_learned(
+    node: Any, loaded: Any, tmp_path: Path, losses: tuple[float, float]
+) -> None:
     bank = write_bank(tmp_path / "bank", loaded, range(8), shared_input=True)
     weight, denoising = losses
     hypernetwork, _, report = trained(
@@ -182,7 +182,7 @@ def test_a_shared_down_factor_is_learned(node: Any, loaded: Any, tmp_path: Path,
     means = re.findall(r"base [\d.]+, mean ([\d.]+),", report)
     assert len(means) == 2
     if denoising:
-        assert means[0] != means[1], "what everybody has is in the control, too"
+        assert means[0] != means[1], "the learned shared factor is part of the mean"
     network = hypernetwork.network
     first, second = (network.layout.unflatten(row) for row in predicted(node, hypernetwork, range(2)))
     mean = network.layout.unflatten(network.mean)
@@ -192,63 +192,67 @@ def test_a_shared_down_factor_is_learned(node: Any, loaded: Any, tmp_path: Path,
         assert not torch.equal(tensors["a_train"], second[name]["a_train"])
 
 
-def test_each_image_is_denoised_with_its_own_caption(
+def test_each_image_is_denoised_under_its_own_caption(
     node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is that of the same pictures under what the text encoder makes of the captions."""
+    """The loss is that of the same images with the encoded captions."""
     found: dict[str, Any] = {}
 
-    def look_at(job: Any, *_: Any) -> None:
-        loss, pictures = job._loss(), [(0, 0), (2, 2), (5, 1)]
-        draw, theta = torch.Generator().manual_seed(3), job.network.mean.expand(3, -1)
-        examples = job.people.examples(pictures)
+    def inspect(trainer: HyperNetworkTrainer, *_: Any) -> None:
+        loss, images = trainer.loss().denoising, [(0, 0), (2, 2), (5, 1)]
+        draw, theta = torch.Generator().manual_seed(3), trainer.network.mean.expand(3, -1)
+        examples = trainer.batches.examples(images)
         assert [example.prompt for example in examples] == [PROMPT, f"{PROMPT} in place 2", f"{PROMPT} in place 1"]
         plain = [replace(example, cond=examples[0].cond, prompt=PROMPT) for example in examples]
-        told = [replace(e, cond=encode_prompt(loaded[1], e.prompt)) for e in examples]
-        for name, given in (("own", examples), ("plain", plain), ("told", told)):
-            of = replace(loss, people=replace(loss.people, examples=lambda _, given=given: given))
-            found[name] = of._of_pictures(theta.clone().requires_grad_(), pictures, draw.manual_seed(3)).item()
+        encoded = [replace(e, cond=encode_prompt(loaded[1], e.prompt)) for e in examples]
+        for name, given in (("own", examples), ("plain", plain), ("encoded", encoded)):
+            changed = replace(loss, examples=lambda _, given=given: given)
+            found[name] = changed(theta.clone().requires_grad_(), images, draw.manual_seed(3)).item()
         raise InterruptedError
 
-    monkeypatch.setattr(HyperNetworkTrainer, "fit", look_at)
+    monkeypatch.setattr(HyperNetworkTrainer, "fit", inspect)
     bank = write_bank(tmp_path / "bank", loaded, range(20), images=3, captions=True)
     with pytest.raises(InterruptedError):
         trained(node, loaded, bank, denoising_loss=1.0)
-    assert found["own"] == found["told"] != found["plain"]
+    assert found["own"] == found["encoded"] != found["plain"]
 
 
 @pytest.mark.parametrize(("inputs", "shown"), [(0, {0, 1, 2}), (1, {0}), (2, {0, 1}), (9, {0, 1, 2})])
-def test_the_first_images_are_inputs_and_others_targets(
+def test_predictions_are_made_from_the_first_images_and_evaluated_on_others(
     node: Any, loaded: Any, tmp_path: Path, inputs: int, shown: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, target, looked = set(), set(), set()
-    batch, at = SubjectBatches.batch, FeatureCache.__call__
+    seen, target, encoded = set(), set(), set()
+    draw, features = SubjectBatches.draw, FeatureCache.__call__
 
-    def noted(*given: Any) -> Any:
-        made = batch(*given)
-        assert all(a[0] == b[0] and a[1] != b[1] for a, b in zip(*made, strict=True)), "another picture of the person"
-        seen.update(picture for _, picture in made[0])
-        target.update(picture for _, picture in made[1])
-        return made
+    def recorded(*given: Any) -> Any:
+        inputs, targets = draw(*given)
+        assert all(a[0] == b[0] and a[1] != b[1] for a, b in zip(inputs, targets, strict=True)), "another image"
+        seen.update(image for _, image in inputs)
+        target.update(image for _, image in targets)
+        return inputs, targets
 
-    monkeypatch.setattr(SubjectBatches, "batch", noted)
-    monkeypatch.setattr(FeatureCache, "__call__", lambda self, of: (looked.update(p for _, p in of), at(self, of))[1])
+    def recorded_features(cache: FeatureCache, images: Any) -> Tensor:
+        encoded.update(image for _, image in images)
+        return features(cache, images)
+
+    monkeypatch.setattr(SubjectBatches, "draw", recorded)
+    monkeypatch.setattr(FeatureCache, "__call__", recorded_features)
     bank = write_bank(tmp_path / "bank", loaded, range(8), images=3)
     hypernetwork, _, _ = trained(node, loaded, bank, steps=12, input_pictures=inputs)
-    assert seen == looked == shown and hypernetwork.metadata["input_pictures"] == inputs
+    assert seen == encoded == shown and hypernetwork.metadata["input_pictures"] == inputs
     assert target == ({1, 2} if inputs == 1 else {0, 1, 2})
     run = config_of(bank, denoising_loss=0.0, input_pictures=inputs)
-    assert run.looked_at(5) == ((5, max(shown)), (5, 0 if shown == {0, 1, 2} else 2))
+    assert run.evaluated_images(5) == ((5, max(shown)), (5, 0 if shown == {0, 1, 2} else 2))
 
 
-def test_a_run_is_named_by_captions_and_inputs(loaded: Any, tmp_path: Path) -> None:
-    """Without the denoising loss the texts of the controls alone are needed."""
-    plain, told = (
+def test_the_run_hash_depends_on_captions_and_inputs(loaded: Any, tmp_path: Path) -> None:
+    """Without the denoising loss only the captions of the evaluated images are needed."""
+    plain, captioned = (
         write_bank(tmp_path / str(captions), loaded, range(8), images=3, captions=captions)
         for captions in (False, True)
     )  # fmt: skip
-    told = replace(told, manifest=plain.manifest)
-    runs = [config_of(bank, denoising_loss=1.0, input_pictures=n) for bank in (plain, told) for n in (0, 1)]
+    captioned = replace(captioned, manifest=plain.manifest)
+    runs = [config_of(bank, denoising_loss=1.0, input_pictures=n) for bank in (plain, captioned) for n in (0, 1)]
     assert len({run.key("model", "encoder") for run in runs}) == 4
     assert runs[0].prompts == (PROMPT,) and len(runs[2].prompts) == 3
     assert replace(runs[3], denoising_loss=0.0).prompts == (PROMPT, f"{PROMPT} in place 2")
@@ -257,13 +261,13 @@ def test_a_run_is_named_by_captions_and_inputs(loaded: Any, tmp_path: Path) -> N
 def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
     node: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way: bank, hypernetwork, prediction from one picture, two steps on top, one file."""
+    """End to end: bank, hypernetwork, prediction from one image, two steps on top, one file."""
     model, clip, vae = loaded
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
     for person in range(5):
         (tmp_path / "people" / f"{person}").mkdir(parents=True)
-        for number, picture in enumerate(images_of(person, 2, 64)):
-            Image.fromarray(picture.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
+        for number, image in enumerate(images_of(person, 2, 64)):
+            Image.fromarray(image.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
     method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 1e-2, True, 1e-3)
     bank, _ = node(
         "BuildBank", model=model, clip=clip, vae=vae, folder="people", method=method, prompt="a photo of sks face",
@@ -306,15 +310,15 @@ def test_a_cancelled_and_resumed_run_gives_the_same_hypernetwork(
 def test_a_state_of_another_format_is_another_run(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    """Its numbers would have the shapes, and other meanings."""
-    assert "taken up" not in trained(node, loaded, small_bank)[2]
+    """Its parameters would have the same shapes and other meanings."""
+    assert "resumed" not in trained(node, loaded, small_bank)[2]
     assert "resumed at step 3" in trained(node, loaded, small_bank)[2]
     monkeypatch.setattr("hyperbooth.trainers.hypernetwork.config.VERSION", 99)
-    assert "taken up" not in trained(node, loaded, small_bank)[2]
+    assert "resumed" not in trained(node, loaded, small_bank)[2]
 
 
-def test_the_result_is_that_of_the_best_evaluation(node: Any, loaded: Any, small_bank: Bank) -> None:
-    """A rate so high that each step makes it worse: the start is kept; the history is of all that was done."""
+def test_the_result_is_the_best_evaluated_state(node: Any, loaded: Any, small_bank: Bank) -> None:
+    """The learning rate is so high that each step makes it worse: the start is kept, the history has all steps."""
     options = TrainingOptions(preview_every=0, validation=1, ema_decay=0.5)
     start, _, _ = trained(node, loaded, small_bank, steps=1, learning_rate=0.0)
     spoilt, loss_map, report = trained(node, loaded, small_bank, steps=3, learning_rate=0.3, options=options)
@@ -322,14 +326,16 @@ def test_the_result_is_that_of_the_best_evaluation(node: Any, loaded: Any, small
     assert len(loss_map["loss"]) == 3 and re.search(r"of step 0, the best", report)
 
 
-def test_the_best_evaluation_during_the_run_is_taken(
+def test_a_best_state_before_the_last_step_is_chosen(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, real, found = TrainingOptions(preview_every=0, validation=1), Evaluator.look, []
+    options, real, found = TrainingOptions(preview_every=0, validation=1), Evaluator.evaluate, []
     for steps in (1, 3):
         order = itertools.count()
         monkeypatch.setattr(
-            Evaluator, "look", lambda it, order=order: replace(real(it), explained=0.9 if next(order) == 1 else 0.1)
+            Evaluator,
+            "evaluate",
+            lambda self, order=order: replace(real(self), explained=0.9 if next(order) == 1 else 0.1),
         )
         inputs = {"steps": steps, "options": options, "resume": "start over"}
         found.append(trained(node, loaded, small_bank, **inputs)[0])
@@ -338,26 +344,26 @@ def test_the_best_evaluation_during_the_run_is_taken(
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), three.network.parameters(), strict=True))
 
 
-def evaluations_with(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> dict[int, Tensor]:
-    """Step -> what its look says the network explains of people held out; gives the networks' heads at each look."""
-    real, heads = HyperNetworkTrainer._look, {}
+def with_explained(patch: pytest.MonkeyPatch, explained: dict[int, float]) -> dict[int, Tensor]:
+    """Let the evaluation at each step report ``explained`` (else 0.9); return the network's heads at each one."""
+    real, heads = ModelSelection.evaluate, {}
 
-    def look(job: HyperNetworkTrainer, step: int) -> Any:
-        found = real(job, step)
-        with job.state.result():
-            heads.setdefault(step, job.network.heads.detach().clone())
-        job.looks[step] = replace(found, explained=explained.get(step, 0.9))
-        return job.looks[step]
+    def evaluate(selection: ModelSelection, step: int) -> Any:
+        result = real(selection, step)
+        with selection.state.result():
+            heads.setdefault(step, selection.evaluator.network.heads.detach().clone())
+        selection.results[step] = replace(result, explained=explained.get(step, 0.9))
+        return selection.results[step]
 
-    patch.setattr(HyperNetworkTrainer, "_look", look)
+    patch.setattr(ModelSelection, "evaluate", evaluate)
     return heads
 
 
-def test_the_best_evaluation_is_taken_although_the_disk_is_full(
+def test_the_best_state_is_chosen_although_the_disk_is_full(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once an older best is written and nothing more."""
-    heads = evaluations_with(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.1, 6: 0.0})
+    """An older best state is written and nothing after it."""
+    heads = with_explained(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.1, 6: 0.0})
     real, written = checkpoints.write_tensors, []
 
     def write(*given: Any) -> None:
@@ -374,7 +380,7 @@ def test_the_best_evaluation_is_taken_although_the_disk_is_full(
 
 
 class StoppedAtFour(LiveView):
-    """By ComfyUI's cancel, between two looks."""
+    """Cancelled by ComfyUI between two evaluations."""
 
     def __call__(self, history: History) -> None:
         if history.step == 4:
@@ -383,12 +389,12 @@ class StoppedAtFour(LiveView):
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_resumed_run_keeps_earlier_evaluations(
+def test_a_resumed_run_selects_like_an_uninterrupted_one(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch, output_folder: Path, lost: bool
 ) -> None:
-    """It looks where it was taken up too, and best of all there; what was best before, it has from the disk, or says
-    that it has not."""
-    heads = evaluations_with(monkeypatch, {0: 0.0, 3: 0.3, 6: 0.2})
+    """It evaluates the step it was resumed at too, where the result is best, and does not select it. The earlier best
+    state is read from disk, or reported as lost."""
+    heads = with_explained(monkeypatch, {0: 0.0, 3: 0.3, 6: 0.2})
     inputs = {"steps": 6, "batch_size": 2, "options": TrainingOptions(preview_every=0, validation=3)}
     whole, _, _ = trained(node, loaded, small_bank, **inputs, resume="start over")
     with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
@@ -406,8 +412,8 @@ def test_a_resumed_run_keeps_earlier_evaluations(
 def test_a_shorter_run_leaves_the_longer_ones_best(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under a constant rate both are one run, and the longer one's state stays."""
-    heads = evaluations_with(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.1, 3: 0.3, 4: 0.1})
+    """Under a constant learning rate both are one run, and the longer one's state stays."""
+    heads = with_explained(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.1, 3: 0.3, 4: 0.1})
     inputs = {"batch_size": 2, "options": TrainingOptions(preview_every=0, validation=1)}
     trained(node, loaded, small_bank, steps=4, **inputs)
     short = trained(node, loaded, small_bank, steps=2, **inputs)[0]
@@ -417,8 +423,8 @@ def test_a_shorter_run_leaves_the_longer_ones_best(
     assert torch.equal(again.network.heads, heads[3])
 
 
-def test_held_out_people_stay_held_out(node: Any, loaded: Any, tmp_path: Path) -> None:
-    """Else the controls would be of people it has learnt from."""
+def test_who_was_held_out_is_held_out_again(node: Any, loaded: Any, tmp_path: Path) -> None:
+    """Else the evaluation would be on people it was trained on."""
     bank = write_bank(tmp_path / "bank", loaded, range(24), per_shard=8)
     first, _, _ = trained(node, loaded, bank)
     again, _, report = trained(node, loaded, bank, start_from=first, seed=1)
@@ -454,7 +460,7 @@ def test_a_hypernetwork_is_trained_further_with_another_loss(node: Any, loaded: 
         config_of(small_bank, steps=1, learning_rate=0.0, batch_size=5, width=width, start_from=first)
         for width in (32, 64)
     )
-    assert one == other and other.config.width == 32, "start_from has a width"
+    assert one == other and other.network.width == 32, "start_from has a width"
 
 
 def test_mismatched_inputs_are_refused(node: Any, loaded: Any, small_bank: Bank, tmp_path: Path) -> None:
@@ -478,7 +484,7 @@ def test_mismatched_inputs_are_refused(node: Any, loaded: Any, small_bank: Bank,
     with pytest.raises(ValueError, match=r"^bank .*SD15.* start_from .*SDXL"):
         trained(node, loaded, small_bank, start_from=foreign)
     shared = write_bank(tmp_path / "shared", loaded, range(12), shared_input=True)
-    with pytest.raises(ValueError, match=r"^start_from "):
+    with pytest.raises(ValueError, match=r"start_from.* without shared_input.* with shared_input"):
         trained(node, loaded, shared, start_from=first)
     changed = quick_sd15(tmp_path / "other")
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Features of a bank's pictures: made once, kept beside it, in memory where nothing can be written; rows of many."""
+"""Cached features of a bank: encoded once, stored in its folder or in memory; the row cache."""
 
 from pathlib import Path
 
@@ -25,10 +25,10 @@ def bank(tmp_path: Path) -> Bank:
 
 
 def write_bank(folder: Path, brighter: int = 0) -> Bank:
-    """Three people in two shards, whose pictures are plain: 10 times the person and the picture's number, in bytes."""
-    link = Adapter.create("lidb", [Target("diffusion_model.a.to_q", (8, 8))], LiDBConfig(1, 4, 4), torch.Generator())
+    """Write three people in two shards, with images of one value: 10 times the person plus the image's index."""
+    adapter = Adapter.create("lidb", [Target("diffusion_model.a.to_q", (8, 8))], LiDBConfig(1, 4, 4), torch.Generator())
     base = {"base": "SD15", "weights": {"diffusion_model.a": [1.0]}}
-    manifest = Manifest(ParameterLayout.of(link), {"prompt": "a face", "steps": 1}, base, {})
+    manifest = Manifest(ParameterLayout.of(adapter), {"prompt": "a face", "steps": 1}, base, {})
     manifest.save(folder)
     for names in (("a", "b"), ("c",)):
         values = [10.0 * "abc".index(name) + i + brighter for name in names for i in range(COUNTS[name])]
@@ -45,45 +45,45 @@ def write_bank(folder: Path, brighter: int = 0) -> Bank:
     return Bank.open(folder)
 
 
-def encode(pictures: Tensor) -> Tensor:
-    """Two tokens: the picture's value, and one."""
-    value = (255 * pictures.mean((1, 2, 3))).round()
+def encode(images: Tensor) -> Tensor:
+    """Return two tokens: the image's value, and one."""
+    value = (255 * images.mean((1, 2, 3))).round()
     return torch.stack([value, torch.ones_like(value)], 1)[..., None]
 
 
-PICTURES = [(2, 1), (0, 0), (1, 2), (1, 0)]
+IMAGES = [(2, 1), (0, 0), (1, 2), (1, 0)]
 
 
-def test_each_picture_has_its_own_and_is_encoded_once(bank: Bank) -> None:
+def test_each_image_is_encoded_once(bank: Bank) -> None:
     seen: list[tuple[int, int]] = []
-    first = FeatureCache(bank, "encoder", encode, lambda *done: seen.append(done))
-    assert first(PICTURES)[:, 0, 0].tolist() == [21, 0, 12, 10] and first(PICTURES).shape == (4, 2, 1)
+    first = FeatureCache(bank, "encoder", encode, on_progress=lambda *done: seen.append(done))
+    assert first(IMAGES)[:, 0, 0].tolist() == [21, 0, 12, 10] and first(IMAGES).shape == (4, 2, 1)
     assert seen[-1] == (6, 6) and [done for done, _ in seen] == sorted(done for done, _ in seen)
 
     def never(_: Tensor) -> Tensor:
         raise AssertionError
 
-    again = FeatureCache(bank, "encoder", never, lambda *_: None)
-    assert torch.equal(first(PICTURES), again(PICTURES))
+    again = FeatureCache(bank, "encoder", never, on_progress=lambda *_: None)
+    assert torch.equal(first(IMAGES), again(IMAGES))
     with pytest.raises(AssertionError):
-        FeatureCache(bank, "another encoder", never, lambda *_: None)
+        FeatureCache(bank, "another encoder", never, on_progress=lambda *_: None)
 
 
-def test_a_bank_built_again_in_the_same_place_has_its_own(bank: Bank) -> None:
-    FeatureCache(bank, "encoder", encode, lambda *_: None)
+def test_a_bank_rebuilt_in_the_same_folder_is_encoded_again(bank: Bank) -> None:
+    FeatureCache(bank, "encoder", encode, on_progress=lambda *_: None)
     for shard in list_shards(bank.folder):
         shard.unlink()
-    again = FeatureCache(write_bank(bank.folder, brighter=5), "encoder", encode, lambda *_: None)
-    assert again(PICTURES)[:, 0, 0].tolist() == [26, 5, 17, 15]
+    again = FeatureCache(write_bank(bank.folder, brighter=5), "encoder", encode, on_progress=lambda *_: None)
+    assert again(IMAGES)[:, 0, 0].tolist() == [26, 5, 17, 15]
 
 
-def test_where_nothing_can_be_written_they_are_kept_in_memory(bank: Bank, caplog: pytest.LogCaptureFixture) -> None:
+def test_features_stay_in_memory_where_the_folder_is_read_only(bank: Bank, caplog: pytest.LogCaptureFixture) -> None:
     (bank.folder / "features").write_text("in the way")
-    features = FeatureCache(bank, "encoder", encode, lambda *_: None)
-    assert features(PICTURES)[:, 0, 0].tolist() == [21, 0, 12, 10] and "kept in memory" in caplog.text
+    features = FeatureCache(bank, "encoder", encode, on_progress=lambda *_: None)
+    assert features(IMAGES)[:, 0, 0].tolist() == [21, 0, 12, 10] and "kept in memory" in caplog.text
 
 
-def test_many_rows_are_read_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_read_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
 
     def read(keys: list[int]) -> Tensor:

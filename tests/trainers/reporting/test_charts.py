@@ -33,7 +33,7 @@ def test_validation_is_a_curve_of_its_own_with_the_best_step_marked() -> None:
     assert gold.sum() > 20 and not (np.abs(without - np.array([0xED, 0xAE, 0x49])).max(-1) < 8).any()
 
 
-def test_a_sample_stands_beside_the_chart() -> None:
+def test_a_sample_is_drawn_next_to_the_chart() -> None:
     chart = loss_chart(History(losses=[1.0, 2.0]), 2)
     joined = chart_with_sample(chart, Image.new("RGB", (64, 64), (255, 0, 0)))
     assert joined.size == (512 + 320, 320)
@@ -44,40 +44,44 @@ def test_blocks_are_bars() -> None:
     assert block_chart({"input_blocks.1": 0.1, "middle_block": 0.0}, relative=True).size == (768, 384)
 
 
-def test_pictures_take_a_bounded_share_of_the_time() -> None:
+def test_drawing_takes_a_bounded_share_of_the_time() -> None:
     shown: list[Image.Image | None] = []
-    watch = LiveView(1000, lambda done, of, picture: shown.append(picture), lambda: None, 0)
+    view = LiveView(
+        total=1000, on_progress=lambda done, of, image: shown.append(image), sample=lambda: None, preview_every=0
+    )
     start = time.monotonic()
     losses: list[float] = []
     for step in range(1, 400):
         losses.append(1.0)
-        watch(History(step, losses))
+        view(History(step=step, losses=losses))
         time.sleep(0.001)
-    drawn = sum(picture is not None for picture in shown)
-    assert 1 <= drawn <= 2 + (time.monotonic() - start) * CHART_SHARE / watch._cost
+    drawn = sum(image is not None for image in shown)
+    assert 1 <= drawn <= 2 + (time.monotonic() - start) * CHART_SHARE / view._cost
     assert len(shown) == 399
 
 
-def test_samples_come_at_their_steps_and_stay_in_the_picture() -> None:
+def test_samples_come_at_their_steps_and_stay_in_the_image() -> None:
     taken: list[int] = []
     state = History()
-    pictures: dict[int, Image.Image | None] = {}
+    images: dict[int, Image.Image | None] = {}
 
     def sample() -> Image.Image:
         taken.append(state.step)
         return Image.new("RGB", (8, 8))
 
-    watch = LiveView(10, lambda done, of, picture: pictures.__setitem__(done, picture), sample, 4)
+    view = LiveView(
+        total=10, on_progress=lambda done, of, image: images.__setitem__(done, image), sample=sample, preview_every=4
+    )
     for _ in range(10):
         state.step += 1
         state.losses.append(1.0)
-        watch(state)
+        view(state)
     assert taken == [4, 8]
-    assert pictures[4].width > 512 and pictures[10].width > 512
+    assert images[4].width > 512 and images[10].width > 512
 
 
-def test_a_comparison_shows_curves_between_levels() -> None:
-    levels = {"base": 0.07, "mean": 0.06}
-    one = comparison_chart({"own": [(0, 0.06)], "wrong": [(0, 0.06)]}, levels, 10, "people held out")
-    two = comparison_chart({"own": [(0, 0.06), (10, 0.05)], "wrong": [(0, 0.06), (10, 0.065)]}, levels, 10, "people")
+def test_a_comparison_shows_curves_and_baselines() -> None:
+    rest = {"baselines": {"base": 0.07, "mean": 0.06}, "total": 10, "title": "people held out"}
+    one = comparison_chart({"own": [(0, 0.06)], "shuffled": [(0, 0.06)]}, **rest)
+    two = comparison_chart({"own": [(0, 0.06), (10, 0.05)], "shuffled": [(0, 0.06), (10, 0.065)]}, **rest)
     assert one.size == two.size == (512, 320) and one.tobytes() != two.tobytes()

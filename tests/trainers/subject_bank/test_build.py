@@ -1,5 +1,6 @@
-"""Banks: which subjects, in which batches, and what is said of them afterwards."""
+"""Bank builds: which subjects, and what the report contains."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.models.subject_bank.manifest import Manifest
 from hyperbooth.models.subject_bank.shards import SubjectFit, write_shard
-from hyperbooth.trainers.subject_bank.build import subject_names
+from hyperbooth.trainers.subject_bank.folders import subject_names
 from hyperbooth.trainers.subject_bank.report import MOST_NAMED, BuildProgress, quality, report
 
 
@@ -20,14 +21,14 @@ def test_subjects_are_the_visible_folders_in_natural_order(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
     (tmp_path / "readme.txt").write_text("no subject")
     assert subject_names(tmp_path) == ["P1", "p9", "p10"]
-    with pytest.raises(ValueError, match="folder 'p9' holds no sub-folder"):
+    with pytest.raises(ValueError, match=r"folder 'p9'.*sub-folder"):
         subject_names(tmp_path / "p9")
 
 
 def bank(folder: Path, fits: dict[str, SubjectFit]) -> Bank:
-    link = Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator().manual_seed(0))
+    adapter = Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator().manual_seed(0))
     base = {"base": "SD15", "weights": {}}
-    manifest = Manifest(ParameterLayout.of(link), {"prompt": "a sks face", "steps": 7}, base, {})
+    manifest = Manifest(ParameterLayout.of(adapter), {"prompt": "a sks face", "steps": 7}, base, {})
     manifest.save(folder)
     if fits:
         count = len(fits)
@@ -43,26 +44,26 @@ def bank(folder: Path, fits: dict[str, SubjectFit]) -> Bank:
     return Bank.open(folder)
 
 
-def test_the_report_has_the_controls_and_names_who_learned_nothing(tmp_path: Path) -> None:
+def test_the_report_has_the_baselines_and_names_subjects_that_learned_nothing(tmp_path: Path) -> None:
     built = bank(tmp_path, {"anna": SubjectFit(0.2, 0.1, 0.3), "ben": SubjectFit(0.2, 0.2, 0.5)})
-    tally = BuildProgress(3, left_out=["cleo: no photograph"])
-    tally.batch_done(3, 3600.0)
-    tally.learned = 2
-    lines = report(built, tally, ["memory: much"], {"ben"}).splitlines()
-    assert lines[0].startswith("2 subjects with 2 pictures in 1 shards (") and lines[0].endswith("2 of them new")
-    assert lines[1] == "lidb of 4 numbers on 1 layers, basis seed 0, each trained for 7 steps on 'a sks face'"
-    assert "base 0.2000, with their own numbers 0.1500, with another subject's 0.4000" in lines[2]
-    assert lines[3].startswith("no better than the base: ben;")
+    progress = BuildProgress(total=3, left_out=["cleo: no photograph"])
+    progress.add_batch(3, 3600.0)
+    progress.learned = 2
+    lines = report(built, progress, ["memory: much"], {"ben"}).splitlines()
+    assert lines[0].startswith("2 subjects with 2 images in 1 shards (") and lines[0].endswith("2 of them new")
+    assert lines[1].startswith("lidb of 4 ") and lines[1].endswith("7 steps on 'a sks face'")
+    assert re.search(r"base 0\.2000.*own.* 0\.1500.*another.* 0\.4000", lines[2])
+    assert "base: ben;" in lines[3]
     assert lines[4:] == [
         "2 subjects per hour, reading and encoding included", "memory: much",
-        "kept although the folder has them no more: ben", "left out: cleo: no photograph",
+        "kept although the folder no longer holds them: ben", "left out: cleo: no photograph",
     ]  # fmt: skip
 
 
 def test_a_report_of_thousands_is_short(tmp_path: Path) -> None:
     names = {f"p{i:04}": SubjectFit(0.1, 0.2) for i in range(300)}
-    tally = BuildProgress(600, left_out=[f"q{i}: broken" for i in range(300)])
-    text = report(bank(tmp_path, names), tally, [], set(names))
+    progress = BuildProgress(total=600, left_out=[f"q{i}: broken" for i in range(300)])
+    text = report(bank(tmp_path, names), progress, [], set(names))
     assert len(text.splitlines()) < 30 and "left out: 290 more" in text and "and 290 more;" in text
     assert text.count("p00") <= 3 * MOST_NAMED and "another subject" not in text
 

@@ -1,28 +1,28 @@
-"""Captions of a bank: each picture's own, within what a file's header holds."""
+"""Captions of a bank: each image has its own, within what a shard's header holds."""
 
 import pytest
 import torch
 from hyperbooth.trainers.data.image_reader import ImageRecord
-from hyperbooth.trainers.subject_bank.captions import MOST, check_fit, prompts_of
+from hyperbooth.trainers.subject_bank.captions import MOST, prompts_of, require_fit
 
 
-def photograph(name: str, caption: str = "") -> ImageRecord:
+def record(name: str, caption: str = "") -> ImageRecord:
     return ImageRecord(name, torch.zeros(2, 2, 3), caption)
 
 
 def test_each_has_its_own_or_the_prompt() -> None:
-    seen = [photograph("1.png", "a sks face at sea"), photograph("2.png"), photograph("3.png", "a face")]
-    assert prompts_of(seen, "a sks face") == ["a sks face at sea", "a sks face", "a face"]
+    records = [record("1.png", "a sks face at sea"), record("2.png"), record("3.png", "a face")]
+    assert prompts_of(records, "a sks face") == ["a sks face at sea", "a sks face", "a face"]
     assert prompts_of([], "a sks face") == []
 
 
-def test_a_text_that_no_encoder_reads_is_refused_by_name() -> None:
-    prompts_of([photograph("1.png", "a" * 10_000)], "a sks face")
-    with pytest.raises(ValueError, match=r"the text beside 1\.png has 10001 characters; give at most 10000"):
-        prompts_of([photograph("1.png", "a" * 10_001)], "a sks face")
+def test_a_caption_too_long_for_any_encoder_is_refused_by_name() -> None:
+    prompts_of([record("1.png", "a" * 10_000)], "a sks face")
+    with pytest.raises(ValueError, match=r"1\.png.*10001.*10000"):
+        prompts_of([record("1.png", "a" * 10_001)], "a sks face")
 
 
-def test_a_batch_holds_what_a_file_does() -> None:
-    check_fit(["a" * (MOST // 2)] * 2)
-    with pytest.raises(ValueError, match=f"have {MOST + 2} characters, .* holds {MOST}; give fewer subjects_per_batch"):
-        check_fit(["a" * (MOST // 2 + 1)] * 2)
+def test_captions_of_a_batch_fit_into_a_shard() -> None:
+    require_fit(["a" * (MOST // 2)] * 2)
+    with pytest.raises(ValueError, match=f"captions.*{MOST + 2}.*{MOST};.*subjects_per_batch"):
+        require_fit(["a" * (MOST // 2 + 1)] * 2)

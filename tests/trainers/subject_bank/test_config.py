@@ -1,4 +1,4 @@
-"""How a bank's subjects are trained: refused where it cannot be, and told apart in every setting that counts."""
+"""The configuration of a bank: what cannot be built is refused, and every setting that matters is recorded."""
 
 import json
 from dataclasses import replace
@@ -12,30 +12,30 @@ from hyperbooth.trainers.subject_bank.config import BankConfig
 
 SHAPES = {"diffusion_model.a.attn1.to_q": (12, 9), "diffusion_model.a.conv": (8, 3, 3, 3)}
 LIDB = Method("lidb", LiDBConfig(1, 7, 5), "attention", 1e-2)
-RECIPE = BankConfig(LIDB, "a sks face", 7)
+CONFIG = BankConfig(method=LIDB, prompt="a sks face", steps=7)
 
 
-def settings(recipe: BankConfig) -> dict[str, Any]:
-    return recipe.settings(recipe.start(SHAPES))
+def settings(config: BankConfig) -> dict[str, Any]:
+    return config.settings(config.start(SHAPES))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps is 0"),
-        ({"prompt": " "}, "prompt is empty"),
-        ({"prompt": "a face" + " very" * 2000}, "has 10006 characters.*; give at most 10000"),
-        ({"prompt": "a \ud800 face"}, "such as no file can hold"),
-        ({"method": Method("lora", LoRAConfig())}, "makes lora; a bank holds lidb"),
+        ({"steps": 0}, "steps.*0"),
+        ({"prompt": " "}, "prompt.*empty"),
+        ({"prompt": "a face" + " very" * 2000}, "prompt.*10006.*10000"),
+        ({"prompt": "a \ud800 face"}, r"prompt.*\\ud800"),
+        ({"method": Method("lora", LoRAConfig())}, "method.*lora.*lidb"),
         ({"options": TrainingOptions(optimizer="adafactor")}, "optimizer 'adafactor'"),
         ({"options": TrainingOptions(prior_mode="prediction")}, "prior_mode 'prediction'"),
         ({"options": TrainingOptions(caption_dropout=0.5)}, "caption_dropout"),
-        ({"captions": True, "method": replace(LIDB, text_encoder=True)}, "switch text_encoder off .*, or captions"),
+        ({"captions": True, "method": replace(LIDB, text_encoder=True)}, "captions.*text_encoder"),
     ],
 )
 def test_what_a_bank_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(RECIPE, **change)
+        replace(CONFIG, **change)
 
 
 @pytest.mark.parametrize(
@@ -46,23 +46,23 @@ def test_what_a_bank_cannot_be_is_refused(change: dict[str, Any], message: str) 
         {"options": TrainingOptions(noise_offset=0.1)}, {"options": TrainingOptions(max_grad_norm=0.5)},
     ],
 )  # fmt: skip
-def test_every_setting_that_counts_is_told(change: dict[str, Any]) -> None:
-    assert settings(replace(RECIPE, **change)) != settings(RECIPE)
+def test_every_setting_that_matters_is_recorded(change: dict[str, Any]) -> None:
+    assert settings(replace(CONFIG, **change)) != settings(CONFIG)
 
 
 @pytest.mark.parametrize(
     "cosmetic",
     [{"preview_every": 7}, {"memory": "as set"}, {"gradient_checkpointing": True}, {"precision": "bfloat16"}],
 )
-def test_what_changes_nothing_is_not(cosmetic: dict[str, Any]) -> None:
-    assert settings(replace(RECIPE, options=TrainingOptions(**cosmetic))) == settings(RECIPE)
+def test_options_without_effect_are_not_recorded(cosmetic: dict[str, Any]) -> None:
+    assert settings(replace(CONFIG, options=TrainingOptions(**cosmetic))) == settings(CONFIG)
 
 
 def test_settings_survive_json() -> None:
-    assert json.loads(json.dumps(settings(RECIPE))) == settings(RECIPE)
+    assert json.loads(json.dumps(settings(CONFIG))) == settings(CONFIG)
 
 
-def test_the_start_is_the_seeds() -> None:
-    first, again, other = (recipe.start(SHAPES) for recipe in (RECIPE, RECIPE, replace(RECIPE, seed=1)))
+def test_the_start_depends_on_the_seed() -> None:
+    first, again, other = (config.start(SHAPES) for config in (CONFIG, CONFIG, replace(CONFIG, seed=1)))
     layout = ParameterLayout.of(first)
     assert layout.pack(first).equal(layout.pack(again)) and not layout.pack(first).equal(layout.pack(other))

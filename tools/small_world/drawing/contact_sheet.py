@@ -23,22 +23,24 @@ SHOWN = (
 """Scenes that show every background, style and expression."""
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """[rows * size, columns * size, 3] uint8: pictures side by side."""
+def tiled(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Return images of one size as one array ``[rows * size, columns * size, 3]`` uint8."""
     return np.concatenate([np.concatenate(list(row), 1) for row in rows])
 
 
 def people_in_scenes(seed: int = 1, people: int = 4, size: int = SIZE) -> np.ndarray:
     """One person per row, over SHOWN."""
     generator = generator_of(seed)
-    return grid([[render(p, s, size) for s in SHOWN] for p in (sample_identity(generator) for _ in range(people))])
+    return tiled([[render(p, s, size) for s in SHOWN] for p in (sample_identity(generator) for _ in range(people))])
 
 
 def different_people(seed: int = 1, rows: int = 4, columns: int = 16, size: int = SIZE) -> np.ndarray:
     """Every picture another person in another scene; the last row shows vases."""
     generator = generator_of(seed)
     samplers = [sample_identity] * (rows - 1) + [sample_vase]
-    return grid([[render(draw(generator), sample_scene(generator), size) for _ in range(columns)] for draw in samplers])
+    return tiled(
+        [[render(draw(generator), sample_scene(generator), size) for _ in range(columns)] for draw in samplers]
+    )
 
 
 if __name__ == "__main__":
