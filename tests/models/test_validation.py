@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.allocations import LargestTensor
 from hyperbooth.models import validation
 from hyperbooth.models.adapters.targets import MAX_SIZE, Target, targets_from_header
 from hyperbooth.models.validation import (
@@ -23,8 +24,6 @@ from hyperbooth.models.validation import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2)
 JSON = st.recursive(
@@ -104,25 +103,12 @@ def test_finite_tensors_are_told_from_others(dtype: torch.dtype, value: float, f
     assert is_finite(tensor[:0])
 
 
-class Allocations(TorchDispatchMode):
-    """Record the largest tensor that an operation returns, in values."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [tensor for tensor in pytree.tree_leaves(result) if isinstance(tensor, torch.Tensor)]
-            self.largest = max([self.largest, *(tensor.numel() for tensor in tensors)])
-        return result
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.float8_e4m3fn])
 def test_the_check_for_finite_values_copies_no_tensor(dtype: torch.dtype) -> None:
     tensor = torch.ones(3 * 2**20).to(dtype)
-    with Allocations() as allocations:
+    with LargestTensor() as largest:
         assert is_finite(tensor)
-    assert 0 < allocations.largest <= (2**20 if dtype == torch.float8_e4m3fn else 1)
+    assert 0 < largest.values <= (2**20 if dtype == torch.float8_e4m3fn else 1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Damaged files of ours in the stock loaders: told of, and never taken for another program's."""
+"""Damaged files of this pack in the stock loaders are reported, and never taken for another program's."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def tensors_of(*families: str, word: bool = False) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("lost", [PACKED, LAYOUT])
 @pytest.mark.parametrize("word", [False, True])
-def test_a_packed_link_that_lost_one_tensor_is_told_of(lost: str, word: bool) -> None:
+def test_a_packed_adapter_without_one_tensor_is_refused(lost: str, word: bool) -> None:
     tensors = tensors_of("lidb", word=word)
     assert list(parts_by_layer(tensors)) == [LAYER.name]
     del tensors[lost]
@@ -33,7 +33,7 @@ def test_a_packed_link_that_lost_one_tensor_is_told_of(lost: str, word: bool) ->
 
 
 @pytest.mark.parametrize("lost", [PACKED, LAYOUT])
-def test_one_of_a_chain_too(lost: str) -> None:
+def test_a_packed_adapter_of_a_stack_without_one_tensor_is_refused(lost: str) -> None:
     tensors = tensors_of("lora", "lidb")
     del tensors[f"2/{lost}"]
     with pytest.raises(ValueError, match=f"^the adapter file lacks 2/{lost}; the file is not whole"):
@@ -48,11 +48,11 @@ def test_one_of_a_chain_too(lost: str) -> None:
         ({PACKED: torch.ones(7)}, r"holds packed .* of shape \(7,\)"),
     ],
 )
-def test_what_is_damaged_is_the_adapter_file(change: dict[str, Tensor], message: str) -> None:
+def test_errors_name_the_adapter_file(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=f"^the adapter file {message}"):
         parts_by_layer({**tensors_of("lidb"), **change})
 
 
 @pytest.mark.parametrize("name", [PACKED, LAYOUT])
-def test_another_programs_tensor_of_that_name_is_left_alone(name: str) -> None:
+def test_another_programs_tensor_of_that_name_is_ignored(name: str) -> None:
     assert parts_by_layer({name: torch.ones(3), FOREIGN: torch.ones(12, 2)}) == {}

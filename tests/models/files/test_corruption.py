@@ -1,4 +1,4 @@
-"""A thousand corrupted files: each is refused in a clear sentence, or is an adapter like any other."""
+"""Each of a thousand corrupted files is refused with a clear message, or loads as a usable adapter."""
 
 import copy
 import json
@@ -93,13 +93,13 @@ STRANGE: list[Any] = [
 
 
 def places(tree: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every value of a JSON tree."""
+    """Return the path to every value of a JSON tree."""
     inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [way, *(place for key, value in inside for place in places(value, (*way, key)))]
 
 
 def rewritten(tree: Any, rng: random.Random) -> Any:
-    """The tree with one value lost, given twice, renamed, exchanged, or made a strange one."""
+    """Return the tree with one value removed, duplicated, renamed, exchanged, or replaced by an unusual one."""
     *way, last = rng.choice(places(tree)[1:] or [(None,)])
     if last is None:
         return copy.deepcopy(rng.choice(STRANGE))
@@ -120,7 +120,7 @@ def rewritten(tree: Any, rng: random.Random) -> Any:
 
 
 def text_of(tree: Any, rng: random.Random) -> str:
-    """JSON, which may name a key twice, be nested too deep, or break off."""
+    """Return JSON, which may have a duplicate key, be nested too deep, or be truncated."""
     text = json.dumps(tree).replace(json.dumps(DEEP), "[" * 100_000 + "]" * 100_000)
     if rng.random() < 0.05:
         text = text.replace("{", '{"version":1,"version":2,', 1)
@@ -175,7 +175,7 @@ def rewrite_our_header(data: bytes, rng: random.Random) -> bytes:
 
 
 def rewrite_facts(data: bytes, rng: random.Random) -> bytes:
-    """The most that a header says; types that reports and other files are made of."""
+    """Change the metadata, whose types reports and other files depend on."""
     header, numbers = split(data)
     said = header.setdefault("__metadata__", {})
     if "hyperbooth" not in said:
@@ -214,7 +214,7 @@ def declare_huge_sizes(data: bytes, rng: random.Random) -> bytes:
 
 
 def use_another_dtype(data: bytes, rng: random.Random) -> bytes:
-    """The same bytes called something else, or the same numbers in another type."""
+    """Declare the same bytes as another dtype, or cast the values to another dtype."""
     if rng.random() < 0.5:
         header, numbers = split(data)
         same = {"F32": ["I32", "U32"], "F16": ["BF16", "I16"], "U8": ["I8", "BOOL", "F8_E4M3", "F8_E5M2"]}
@@ -280,7 +280,7 @@ def weight_of(adapter: AdapterStack) -> Callable[[str], torch.Tensor]:
 
 
 def outcome(path: Path, names: KeyNames) -> str:
-    """``refused`` or ``loaded``; what is loaded is finite and goes through all that is done with adapters."""
+    """Return ``refused`` or ``loaded``; a loaded adapter has to be finite and to pass through all uses of adapters."""
     begun = time.monotonic()
     try:
         adapter = load_adapter(path, names)
@@ -306,13 +306,13 @@ def outcome(path: Path, names: KeyNames) -> str:
     return "loaded"
 
 
-def test_every_family_has_a_setting_here() -> None:
+def test_every_family_has_a_config() -> None:
     assert CONFIGS.keys() == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_corrupted_files_are_refused_or_whole(tmp_path: Path, kind: str) -> None:
-    """Each way of damage ten times on each kind of file: more than a thousand files."""
+def test_corrupted_files_are_refused_or_usable(tmp_path: Path, kind: str) -> None:
+    """Apply each damage ten times to each kind of file: more than a thousand files."""
     assert len(WHOLE) * len(DAMAGES) * 10 > 1000
     whole, path = WHOLE[kind](tmp_path), tmp_path / "broken.safetensors"
     path.write_bytes(whole)
@@ -330,7 +330,7 @@ def test_corrupted_files_are_refused_or_whole(tmp_path: Path, kind: str) -> None
 
 
 def large(family: str, dtype: torch.dtype) -> bytes:
-    """A file of 4 MiB."""
+    """Return a file of 4 MiB."""
     rows = 2**21 // dtype.itemsize
     numbers = {
         "lora": {"lora_up.weight": (rows // 4, 4), "lora_down.weight": (4, rows // 4), "alpha": ()},
@@ -352,7 +352,7 @@ def kohya(rows: int, rank: int, dtype: torch.dtype) -> bytes:
 
 
 def bases_of(rows: int) -> bytes:
-    """A file of a kilobyte that asks for bases of ``rows`` rows."""
+    """Return a file of a kilobyte that declares random bases of ``rows`` rows."""
     shape, packed = [rows, rows], torch.ones(16)
     layout = {"version": 1, "family": "lidb", "facts": {"basis_seed": 0, "probes": {}},
               "kinds": [[shape, [8, 1], [1, 8]]], "layers": {"diffusion_model.a": 0}}  # fmt: skip
@@ -379,14 +379,16 @@ HUNGRY: dict[str, Callable[[], bytes]] = {
     "bases": lambda: bases_of(MAX_BASIS_VALUES // 8),
     "too large bases": lambda: bases_of(MAX_BASIS_VALUES // 8 + 1),
 }  # fmt: skip
-"""Files that ask for most, each of its sort; of a few MiB, so that ten times their size can be told from noise."""
+"""The kinds of files that need most memory, of a few MiB each, that ten times their size exceeds the noise."""
 BESIDE = {"lists": 8, "names": 24, "bases": 224}
-"""MiB that a file may take beside ten times its size. A header's text is bounded, and so are the bases of LiDB, which
-are made, not read."""
+"""MiB that a file may take in addition to ten times its size.
+
+The text of a header is bounded, and so are the random bases of LiDB, which are generated and not read.
+"""
 
 
 class _Bomb(random.Random):
-    """Always the layout that inflates to a hundred megabytes."""
+    """Make :func:`rewrite_the_layout` write the layout that inflates to a hundred megabytes."""
 
     def random(self) -> float:
         return 0.95
@@ -396,7 +398,7 @@ BOMB = _Bomb(0)
 
 
 def grown(path: Path) -> int:
-    """Bytes by which the process grew, at most, while it read the file."""
+    """Return the bytes by which the process grew at its peak while it read the file."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     before = resident("VmRSS")
     kept = None
@@ -426,7 +428,7 @@ def test_memory(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
 def test_files_take_ten_times_their_size_at_most() -> None:
-    """Peak of the resident memory, in a process whose large blocks are the system's own and go back to it."""
+    """Measure the peak resident memory in a process whose large blocks are mapped and returned to the system."""
     environment = {**os.environ, ALONE: "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     options = ["-q", "-k", "test_memory", "--import-mode=importlib", "-p", "no:cacheprovider"]
     command = [sys.executable, "-I", "-m", "pytest", *options, __file__]

@@ -1,4 +1,4 @@
-"""Files of other programs: read, or refused in one clear sentence."""
+"""LoRA files of other programs are read, or refused with a clear message."""
 
 import zipfile
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_every_precision_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert all(p.dtype == torch.float32 and p.all() for p in load_adapter(path, KOHYA).parameters())
 
 
-def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
+def test_metadata_of_the_file_is_kept(tmp_path: Path) -> None:
     datasets = '[{"subsets": [{"class_tokens": "sks dog"}]}]'
     said = {"ss_base_model_version": "sdxl_base_v1-0", "ss_steps": "120", "ss_datasets": datasets}
     assert load_adapter(written(tmp_path, pair(), said), KOHYA).metadata == {
@@ -92,7 +92,7 @@ def test_what_the_file_says_of_itself_is_kept(tmp_path: Path) -> None:
         (pair(), PART, "part lora_unet_a of 6 x 4"),
     ],
 )
-def test_what_cannot_be_read_is_refused(tmp_path: Path, tensors, names, message: str) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path, tensors, names, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^theirs\.safetensors.*{message}"):
         load_adapter(written(tmp_path, tensors), names)
 
@@ -117,8 +117,8 @@ def test_a_pickle_is_never_opened(tmp_path: Path, suffix: str) -> None:
         load_adapter(path.rename(tmp_path / "theirs.safetensors"), KOHYA)
 
 
-def test_whole_differences_are_read_as_the_full_family_beside_a_lora(tmp_path: Path) -> None:
-    """What format 'comfyui' makes of a chain whose layers are not all of low rank."""
+def test_full_differences_are_read_as_the_full_family_after_a_lora(tmp_path: Path) -> None:
+    """Format 'comfyui' writes such files for a stack with layers that have no low rank."""
     kernel = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     native = {"diffusion_model.c.diff": kernel, **pair("diffusion_model.a")}
     adapter = load_adapter(written(tmp_path, native))

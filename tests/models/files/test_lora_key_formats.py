@@ -1,4 +1,4 @@
-"""Names and forms of other tools, on bare tensors."""
+"""Key formats of other tools, on bare tensors."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def read(tensors: dict[str, Tensor], places: dict[str, KeyTarget], shape: tuple[
     st.sampled_from(KEY_FORMATS), st.integers(1, 9), st.integers(1, 9), st.sampled_from([(), (1, 1), (3, 3)]),
     st.integers(1, 4), st.floats(0.01, 64), st.booleans(),
 )  # fmt: skip
-def test_every_spelling_round_trips(spelling, rows, columns, kernel, rank, alpha, swapped) -> None:
+def test_every_key_format_round_trips(spelling, rows, columns, kernel, rank, alpha, swapped) -> None:
     shape = (2 * rows, columns, *kernel)
     rank = min(rank, *Target(LAYER, shape).matrix_shape)
     made, name = link(shape, rank, alpha), KeyName("x", KeyTarget(LAYER, swapped=swapped), spelling)
@@ -68,7 +68,7 @@ def test_a_fused_layer_in_parts_round_trips_at_its_own_rank(counts, spelling, ra
 
 @given(st.integers(1, 3), st.integers(1, 3))
 def test_parts_with_downs_of_their_own_become_blocks(first_rank, second_rank) -> None:
-    """q and v changed separately, as other trainers do, k not at all: the rank is the sum."""
+    """Other trainers change q and v separately and k not at all: the rank is the sum."""
     q, v = link((4, 6), first_rank, layer="diffusion_model.q"), link((4, 6), second_rank, 1.0, 1, "diffusion_model.v")
     tensors = format_keys(q, {"diffusion_model.q": [KeyName("q", KeyTarget(LAYER), PEFT)]}, "test")
     tensors |= format_keys(v, {"diffusion_model.v": [KeyName("v", KeyTarget(LAYER), PEFT)]}, "test")
@@ -79,7 +79,7 @@ def test_parts_with_downs_of_their_own_become_blocks(first_rank, second_rank) ->
     assert again.rank == again.alpha == first_rank + second_rank
 
 
-def test_one_lora_keeps_its_alpha_and_a_chain_is_summed() -> None:
+def test_one_lora_keeps_its_alpha_and_a_stack_is_summed() -> None:
     one, two = link((5, 4)), link((5, 4), 3, 1.0, 1)
     assert as_plain_lora(AdapterStack((one,))) is one
     plain = as_plain_lora(AdapterStack((one, two))).layers[LAYER]

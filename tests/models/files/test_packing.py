@@ -1,4 +1,4 @@
-"""Packed links: small, exact, and refused if damaged."""
+"""Packed adapters are small and exact, and refused if damaged."""
 
 import json
 import zlib
@@ -31,7 +31,7 @@ FACTS: dict[str, Any] = {
     "latent_sizes": {"64x64": 2, "72x56": 2, "56x72": 1}, "final_loss": 0.12345678901234567,
     "started": 1763700000.1234567, "finished": 1763703600.7654321, "trigger": "sks dog",
 }  # fmt: skip
-"""All that a run says of itself."""
+"""The complete metadata of a training run."""
 
 
 def sd15() -> list[Target]:
@@ -75,7 +75,7 @@ def assert_same(ours: Adapter, theirs: Adapter) -> None:
 
 @pytest.mark.parametrize("letter", ["", "d", "犬"])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 125_000), (torch.float16, 65_000)])
-def test_a_file_of_sd15_is_as_small_as_the_papers(tmp_path: Path, dtype: torch.dtype, most: int, letter: str) -> None:
+def test_a_file_of_sd15_is_as_small_as_in_the_paper(tmp_path: Path, dtype: torch.dtype, most: int, letter: str) -> None:
     """200 layers, 30,000 numbers, with everything that Save writes beside them; with a short prompt, and with 100 long
     captions."""
     link = lidb(sd15())
@@ -104,13 +104,13 @@ def test_save_load_save_gives_the_same_bytes(tmp_path: Path, config: LiDBConfig)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_layers_whose_bases_have_fewer_numbers_than_are_kept_come_back(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_layers_with_bases_smaller_than_the_checksum_round_trip(tmp_path: Path, shape: tuple[int, int]) -> None:
     link = lidb([Target("diffusion_model.a", shape), *SMALL], LiDBConfig(1, 1, 1))
     save_adapter(AdapterStack((link,)), tmp_path / "a.safetensors")
     assert_same(link, load_adapter(tmp_path / "a.safetensors").adapters[0])
 
 
-def test_half_precision_comes_back_rounded_once(tmp_path: Path) -> None:
+def test_half_precision_rounds_once(tmp_path: Path) -> None:
     link, path = lidb(SMALL), tmp_path / "a.safetensors"
     save_adapter(AdapterStack((link,)), path, torch.float16)
     found = numbers(load_adapter(path).adapters[0])
@@ -120,7 +120,7 @@ def test_half_precision_comes_back_rounded_once(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_chain_packs_each_link_by_itself(tmp_path: Path) -> None:
+def test_each_adapter_of_a_stack_is_packed_by_itself(tmp_path: Path) -> None:
     first, second = lidb(SMALL), lidb(SMALL[:1], LiDBConfig(2, basis_seed=1))
     plain = lidb(SMALL, LoRAConfig(2, 2.0), "lora")
     save_adapter(AdapterStack((first, plain, second)), tmp_path / "a.safetensors")
@@ -138,8 +138,8 @@ def test_the_header_does_not_repeat_the_layers(tmp_path: Path) -> None:
     assert header["chain"] == [{"family": "lidb"}]
 
 
-def test_layers_of_one_link_may_differ() -> None:
-    """Each layer's sizes are its own; a link put together from others need not follow one setting."""
+def test_layers_of_one_adapter_may_differ() -> None:
+    """An adapter merged from others has layers of different settings."""
     link = Adapter("lidb", {**lidb(SMALL[:1]).layers, **lidb(SMALL[1:], LiDBConfig(2, 9, 4)).layers},
                 {target.name: target for target in SMALL})  # fmt: skip
     assert_same(link, unpack_adapter(pack_adapter(link)))
@@ -150,7 +150,7 @@ def layout(text: bytes) -> Tensor:
 
 
 def edited(change: Any) -> dict[str, Tensor]:
-    """A packed link whose layout, or numbers, ``change`` has had its hands on."""
+    """Return a packed adapter whose layout or values were modified by ``change``."""
     tensors = pack_adapter(lidb(SMALL))
     said = json.loads(zlib.decompress(tensors[LAYOUT].numpy().tobytes()))
     numbers = [tensors[PACKED]]
@@ -198,12 +198,12 @@ def edited(change: Any) -> dict[str, Tensor]:
         (edited(lambda s, n: n[0].__setitem__(5, torch.nan)), "NaN or infinite"),
     ],
 )  # fmt: skip
-def test_what_is_damaged_is_refused(tensors: dict[str, Tensor], message: str) -> None:
+def test_damaged_tensors_are_refused(tensors: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unpack_adapter(tensors)
 
 
-def test_a_link_of_too_many_layers_is_not_written() -> None:
+def test_an_adapter_of_too_many_layers_is_not_written() -> None:
     many = [Target(f"diffusion_model.{i:0400}", (2, 2)) for i in range(3000)]
     with pytest.raises(ValueError, match=r"3000 layers need a layout of .* bytes; at most 1048576"):
         pack_adapter(lidb(many, LiDBConfig(1, 1, 1)))
@@ -214,10 +214,10 @@ def test_a_link_of_too_many_layers_is_not_written() -> None:
     ("family", "config"),
     [("lora", LoRAConfig(3, 1.5)), ("lidb", LiDBConfig(2)), ("para", PaRaConfig(3)), ("full", FullConfig())],
 )
-def test_the_cost_of_half_precision_is_the_change_of_the_change(
+def test_precision_loss_is_the_relative_error_of_the_change(
     tmp_path: Path, family: str, config: Any, dtype: torch.dtype
 ) -> None:
-    """Against a file written, read back, and its changes built in full; on the identity, where a family asks for W."""
+    """The reference is a file read back, with dense changes, on the identity for families that need W."""
     adapter = AdapterStack((lidb(SMALL, config, family),))
     save_adapter(adapter, tmp_path / "a.safetensors", dtype)
     ours, theirs = (
@@ -232,7 +232,7 @@ def test_the_cost_of_half_precision_is_the_change_of_the_change(
 
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
-def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> None:
+def test_precision_loss_of_a_plain_file_is_that_of_its_tensors(alpha: float) -> None:
     link = lidb(SMALL, LoRAConfig(3, alpha), "lora")
     adapter = AdapterStack((link, lidb(SMALL[:1], FullConfig(), "full")))
     tensors = {name.split("/")[1]: tensor for name, tensor in adapter_tensors(adapter).items()}
@@ -241,7 +241,7 @@ def test_the_cost_in_a_plain_file_is_that_of_its_own_numbers(alpha: float) -> No
     assert tensor_precision_loss(tensors, torch.float32) == pytest.approx(0, abs=1e-7)
 
 
-def test_the_cost_of_nothing_is_nothing() -> None:
+def test_no_change_has_no_precision_loss() -> None:
     untrained = Adapter.create("lora", SMALL, LoRAConfig(2, 2.0), torch.Generator().manual_seed(0))
     assert adapter_precision_loss(AdapterStack((untrained,)), torch.float16) == 0
     assert LAYER_CODECS.keys() | PACKED_CODECS.keys() == FAMILIES.keys()

@@ -1,4 +1,4 @@
-"""A checklist: what the programs people use read from a file's metadata, read as they read it."""
+"""The metadata of a file, parsed as the programs that read it do."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def adapter(facts: dict[str, Any] = FACTS, rank: int = 2, kernel: tuple[int, ...
 
 
 def header(folder: Path, made: AdapterStack) -> dict[str, str]:
-    """The metadata of a saved file as every program gets it."""
+    """Return the metadata of a saved file as every program reads it."""
     from hyperbooth.models.files.adapter_file import adapter_tensors
 
     path = folder / "dog.safetensors"
@@ -48,8 +48,8 @@ def header(folder: Path, made: AdapterStack) -> dict[str, str]:
         return file.metadata()
 
 
-def test_lora_manager_finds_base_words_and_hash(tmp_path: Path) -> None:
-    """Base by a part of ``ss_base_model_version``; words from the first folder, most frequent first; AutoV3."""
+def test_lora_manager_finds_base_triggers_and_hash(tmp_path: Path) -> None:
+    """Base by a part of ``ss_base_model_version``; triggers from the first folder, most frequent first; AutoV3."""
     said = header(tmp_path, adapter())
     assert "sd_1.5" in said["ss_base_model_version"].lower()
     tags = next(iter(json.loads(said["ss_tag_frequency"]).values()))
@@ -59,7 +59,7 @@ def test_lora_manager_finds_base_words_and_hash(tmp_path: Path) -> None:
 
 
 def tensor_hash(path: Path) -> str:
-    """kohya's and A1111's definition of AutoV3: sha256 of the file after its header."""
+    """Return AutoV3 by kohya's and A1111's definition: sha256 of the file after its header."""
     data = path.read_bytes()
     return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
@@ -101,7 +101,7 @@ def test_kohyas_tools_find_network_and_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_model_spec_is_whole(tmp_path: Path, base: str) -> None:
+def test_model_spec_is_complete(tmp_path: Path, base: str) -> None:
     said = header(tmp_path, adapter({**FACTS, "base": base}))
     spec = {name.removeprefix("modelspec."): value for name, value in said.items() if name.startswith("modelspec.")}
     assert spec == {
@@ -112,7 +112,7 @@ def test_model_spec_is_whole(tmp_path: Path, base: str) -> None:
     assert parse_lora_metadata(said) == {"base": base, "steps": 400, "trigger": "sks dog, sks"}
 
 
-def test_what_is_not_known_is_not_written(tmp_path: Path) -> None:
+def test_unknown_entries_are_omitted(tmp_path: Path) -> None:
     said = header(tmp_path, adapter({}, kernel=(1, 1)))
     assert said.keys() == {
         "hyperbooth", "sshs_model_hash", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
@@ -122,7 +122,7 @@ def test_what_is_not_known_is_not_written(tmp_path: Path) -> None:
     assert said["ss_network_args"] == "{}"
 
 
-def test_a_family_without_a_rank_names_no_network() -> None:
+def test_a_family_without_a_rank_has_no_network_entry() -> None:
     class Whole(LoRA):
         def settings(self) -> dict[str, float]:
             return {}
@@ -132,7 +132,7 @@ def test_a_family_without_a_rank_names_no_network() -> None:
     assert not any("network" in name for name in lora_metadata(AdapterStack((link,), FACTS), "dog"))
 
 
-def test_a_chain_says_the_rank_of_its_sum() -> None:
+def test_the_rank_of_a_stack_is_that_of_its_sum() -> None:
     made = AdapterStack(adapter().adapters + adapter(rank=3).adapters, FACTS)
     said = lora_metadata(made, "dog")
     assert said["ss_network_dim"] == said["ss_network_alpha"] == "5"
@@ -151,10 +151,8 @@ def test_a_chain_says_the_rank_of_its_sum() -> None:
         (["lora", "para", "lora"], "hyperbooth-lora-para"),
     ],
 )
-def test_our_own_format_calls_itself_a_lora_only_if_other_programs_can_read_it(
-    families: list[str], architecture: str
-) -> None:
-    """What is said of base and words stays for all; an export is a LoRA, whatever it was made of."""
+def test_the_native_format_is_a_lora_only_if_other_programs_can_read_it(families: list[str], architecture: str) -> None:
+    """Entries on base and triggers are the same for all; an export is a LoRA, whatever stack it was made of."""
     targets = [Target("diffusion_model.a", (12, 10))]
     links = [Adapter.create(f, targets, CONFIGS[f], torch.Generator()) for f in families]
     made = AdapterStack(tuple(links), FACTS)
@@ -168,14 +166,14 @@ def test_our_own_format_calls_itself_a_lora_only_if_other_programs_can_read_it(
     assert exported.get("ss_network_module") == (None if families == ["full"] else "networks.lora")
 
 
-def test_words_are_an_embedding_only_in_an_embedding_file() -> None:
+def test_learned_embeddings_are_an_embedding_only_in_an_embedding_file() -> None:
     made = AdapterStack((), FACTS, (LearnedEmbedding("sks", {"clip_l": torch.ones(1, 4)}),))
     assert lora_metadata(made, "dog")["modelspec.architecture"].endswith("/textual-inversion")
     assert lora_metadata(made, "dog", native=True)["modelspec.architecture"].endswith("/hyperbooth-textual-inversion")
 
 
 @given(st.sets(st.sampled_from(sorted(FACTS)), max_size=8), st.text(max_size=12), st.text(max_size=12))
-def test_whatever_is_missing_all_values_are_strings(dropped, trigger, prompt) -> None:
+def test_all_values_are_strings_whatever_is_missing(dropped, trigger, prompt) -> None:
     facts = {name: value for name, value in FACTS.items() if name not in dropped}
     said = lora_metadata(adapter({**facts, "trigger": trigger, "prompts": [prompt]}), "dog")
     assert all(isinstance(value, str) for value in said.values())

@@ -1,4 +1,4 @@
-"""Prompts in a file: however long and many they were, the adapter can be saved and read again."""
+"""However long and many its prompts are, an adapter can be saved and loaded."""
 
 import json
 from pathlib import Path
@@ -56,14 +56,14 @@ def test_long_captions_can_be_saved_and_saved_again(
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_short_ones_stay_as_they_are(tmp_path: Path) -> None:
+def test_short_prompts_are_unchanged(tmp_path: Path) -> None:
     prompts = ["a photo of sks dog", "eine Aufnahme von sks Hündchen", "x" * MAX_LENGTH]
     loaded = saved(adapter(prompts), tmp_path / "a.safetensors")
     assert loaded.metadata == {"base": "SD15", "prompts": prompts}
 
 
-def test_combined_ones_can_be_saved_and_keep_count(tmp_path: Path) -> None:
-    """Before they were saved, and after; the parts do not repeat them."""
+def test_combined_prompts_can_be_saved_and_counted(tmp_path: Path) -> None:
+    """Adapters are combined before and after saving; parts do not repeat the prompts."""
     first, second = adapter(CJK), adapter(["a" * 50_000, *(f"b{i}" for i in range(40))], "lidb")
     both = combine_adapters(first, second)
     loaded = saved(both, tmp_path / "both.safetensors")

@@ -1,4 +1,4 @@
-"""How much of a model PaRa takes away, against the share it should leave."""
+"""The rank that PaRa removes, against the recommended bound."""
 
 import torch
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig, PaRaConfig
@@ -13,15 +13,15 @@ def link(family: str, config: object, *targets: Target) -> Adapter:
     return Adapter.create(family, list(targets), config, torch.Generator())
 
 
-def test_ranks_of_a_chain_add_up_by_layer() -> None:
+def test_ranks_of_a_stack_add_up_by_layer() -> None:
     first, second = (link("para", PaRaConfig(rank), NARROW, WIDE) for rank in (3, 2))
     lora = link("lora", LoRAConfig(20, 20.0), NARROW)
     chain = AdapterStack((first, lora, second, link("para", PaRaConfig(1), WIDE)))
     assert removed_rank(chain) == {NARROW.name: 5, WIDE.name: 6}
 
 
-def test_up_to_a_fortieth_nothing_is_said() -> None:
-    """3 of 120 and 10 of 400 are just that; LoRA removes nothing."""
+def test_up_to_a_fortieth_there_is_no_warning() -> None:
+    """3 of 120 and 10 of 400 are exactly a fortieth; LoRA removes nothing."""
     alone = link("para", PaRaConfig(3), NARROW)
     chain = AdapterStack((alone, link("para", PaRaConfig(10), WIDE), link("lora", LoRAConfig(30, 30.0), NARROW)))
     assert removal_warning(chain) is None
@@ -35,8 +35,8 @@ def test_beyond_a_fortieth_the_worst_layer_is_named() -> None:
     assert f"warning: {warning}" in summary(chain)
 
 
-def test_sizes_are_told_beside_a_loras() -> None:
-    """Of a square layer PaRa needs half of what LoRA does."""
+def test_size_is_compared_with_a_lora() -> None:
+    """PaRa needs half the parameters of LoRA on a square layer."""
     square = Target("diffusion_model.square", (64, 64))
     assert link("para", PaRaConfig(4), square).describe_size().startswith("256 parameters, ")
     assert link("para", PaRaConfig(4), square).describe_size().endswith("; a LoRA of this rank would have 512")

@@ -1,4 +1,4 @@
-"""How much an adapter changes each block: the numbers of Info's chart."""
+"""Relative change of each block, as shown in the chart of the Info node."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def chain(*families: str) -> AdapterStack:
 
 
 def literal(adapter: AdapterStack, name: str) -> torch.Tensor:
-    """The layer's change by the papers' formulas, in float64."""
+    """Return the layer's change by the papers' formulas, in float64."""
     before = weight = weight_of(name).double().flatten(1)
     for link in adapter.adapters:
         a = link.layers[name]
@@ -60,12 +60,12 @@ def test_a_block_changes_by_the_mean_of_its_layers(families: tuple[str, ...]) ->
         assert relative[block] == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
-def test_a_weight_of_nothing_is_no_reason_to_fail() -> None:
+def test_a_zero_weight_does_not_fail() -> None:
     changes = change_per_block(chain("lora"), lambda name: torch.zeros(SHAPES[name]))
     assert all(change > 0 for change in changes.values())
 
 
-def test_on_square_layers_para_has_half_of_loras_numbers() -> None:
+def test_on_square_layers_para_has_half_the_parameters_of_lora() -> None:
     square = {name: shape for name, shape in SHAPES.items() if len(shape) == 2}
     link = chain("para").select_layers(square).adapters[0]
     numbers = sum(parameter.numel() for parameter in link.parameters())

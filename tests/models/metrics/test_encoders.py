@@ -1,4 +1,4 @@
-"""Encoders from folders of others: what is damaged, foreign or code is refused or left alone; nothing is guessed."""
+"""Encoders from untrusted folders: damaged or foreign files are refused, code is never run."""
 
 import json
 from pathlib import Path
@@ -24,14 +24,14 @@ def change(path: Path, **values: Any) -> None:
 
 
 def shard(folder: Path, name: str) -> None:
-    """The weights as an index that says all are in the file ``name``."""
+    """Replace the weights by an index in which all are in the file ``name``."""
     weights = folder / "model.safetensors"
     index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(weights), name)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     weights.rename(folder / "whole")
 
 
-def test_weights_that_are_not_there_are_not_made_up(dino: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_not_drawn_at_random(dino: Path, tmp_path: Path) -> None:
     weights = load_file(dino / "model.safetensors")
     gone = next(name for name in weights if name.endswith("key.weight"))
     save_file({name: weight for name, weight in weights.items() if name != gone}, dino / "model.safetensors")
@@ -75,7 +75,7 @@ def test_shards_that_are_pickled_or_elsewhere_are_refused(dino: Path, name: str)
         ("config.json", '{"model_type": "vit", "dtype": "nope"}'),
     ],
 )
-def test_files_that_say_nonsense_are_named(dino: Path, file: str, text: str) -> None:
+def test_malformed_files_are_named(dino: Path, file: str, text: str) -> None:
     (dino / file).write_text(text)
     if file.endswith("index.json"):
         (dino / "model.safetensors").unlink()
@@ -97,21 +97,21 @@ def test_code_in_the_folder_is_never_run(dino: Path, tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_an_adapter_beside_the_model_is_refused(dino: Path) -> None:
-    """transformers would put its numbers into the model, from a pickle if there is no other file."""
+def test_an_adapter_in_the_folder_is_refused(dino: Path) -> None:
+    """transformers would load its weights into the model, from a pickle if there is no other file."""
     (dino / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(ValueError, match=r"dino.*adapter_config\.json"):
         load_encoder(dino, DINO, with_texts=False)
 
 
 @pytest.mark.parametrize("name", ["transformers_weights", "quantization_config"])
-def test_a_configuration_that_leads_to_other_files_is_refused(dino: Path, name: str) -> None:
+def test_a_configuration_that_names_other_files_is_refused(dino: Path, name: str) -> None:
     change(dino / "config.json", **{name: "other.safetensors.index.json"})
     with pytest.raises(ValueError, match=rf"config\.json has {name}"):
         load_encoder(dino, DINO, with_texts=False)
 
 
-def test_weights_of_a_larger_model_are_not_cut_to_fit(dino: Path) -> None:
+def test_weights_of_a_larger_model_are_refused(dino: Path) -> None:
     weights = load_file(dino / "model.safetensors")
     more = {"pooler.dense.weight": torch.zeros(2, 2), "embeddings.position_ids": torch.arange(5)[None]}
     save_file(weights | more, dino / "model.safetensors")
@@ -121,7 +121,7 @@ def test_weights_of_a_larger_model_are_not_cut_to_fit(dino: Path) -> None:
         load_encoder(dino, DINO, with_texts=False)
 
 
-def test_half_a_tokenizer_is_none(tmp_path: Path) -> None:
+def test_an_incomplete_tokenizer_is_refused(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip")
     for path in clip.glob("*token*"):
         path.unlink()
@@ -139,7 +139,7 @@ def test_a_folder_cannot_ask_for_kernels_of_the_hub(dino: Path, tmp_path: Path) 
         assert network.config._attn_implementation == "sdpa"
 
 
-def test_it_computes_in_float32_whatever_the_file_holds(dino: Path) -> None:
+def test_networks_are_float32_whatever_the_file_holds(dino: Path) -> None:
     weights = load_file(dino / "model.safetensors")
     save_file({name: weight.half() for name, weight in weights.items()}, dino / "model.safetensors")
     change(dino / "config.json", dtype="float16", torch_dtype="float16")
@@ -147,7 +147,7 @@ def test_it_computes_in_float32_whatever_the_file_holds(dino: Path) -> None:
 
 
 @pytest.mark.parametrize("height", [1, 3])
-def test_a_image_of_one_or_three_rows_is_no_other_layout(dino: Path, height: int) -> None:
+def test_an_image_of_one_or_three_rows_is_channels_last(dino: Path, height: int) -> None:
     encoder = load_encoder(dino, DINO, with_texts=False)
     strip = torch.tensor([1.0, 0.5, 0]).expand(height, 40, 3)
     flat, same = (

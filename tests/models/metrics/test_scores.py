@@ -1,4 +1,4 @@
-"""The scores, beside their definitions written pair by pair in float64."""
+"""The scores equal their definitions, computed pair by pair in float64."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_fidelity_is_the_mean_over_all_pairs() -> None:
     )
 
 
-def test_a_image_makes_no_pair_with_itself() -> None:
+def test_an_image_makes_no_pair_with_itself() -> None:
     pairs = [cosine(REAL[i], REAL[j]) for i in range(3) for j in range(3) if i != j]
     assert scores.ceiling(REAL) == pytest.approx(sum(pairs) / 6, abs=1e-6)
     assert scores.diversity(REAL) == pytest.approx(1 - sum(pairs) / 6, abs=1e-6)
@@ -37,13 +37,13 @@ def test_a_image_makes_no_pair_with_itself() -> None:
         scores.diversity(REAL[:1])
 
 
-def test_equal_images_are_no_diversity() -> None:
+def test_equal_images_have_no_diversity() -> None:
     same = SAMPLES[:1].expand(4, -1)
     assert scores.diversity(same) == pytest.approx(0, abs=1e-6)
     assert scores.subject_fidelity(same, 3 * same) == pytest.approx(1, abs=1e-6)
 
 
-def test_what_is_no_number_is_found() -> None:
+def test_nan_and_zero_embeddings_are_found() -> None:
     assert scores.all_finite(SAMPLES)
     assert not scores.all_finite(torch.full((2, 3), torch.nan))
     assert not scores.all_finite(torch.zeros(2, 3))

@@ -694,7 +694,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("sort", BAD_FILES)
 def test_a_bad_file_of_every_sort_is_refused_in_one_sentence(node: Any, folder: Path, sort: str) -> None:
-    """The thousand of tests/models/test_corruption.py are drawn; these say what a user reads."""
+    """The files of tests/models/files/test_corruption.py are random; these cases check the messages."""
     path = folder / save(node, factors([Target(LAYER, (6, 4))]), "hyperbooth")
     damage, message = BAD_FILES[sort]
     damage(path)
