@@ -13,7 +13,7 @@ from ...trainers.data.image_folder import folder_state
 from ...trainers.engine.checks import check_number
 from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
-from ...trainers.subject_bank.build import build_bank
+from ...trainers.subject_bank.build import BankBuilder
 from ...trainers.subject_bank.config import BankConfig
 from ...trainers.subject_bank.folders import subject_names
 from ..bridge.folders import input_folder, widget_value
@@ -187,10 +187,11 @@ def build(
     source, method = input_folder(folder), config.method
     path = bank_folder(bank_name, source)
     backend = bank_backend(model, clip, vae, config.options, method.text_encoder)
-    result = build_bank(
-        config, source=source, folder=path, subjects_per_batch=subjects_per_batch, backend=backend,
+    builder = BankBuilder(
+        config=config, source=source, folder=path, subjects_per_batch=subjects_per_batch, backend=backend,
         on_progress=_progress(), processes=processes,
     )  # fmt: skip
+    result = builder.build()
     accept_folder_state(path)
     return result
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -18,8 +19,8 @@ from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
 from ...trainers.hypernetwork.config import HyperNetworkTrainingConfig
 from ...trainers.hypernetwork.feature_cache import FeatureCache
-from ...trainers.hypernetwork.train import Result, train_hypernetwork
-from ...trainers.reporting.live_view import LiveView
+from ...trainers.hypernetwork.train import HyperNetworkTraining, Result
+from ...trainers.reporting.live_view import LiveView, Sample
 from ...trainers.session import TrainingSession
 from ..bridge.folders import state_folder
 from ..bridge.images.clip_vision import encoder_ref, image_tokens
@@ -202,34 +203,26 @@ def train(
     conds = _encode_prompts(run.prompts, clip)
     encoder_hash, progress = run_hash(encoder), Progress(run.steps)
     features = FeatureCache(
-        bank,
-        encoder_hash,
-        lambda images: image_tokens(vision, images),
-        on_progress=Progress(sum(bank.image_counts)),
+        bank, encoder_hash, lambda images: image_tokens(vision, images), on_progress=Progress(sum(bank.image_counts)),
         processes=processes,
-    )
+    )  # fmt: skip
     with _session(run, model, clip, conds) as session:
         key = run.key(session.model.model_hash, encoder_hash)
         states = CheckpointStore(state_folder(), key, writes=processes.is_main)
         if not resume:
             states.forget()
-        return train_hypernetwork(
-            run,
-            session,
-            conditioning=conds,
-            encoder=encoder,
-            features=features,
-            make_live_view=lambda sample: LiveView(
-                total=run.steps,
-                on_progress=progress,
-                sample=sample,
-                preview_every=run.evaluate_every,
-                sample_at_start=True,
-            ),
-            checkpoints=states,
-            on_progress=lambda step: progress(step, run.steps),
-            processes=processes,
-        )
+        training = HyperNetworkTraining(
+            config=run, session=session, conditioning=conds, encoder=encoder, features=features, checkpoints=states,
+            on_progress=lambda step: progress(step, run.steps), processes=processes,
+        )  # fmt: skip
+        return training.run(partial(_live_view, run, progress))
+
+
+def _live_view(run: HyperNetworkTrainingConfig, progress: Progress, sample: Sample) -> LiveView:
+    """Return the view that shows the chart of evaluations at each of them, and before the first step."""
+    return LiveView(
+        total=run.steps, on_progress=progress, sample=sample, preview_every=run.evaluate_every, sample_at_start=True
+    )  # fmt: skip
 
 
 def _session(

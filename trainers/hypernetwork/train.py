@@ -20,7 +20,7 @@ from ..session import TrainingSession
 from .batches import SubjectBatches
 from .config import HyperNetworkTrainingConfig
 from .evaluation import Evaluator
-from .feature_cache import FeatureCache, ImageIndex
+from .feature_cache import ImageIndex
 from .initialization import Features, initial_network
 from .report import TrainingReport
 from .row_cache import RowCache
@@ -48,22 +48,9 @@ class Result:
     notes: tuple[str, ...]
 
 
-def train_hypernetwork(
-    config: HyperNetworkTrainingConfig,
-    session: TrainingSession,
-    *,
-    conditioning: Conditioning,
-    encoder: BaseModelRef,
-    features: FeatureCache,
-    make_live_view: MakeLiveView,
-    checkpoints: CheckpointStore,
-    on_progress: Callable[[int], None],
-    processes: ProcessGroup = SINGLE,
-) -> Result | None:
-    """Train a hypernetwork on ``config.bank``.
-
-    If the run is cancelled or fails, its state stays in ``checkpoints``, and the next run with the same inputs resumes
-    from there.
+@dataclass(frozen=True, kw_only=True)
+class HyperNetworkTraining:
+    """Everything that a training needs.
 
     Args:
         config: of the run.
@@ -71,65 +58,66 @@ def train_hypernetwork(
         conditioning: of the bank's prompts, where the bank does not train the text encoder.
         encoder: of the images.
         features: what the encoder gives for the images of the bank.
-        make_live_view: makes the callback that shows progress.
         checkpoints: of the run.
         on_progress: called with the steps done, during initialization and evaluations.
         processes: processes that share every batch. The main process alone evaluates, shows and writes.
 
-    Returns:
-        the result; None for processes other than the main one.
-
     Raises:
-        ValueError: the batch is smaller than the number of processes, or they found different states.
-        Diverged: the loss is NaN or infinite, or has grown out of proportion.
-        torch.OutOfMemoryError: not even one subject fits.
-    """
-    if config.batch_size < processes.world_size:
-        raise ValueError(
-            f"batch_size is {config.batch_size} for {processes.world_size} processes; give at least "
-            f"{processes.world_size}"
-        )
-    started = time.time()
-    setup = _Setup(config, session, RowCache(features, config.inputs), conditioning)
-    trainer, report = setup.trainer(checkpoints, on_progress, processes)
-    state = trainer.state
-    on_history = make_live_view(report.chart) if processes.is_main else _nothing
-    on_history(History())
-    resumed = state.history.step if checkpoints.load(state, config.steps) else 0
-    _require_same_start(processes.all_gather_object([checkpoints.key, resumed]))
-    with checkpoints.saved_on_exit(state):
-        trainer.fit(checkpoints, on_history)
-    if not processes.is_main:
-        return None
-    history = state.history
-    trainer.selection.restore_best()
-    predictor = _predictor(trainer, encoder, history, started)
-    return Result(predictor=predictor, history=history, resumed=resumed, notes=report.lines(trainer.planner.line))
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """Makes the parts of a run.
-
-    Args:
-        config: of the run.
-        session: the model.
-        features: tokens of the bank's input images.
-        conditioning: of the bank's prompts.
+        ValueError: the batch is smaller than the number of processes.
     """
 
     config: HyperNetworkTrainingConfig
     session: TrainingSession
-    features: Features
     conditioning: Conditioning
+    encoder: BaseModelRef
+    features: Features
+    checkpoints: CheckpointStore
+    on_progress: Callable[[int], None]
+    processes: ProcessGroup = SINGLE
 
-    def trainer(
-        self, checkpoints: CheckpointStore, on_progress: Callable[[int], None], processes: ProcessGroup
-    ) -> tuple[HyperNetworkTrainer, TrainingReport]:
+    def __post_init__(self) -> None:
+        batch_size, processes = self.config.batch_size, self.processes.world_size
+        if batch_size < processes:
+            raise ValueError(f"batch_size is {batch_size} for {processes} processes; give at least {processes}")
+
+    def run(self, make_live_view: MakeLiveView) -> Result | None:
+        """Train the hypernetwork.
+
+        If the run is cancelled or fails, its state stays in ``checkpoints``, and the next run with the same inputs
+        resumes from there.
+
+        Args:
+            make_live_view: given what draws the chart of the evaluations, returns the callback that shows progress.
+
+        Returns:
+            the result; None for processes other than the main one.
+
+        Raises:
+            ValueError: the processes found different states.
+            Diverged: the loss is NaN or infinite, or has grown out of proportion.
+            torch.OutOfMemoryError: not even one subject fits.
+        """
+        started, checkpoints = time.time(), self.checkpoints
+        trainer, report = self._prepare()
+        state = trainer.state
+        on_history = make_live_view(report.chart) if self.processes.is_main else _nothing
+        on_history(History())
+        resumed = state.history.step if checkpoints.load(state, self.config.steps) else 0
+        _require_same_start(self.processes.all_gather_object([checkpoints.key, resumed]))
+        with checkpoints.saved_on_exit(state):
+            trainer.fit(checkpoints, on_history)
+        if not self.processes.is_main:
+            return None
+        history = state.history
+        trainer.selection.restore_best()
+        predictor = self._predictor(trainer, history, started)
+        return Result(predictor=predictor, history=history, resumed=resumed, notes=report.lines(trainer.planner.line))
+
+    def _prepare(self) -> tuple[HyperNetworkTrainer, TrainingReport]:
         """Return the trainer with an initialized network, and the report of its training."""
-        config, options = self.config, self.config.options
+        config, options, features = self.config, self.config.options, RowCache(self.features, self.config.inputs)
         network, line = initial_network(
-            config, self.features, on_progress=lambda: on_progress(0), processes=processes
+            config, features, on_progress=lambda: self.on_progress(0), processes=self.processes
         )  # fmt: skip
         network.to(self.session.memory.device)
         parameters = list(network.parameters())
@@ -137,16 +125,15 @@ class _Setup:
             [Group(parameters, config.learning_rate)], options.optimizer, options.ema_decay, self.session.model.half
         )
         objective = self._objective()
+        evaluator = self._evaluator(network, objective, features)
+        evaluator.on_forward = lambda: self.on_progress(state.history.step)
         selection = ModelSelection(
-            config=config,
-            evaluator=self._evaluator(network, objective, lambda: on_progress(state.history.step)),
-            state=state,
-            checkpoints=checkpoints,
+            config=config, evaluator=evaluator, state=state, checkpoints=self.checkpoints,
             initial=[parameter.detach().clone() for parameter in parameters],
-        )
+        )  # fmt: skip
         trainer = HyperNetworkTrainer(
-            config=config, session=self.session, network=network, state=state, batches=self._batches(),
-            objective=objective, selection=selection, processes=processes,
+            config=config, session=self.session, network=network, state=state, batches=self._batches(features),
+            objective=objective, selection=selection, processes=self.processes,
         )  # fmt: skip
         return trainer, TrainingReport(selection=selection, initialization=[line, *config.warnings])
 
@@ -155,7 +142,7 @@ class _Setup:
         weights = weighting(options.loss_weighting, options.min_snr_gamma)
         return Objective(denoiser, self.session.text.condition_per_subject, denoiser.to_model, weights)
 
-    def _evaluator(self, network: HyperNetwork, objective: Objective, on_forward: Callable[[], None]) -> Evaluator:
+    def _evaluator(self, network: HyperNetwork, objective: Objective, features: Features) -> Evaluator:
         config, held_out, device = self.config, self.config.split[1], self.session.memory.device
         inputs, denoised = zip(*map(config.evaluated_images, held_out), strict=True)
         return Evaluator(
@@ -165,20 +152,19 @@ class _Setup:
             options=config.options,
             seed=config.seed,
             examples=self._examples(denoised),
-            features=self.features(inputs).to(device, torch.float32),
+            features=features(inputs).to(device, torch.float32),
             fitted=config.bank.theta(held_out).to(device),
             batch_size=config.batch_size,
-            on_forward=on_forward,
         )
 
-    def _batches(self) -> SubjectBatches:
+    def _batches(self, features: Features) -> SubjectBatches:
         config, subjects = self.config, self.config.split[0]
         return SubjectBatches(
             subjects=subjects,
             image_counts=[config.bank.image_counts[subject] for subject in subjects],
             input_counts=config.input_counts(subjects),
             theta=RowCache(config.bank.theta, subjects),
-            features=self.features,
+            features=features,
             examples=self._examples,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -192,17 +178,17 @@ class _Setup:
             for latent, prompt in zip(bank.latent_batch(images), prompts, strict=True)
         ]
 
-
-@torch.no_grad()
-def _predictor(trainer: HyperNetworkTrainer, encoder: BaseModelRef, history: History, started: float) -> Predictor:
-    """Return the chosen hypernetwork on the CPU, with its metadata."""
-    config, selection = trainer.config, trainer.selection
-    with trainer.state.result():
-        network = trainer.network.copy()
-    base, times = config.bank.manifest.base, {"started": started, "finished": time.time()}
-    result = selection.results[selection.chosen].metadata
-    metadata = {**config.metadata(history), "taken_at_step": selection.chosen, **result, **times}
-    return Predictor(network, encoder, BaseModelRef(base["base"], base["weights"]), config.bank.prompt, metadata)
+    @torch.no_grad()
+    def _predictor(self, trainer: HyperNetworkTrainer, history: History, started: float) -> Predictor:
+        """Return the chosen hypernetwork on the CPU, with its metadata; ``history`` is that of all steps."""
+        config, selection = self.config, trainer.selection
+        with trainer.state.result():
+            network = trainer.network.copy()
+        base, times = config.bank.manifest.base, {"started": started, "finished": time.time()}
+        result = selection.results[selection.chosen].metadata
+        metadata = {**config.metadata(history), "taken_at_step": selection.chosen, **result, **times}
+        base_ref = BaseModelRef(base["base"], base["weights"])
+        return Predictor(network, self.encoder, base_ref, config.bank.prompt, metadata)
 
 
 def _nothing(_history: History) -> None:

@@ -137,7 +137,7 @@ class HyperNetworkTrainer:
         return max(delta_variance(LayerDeltas(self.network.layout)(some)).item(), 1e-30)
 
     def _measure(self) -> MemoryNeeds:
-        """Measure what one sample of the denoising loss takes; the network's own forward is small beside it."""
+        """Measure what one sample of the denoising loss takes; the network's own forward takes little."""
         image, loss = (self.batches.subjects[0], 0), self._denoising()
         size = self.batches.examples([image])[0].size
         return measure_needs(

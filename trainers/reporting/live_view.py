@@ -16,8 +16,10 @@ OnProgress = Callable[[int, int, Image.Image | None], None]
 """Called with (steps done, of, image or None)."""
 OnHistory = Callable[[History], None]
 """Called at the start of a run and after every step."""
-MakeLiveView = Callable[[Callable[[], Image.Image | None]], OnHistory]
-"""Given what makes a sample of the model as it is (None where that is impossible), returns the callback of a run."""
+Sample = Callable[[], Image.Image | None]
+"""Makes a sample of the model as it is; None where that is impossible."""
+MakeLiveView = Callable[[Sample], OnHistory]
+"""Returns the callback of a run."""
 
 
 @dataclass(kw_only=True)
@@ -29,14 +31,14 @@ class LiveView:
     Args:
         total: steps of the run.
         on_progress: receives (steps done, of, image or None).
-        sample: makes a sample of the model as it is; None where that is impossible.
+        sample: makes a sample of the model as it is.
         preview_every: steps between samples; 0 for none.
         sample_at_start: whether a sample is shown before the first step.
     """
 
     total: int
     on_progress: OnProgress
-    sample: Callable[[], Image.Image | None]
+    sample: Sample
     preview_every: int
     sample_at_start: bool = False
     _sample: Image.Image | None = field(default=None, init=False)

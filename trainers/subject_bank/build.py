@@ -54,64 +54,6 @@ class BankBackend:
     versions: Mapping[str, str]
 
 
-def build_bank(
-    config: BankConfig,
-    *,
-    source: Path,
-    folder: Path,
-    subjects_per_batch: int,
-    backend: BankBackend,
-    on_progress: OnProgress,
-    processes: ProcessGroup = SINGLE,
-) -> tuple[Bank, str]:
-    """Train the subjects of ``source`` that the bank in ``folder`` lacks; return the bank, and a report.
-
-    Args:
-        config: how every subject is trained.
-        source: folder with one sub-folder per subject.
-        folder: of the bank; created with the first shard.
-        subjects_per_batch: subjects in one batch, and in one shard.
-        backend: the loaded base model.
-        on_progress: called with (steps done, of, image or None); where it raises, finished shards stay.
-        processes: this process takes batches ``rank``, ``rank + world_size`` ... of the missing ones; the report
-            covers all processes.
-
-    Raises:
-        ValueError: there is no subject, none can be used, or the bank there was built with other settings.
-        torch.OutOfMemoryError: not even one subject fits.
-    """
-    start = config.start(backend.shapes)
-    trainer = BankTrainer(config=config, start=start, subjects_per_batch=subjects_per_batch)
-    manifest = Manifest(trainer.layout, config.settings(start), backend.base, backend.versions)
-    _require_same_settings(folder, manifest)
-    names = subject_names(source)
-    # Decided by the main process alone: one that reads the folder a moment later finds shards just written by another.
-    missing = processes.broadcast_object(lambda: missing_subjects(names, folder, manifest))
-    batches = in_batches(missing, subjects_per_batch)[processes.rank :: processes.world_size]
-    left_out = unnamed_subjects(source) if processes.is_main else []
-    builder = BankBuilder(
-        config=config,
-        source=source,
-        folder=folder,
-        manifest=manifest,
-        backend=backend,
-        trainer=trainer,
-        on_progress=on_progress,
-        progress=BuildProgress(total=sum(map(len, batches)), left_out=left_out),
-    )
-    remove_leftovers(folder)
-    for batch in batches:
-        builder.build_shard(batch)
-    everyones = processes.all_gather_object(vars(builder.progress))
-    progress = BuildProgress.merge([BuildProgress(**one) for one in everyones])
-    if not (folder / MANIFEST).exists():
-        if progress.total:
-            raise ValueError("\n".join([f"no subject in {source.name} can be used", *progress.reasons]))
-        manifest.save(folder)  # nothing is missing, and this process alone knows of no other one's shards
-    bank = Bank.open(folder)
-    return bank, report(bank, progress, trainer.lines, set(bank.names) - set(names))
-
-
 def _require_same_settings(folder: Path, manifest: Manifest) -> None:
     """Require that a bank in ``folder``, if there is one, was built with the settings of ``manifest``.
 
@@ -134,32 +76,77 @@ class PreparedSubject:
     images: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class BankBuilder:
-    """Reads, trains and writes one batch of subjects after another.
+    """Trains the subjects of a source folder that a bank lacks, one batch and shard after another.
 
     Args:
         config: how every subject is trained.
-        source, folder: see :func:`build_bank`.
-        manifest: of the bank.
+        source: folder with one sub-folder per subject.
+        folder: of the bank; created with the first shard.
+        subjects_per_batch: subjects in one batch, and in one shard.
         backend: the loaded base model.
-        trainer: trains the subjects of a batch.
-        on_progress: see :func:`build_bank`.
-        progress: of this process; changed in place.
-        started: time of the start, by the monotonic clock.
+        on_progress: called with (steps done, of, image or None); where it raises, finished shards stay.
+        processes: this process takes batches ``rank``, ``rank + world_size`` ... of the missing ones; the report
+            covers all processes.
+
+    Raises:
+        ValueError: ``config.start_from`` is not what the method makes.
     """
 
     config: BankConfig
     source: Path
     folder: Path
-    manifest: Manifest
+    subjects_per_batch: int
     backend: BankBackend
-    trainer: BankTrainer
     on_progress: OnProgress
-    progress: BuildProgress
-    started: float = field(default_factory=time.monotonic)
+    processes: ProcessGroup = SINGLE
+    trainer: BankTrainer = field(init=False, repr=False)
+    manifest: Manifest = field(init=False, repr=False)
+    progress: BuildProgress = field(init=False, repr=False)
+    _started: float = field(init=False, repr=False)
 
-    def build_shard(self, names: Sequence[str]) -> None:
+    def __post_init__(self) -> None:
+        start = self.config.start(self.backend.shapes)
+        self.trainer = BankTrainer(config=self.config, start=start, subjects_per_batch=self.subjects_per_batch)
+        settings = self.config.settings(start)
+        self.manifest = Manifest(self.trainer.layout, settings, self.backend.base, self.backend.versions)
+
+    def build(self) -> tuple[Bank, str]:
+        """Build what is missing; return the bank, and a report.
+
+        Raises:
+            ValueError: there is no subject, none can be used, or the bank there was built with other settings.
+            torch.OutOfMemoryError: not even one subject fits.
+        """
+        _require_same_settings(self.folder, self.manifest)
+        names = subject_names(self.source)
+        batches = self._missing_batches(names)
+        left_out = unnamed_subjects(self.source) if self.processes.is_main else []
+        self.progress = BuildProgress(total=sum(map(len, batches)), left_out=left_out)
+        self._started = time.monotonic()
+        remove_leftovers(self.folder)
+        for batch in batches:
+            self._build_shard(batch)
+        everyones = self.processes.all_gather_object(vars(self.progress))
+        progress = BuildProgress.merge([BuildProgress(**one) for one in everyones])
+        if not (self.folder / MANIFEST).exists():
+            if progress.total:
+                raise ValueError("\n".join([f"no subject in {self.source.name} can be used", *progress.reasons]))
+            self.manifest.save(self.folder)  # nothing was missing for this process
+        bank = Bank.open(self.folder)
+        return bank, report(bank, progress, self.trainer.lines, set(bank.names) - set(names))
+
+    def _missing_batches(self, names: Sequence[str]) -> list[list[str]]:
+        """Return this process's batches of the subjects that no shard holds.
+
+        The main process decides alone which are missing: one that reads the folder a moment later finds shards that
+        another one has just written.
+        """
+        missing = self.processes.broadcast_object(lambda: missing_subjects(names, self.folder, self.manifest))
+        return in_batches(missing, self.subjects_per_batch)[self.processes.rank :: self.processes.world_size]
+
+    def _build_shard(self, names: Sequence[str]) -> None:
         """Train the subjects ``names`` and write those that trained to one shard."""
         prepared = [one for name in names if (one := self._prepare(name)) is not None]
         if prepared:
@@ -169,7 +156,7 @@ class BankBuilder:
                 results = self.trainer.train(session, [one.dataset for one in prepared], self._on_batch)
             _require_any_trained(results)
             self._write(self._trained(prepared, results))
-        self.progress.add_batch(len(names), time.monotonic() - self.started)
+        self.progress.add_batch(len(names), time.monotonic() - self._started)
 
     def _prepare(self, name: str) -> PreparedSubject | None:
         """Return the subject's images at the bank's size, or None (with a line for the report) if none can be used."""

@@ -107,7 +107,7 @@ class BankConfig:
         return adapters[0]
 
     def settings(self, start: Adapter) -> dict[str, Any]:
-        """Return, by dotted names, what a subject's parameters depend on besides the base model and its images."""
+        """Return, by dotted names, what a subject's parameters depend on, except the base model and its images."""
         tensors = [adapter.to_tensors() for adapter in start.layers.values()]
         return {
             "prompt": self.prompt, "steps": self.steps, "seed": self.seed, "resolution": self.resolution,

@@ -26,7 +26,7 @@ from hyperbooth.trainers.data.dataset import Example, Subject
 from hyperbooth.trainers.engine.distributed import ProcessGroup
 from hyperbooth.trainers.engine.memory_plan import MemoryPlan
 from hyperbooth.trainers.engine.rng import generator_for
-from hyperbooth.trainers.subject_bank.build import build_bank
+from hyperbooth.trainers.subject_bank.build import BankBuilder
 from hyperbooth.trainers.subject_bank.config import BankConfig
 from hyperbooth.trainers.subject_bank.trainer import BankTrainer
 from PIL import Image
@@ -422,10 +422,11 @@ def test_processes_that_share_the_batches_build_the_same_bank(
     folder = output_folder / "hyperbooth_banks" / "shared"
     for rank in (2, 1, 0):
         with torch.inference_mode():
-            bank, _ = build_bank(
-                config, source=people, folder=folder, subjects_per_batch=2, on_progress=lambda *_: None,
+            builder = BankBuilder(
+                config=config, source=people, folder=folder, subjects_per_batch=2, on_progress=lambda *_: None,
                 backend=bank_backend(*quick, FAST, text_encoder=False), processes=ProcessGroup(rank, 3),
             )  # fmt: skip
+            bank, _ = builder.build()
         assert len(bank) == {2: 0, 1: 2, 0: 4}[rank]
     assert bank.names == whole.names and bank.theta().equal(whole.theta())
     assert [entry.fit for entry in bank.entries] == [entry.fit for entry in whole.entries]
