@@ -1,4 +1,4 @@
-"""The families, by the names that files and reports use."""
+"""The families of adapters, by the names that files and reports use."""
 
 from .base import AdapterLayer
 from .full.adapter import Full, FullConfig

@@ -1,5 +1,6 @@
-"""What every family is: one step on a weight, and for those of low rank ``factors(W) -> (up, down)``,
-``dW = up @ down``.
+"""The base class of every family: one update of one weight matrix.
+
+Families of low rank have factors ``(up, down)`` with ``dW = up @ down``:
 
 | code   | LoRA paper | LiDB (HyperDreamBooth)  | PaRa     |
 |--------|------------|-------------------------|----------|
@@ -20,7 +21,7 @@ from .weight_update import WeightUpdate
 
 
 class AdapterLayer(nn.Module):
-    """The change of one weight matrix ``W [out, in]``; a convolution's kernel is flattened by the caller.
+    """The change of one layer's weight matrix ``W [out, in]``; the caller flattens a convolution's kernel.
 
     A leading ``...`` dimension of the parameters is a batch of subjects.
     """
@@ -28,111 +29,136 @@ class AdapterLayer(nn.Module):
     family: ClassVar[str]
     """Name of the family in files and reports."""
     starts_as_identity: ClassVar[bool]
-    """Whether a new adapter changes nothing."""
+    """Whether a new layer leaves the weight unchanged."""
     is_additive: ClassVar[bool] = False
-    """Whether its step is a :class:`~..steps.Sum`: what it adds has factors that depend on no weight."""
+    """Whether its update is :class:`.AddLowRank`: the factors depend on no weight."""
     has_parameter_layout: ClassVar[bool] = False
     """Whether its parameters are so few that an adapter is treated as one vector, see :mod:`.parameter_layout`."""
     tensor_names: ClassVar[tuple[str, ...]]
-    """Names of its tensors, in their order."""
+    """Names of its tensors, in the order of :meth:`to_tensors`."""
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: Any, generator: torch.Generator) -> "AdapterLayer":
-        """A new adapter for a matrix of ``shape = (out, in)``, drawn from ``generator`` (on the CPU)."""
+        """Create a layer with the initial values of its family.
+
+        Args:
+            shape: ``(out, in)`` of the matrix.
+            config: the family's settings, such as :class:`.LoRAConfig`.
+            generator: source of the random values, on the CPU.
+
+        Raises:
+            ValueError: the matrix is too small for the settings.
+        """
         raise NotImplementedError
 
-    def initialize_from_weight(self, weight_of: Callable[[], Tensor], config: Any, generator: torch.Generator) -> None:
-        """Move to a start that depends on the weight ``W [out, in]``, for settings that ask for one."""
+    def initialize_from_weight(
+        self, weight_of: Callable[[], Tensor], config: Any, generator: torch.Generator
+    ) -> None:  # fmt: skip
+        """Replace the initial values by ones that depend on the weight, for settings that ask for it.
+
+        Args:
+            weight_of: returns ``W [out, in]``; called only if the weight is needed.
+            config: the family's settings.
+            generator: source of the random values, on the CPU.
+        """
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """The shape ``(out, in)`` of the matrix it changes."""
+        """The shape ``(out, in)`` of the matrix that the layer changes."""
         raise NotImplementedError
 
     def weight_update(self) -> WeightUpdate:
-        """What it does to a weight, see :mod:`..steps`; gradients flow to the parameters."""
+        """Return the update of the weight, see :mod:`.weight_update`; gradients flow to the parameters."""
         raise NotImplementedError
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
-        """The change of the weight, ``[..., out, in]``; families that project ``W`` need it."""
+        """Return ``dW [..., out, in]``; families that project the weight need ``weight``."""
         return self.weight_update().delta(weight)
 
-    def adapted_forward(self, site: LayerContext) -> Forward:
-        """The site's forward f with the change: ``y = f(x) + up (down x)`` for families that add a low rank."""
+    def adapted_forward(self, context: LayerContext) -> Forward:
+        """Return a forward with the update in it.
+
+        For additive families this is ``y = f(x) + up (down x)``, f being the forward of ``context``.
+        """
         factors = CachedFactors(self)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             up, down = factors(x.dtype)
-            return low_rank_branch(site.layer, site.forward(x, *args, **kwargs), x, up, down)
+            return low_rank_branch(context.layer, context.forward(x, *args, **kwargs), x, up, down)
 
         return adapted
 
     @classmethod
-    def share_computation(cls, adapters: Iterable["AdapterLayer"]) -> None:
-        """Adapters that will work side by side; for families that can do part of the work for all at once."""
+    def share_computation(cls, layers: Iterable["AdapterLayer"]) -> None:
+        """Prepare ``layers``, which will act in one network, for work that is cheaper in one call for all of them."""
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The numbers it is made of, by the names in ``tensor_names``."""
+        """Return the layer's values under the names of ``tensor_names``, detached."""
         raise NotImplementedError
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "AdapterLayer":
-        """The same adapter with other ``to_tensors``."""
+        """Return a layer of the same settings with ``tensors`` in place of :meth:`to_tensors`."""
         raise NotImplementedError
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, Tensor], matrix: tuple[int, int], constants: Mapping[str, Any]
+        cls, tensors: Mapping[str, Tensor], matrix_shape: tuple[int, int], constants: Mapping[str, Any]
     ) -> "AdapterLayer":
-        """Return the layer of ``to_tensors``, for families that have a parameter layout.
+        """Return the layer of :meth:`to_tensors`, for families that have a parameter layout.
 
         Args:
             tensors: tensor name -> values.
-            matrix: ``(out, in)``.
-            constants: what :meth:`constants_of` gave.
+            matrix_shape: ``(out, in)``.
+            constants: result of :meth:`constants_of`.
         """
         raise NotImplementedError
 
     @classmethod
     def constants_of(cls, layers: Iterable["AdapterLayer"]) -> dict[str, Any]:
-        """Return what an adapter's layers share beside their parameters, in JSON's types: LiDB's frozen bases."""
+        """Return what an adapter's layers share besides their parameters, in JSON's types: LiDB's frozen bases."""
         return {}
 
     @classmethod
     def check_constants(cls, constants: Mapping[str, Any], layers: Iterable["AdapterLayer"]) -> None:
-        """Check that ``constants`` describe the very constants that ``layers`` have here.
+        """Check that ``constants`` describe the constants that ``layers`` have here.
 
         Raises:
-            ValueError: they describe others; both sides are named.
+            ValueError: they describe other ones; the message names both.
         """
 
     def settings(self) -> dict[str, float]:
-        """The settings that may differ from layer to layer, by name, in the order of reports."""
+        """Return the settings that may differ between layers, by name, in the order of reports."""
         return {}
 
     def describe(self) -> str:
-        """The settings in a few words, for reports: ``rank 8, alpha 8``."""
+        """Return the settings in a few words, such as ``rank 8, alpha 8``."""
         return ", ".join(f"{name} {format_setting(value)}" for name, value in self.settings().items())
 
 
 class CachedFactors:
-    """``(up, down)`` of an adapter in a dtype; those of one that does not train are worked out once."""
+    """The factors ``(up, down)`` of an additive layer per dtype, computed once if the layer does not train.
 
-    def __init__(self, adapter: AdapterLayer):
-        self.adapter, self.trains = adapter, any(parameter.requires_grad for parameter in adapter.parameters())
-        self.kept: dict[torch.dtype, tuple[Tensor, ...]] = {}
+    Args:
+        layer: of a family with :attr:`AdapterLayer.is_additive`.
+    """
+
+    def __init__(self, layer: AdapterLayer):
+        self._layer, self._trains = layer, any(parameter.requires_grad for parameter in layer.parameters())
+        self._cache: dict[torch.dtype, tuple[Tensor, ...]] = {}
 
     def __call__(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        if self.trains:
-            return self._now(dtype)
-        if dtype not in self.kept:
+        """Return ``(up [..., out, r], down [..., r, in])`` in ``dtype``."""
+        if self._trains:
+            return self._compute(dtype)
+        if dtype not in self._cache:
             with torch.inference_mode(False), torch.no_grad():
-                self.kept[dtype] = self._now(dtype)
-        return self.kept[dtype]
+                self._cache[dtype] = self._compute(dtype)
+        return self._cache[dtype]
 
-    def _now(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        return tuple(factor.to(dtype) for factor in self.adapter.weight_update().low_rank_factors())
+    def _compute(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(factor.to(dtype) for factor in self._layer.weight_update().low_rank_factors())
 
 
 def format_setting(value: float) -> str:
-    """A setting for reports: whole numbers with every digit (a seed), others short."""
+    """Format a setting for reports: integers with every digit (a seed), other values short."""
     return str(value) if isinstance(value, int) else f"{value:g}"

@@ -1,4 +1,4 @@
-"""An adapter on a model's layers while it trains, and off them for a moment."""
+"""Injects adapter layers into a model's modules, with a way to disable them temporarily."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,37 +13,44 @@ from .fused import FusedLowRank
 from .layer_context import LayerContext
 
 DisableAdapters = Callable[[], AbstractContextManager[None]]
-"""Makes a block inside which the modules are as they were before anything was attached."""
+"""Returns a context inside which the modules compute as they did before the injection."""
 
 
 @contextmanager
 def injected(
-    adapters: Mapping[str, AdapterLayer | FusedLowRank],
+    layers: Mapping[str, AdapterLayer | FusedLowRank],
     modules: Mapping[str, nn.Module],
     access_weight: WeightAccess = module_weights,
+    *,
     changed: Collection[str] = (),
     modified_in_place: Collection[str] = (),
 ) -> Iterator[DisableAdapters]:
-    """Inside the block, each module's output carries the change of the adapter of its name.
+    """Patch the modules' forwards inside the context, so that each output carries the update of the layer of its name.
 
     Args:
-        borrow: gives a layer's weights to the families that need them, see :mod:`.frozen`.
-        changed: layers that carry another change already.
-        written_over: layers whose output the network may write over.
+        layers: module name -> what changes its weight.
+        modules: the model's modules by name.
+        access_weight: gives a module's weights to the families that need them, see :mod:`..backbone.frozen_layers`.
+        changed: names of modules that carry an earlier update already.
+        modified_in_place: names of modules whose output the network may modify in place.
 
     Raises:
-        KeyError: an adapter names a layer that ``modules`` lacks.
+        KeyError: ``modules`` lacks a name of ``layers``.
     """
-    before = {name: modules[name].forward for name in adapters}
-    alone = [adapter for adapter in adapters.values() if isinstance(adapter, AdapterLayer)]
-    for kind in {type(adapter) for adapter in alone}:
-        kind.share_computation(alone)
+    before = {name: modules[name].forward for name in layers}
+    separate = [layer for layer in layers.values() if isinstance(layer, AdapterLayer)]
+    for family in {type(layer) for layer in separate}:
+        family.share_computation(separate)
     with ExitStack() as stack:
-        for name, adapter in adapters.items():
-            site = LayerContext(
-                modules[name], before[name], access_weight, name not in changed, name in modified_in_place
+        for name, layer in layers.items():
+            context = LayerContext(
+                layer=modules[name],
+                forward=before[name],
+                access_weight=access_weight,
+                is_unmodified=name not in changed,
+                modified_in_place=name in modified_in_place,
             )
-            stack.enter_context(replaced_forward(modules[name], adapter.adapted_forward(site)))
+            stack.enter_context(replaced_forward(modules[name], layer.adapted_forward(context)))
         yield partial(_with_forwards, before, modules)
 
 

@@ -1,4 +1,4 @@
-"""Where an adapter sits while it trains."""
+"""The surroundings of an adapter layer in a network that trains or samples."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,18 @@ from ..backbone.forward_patch import Forward
 from ..backbone.frozen_layers import WeightAccess, module_weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerContext:
-    """A layer of a network, and what an adapter may count on there.
+    """One layer of a network, and what an adapter layer may rely on there.
 
     Args:
-        layer: linear, or a convolution.
-        forward: what there was before; earlier links are in it.
-        borrow: gives the layer's own weight and bias.
-        alone: no earlier link has changed the layer, so that its weights are what ``forward`` computes with.
-        written_over: the network may write over what the layer returns (``x += f(x)``), so that nothing of it can be
-            kept for backward.
+        layer: the linear layer or convolution.
+        forward: the forward that was there before, with the updates of earlier adapters.
+        access_weight: context manager that gives the layer's own weight and bias, see :mod:`..backbone.frozen_layers`.
+        is_unmodified: no earlier adapter has changed the layer, which means that ``forward`` computes with the layer's
+            own weight.
+        modified_in_place: the network may modify the layer's output in place (``x += f(x)``), which means that the
+            output cannot be kept for backward.
     """
 
     layer: nn.Module

@@ -16,7 +16,7 @@ class LoRAConfig:
     """Settings of LoRA.
 
     Args:
-        rank: r, the number of directions per layer. 8 holds a subject at 2.5 MB on SD1.5.
+        rank: r, the number of directions per layer. 8 is enough for a subject, at 2.5 MB on SD1.5.
         alpha: the change is scaled by alpha / r; alpha = r leaves it unscaled.
     """
 
@@ -34,9 +34,12 @@ class LoRA(AdapterLayer):
     """``W' = W + (alpha / r) up @ down`` (eq. 3 of the paper, whose B is ``up`` and A is ``down``).
 
     Args:
-        up: ``[..., out, r]``, zero at the start, so that training starts from the unchanged model.
-        down: ``[..., r, in]``, random at the start.
+        up: ``[..., out, r]``; initially zero, which makes training start from the unchanged model.
+        down: ``[..., r, in]``; initially random.
         alpha: scale of the change, see :class:`LoRAConfig`.
+
+    Raises:
+        ValueError: ``up`` and ``down`` have different ranks.
     """
 
     family = "lora"
@@ -52,7 +55,7 @@ class LoRA(AdapterLayer):
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: LoRAConfig, generator: torch.Generator) -> "LoRA":
-        """``down`` uniform in +-1/sqrt(in) (nn.Linear's own start), ``up`` zero.
+        """Draw ``down`` uniformly from +-1/sqrt(in), as nn.Linear's own initialization does, and set ``up`` to zero.
 
         Raises:
             ValueError: the rank is larger than the matrix can hold.
@@ -69,27 +72,33 @@ class LoRA(AdapterLayer):
 
     @property
     def rank(self) -> int:
+        """The number of directions r."""
         return self.down.shape[-2]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
         return self.up.shape[-2], self.down.shape[-1]
 
     def weight_update(self) -> AddLowRank:
+        """Return ``up`` times the scale, and ``down``."""
         return AddLowRank(self.up * (self.alpha / self.rank), self.down)
 
     def to_tensors(self) -> dict[str, Tensor]:
+        """Return up, down and alpha."""
         values = (self.up.detach(), self.down.detach(), torch.tensor(self.alpha))
         return dict(zip(self.tensor_names, values, strict=True))
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LoRA":
+        """Return the LoRA of ``tensors``."""
         return LoRA.of(tensors)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "LoRA":
-        """The LoRA of ``to_tensors``."""
+        """Return the LoRA of up, down and alpha."""
         up, down, alpha = (tensors[name] for name in cls.tensor_names)
         return cls(up, down, alpha.item())
 
     def settings(self) -> dict[str, float]:
+        """Return rank and alpha."""
         return {"rank": self.rank, "alpha": self.alpha}

@@ -1,78 +1,87 @@
-"""Adapters of several subjects side by side: one forward of a batch, each sample with an adapter of its own."""
+"""Adapters of several subjects in one batch: one forward in which each sample has an adapter of its own."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..adapters import AdapterLayer
+from .base import AdapterLayer
 from .parameter_layout import ParameterLayout
 from .stack import Adapter
 
 
 def batched_adapter(
     layout: ParameterLayout, theta: Tensor, share_down: bool, train_shared_down: bool = False
-) -> Adapter:
-    """New adapters that hold ``theta [subjects, N]``, see :meth:`.ParameterLayout.link`.
+) -> Adapter:  # fmt: skip
+    """Return a new adapter of several subjects, see :meth:`.ParameterLayout.unpack`.
 
     Args:
-        share_down: the subjects differ in each layer's first tensor, its output side, alone. The first subject's
-            others then serve all of them, without a dimension of subjects.
-        train_shared_down: these want a gradient, too.
+        layout: the meaning of theta.
+        theta: ``[subjects, N]``.
+        share_down: the subjects differ only in each layer's first tensor, the up factor. The other tensors, the down
+            factor, are then the first subject's, without a dimension of subjects.
+        train_shared_down: whether the shared tensors require a gradient, too.
     """
-    link = layout.unpack(theta)
+    adapter = layout.unpack(theta)
     if not share_down:
-        return link
-    adapters = {name: _sharing(adapter, train_shared_down) for name, adapter in link.layers.items()}
-    return Adapter(link.family, adapters, link.targets)
+        return adapter
+    layers = {name: _with_shared_down(layer, train_shared_down) for name, layer in adapter.layers.items()}
+    return Adapter(adapter.family, layers, adapter.targets)
 
 
-def _sharing(adapter: AdapterLayer, learned: bool) -> AdapterLayer:
-    own, tensors = adapter.tensor_names[0], adapter.to_tensors()
+def _with_shared_down(layer: AdapterLayer, trains: bool) -> AdapterLayer:
+    up, tensors = layer.tensor_names[0], layer.to_tensors()
     with torch.inference_mode(False):
-        shared = adapter.with_tensors({name: value if name == own else value[0] for name, value in tensors.items()})
+        shared = layer.with_tensors({name: value if name == up else value[0] for name, value in tensors.items()})
     for name, parameter in shared.named_parameters():
-        parameter.requires_grad_(learned or name == own)
+        parameter.requires_grad_(trains or name == up)
     return shared
 
 
-def stack_subjects(links: Sequence[Adapter]) -> Adapter:
-    """Links of one kind as one whose numbers have a leading dimension of subjects.
+def stack_subjects(adapters: Sequence[Adapter]) -> Adapter:
+    """Return one adapter whose parameters have a leading dimension of subjects.
 
     Raises:
-        ValueError: there is none, or they differ in family, layers or sizes.
+        ValueError: there is no adapter, or they differ in family, layers or sizes.
     """
-    if not links:
-        raise ValueError("no adapters to put side by side")
-    first, *others = links
+    if not adapters:
+        raise ValueError("no adapters to stack; give at least one")
+    first, *others = adapters
     for other in others:
         if (other.family, other.targets, other.settings()) != (first.family, first.targets, first.settings()):
-            raise ValueError(f"adapters side by side must be alike: {first.describe()}, and {other.describe()}")
-    adapters = {name: _stacked([link.layers[name] for link in links]) for name in first.layers}
-    return Adapter(first.family, adapters, first.targets)
+            raise ValueError(
+                f"adapters of one batch must have the same family, layers and settings: {first.describe()}, and "
+                f"{other.describe()}"
+            )
+    layers = {name: _stack([adapter.layers[name] for adapter in adapters]) for name in first.layers}
+    return Adapter(first.family, layers, first.targets)
 
 
-def unstack_subjects(link: Adapter) -> list[Adapter]:
-    """What :func:`stack_subjects` put together, one link for each subject."""
-    counts = {len(next(adapter.parameters())) for adapter in link.layers.values()}
+def unstack_subjects(adapter: Adapter) -> list[Adapter]:
+    """Return one adapter for each subject, the inverse of :func:`stack_subjects`.
+
+    Raises:
+        ValueError: the layers hold different numbers of subjects.
+    """
+    counts = {len(next(layer.parameters())) for layer in adapter.layers.values()}
     if len(counts) != 1:
-        raise ValueError(f"the link's layers hold {sorted(counts)} subjects; all hold the same number")
+        raise ValueError(f"the adapter's layers hold {sorted(counts)} subjects; all hold the same number")
     return [
-        Adapter(link.family, {name: _one(adapter, i) for name, adapter in link.layers.items()}, link.targets)
+        Adapter(adapter.family, {name: _subject(layer, i) for name, layer in adapter.layers.items()}, adapter.targets)
         for i in range(counts.pop())
     ]
 
 
-def _stacked(adapters: Sequence[AdapterLayer]) -> AdapterLayer:
-    tensors = [adapter.to_tensors() for adapter in adapters]
-    return adapters[0].with_tensors({name: _joined([t[name] for t in tensors]) for name in adapters[0].tensor_names})
+def _stack(layers: Sequence[AdapterLayer]) -> AdapterLayer:
+    tensors = [layer.to_tensors() for layer in layers]
+    return layers[0].with_tensors({name: _stack_tensors([t[name] for t in tensors]) for name in layers[0].tensor_names})
 
 
-def _joined(values: Sequence[Tensor]) -> Tensor:
-    """Settings that a family keeps as a single number are the same for all."""
+def _stack_tensors(values: Sequence[Tensor]) -> Tensor:
+    """Stack the subjects' tensors; a setting that a family keeps as a scalar tensor is the same for all."""
     return torch.stack(list(values)) if values[0].ndim else values[0]
 
 
-def _one(adapter: AdapterLayer, subject: int) -> AdapterLayer:
-    tensors = adapter.to_tensors()
-    return adapter.with_tensors({k: value[subject].clone() if value.ndim else value for k, value in tensors.items()})
+def _subject(layer: AdapterLayer, index: int) -> AdapterLayer:
+    tensors = layer.to_tensors()
+    return layer.with_tensors({k: value[index].clone() if value.ndim else value for k, value in tensors.items()})

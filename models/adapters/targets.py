@@ -1,7 +1,7 @@
-"""Which layers an adapter changes.
+"""Selection of the layers that an adapter changes.
 
-A target is named as ComfyUI names the weight (without ``.weight``): ``diffusion_model.…`` for the
-diffusion model, ``text_encoders.…`` for the text encoders. That is also its name in files.
+A target has the name that ComfyUI gives the weight (without ``.weight``): ``diffusion_model.…`` in the diffusion model,
+``text_encoders.…`` in the text encoders. It has the same name in files.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from ..validation import MAX_NAME_LENGTH, is_name, parse_shape
 
 MAX_LAYERS = 8192
-"""Of one link; the largest models have some thousand."""
+"""Layers of one adapter; the largest models have some thousand."""
 
 DIFFUSION_PREFIX = "diffusion_model."
 TEXT_PREFIX = "text_encoders."
@@ -22,14 +22,14 @@ TEXT_PREFIX = "text_encoders."
 # fused linear1/linear2 hold q, k, v and out), Wan and CLIP (self_attn, cross_attn), T5 (SelfAttention).
 _ATTENTION = r"\.\w*(?:attn|attention)\d?\.(?:.*\.)?[a-z_0-9]+$|\.single_blocks\.\d+\.linear[12]$"
 _FEED_FORWARD = r"(?<!embedder)\.(?:ff|ffn|mlp|img_mlp|txt_mlp|feed_forward|densereludense)\.[a-z_0-9.]+$"
-# Everything but the entrance and the exit, which speak latent channels: a matrix of four rows holds no rank of 8.
+# Everything but the input and output layers, whose width is that of latents: a matrix of four rows has no rank of 8.
 _INNER = (
     r"^(?!diffusion_model\.(?:input_blocks\.0|out|x_embedder|img_in|patch_embedding|patchify_proj|init_x_linear|first|"
     r"final_layer|final_linear|head|last|proj_out)(?:\.|$))"
 )
 
-# An embedder's mlp is no feed-forward. Joint attention (MMDiT, Flux) is neither self nor cross; SD3.5's second one is
-# self.
+# An embedder's mlp is no feed-forward layer. Joint attention (MMDiT, Flux) is neither self- nor cross-attention; the
+# second attention of SD3.5 is self-attention.
 _CROSS_ATTENTION = r"(?<!\.x_block)\.(?:attn2|cross_attn)\."
 
 RULES: dict[str, tuple[str, bool]] = {
@@ -42,16 +42,20 @@ RULES: dict[str, tuple[str, bool]] = {
     "all weights": ("", True),
     "all but cross attention": (f"^(?!.*{_CROSS_ATTENTION}){_INNER}", False),
 }
-"""Rule name -> (pattern on the layer's name, whether convolutions count)."""
+"""Rule name -> (pattern on the layer's name, whether convolutions are included)."""
 
 
 MAX_SIZE = 2**20
-"""Of a weight's sizes: far beyond any layer's, so that products of a few stay numbers."""
+"""Largest size of a weight's dimension: far beyond any layer's, and small enough for products of a few of them."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to change: its name and the shape of its weight, ``(out, in)`` or ``(out, in, kh, kw)``.
+    """One layer that an adapter changes.
+
+    Args:
+        name: ComfyUI's name of the weight without ``.weight``.
+        shape: the weight's, ``(out, in)`` or ``(out, in, kh, kw)``.
 
     Raises:
         ValueError: the name cannot be printed, or the shape is not of one of these forms.
@@ -73,15 +77,15 @@ class Target:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """The shape an adapter sees: ``(out, in)`` with a convolution's kernel flattened into ``in``."""
+        """``(out, in)`` with a convolution's kernel flattened into ``in``."""
         return self.shape[0], math.prod(self.shape[1:])
 
 
 def targets_from_header(entries: Any) -> dict[str, Target]:
-    """Layer name -> target, from a header's name -> shape.
+    """Return layer name -> target, from a header's mapping of names to shapes.
 
     Raises:
-        ValueError: there is none, or a name or shape is no layer's.
+        ValueError: the mapping is empty or too large, or a name or shape cannot be a layer's.
     """
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f"gives {entries!r:.40} for targets; expected layers with the shapes of their weights")
@@ -91,7 +95,11 @@ def targets_from_header(entries: Any) -> dict[str, Target]:
 
 
 def select_targets(shapes: Mapping[str, tuple[int, ...]], rule: str) -> list[Target]:
-    """The layers of ``shapes`` (name -> weight shape) that ``rule`` names, in the order given.
+    """Return the layers that match a rule, in the order given.
+
+    Args:
+        shapes: layer name -> shape of its weight.
+        rule: name in :data:`RULES`.
 
     Raises:
         ValueError: the rule is unknown, or matches no layer.
@@ -105,21 +113,21 @@ def select_targets(shapes: Mapping[str, tuple[int, ...]], rule: str) -> list[Tar
         if (with_convolutions or len(shape) == 2) and re.search(pattern, name, re.IGNORECASE)
     ]
     if not found:
-        raise ValueError(_nothing_matches(shapes, rule))
+        raise ValueError(_no_match_message(shapes, rule))
     return found
 
 
 def text_rule(rule: str) -> str:
-    """The rule for the text encoder beside ``rule`` for the diffusion model.
+    """Return the text encoder's rule that corresponds to ``rule`` for the diffusion model.
 
-    A text encoder has self-attention only, so that every attention rule means its attention.
+    A text encoder has self-attention only, to which every attention rule therefore refers.
     """
     return "attention" if rule in ("attention", "self attention", "cross attention") else rule
 
 
-def _nothing_matches(shapes: Mapping[str, tuple[int, ...]], rule: str) -> str:
-    some = ", ".join(list(shapes)[:: max(1, len(shapes) // 4)][:4]) or "none at all"
+def _no_match_message(shapes: Mapping[str, tuple[int, ...]], rule: str) -> str:
+    examples = ", ".join(list(shapes)[:: max(1, len(shapes) // 4)][:4]) or "none at all"
     return (
-        f"targets {rule!r} matches none of the model's {len(shapes)} layers (some of them: {some}); "
+        f"targets {rule!r} matches none of the model's {len(shapes)} layers (some of them: {examples}); "
         f"choose another of {', '.join(map(repr, RULES))}"
     )

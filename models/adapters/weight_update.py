@@ -1,15 +1,14 @@
-"""What a link does to a weight: the three ways of change, whatever family they come from.
+"""The three kinds of weight update, whatever family they come from.
 
-With ``W [out, in]`` the weight that the links before it have made (a convolution's kernel flattened) and ``s`` the
-strength:
+``W [out, in]`` is the weight after all earlier updates (a convolution's kernel is flattened) and ``s`` the strength:
 
-| step         | change of the weight | families   |
+| update       | change of the weight | families   |
 |--------------|----------------------|------------|
-| `Sum`        | ``s up @ down``      | LoRA, LiDB |
-| `Projection` | ``-s q q^T W``       | PaRa       |
-| `Difference` | ``s D``              | full       |
+| `AddLowRank` | ``s up @ down``      | LoRA, LiDB |
+| `ProjectOut` | ``-s q q^T W``       | PaRa       |
+| `AddDense`   | ``s D``              | full       |
 
-The first two have factors ``(up, down)`` of low rank, ``dW = up @ down``, so that a plain LoRA can hold them.
+The first two have low-rank factors ``(up, down)`` with ``dW = up @ down``, which a plain LoRA can hold.
 A leading ``...`` dimension is a batch of subjects.
 """
 
@@ -27,9 +26,11 @@ class AddLowRank(NamedTuple):
     down: Tensor
 
     def low_rank_factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``(up, down)``; they depend on no weight."""
         return self.up, self.down
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
+        """Return ``up @ down [..., out, in]``."""
         return self.up @ self.down
 
 
@@ -39,19 +40,24 @@ class ProjectOut(NamedTuple):
     q: Tensor
 
     def low_rank_factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(-q, q^T W)``: a plain LoRA for this one W.
+        """Return ``(-q, q^T W)``: a plain LoRA for this one ``weight``.
 
         Raises:
             ValueError: no weight is given.
         """
         if weight is None:
             raise ValueError(
-                "the adapter removes directions from the model's weights (PaRa), so that its change depends on them; "
-                "connect the model it was trained on"
+                "the adapter removes directions from the model's weights (PaRa), which makes its change depend on "
+                "them; connect the model it was trained on"
             )
         return -self.q, self.q.mT @ weight
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
+        """Return ``-q q^T W [..., out, in]``.
+
+        Raises:
+            ValueError: no weight is given.
+        """
         up, down = self.low_rank_factors(weight)
         return up @ down
 
@@ -62,7 +68,7 @@ class AddDense(NamedTuple):
     diff: Tensor
 
     def low_rank_factors(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """There are none of low rank.
+        """Refuse: a dense update has no factors of low rank.
 
         Raises:
             ValueError: always; the message says what to do instead.
@@ -73,48 +79,65 @@ class AddDense(NamedTuple):
         )
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
+        """Return D."""
         return self.diff
 
 
 WeightUpdate = AddLowRank | ProjectOut | AddDense
 
 
-def apply_updates(weight: Tensor, steps: Iterable[WeightUpdate], strength: float = 1.0) -> Tensor:
-    """``weight [out, in]`` after ``steps``, each at ``strength``, in their order: methods.md 8."""
-    for step in steps:
-        weight = weight + strength * step.delta(weight)
+def apply_updates(weight: Tensor, updates: Iterable[WeightUpdate], strength: float = 1.0) -> Tensor:
+    """Return the weight after all updates in their order (methods.md 8).
+
+    Args:
+        weight: ``[out, in]``; it is not changed.
+        updates: in order of application.
+        strength: factor of every update.
+    """
+    for update in updates:
+        weight = weight + strength * update.delta(weight)
     return weight
 
 
-def depends_on_weight(steps: Iterable[WeightUpdate]) -> bool:
-    """Whether the same steps change another weight by something else."""
-    return any(isinstance(step, ProjectOut) for step in steps)
+def depends_on_weight(updates: Iterable[WeightUpdate]) -> bool:
+    """Whether the change that the updates make depends on the weight they are applied to."""
+    return any(isinstance(update, ProjectOut) for update in updates)
 
 
-def is_dense(steps: Iterable[WeightUpdate]) -> bool:
-    """Whether the change has no low rank."""
-    return any(isinstance(step, AddDense) for step in steps)
+def is_dense(updates: Iterable[WeightUpdate]) -> bool:
+    """Whether the total change has no low rank."""
+    return any(isinstance(update, AddDense) for update in updates)
 
 
-def total_delta(steps: Iterable[WeightUpdate], weight: Tensor | None, strength: float = 1.0) -> Tensor:
-    """``W_n - W_0`` after the steps, each at ``strength``, ``[out, in]``; ``weight`` is W_0, needed if they depend on
-    it."""
-    change: Tensor | None = None
-    for step in steps:
-        now = weight if weight is None or change is None else weight + change
-        more = strength * step.delta(now)
-        change = more if change is None else change + more
-    if change is None:
-        raise ValueError("a layer without a step has no change")
-    return change
+def total_delta(updates: Iterable[WeightUpdate], weight: Tensor | None, strength: float = 1.0) -> Tensor:
+    """Return the total change ``W_n - W_0 [out, in]`` of all updates.
+
+    Args:
+        updates: in order of application, at least one.
+        weight: W_0 ``[out, in]``; needed if :func:`depends_on_weight`.
+        strength: factor of every update.
+
+    Raises:
+        ValueError: there is no update, or one needs the weight and there is none.
+    """
+    total: Tensor | None = None
+    for update in updates:
+        now = weight if weight is None or total is None else weight + total
+        delta = strength * update.delta(now)
+        total = delta if total is None else total + delta
+    if total is None:
+        raise ValueError("a layer without an update has no change")
+    return total
 
 
-def total_low_rank_factors(steps: Iterable[WeightUpdate], weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``(up [out, r], down [r, in])`` of ``W_n - W_0 = sum_i up_i down_i``: the factors stand side by side, and the
-    rank is their sum."""
+def total_low_rank_factors(updates: Iterable[WeightUpdate], weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return ``(up [out, r], down [r, in])`` of ``W_n - W_0 = sum_i up_i down_i``.
+
+    The factors are concatenated, and r is the sum of the ranks.
+    """
     ups, downs = [], []
-    for step in steps:
-        up, down = step.low_rank_factors(weight)
+    for update in updates:
+        up, down = update.low_rank_factors(weight)
         ups.append(up)
         downs.append(down)
         weight = None if weight is None else torch.addmm(weight, up, down)

@@ -1,4 +1,4 @@
-"""Learnt words in files: our own, and the embedding files that prompts of ComfyUI look up."""
+"""Learned embeddings in files: the native adapter file, and the embedding files that ComfyUI's prompts look up."""
 
 import re
 from collections.abc import Sequence
@@ -10,51 +10,56 @@ from .. import validation
 from .embeddings import LearnedEmbedding, check_token
 
 
-def comfyui_embedding_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
-    """A word as an embedding file of ComfyUI (and AUTOMATIC1111 and diffusers) holds it: a tensor for each encoder.
+def comfyui_embedding_tensors(embeddings: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
+    """Return the tensors of an embedding file of ComfyUI, AUTOMATIC1111 and diffusers: one for each text encoder.
 
-    With a single encoder it is called ``emb_params``, the name that every program reads.
+    The tensor of a single encoder is called ``emb_params``, the name that every program reads.
 
     Raises:
-        ValueError: several words; a file is one.
+        ValueError: there is not exactly one embedding; a file holds one.
     """
-    if len(words) != 1:
-        tokens = ", ".join(word.token for word in words)
-        raise ValueError(f"an embedding file holds one word, the adapter {len(words)} ({tokens}); save each by itself")
-    (vectors,) = (word.vectors for word in words)
+    if len(embeddings) != 1:
+        tokens = ", ".join(embedding.token for embedding in embeddings)
+        raise ValueError(
+            f"an embedding file holds one learned embedding, the adapter {len(embeddings)} ({tokens}); save each by "
+            "itself"
+        )
+    (vectors,) = (embedding.vectors for embedding in embeddings)
     if len(vectors) == 1:
         return {"emb_params": next(iter(vectors.values())).detach()}
     return {key: vector.detach() for key, vector in vectors.items()}
 
 
 def embedding_tensor_names(token: str, encoders: Sequence[str]) -> dict[str, str]:
-    """Text encoder -> its tensor's name in our own files, ``embedding/<token>/<encoder>``.
+    """Return text encoder -> the tensor's name in a native file, ``embedding/<token>/<encoder>``.
 
     Raises:
-        ValueError: the token is none, or the encoders are no names.
+        ValueError: the token or the name of an encoder is invalid.
     """
     check_token(token)
-    if not isinstance(encoders, list | tuple) or not all(map(_is_encoder, encoders)):
-        raise ValueError(f"gives the word {token!r} the text encoders {encoders!r:.80}; expected names such as clip_l")
+    if not isinstance(encoders, list | tuple) or not all(map(_is_encoder_name, encoders)):
+        raise ValueError(
+            f"gives the embedding {token!r} the text encoders {encoders!r:.80}; expected names such as clip_l"
+        )
     return {key: f"embedding/{token}/{key}" for key in encoders}
 
 
-def _is_encoder(key: Any) -> bool:
+def _is_encoder_name(key: Any) -> bool:
     return isinstance(key, str) and re.fullmatch(r"\w{1,100}", key) is not None
 
 
-def native_embedding_tensors(words: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
-    """The tensors of the words in our own files."""
+def native_embedding_tensors(embeddings: Sequence[LearnedEmbedding]) -> dict[str, Tensor]:
+    """Return the embeddings' tensors under their names in a native file."""
     return {
-        place: word.vectors[key].detach()
-        for word in words
-        for key, place in embedding_tensor_names(word.token, tuple(word.vectors)).items()
+        name: embedding.vectors[key].detach()
+        for embedding in embeddings
+        for key, name in embedding_tensor_names(embedding.token, tuple(embedding.vectors)).items()
     }
 
 
-def embedding_header_entries(words: Sequence[LearnedEmbedding]) -> list[dict[str, Any]]:
-    """What our own files' headers say of them."""
-    return [{"token": word.token, "encoders": list(word.vectors)} for word in words]
+def embedding_header_entries(embeddings: Sequence[LearnedEmbedding]) -> list[dict[str, Any]]:
+    """Return the entries that describe the embeddings in the header of a native file."""
+    return [{"token": embedding.token, "encoders": list(embedding.vectors)} for embedding in embeddings]
 
 
 def embedding_from_header(token: str, encoders: Sequence[str], tensors: dict[str, Tensor]) -> LearnedEmbedding:

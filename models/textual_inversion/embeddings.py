@@ -1,8 +1,8 @@
-"""Textual Inversion (Gal et al. 2022, arXiv 2208.01618): new words, as rows of the text encoders' embedding tables.
+"""Textual Inversion (Gal et al. 2022, arXiv 2208.01618): learned rows of the text encoders' embedding tables.
 
-A word is ``v* [n, width]``, n vectors that stand in a prompt where its token's embedding would: through the frozen
-model, ``v* = argmin E ||eps - eps_theta(x_t, t, c(prompt with v*))||^2``. Nothing else changes. A model with several
-text encoders has vectors for each.
+A learned embedding is ``v* [n, width]``, n vectors that take the position of their placeholder token's embedding in a
+prompt. They minimize the loss of the frozen model, ``v* = argmin E ||eps - eps_theta(x_t, t, c(prompt with v*))||^2``;
+nothing else changes. A model with several text encoders has vectors for each.
 """
 
 import re
@@ -17,18 +17,18 @@ from ..units import describe_size
 
 FAMILY = "textual_inversion"
 IDENTIFIER = "embedding:"
-"""What ComfyUI's prompts write before the name of a word."""
+"""Prefix of a learned embedding's token in ComfyUI's prompts."""
 MAX_VECTORS = 75
-"""Tokens that CLIP takes beside start and end."""
+"""Tokens that CLIP takes besides start and end."""
 _TOKEN = re.compile(r"\w(?:[\w-]*\w)?")
 MAX_TOKEN_LENGTH = 100
 
 
 def check_token(token: str) -> None:
-    """``token`` can stand in a prompt after ``embedding:``, and in a file's name.
+    """Check that ``token`` can follow ``embedding:`` in a prompt and be part of a file's name.
 
     Raises:
-        ValueError: it cannot; the message says what can.
+        ValueError: it cannot; the message states the valid form.
     """
     if not isinstance(token, str) or not _TOKEN.fullmatch(token) or len(token) > MAX_TOKEN_LENGTH:
         raise ValueError(
@@ -39,14 +39,14 @@ def check_token(token: str) -> None:
 
 @dataclass(frozen=True)
 class TextualInversionConfig:
-    """A word to be learnt.
+    """Settings of an embedding to be learned.
 
     Args:
-        token: its name.
-        initializer_word: what the subject is, in a word the text encoder knows; the vectors start there (section 4
-            of the paper: a single-word coarse descriptor).
-        vectors: how many vectors it has. 1 is the paper's choice; more hold more, and are harder to edit (its
-            section 5.3).
+        token: the placeholder token.
+        initializer_word: a word of the text encoder's vocabulary for the subject, whose embedding is the initial value
+            (section 4 of the paper: a single-word coarse descriptor).
+        vectors: number of vectors n. 1 is the paper's choice; more reproduce the subject better, and are harder to
+            edit (its section 5.3).
     """
 
     token: str = "sks-dog"
@@ -63,15 +63,15 @@ class TextualInversionConfig:
 
 @dataclass(frozen=True, eq=False)
 class LearnedEmbedding:
-    """A word that training made.
+    """The vectors of a placeholder token for every text encoder.
 
     Args:
-        token: its name, see :func:`check_token`.
+        token: the placeholder token, see :func:`check_token`.
         vectors: text encoder, as ComfyUI's embedding files name it (``clip_l``, ``clip_g``, ``t5xxl`` ...), ->
-            ``[n, width]``; kept as parameters.
+            ``[n, width]``; kept as parameters without gradient.
 
     Raises:
-        ValueError: the token is none, or the vectors are not as many for every encoder.
+        ValueError: the token is invalid, or n is not the same for every encoder.
     """
 
     token: str
@@ -83,47 +83,50 @@ class LearnedEmbedding:
         counts = {shape[0] for shape in shapes.values() if len(shape) == 2 and 0 not in shape}
         if len(counts) != 1 or any(len(shape) != 2 for shape in shapes.values()) or counts.pop() > MAX_VECTORS:
             raise ValueError(
-                f"the word {self.token!r} has vectors of shapes {shapes}; it takes [n, width] for each text encoder, "
-                f"n alike and at most {MAX_VECTORS}"
+                f"the embedding {self.token!r} has vectors of shapes {shapes}; expected [n, width] for each "
+                f"text encoder, with the same n of at most {MAX_VECTORS}"
             )
         parameters = {key: nn.Parameter(v.detach(), requires_grad=False) for key, v in self.vectors.items()}
         object.__setattr__(self, "vectors", parameters)
 
     @property
     def vector_count(self) -> int:
-        """Vectors per text encoder."""
+        """The number n of vectors per text encoder."""
         return len(next(iter(self.vectors.values())))
 
     def parameters(self) -> list[nn.Parameter]:
+        """Return the vectors of all text encoders."""
         return list(self.vectors.values())
 
     def describe(self) -> str:
-        """``textual_inversion (embedding:sks-dog, 1 vector for clip_l)``."""
+        """Return a line such as ``textual_inversion (embedding:sks-dog, 1 vector for clip_l)``."""
         count = f"{self.vector_count} vector{'s' if self.vector_count > 1 else ''}"
         return f"{FAMILY} ({IDENTIFIER}{self.token}, {count} for {', '.join(self.vectors)})"
 
     def describe_size(self) -> str:
+        """Return the number of parameters and bytes."""
         return describe_size(self.parameters())
 
     def copy_to(self, device: torch.device | str) -> "LearnedEmbedding":
-        """The same values in new parameters on ``device``."""
+        """Return the same values in new parameters on ``device``."""
         with torch.inference_mode(False):
             return LearnedEmbedding(
                 self.token, {key: v.detach().to(device, copy=True) for key, v in self.vectors.items()}
             )
 
     def equals(self, other: "LearnedEmbedding") -> bool:
-        """Whether it is the same word with the same numbers."""
+        """Whether token, text encoders and all values are the same."""
         same = self.token == other.token and self.vectors.keys() == other.vectors.keys()
         return same and all(torch.equal(v, other.vectors[key]) for key, v in self.vectors.items())
 
 
 def vectors_from_rows(rows: Tensor, count: int) -> Tensor:
-    """``count`` vectors ``[count, width]`` from a word's embeddings ``rows [m, width]``.
+    """Return initial vectors ``[count, width]`` from the embeddings ``rows [m, width]`` of a word's m tokens.
 
-    Fewer than the word has tokens: its tokens in ``count`` runs of equal length (or nearly), each run's mean, so that
-    a single vector is the mean of all. As many: the rows themselves. More: the rows over and over. The paper has one
-    vector and a word of one token, for which this is that token's embedding; the rest is our choice.
+    For ``count < m`` the tokens are divided into ``count`` runs of (almost) equal length, and the vectors are the means
+    of the runs; a single vector is the mean of all rows. For ``count = m`` they are the rows, and for ``count > m`` the
+    rows repeated cyclically. The paper has one vector and a word of one token, for which the result is that token's
+    embedding; the rest is our choice.
     """
     if count > len(rows):
         return rows[torch.arange(count, device=rows.device) % len(rows)]
@@ -133,41 +136,45 @@ def vectors_from_rows(rows: Tensor, count: int) -> Tensor:
 def merge_embeddings(
     first: Sequence[LearnedEmbedding], second: Sequence[LearnedEmbedding]
 ) -> tuple[LearnedEmbedding, ...]:
-    """The words of both.
+    """Return the embeddings of both, each token once.
 
     Raises:
-        ValueError: both have a word of one name, with other vectors.
+        ValueError: both have an embedding of one token, with different vectors.
     """
-    known = {word.token: word for word in first}
-    for word in second:
-        if word.token in known and not word.equals(known[word.token]):
+    known = {embedding.token: embedding for embedding in first}
+    for embedding in second:
+        if embedding.token in known and not embedding.equals(known[embedding.token]):
             raise ValueError(
-                f"first and second both hold a word {word.token!r}, with other vectors; "
+                f"first and second both hold a learned embedding {embedding.token!r}, with different vectors; "
                 "train one of them under another token"
             )
-    return (*first, *(word for word in second if word.token not in known))
+    return (*first, *(embedding for embedding in second if embedding.token not in known))
 
 
 def mentions_token(prompt: str, token: str) -> bool:
-    """Whether ``prompt`` names the word, as ``sks-dog`` or as ``embedding:sks-dog``."""
-    return _mention(token).search(prompt) is not None
+    """Whether ``prompt`` contains the placeholder token, as ``sks-dog`` or as ``embedding:sks-dog``."""
+    return _token_pattern(token).search(prompt) is not None
 
 
 def expand_placeholders(prompt: str, tokens: Iterable[str]) -> str:
-    """``a photo of sks-dog.`` -> ``a photo of embedding:sks-dog .``: as ComfyUI's tokenizers look words up."""
+    """Return ``prompt`` with every placeholder token in the form that ComfyUI's tokenizers look up.
+
+    ``a photo of sks-dog.`` becomes ``a photo of embedding:sks-dog .``.
+    """
     for token in tokens:
-        prompt = _mention(token).sub(partial(_spaced, token), prompt)
+        prompt = _token_pattern(token).sub(partial(_lookup_form, token), prompt)
     return prompt
 
 
-def _mention(token: str) -> re.Pattern[str]:
+def _token_pattern(token: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w/\\-])(?:{IDENTIFIER})?{re.escape(token)}(?![\w/-]|\\(?!\))|\.\w)")
 
 
-def _spaced(token: str, found: re.Match[str]) -> str:
-    """A lookup begins after a space and ends at one, or at a comma with a space after it.
+def _lookup_form(token: str, found: re.Match[str]) -> str:
+    """Return ``embedding:<token>`` with spaces around it where the prompt has none.
 
-    Spaces go around it wherever none are: no other end of a word holds for every tokenizer, and the lookup drops them.
+    ComfyUI's lookup begins after a space and ends at one, or at a comma followed by a space. No other delimiter works
+    with every tokenizer, and the lookup drops the added spaces.
     """
     before, after = found.string[: found.start()], found.string[found.end() :]
     first = "" if not before or before[-1].isspace() else " "

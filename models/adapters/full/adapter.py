@@ -1,4 +1,4 @@
-"""The full change of a weight: ordinary fine-tuning, kept as a difference."""
+"""Full fine-tuning: the dense change of a weight, kept as a difference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class FullConfig:
 
 
 class Full(AdapterLayer):
-    """``W' = W + D``: every number of the weight may change (DreamBooth's own parametrisation, 2208.12242).
+    """``W' = W + D``: every value of the weight may change (DreamBooth's own parametrization, arXiv 2208.12242).
 
-    The model's weight stays as it is, whatever it is kept in; D is float32, so that steps smaller than a half-precision
-    weight's resolution add up.
+    The model's weight stays unchanged in its own precision. D is float32, in which steps below the resolution of a
+    half-precision weight add up.
 
     Args:
-        diff: D ``[out, in]``, zero at the start.
+        diff: D ``[out, in]``; initially zero.
     """
 
     family = "full"
@@ -39,25 +39,30 @@ class Full(AdapterLayer):
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: FullConfig, generator: torch.Generator) -> "Full":
-        """Zero: training starts from the unchanged model."""
+        """Set D to zero, which makes training start from the unchanged model."""
         return cls(torch.zeros(shape))
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
         return self.diff.shape[-2], self.diff.shape[-1]
 
     def weight_update(self) -> AddDense:
+        """Return D."""
         return AddDense(self.diff)
 
-    def adapted_forward(self, site: LayerContext) -> Forward:
-        """The layer with ``W + D`` for a weight, put together for each use and not kept; ``D x`` beside a layer that
-        an earlier link has changed."""
-        if not site.is_unmodified:
-            return lambda x: site.forward(x) + self._beside(site.layer, x)
-        function = TrainedConvolution if isinstance(site.layer, nn.Conv2d) else TrainedLinear
-        return lambda x: function.apply(x, self.diff, site.layer, site.access_weight)
+    def adapted_forward(self, context: LayerContext) -> Forward:
+        """Return the layer's forward with ``W + D`` as its weight, a sum computed for each use and not kept.
 
-    def _beside(self, layer: nn.Module, x: Tensor) -> Tensor:
+        If an earlier adapter has changed the layer, the forward adds ``D x`` as a parallel branch instead.
+        """
+        if not context.is_unmodified:
+            return lambda x: context.forward(x) + self._branch(context.layer, x)
+        function = TrainedConvolution if isinstance(context.layer, nn.Conv2d) else TrainedLinear
+        return lambda x: function.apply(x, self.diff, context.layer, context.access_weight)
+
+    def _branch(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return ``D x``."""
         diff = self.diff.to(x.dtype)
         if not isinstance(layer, nn.Conv2d):
             return F.linear(x, diff)
@@ -65,10 +70,13 @@ class Full(AdapterLayer):
         return F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
 
     def to_tensors(self) -> dict[str, Tensor]:
+        """Return D as ``diff``."""
         return {"diff": self.diff.detach()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Full":
+        """Return the full change with ``tensors["diff"]`` as D."""
         return Full(tensors["diff"])
 
     def describe(self) -> str:
-        return "every number"
+        """Return ``every weight``: there are no settings."""
+        return "every weight"

@@ -1,7 +1,7 @@
-"""Layers whose weight trains: ``y = (W + D) x + b`` with the model's weight W borrowed and a difference D of ours.
+"""Autograd functions of layers whose weight trains: ``y = (W + D) x + b``, W the model's frozen weight.
 
-Autograd would keep ``W + D`` of every layer for backward, a second copy of the model. These keep the layer, D and the
-input, and put the sum together again.
+Autograd would keep ``W + D`` of every layer for backward, a second copy of the model. These functions keep the layer,
+the difference D and the input, and compute the sum again.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ class TrainedLinear(torch.autograd.Function):
 
 
 class TrainedConvolution(torch.autograd.Function):
-    """The same for a convolution, with D ``[out, in kh kw]``."""
+    """``y = conv(x, W + D) + b`` with D ``[out, in kh kw]``, differentiated with respect to x and D."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, diff: Tensor, layer: nn.Conv2d, access_weight: WeightAccess) -> Tensor:

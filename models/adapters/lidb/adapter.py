@@ -15,14 +15,13 @@ from .random_bases import CHECKSUM_TOLERANCE, checksum, random_basis
 
 @dataclass(frozen=True)
 class LiDBConfig:
-    """Settings of LiDB; a layer too small for them takes what it holds, ``min(a, out)``, ``min(b, in)``,
-    ``min(rank, a, b)``.
+    """Settings of LiDB; a small layer clips them to ``min(a, out)``, ``min(b, in)`` and ``min(rank, a, b)``.
 
     Args:
         rank: r, 1 in the paper.
-        a: width of the space on the output's side, 100 in the paper.
-        b: width of the space on the input's side, 50 in the paper.
-        basis_seed: of the frozen bases; adapters of different seeds share nothing.
+        a: width of the random space on the output side, 100 in the paper.
+        b: width of the random space on the input side, 50 in the paper.
+        basis_seed: seed of the frozen bases; adapters of different seeds have nothing in common.
     """
 
     rank: int = 1
@@ -41,14 +40,17 @@ class LiDBConfig:
 class LiDB(AdapterLayer):
     """``W' = W + A_aux A_train B_train B_aux`` (eq. 3 of the paper): a LoRA within a random space of a x b.
 
-    A_aux ``[out, a]`` has orthonormal columns, B_aux ``[b, in]`` orthonormal rows, both frozen and the same for all
-    layers of that size, so that ``||dW||_F = ||A_train B_train||_F``.
+    A_aux ``[out, a]`` has orthonormal columns and B_aux ``[b, in]`` orthonormal rows, which gives
+    ``||dW||_F = ||A_train B_train||_F``. Both are frozen and the same for all layers of that size.
 
     Args:
-        a_train: ``[..., a, r]``, zero at the start, so that training starts from the unchanged model.
-        b_train: ``[..., r, b]``, random at the start: both zero would have no gradient for ever.
-        matrix: ``(out, in)``.
+        a_train: ``[..., a, r]``; initially zero, which makes training start from the unchanged model.
+        b_train: ``[..., r, b]``; initially random, because with both zero no gradient would ever arise.
+        matrix_shape: ``(out, in)``.
         basis_seed: see :class:`LiDBConfig`.
+
+    Raises:
+        ValueError: the factors do not fit each other or the matrix.
     """
 
     family = "lidb"
@@ -57,22 +59,22 @@ class LiDB(AdapterLayer):
     has_parameter_layout = True
     tensor_names = ("a_train", "b_train")
 
-    def __init__(self, a_train: Tensor, b_train: Tensor, matrix: tuple[int, int], basis_seed: int):
+    def __init__(self, a_train: Tensor, b_train: Tensor, matrix_shape: tuple[int, int], basis_seed: int):
         super().__init__()
-        rows, columns = matrix
+        rows, columns = matrix_shape
         if a_train.shape[-1] != b_train.shape[-2] or a_train.shape[-2] > rows or b_train.shape[-1] > columns:
             raise ValueError(
                 f"holds LiDB factors {tuple(a_train.shape)} and {tuple(b_train.shape)}, which fit neither each other "
                 f"nor a layer of {rows} x {columns}"
             )
         self.a_train, self.b_train = nn.Parameter(a_train), nn.Parameter(b_train)
-        self._matrix, self.basis_seed = (rows, columns), basis_seed
+        self._matrix_shape, self.basis_seed = (rows, columns), basis_seed
         self.a_aux = random_basis("out", basis_seed, rows, a_train.shape[-2], a_train.device)
         self.b_aux = random_basis("in", basis_seed, columns, b_train.shape[-1], b_train.device)
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: LiDBConfig, generator: torch.Generator) -> "LiDB":
-        """``b_train`` uniform in +-1/sqrt(b), as LoRA's ``down`` in the space of its own; ``a_train`` zero."""
+        """Draw ``b_train`` uniformly from +-1/sqrt(b), as LoRA's ``down`` of width b, and set ``a_train`` to zero."""
         a, b = min(config.a, shape[0]), min(config.b, shape[1])
         rank = min(config.rank, a, b)
         b_train = (torch.rand(rank, b, generator=generator) * 2 - 1) / math.sqrt(b)
@@ -80,31 +82,40 @@ class LiDB(AdapterLayer):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        return self._matrix
+        """``(out, in)``."""
+        return self._matrix_shape
 
     def weight_update(self) -> AddLowRank:
-        """``(A_aux A_train, B_train B_aux)``: tiny products, so that a token costs what it does with LoRA. Those of
-        several subjects are one product, with the basis they share on the right."""
-        several = self.a_train.ndim > 2
-        up = (self.a_train.mT.contiguous() @ self.a_aux.mT).mT if several else self.a_aux @ self.a_train
+        """Return ``(A_aux A_train, B_train B_aux)``: tiny products, after which a token costs what it does with LoRA.
+
+        The products of several subjects are one, with the shared basis on the right.
+        """
+        per_sample = self.a_train.ndim > 2
+        up = (self.a_train.mT.contiguous() @ self.a_aux.mT).mT if per_sample else self.a_aux @ self.a_train
         return AddLowRank(up, self.b_train @ self.b_aux.mT)
 
     def to_tensors(self) -> dict[str, Tensor]:
+        """Return the two trained factors."""
         return {"a_train": self.a_train.detach(), "b_train": self.b_train.detach()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LiDB":
-        return LiDB(tensors["a_train"], tensors["b_train"], self._matrix, self.basis_seed)
+        """Return the layer of other trained factors in the same bases."""
+        return LiDB(tensors["a_train"], tensors["b_train"], self._matrix_shape, self.basis_seed)
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, Tensor], matrix: tuple[int, int], constants: Mapping[str, Any]
+        cls, tensors: Mapping[str, Tensor], matrix_shape: tuple[int, int], constants: Mapping[str, Any]
     ) -> "LiDB":  # fmt: skip
         """Return the layer in the bases of the seed of ``constants``."""
-        return cls(tensors["a_train"], tensors["b_train"], matrix, constants["basis_seed"])
+        return cls(tensors["a_train"], tensors["b_train"], matrix_shape, constants["basis_seed"])
 
     @classmethod
     def constants_of(cls, layers: Iterable["LiDB"]) -> dict[str, Any]:
-        """Return the seed, and a checksum of every basis in use."""
+        """Return the seed, and a checksum of every basis in use.
+
+        Raises:
+            ValueError: the layers have different seeds.
+        """
         layers = list(layers)
         used = sorted({use for layer in layers for use in layer._bases()})
         seeds = {layer.basis_seed for layer in layers}
@@ -123,7 +134,9 @@ class LiDB(AdapterLayer):
         """
         expected = cls.constants_of(layers)["probes"]
         if constants["probes"].keys() != expected.keys():
-            raise ValueError(f"has probes of {len(constants['probes'])} bases, but uses {len(expected)}; save it again")
+            raise ValueError(
+                f"has checksums of {len(constants['probes'])} bases, but uses {len(expected)}; save it again"
+            )
         for name, ours in expected.items():
             theirs = constants["probes"][name]
             if len(theirs) != len(ours) or any(
@@ -135,10 +148,11 @@ class LiDB(AdapterLayer):
                 )
 
     def _bases(self) -> list[tuple[str, int, int]]:
-        rows, columns = self._matrix
+        rows, columns = self._matrix_shape
         return [("out", rows, self.a_train.shape[-2]), ("in", columns, self.b_train.shape[-1])]
 
     def settings(self) -> dict[str, float]:
+        """Return rank, a, b and the basis seed."""
         return {
             "rank": self.a_train.shape[-1],
             "a": self.a_train.shape[-2],

@@ -1,4 +1,4 @@
-"""PaRa, personalisation by parameter rank reduction (Chen et al. 2024, arXiv 2406.05641)."""
+"""PaRa, personalization by parameter rank reduction (Chen et al. 2024, arXiv 2406.05641)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class PaRaConfig:
 
     Args:
         rank: r, the number of directions removed per layer. 4 is the paper's middle choice.
-        init: where the directions start. ``smallest singular``, the left singular vectors of W of smallest singular
-            value, start next to the unchanged model; ``random`` ones have removed ``sqrt(r / out)`` of every weight.
-            Measured on SD1.5's smallest U-Net (26 M numbers, 500 steps of full training on 15 photographs), rank 4 on
-            attention, six photographs of another subject: the validation loss starts at 0.120, the unchanged model's,
+        init: the initial directions. ``smallest singular``, the left singular vectors of W of smallest singular value,
+            start close to the unchanged model; ``random`` ones remove ``sqrt(r / out)`` of every weight at once.
+            Measured on SD1.5's smallest U-Net (26 M parameters, 500 steps of full training on 15 images), rank 4 on
+            attention, six images of another subject: the validation loss starts at 0.120, the unchanged model's,
             against 0.123, and both learn alike, to 0.092 and 0.093 in 120 steps at 3e-4, 0.084 and 0.083 at 1e-3; with
             another seed, on a subject seen in that training, 0.088 at 3e-4 and 0.087 at 1e-3, both. But the mean
-            ``||dW|| / ||W||`` is 0.01 at the start and 0.03 after it at 3e-4, not 0.11 throughout: as much is learnt
-            by a third of the change.
+            ``||dW|| / ||W||`` is 0.01 at the start and 0.03 after the training at 3e-4, not 0.11 throughout: a third
+            of the change achieves the same.
     """
 
     rank: int = 4
@@ -44,11 +44,10 @@ class PaRaConfig:
 
 
 class PaRa(AdapterLayer):
-    """``W' = W - Q Q^T W`` with ``B = Q R`` (eq. 3 of the paper): r directions of the output are removed, and which
-    ones is learnt.
+    """``W' = W - Q Q^T W`` with ``B = Q R`` (eq. 3 of the paper): r learned directions of the output are removed.
 
-    Only the span of B counts, so that a new adapter is never without effect: a random Q removes ``sqrt(r / out)`` of
-    the weight's Frobenius norm.
+    Only the span of B matters, and a new layer is never without effect: a random Q removes ``sqrt(r / out)`` of the
+    weight's Frobenius norm.
 
     Args:
         basis: B ``[..., out, r]``.
@@ -66,10 +65,10 @@ class PaRa(AdapterLayer):
 
     @classmethod
     def create(cls, shape: tuple[int, int], config: PaRaConfig, generator: torch.Generator) -> "PaRa":
-        """B orthonormal, of random span.
+        """Draw B with orthonormal columns of random span.
 
         Raises:
-            ValueError: the rank leaves nothing of the layer.
+            ValueError: the rank is so high that nothing of the layer would remain.
         """
         rows, columns = shape
         if config.rank >= rows:
@@ -84,84 +83,90 @@ class PaRa(AdapterLayer):
     def initialize_from_weight(
         self, weight_of: Callable[[], Tensor], config: PaRaConfig, generator: torch.Generator
     ) -> None:
-        """For ``smallest singular``: B spans the directions that W uses least."""
+        """For the init ``smallest singular``, set B to W's left singular vectors of smallest singular value."""
         if config.init == "smallest singular":
             self.basis.copy_(smallest_left_singular_vectors(weight_of(), self.rank, generator).to(self.basis.device))
 
     @property
     def rank(self) -> int:
+        """The number of removed directions r."""
         return self.basis.shape[-1]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
         return self.basis.shape[-2], self.columns
 
     def weight_update(self) -> ProjectOut:
+        """Return the projection out of the span of B."""
         return ProjectOut(torch.linalg.qr(self.basis).Q)
 
-    def adapted_forward(self, site: LayerContext) -> Forward:
-        """``y - Q Q^T (y - b)`` on the layer's output, whatever made it: the weights are not needed."""
-        places, bias = is_convolution(site.layer), BiasCache(site.layer, site.access_weight)
+    def adapted_forward(self, context: LayerContext) -> Forward:
+        """Return a forward that projects the layer's output, ``y - Q Q^T (y - b)``; it needs no weight."""
+        spatial, bias = is_convolution(context.layer), BiasCache(context.layer, context.access_weight)
 
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-            y = site.forward(x, *args, **kwargs)
+            y = context.forward(x, *args, **kwargs)
             q, r = self.qr(self.basis)
-            return ProjectOutput.apply(y, self.basis, q, r, bias(y), places, site.modified_in_place)
+            return ProjectOutput.apply(y, self.basis, q, r, bias(y), spatial, context.modified_in_place)
 
         return adapted
 
     @classmethod
-    def share_computation(cls, adapters: Iterable["PaRa"]) -> None:
-        """Layers of one shape are decomposed together from now on."""
-        alike: dict[tuple[object, ...], list[PaRa]] = {}
-        for adapter in adapters:
-            alike.setdefault((adapter.basis.shape, adapter.basis.device), []).append(adapter)
-        for group in alike.values():
-            together = BatchedQR([adapter.basis for adapter in group])
-            for adapter in group:
-                adapter.qr = together
+    def share_computation(cls, layers: Iterable["PaRa"]) -> None:
+        """Let layers of one shape share one batched QR decomposition from now on."""
+        groups: dict[tuple[object, ...], list[PaRa]] = {}
+        for layer in layers:
+            groups.setdefault((layer.basis.shape, layer.basis.device), []).append(layer)
+        for group in groups.values():
+            qr = BatchedQR([layer.basis for layer in group])
+            for layer in group:
+                layer.qr = qr
 
     def to_tensors(self) -> dict[str, Tensor]:
+        """Return B as ``basis``."""
         return {"basis": self.basis.detach()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PaRa":
+        """Return the layer with ``tensors["basis"]`` as B."""
         return PaRa(tensors["basis"], self.columns)
 
     def settings(self) -> dict[str, float]:
+        """Return the rank."""
         return {"rank": self.rank}
 
 
 class BatchedQR:
-    """``B = Q R`` of bases of one shape, in one call, once for each value of the bases.
+    """The decompositions ``B = Q R`` of bases of one shape, computed in one call whenever a basis has changed.
 
-    That a basis has another value is told by PyTorch's count of changes, which fused optimizers do not raise by
-    themselves: ``trainers/optimizers.py`` does.
+    A change is detected by PyTorch's version counter of the tensor. Fused optimizers do not increment it by themselves;
+    ``trainers/engine/optimizers.py`` does.
 
     Args:
-        bases: parameters ``[..., out, r]``.
+        bases: parameters ``[..., out, r]`` of one shape and device.
     """
 
     def __init__(self, bases: Sequence[nn.Parameter]):
         self._bases = bases
-        self._places = {id(basis): place for place, basis in enumerate(bases)}
-        self._values: list[object] = []
+        self._indices = {id(basis): index for index, basis in enumerate(bases)}
+        self._versions: list[object] = []
         self._q = self._r = torch.empty(0)
 
     def __call__(self, basis: nn.Parameter) -> tuple[Tensor, Tensor]:
-        """``q [..., out, r]`` with orthonormal columns and ``r [..., r, r]``, float32, outside of autograd."""
-        place = self._places[id(basis)]
-        if not self._values or self._values[place] != _value(basis):
+        """Return ``q [..., out, r]`` with orthonormal columns and ``r [..., r, r]``, float32, outside of autograd."""
+        index = self._indices[id(basis)]
+        if not self._versions or self._versions[index] != _version(basis):
             with torch.inference_mode(False), torch.no_grad():
-                self._q, self._r = _decomposed(torch.stack([base.detach() for base in self._bases]).float())
-            self._values = [_value(base) for base in self._bases]
-        return self._q[place], self._r[place]
+                self._q, self._r = _decompose(torch.stack([base.detach() for base in self._bases]).float())
+            self._versions = [_version(base) for base in self._bases]
+        return self._q[index], self._r[index]
 
 
-def _decomposed(bases: Tensor) -> tuple[Tensor, Tensor]:
-    """Q and R; on the CPU for Apple's GPUs, which have no such kernel."""
+def _decompose(bases: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Q and R; computed on the CPU for Apple's GPUs, which have no QR kernel."""
     q, r = torch.linalg.qr(bases.cpu() if bases.device.type == "mps" else bases)
     return q.to(bases.device), r.to(bases.device)
 
 
-def _value(basis: nn.Parameter) -> object:
+def _version(basis: nn.Parameter) -> object:
     return basis._version, basis.data_ptr()

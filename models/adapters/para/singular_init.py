@@ -1,26 +1,28 @@
-"""The directions that a weight uses least: its left singular vectors of smallest singular value."""
+"""Initialization of PaRa: a weight's left singular vectors of smallest singular value."""
 
 import torch
 from torch import Tensor
 
 ITERATIONS = 8
 EXTRA_COLUMNS = 8
-"""Columns iterated beside those asked for, so that the last of these converge too."""
+"""Columns iterated in addition to those asked for, which lets the last of these converge too."""
 SHIFTS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
-"""Parts of the largest eigenvalue, the size of zero ones; the next where rounding has made some more negative."""
+"""Diagonal shifts relative to the largest eigenvalue, tried in turn until rounding leaves no eigenvalue negative."""
 
 
 @torch.no_grad()
 def smallest_left_singular_vectors(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``q [out, count]`` of orthonormal columns with next to the smallest ``||q^T W||_F``, for ``W [out, in]``.
+    """Return ``q [out, count]`` of orthonormal columns with almost the smallest ``||q^T W||_F``.
 
-    Inverse iteration of a subspace with ``(W W^T + e I)^-1``. Where W is taller than wide it is left to the Woodbury
-    identity, ``e (W W^T + e I)^-1 = I - W (W^T W + e I)^-1 W^T``: no matrix is larger than the smaller side, and what
-    converges is W^T's null space, whose removal changes W by rounding only. Float32 tells singular values apart down
-    to about 3e-4 of the largest, and those below are as good as zero.
+    The method is inverse iteration of a subspace with ``(W W^T + e I)^-1``. For a W of more rows than columns the
+    Woodbury identity is used, ``e (W W^T + e I)^-1 = I - W (W^T W + e I)^-1 W^T``: no matrix is larger than the smaller
+    side, and the iteration converges to the null space of W^T, whose removal changes W by rounding only. Float32
+    separates singular values down to about 3e-4 of the largest; smaller ones count as zero.
 
     Args:
-        generator: of the CPU; the iteration starts from its draws, and they choose where vectors are equally good.
+        weight: ``W [out, in]``.
+        count: the number of vectors.
+        generator: of the CPU; the iteration starts from its values, which also decide among equally good vectors.
 
     Raises:
         ValueError: the weight holds NaN or infinity.
@@ -40,7 +42,11 @@ def smallest_left_singular_vectors(weight: Tensor, count: int, generator: torch.
 
 
 def _cholesky(gram: Tensor) -> Tensor:
-    """The factor of ``gram + e I`` for the smallest e that makes it positive definite."""
+    """Return the Cholesky factor of ``gram + e I`` for the smallest e that makes it positive definite.
+
+    Raises:
+        ValueError: no e does, because the matrix holds NaN or infinity.
+    """
     size = torch.linalg.matrix_norm(gram, 1).clamp(min=1.0)
     for shift in SHIFTS:
         shifted = gram.clone()

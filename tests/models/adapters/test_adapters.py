@@ -384,7 +384,7 @@ def test_subjects_of_other_kinds_are_not_put_side_by_side() -> None:
 
 @by_family
 def test_describes_itself(family: Family) -> None:
-    words = f"rank {family.config.rank}" if family.low_rank else "every number"
+    words = f"rank {family.config.rank}" if family.low_rank else "every weight"
     assert words in case(family, LAYERS[0]).link.describe()
 
 

@@ -87,7 +87,7 @@ def test_frozen_factors_join_where_their_gradients_are_few_and_something_trains(
         (torch.zeros(9, rank, requires_grad=train), torch.zeros(rank, 12, requires_grad=train))
         for rank, train in zip(ranks, trains, strict=True)
     ]
-    assert len(fused._side_by_side(pairs)) == passes_needed
+    assert len(fused._fuse(pairs)) == passes_needed
 
 
 def test_what_depends_on_the_weight_or_is_of_several_subjects_stands_alone() -> None:

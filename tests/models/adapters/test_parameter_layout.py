@@ -129,14 +129,14 @@ def test_a_layout_survives_json() -> None:
     again = layout_from_json(json.loads(json.dumps(layout_to_json(layout))))
     again.check()
     assert again == layout and again.first_difference(layout) is None
-    assert layout.describe() == "lidb of 48 numbers on 2 layers, basis seed 3"
+    assert layout.describe() == "lidb of 48 parameters on 2 layers, basis seed 3"
 
 
 OTHERS = [
     (link(config=LiDBConfig(2, 7, 5, basis_seed=4)), "basis seed 3 in a bank.*basis seed 4 in a network"),
     (link(config=LiDBConfig(2, 5, 7, basis_seed=3)), r"\(7, 2\).*\(5, 2\)"),
     (link(targets=TARGETS[::-1]), r"a\.to_q .* in a bank, .*b\.conv .* in a network"),
-    (link(targets=TARGETS[:1]), "48 numbers on 2 layers.*24 numbers on 1 layers"),
+    (link(targets=TARGETS[:1]), "48 parameters on 2 layers.*24 parameters on 1 layers"),
 ]
 
 

@@ -178,7 +178,7 @@ def edited(change: Any) -> dict[str, Tensor]:
         (edited(lambda s, n: s.pop("facts")), "lacks 'facts'"),
         (edited(lambda s, n: s["facts"].update(basis_seed=-1)), "gives -1 for 'basis_seed'"),
         (edited(lambda s, n: s["facts"].update(basis_seed=1)), "other bases than seed 1 gives here"),
-        (edited(lambda s, n: s["facts"].update(probes={})), "probes of 0 bases, but uses 4"),
+        (edited(lambda s, n: s["facts"].update(probes={})), "checksums of 0 bases, but uses 4"),
         (edited(lambda s, n: s["facts"].update(probes=7)), "gives 7 for 'probes'"),
         (edited(lambda s, n: s.update(layers={})), "for targets"),
         (edited(lambda s, n: s["layers"].update({SMALL[0].name: 9})), "gives 9 for .*a.to_q"),

@@ -148,7 +148,7 @@ def test_combine_joins_words() -> None:
     )
     both = combine_adapters(first, second)
     assert [w.token for w in both.embeddings] == ["sks-dog", "cat"] and len(both.adapters) == 1
-    with pytest.raises(ValueError, match="both hold a word 'sks-dog', with other vectors"):
+    with pytest.raises(ValueError, match="first and second .*'sks-dog'"):
         combine_adapters(first, AdapterStack((), embeddings=(word(seed=5),)))
 
 
@@ -161,5 +161,5 @@ def test_an_embedding_file_holds_one_word() -> None:
     one, two = word(), word("cat", clip_l=8, clip_g=12)
     assert list(comfyui_embedding_tensors([one])) == ["emb_params"]
     assert list(comfyui_embedding_tensors([two])) == ["clip_l", "clip_g"]
-    with pytest.raises(ValueError, match="holds one word, the adapter 2 \\(sks-dog, cat\\)"):
+    with pytest.raises(ValueError, match=r"2 \(sks-dog, cat\)"):
         comfyui_embedding_tensors([one, two])

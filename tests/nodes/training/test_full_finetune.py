@@ -65,7 +65,9 @@ def test_gradients_are_those_of_the_weights_themselves(loaded: Any, subject: Any
             adapter = Full(diff)
             size = (2, shape[1], 6, 6) if len(shape) == 4 else (2, 5, shape[1])
             x = torch.randn(size, generator=generator).requires_grad_()
-            y = adapter.adapted_forward(LayerContext(layer, layer.forward, session.model.access_weight))(x)
+            y = adapter.adapted_forward(
+                LayerContext(layer=layer, forward=layer.forward, access_weight=session.model.access_weight)
+            )(x)
             seed = torch.randn(y.shape, generator=generator)
             (y * seed).sum().backward()
             weight = (layer.weight.double() + diff.double().view(shape)).requires_grad_()

@@ -74,5 +74,5 @@ def test_bases_that_no_memory_should_hold_are_refused_before_they_are_made() -> 
     LiDB.create((21504, 3072), LiDBConfig(), torch.Generator())
     with pytest.raises(ValueError, match=r"layer l: needs a basis of 21504 x 300.* give a smaller a or b"):
         Adapter.create("lidb", [Target("l", (21504, 3072))], LiDBConfig(a=300), torch.Generator())
-    with pytest.raises(ValueError, match=r"needs bases of 40\d+ numbers, at most 8388608 are made"):
+    with pytest.raises(ValueError, match=r"needs bases of 40\d+ values, at most 8388608 are made"):
         check_basis_sizes([(size, 100) for size in range(20_000, 20_010) for _ in ("out", "in")])
