@@ -77,7 +77,7 @@ class ParameterLayout:
         """
         if theta.ndim < 1 or theta.shape[-1] != self.parameter_count:
             raise ValueError(
-                f"holds packed parameters of shape {tuple(theta.shape)}, its layout is for {self.parameter_count}"
+                f"holds packed values of shape {tuple(theta.shape)}, its layout is for {self.parameter_count}"
             )
         names = FAMILIES[self.family].tensor_names
         flat = [shape for shapes in self.shapes.values() for shape in shapes]

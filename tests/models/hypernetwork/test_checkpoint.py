@@ -132,7 +132,7 @@ DAMAGE = {
     "a width that is text": ({"encoder_width": "6"}, "'6'.*width"),
     "a layout of more parameters": ({"layout__kinds": [[[12, 9], [7, 1], [1, 5]], [[8, 3, 3, 3], [7, 2], [2, 5]]]},
                                     "layout"),
-    "other random bases": ({"layout__facts__probes": {"out 12 7": [9.0, 9.0, 9.0]}}, "probes"),
+    "other random bases": ({"layout__facts__probes": {"out 12 7": [9.0, 9.0, 9.0]}}, "checksums of 1 bases"),
     "a fingerprint that is no list": ({"base__record": {"a": "x"}}, "base.record"),
     "a prompt that is a number": ({"prompt": 7}, "prompt"),
     "a negative number of steps": ({"facts": {"steps": -1}}, "steps"),

@@ -98,7 +98,7 @@ def test_bad_settings_are_named(case: str) -> None:
 @pytest.mark.parametrize("shapes", [{}, {"clip_l": (3,)}, {"clip_l": (0, 8)}, {"clip_l": (1, 8), "clip_g": (2, 8)},
                                     {"clip_l": (76, 8)}])  # fmt: skip
 def test_vectors_of_other_shapes_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match="it takes \\[n, width\\] for each text encoder"):
+    with pytest.raises(ValueError, match=r"\[n, width\]"):
         LearnedEmbedding("dog", {key: torch.zeros(shape) for key, shape in shapes.items()})
 
 
