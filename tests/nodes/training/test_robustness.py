@@ -64,18 +64,18 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_another_seed_does_not(
     assert "resumed at step 3" in longer
     assert "resumed at step 6" in train(node, loaded, subject, lora(), 6, options=replace(QUIET, preview_every=3))[2]
     for changed in ({"seed": 1}, {"batch_size": 2}, {"options": replace(QUIET, prior_weight=0.5)}):
-        assert "taken up" not in train(node, loaded, subject, lora(), 6, **changed)[2]
-    assert "taken up" not in train(node, loaded, subject, lora(learning_rate=2e-3), 6)[2]
-    assert "taken up" not in train(node, loaded, subject, lora(), 6, resume="start over")[2]
+        assert "resumed at step" not in train(node, loaded, subject, lora(), 6, **changed)[2]
+    assert "resumed at step" not in train(node, loaded, subject, lora(learning_rate=2e-3), 6)[2]
+    assert "resumed at step" not in train(node, loaded, subject, lora(), 6, resume="start over")[2]
 
 
 def test_a_run_belongs_to_its_model(node: Any, loaded: Any, subject: Any) -> None:
     model = loaded[0]
     adapter, _, _ = train(node, loaded, subject, lora(), 3)
     patched, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
-    assert "taken up" not in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
-    assert "taken up" in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
-    assert "taken up" in train(node, loaded, subject, lora(), 3)[2]
+    assert "resumed at step" not in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
+    assert "resumed at step" in train(node, (patched, *loaded[1:]), subject, lora(), 3)[2]
+    assert "resumed at step" in train(node, loaded, subject, lora(), 3)[2]
 
 
 def test_a_run_belongs_to_its_sampling_equations(node: Any, loaded: Any, subject: Any) -> None:
@@ -85,7 +85,7 @@ def test_a_run_belongs_to_its_sampling_equations(node: Any, loaded: Any, subject
             ModelSamplingDiscrete().patch(loaded[0], "eps", False)[0],
         )
     for model in (v, zero, eps):
-        assert "taken up" not in train(node, (model, *loaded[1:]), subject, lora(), 2)[2]
+        assert "resumed at step" not in train(node, (model, *loaded[1:]), subject, lora(), 2)[2]
 
 
 def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded: Any, subject: Any) -> None:

@@ -48,7 +48,7 @@ def test_a_cancelled_and_resumed_run_gives_the_same_embedding(node: Any, loaded:
     again, losses_again, report = train(node, loaded, subject, inversion(2), 8, **inputs)
     assert whole.embeddings[0].equals(again.embeddings[0]) and losses == losses_again
     assert "resumed at step" in report
-    assert "taken up" not in train(node, loaded, subject, inversion(1), 1, **inputs)[2]
+    assert "resumed at step" not in train(node, loaded, subject, inversion(1), 1, **inputs)[2]
 
 
 def test_an_error_in_the_middle_leaves_everything_alone(node: Any, loaded: Any) -> None:
