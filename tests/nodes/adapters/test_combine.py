@@ -321,7 +321,7 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
 
     save_adapter(stack_of(("lidb",), loaded), tmp_path / "a.safetensors")
     real = random_bases.checksum
-    monkeypatch.setattr(lidb, "probes", lambda *key: [number + 0.01 for number in real(*key)])
+    monkeypatch.setattr(lidb, "checksum", lambda *key: [number + 0.01 for number in real(*key)])
     with torch.inference_mode(), pytest.raises(ValueError, match=r"bases.*seed 3"):
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
         comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
