@@ -341,8 +341,8 @@ def test_no_usable_subject_is_an_error_and_leaves_no_bank(
         ({"bank_name": "../x"}, "^bank_name '../x'"),
         ({"bank_name": ".x"}, "^bank_name '.x'"),
         ({"folder": "nobody"}, "^folder 'nobody'"),
-        ({"options": TrainingOptions(optimizer="adafactor")}, "^optimizer 'adafactor'"),
-        ({"options": TrainingOptions(prior_mode="prediction")}, "^prior_mode 'prediction'"),
+        ({"options": TrainingOptions(optimizer="adafactor")}, "optimizer 'adafactor'"),
+        ({"options": TrainingOptions(prior_mode="prediction")}, "prior_mode 'prediction'"),
         ({"options": TrainingOptions(caption_dropout=0.1)}, "caption_dropout"),
     ],
 )
