@@ -1,1 +1,1 @@
-"""What trains: one loop, losses, data, and the methods made of them. Knows no ComfyUI."""
+"""Training: the engine, data, the denoising objective, and one package per method. Imports no ComfyUI."""

@@ -1,4 +1,4 @@
-"""What a user can set, with its default and the reason for it; node schemas read their defaults here."""
+"""Settings of a training, with their defaults and the reasons for them; node schemas read the defaults here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,18 +20,18 @@ MEMORY_PLANS = ("auto", "as set")
 STORAGES = ("ram", "disk", "none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is trained: a family with its settings, where, and how fast.
+    """The trained parameters: an adapter family with its settings, the target layers, and the learning rates.
 
     Args:
         family: name of the adapter family.
         config: the family's settings.
-        targets: rule for the layers, see :data:`models.targets.RULES`.
-        learning_rate: of the diffusion model's part. 1e-4 is AdamW's usual rate for LoRA.
+        targets: rule for the layers, see :data:`models.adapters.targets.RULES`.
+        learning_rate: of the diffusion model's adapters. 1e-4 is AdamW's usual rate for LoRA.
         text_encoder: also train the text encoder.
-        text_encoder_lr: its rate; half the other is customary, since it overfits to words first.
-        text_targets: rule for its layers; "" follows ``targets``, see :func:`models.targets.text_rule`.
+        text_encoder_lr: its learning rate; half the other is customary, since the text encoder overfits first.
+        text_targets: rule for its layers; "" follows ``targets``, see :func:`models.adapters.targets.text_rule`.
     """
 
     family: str = "lora"
@@ -50,42 +50,44 @@ class Method:
 
     @property
     def textual_inversion(self) -> TextualInversionConfig | None:
-        """The new word that is trained in place of layers, if there is one."""
+        """The settings of the learned embedding that is trained instead of layers, or None."""
         return self.config if isinstance(self.config, TextualInversionConfig) else None
 
     @property
     def encodes_prompts(self) -> bool:
-        """Whether training changes what a prompt is encoded to, so that it needs the text encoder."""
+        """Whether training changes the encoding of prompts, so that it needs the text encoder."""
         return self.text_encoder or self.textual_inversion is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How it is trained.
+    """Optimizer, loss, noise levels, memory and reporting of a training.
 
     Args:
-        optimizer: one of :data:`.optimizers.OPTIMIZERS`. AdamW: the papers' choice.
-        lr_scheduler: course of the rate after the warm-up, one of :data:`SCHEDULES`.
-        warmup_steps: steps over which the rate rises, (k + 1) / warmup_steps at step k.
-        loss_weighting: w(sigma), see :mod:`.losses`. ``l_simple`` is the papers'.
+        optimizer: one of :data:`.engine.optimizers.OPTIMIZERS`. AdamW: the papers' choice.
+        lr_scheduler: learning-rate schedule after the warm-up, one of :data:`.engine.lr_schedule.SCHEDULES`.
+        warmup_steps: steps over which the learning rate rises, (k + 1) / warmup_steps at step k.
+        loss_weighting: w(sigma), see :mod:`.diffusion.losses`. ``l_simple`` is the papers'.
         min_snr_gamma: gamma of ``min_snr`` (5 is that paper's).
-        noise_sampling: distribution of the noise levels, see :class:`.noise.NoiseLevels`, as the next five.
-        noise_mean, noise_std, noise_shift, noise_low, noise_high: its numbers.
-        noise_offset: offset noise, see :func:`.noise.standard_noise`; 0.05 to 0.1 where it is used.
+        noise_sampling: distribution of the noise levels, see :class:`.diffusion.noise_levels.NoiseLevels`.
+        noise_mean, noise_std, noise_shift, noise_low, noise_high: its parameters.
+        noise_offset: offset noise, see :func:`.diffusion.noise_levels.standard_noise`; 0.05 to 0.1 is usual.
         prior_mode: the prior-preservation term: against ``class images`` if the subject has any; or by
-            ``prediction``, against what the model without the adapter says to the class prompt, with no image needed.
+            ``prediction``, against the prediction of the model without the adapter for the class prompt, which needs no
+            images.
         prior_weight: its weight, lambda; 1 in the DreamBooth paper.
-        caption_dropout: share of the subject's texts replaced by the empty one; 0.1 keeps guidance in tune.
+        caption_dropout: share of the subject's prompts replaced by the empty one; 0.1 preserves classifier-free
+            guidance.
         gradient_accumulation: batches per step.
-        max_grad_norm: the gradient is shortened to this length; 0 leaves it. 1 is every trainer's default.
+        max_grad_norm: the gradient is clipped to this norm; 0 for no clipping. 1 is every trainer's default.
         gradient_checkpointing: less memory for one more forward per step.
-        precision: of the computation; ``auto`` takes what the model runs with.
-        memory: ``auto`` also splits batches and switches checkpointing on where memory asks for it.
-        ema_decay: the result is a moving average of the steps with this decay; 0 for the last step itself.
-        checkpoint_every: steps between states on disk, from which a stopped run goes on; 0: at cancel and end only.
-        validation: steps between validations, 0 for none; with four pictures or more, one is held out for it.
-        preview_every: steps between samples in the running node, 0 for none. One costs about 20 forwards,
-            so at 100 they are a tenth of the time; at 250, 4 %.
+        precision: of the computation; ``auto`` takes the dtype that the model runs with.
+        memory: ``auto`` also splits batches into micro-batches and switches checkpointing on where memory is short.
+        ema_decay: the result is an exponential moving average of the steps with this decay; 0 for the last step itself.
+        checkpoint_every: steps between states on disk, from which a stopped run resumes; 0: at cancel and end only.
+        validation: steps between validations, 0 for none; of four images or more, one is held out for it.
+        preview_every: steps between preview samples in the running node, 0 for none. One costs about 20 forwards,
+            which at 100 is a tenth of the time, and at 250 4 %.
     """
 
     optimizer: str = "adamw"
@@ -125,13 +127,20 @@ class TrainingOptions:
     def noise_levels(self) -> NoiseLevels:
         """The distribution of the noise levels."""
         return NoiseLevels(
-            self.noise_sampling, self.noise_mean, self.noise_std, self.noise_shift, self.noise_low, self.noise_high
+            distribution=self.noise_sampling,
+            mean=self.noise_mean,
+            std=self.noise_std,
+            shift=self.noise_shift,
+            low=self.noise_low,
+            high=self.noise_high,
         )
 
     @property
     def divergence_factor(self) -> float:
-        """How many times the first losses later ones may be: a prior term taught by prediction starts at nothing, and
-        grows by its weight."""
+        """How many times the first losses later ones may be.
+
+        A prior term by prediction starts at zero, and grows by its weight.
+        """
         return DIVERGENCE_FACTOR * (max(1.0, self.prior_weight) if self.prior_mode == "prediction" else 1.0)
 
 
@@ -165,16 +174,16 @@ _BOUNDS: Mapping[str, tuple[float, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HollowedNetConfig:
-    """How a network is hollowed for a training.
+    """How blocks of a network are removed for a training.
 
     Args:
-        fraction: share of the diffusion model's parameters to take out; the nearest legal cut is taken.
-        samples: draws of (picture, noise, level) that the whole network runs on beforehand; training goes through
-            them again and again. As many as ``steps x batch_size`` show each once.
-        storage: where what is recorded is kept: ``ram``; ``disk``, where it survives a cancel; ``none``: nothing is
-            recorded, and each step runs the deep part without gradients on fresh noise.
+        fraction: share of the diffusion model's parameters to remove; the nearest possible span of blocks is taken.
+        samples: draws of (image, noise, noise level) that the whole network runs on beforehand; training cycles through
+            them. ``steps x batch_size`` samples are used once each.
+        storage: where the activations are cached: ``ram``; ``disk``, where they survive a cancel; ``none``: nothing is
+            cached, and each step runs the removed blocks without gradients on fresh noise.
     """
 
     fraction: float = 0.4
@@ -188,5 +197,5 @@ class HollowedNetConfig:
 
     @property
     def cache_key(self) -> "HollowedNetConfig":
-        """The same at one value for what changes nothing about the result, for the run's name."""
+        """The settings with those that do not change the result at one value, for the run's hash."""
         return replace(self, samples=1) if self.storage == "none" else replace(self, storage="ram")

@@ -22,12 +22,13 @@ from torch import Tensor
 from ...models.backbone.denoiser import Denoiser, Prediction
 
 Weighting = Callable[[Tensor, Denoiser], Tensor]
+"""``(sigma [B], denoiser) -> w [B]``."""
 Teacher = Callable[[Tensor, Tensor], Tensor]
 """``(x, sigma) -> x0_hat`` of a model that is not trained."""
 
 
 def l_simple(sigma: Tensor, denoiser: Denoiser) -> Tensor:
-    """The plain squared error of what the network predicts (DDPM, eq. 14; v: 2202.00512; flow: 2403.03206, eq. 13).
+    """Weight for the plain squared error of the network's output (DDPM, eq. 14; v: 2202.00512; flow: 2403.03206, eq. 13).
 
     eps:  ``x0_hat - x0 = -sigma (eps_hat - eps)``, so w = 1 / sigma^2
     flow: ``x0_hat - x0 = -sigma (v_hat - v)``, so w = 1 / sigma^2
@@ -40,18 +41,25 @@ def l_simple(sigma: Tensor, denoiser: Denoiser) -> Tensor:
 
 
 def x0(sigma: Tensor, denoiser: Denoiser) -> Tensor:
-    """The plain squared error of x0: w = 1. High noise levels dominate."""
+    """Weight for the plain squared error of x0: w = 1. High noise levels dominate."""
     return torch.ones_like(sigma)
 
 
 def min_snr(sigma: Tensor, denoiser: Denoiser, gamma: float = 5.0) -> Tensor:
-    """``min(snr, gamma)`` on x0 (Min-SNR, 2303.09556, eq. 9), which is ``min(snr, gamma) / snr`` on eps and
-    ``min(snr, gamma) / (snr + 1)`` on v."""
+    """Weight by Min-SNR (2303.09556, eq. 9).
+
+    It is ``min(snr, gamma)`` on x0, which is ``min(snr, gamma) / snr`` on eps and ``min(snr, gamma) / (snr + 1)`` on v.
+
+    Args:
+        sigma: noise levels ``[B]``.
+        denoiser: the model, for its kind of prediction.
+        gamma: bound of the weight.
+    """
     return _snr(sigma, denoiser).clamp(max=gamma)
 
 
 def debiased(sigma: Tensor, denoiser: Denoiser) -> Tensor:
-    """``sqrt(snr)`` on x0, which is ``1 / sqrt(snr)`` on eps: debiased estimation (2310.08442)."""
+    """Weight by debiased estimation (2310.08442): ``sqrt(snr)`` on x0, which is ``1 / sqrt(snr)`` on eps."""
     return _snr(sigma, denoiser).sqrt()
 
 
@@ -63,13 +71,13 @@ WEIGHTINGS: dict[str, Weighting] = {"l_simple": l_simple, "min_snr": min_snr, "d
 
 
 def weighting(name: str, gamma: float) -> Weighting:
-    """The weight of that name; ``gamma`` is Min-SNR's."""
+    """Return the weighting of that name in :data:`WEIGHTINGS`; ``gamma`` is Min-SNR's."""
     return partial(min_snr, gamma=gamma) if name == "min_snr" else WEIGHTINGS[name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoisingLoss:
-    """``w(sigma) mean((x0_hat - x0)^2)``, one number per sample; a mask weights the mean over places.
+    """``w(sigma) mean((x0_hat - x0)^2)`` for each sample; a mask weights the mean over positions.
 
     Args:
         denoiser: the model.
@@ -80,27 +88,33 @@ class DenoisingLoss:
     weighting: Weighting
 
     def __call__(
-        self, clean: Tensor, cond: Any, sigma: Tensor, noise: Tensor, mask: Tensor | None = None,
+        self,
+        clean: Tensor,
+        cond: Any,
+        sigma: Tensor,
+        noise: Tensor,
+        *,
+        mask: Tensor | None = None,
         teacher: Teacher | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Unreduced loss ``[B]``.
+    ) -> Tensor:
+        """Return the unreduced loss ``[B]``.
 
         Args:
             clean: x0 ``[B, C, h, w]`` in model space.
-            cond: what the denoiser is conditioned on, one entry per sample.
+            cond: conditioning of the denoiser, one entry per sample.
             sigma: noise levels ``[B]``.
             noise: standard normal, like ``clean``.
-            mask: weights ``[B, 1, h, w]`` in [0, 1], or None for everywhere 1.
-            teacher: its estimate from the same noisy latent takes the place of x0.
+            mask: weights ``[B, 1, h, w]`` in [0, 1], or None for 1 everywhere.
+            teacher: its estimate from the same noisy latent replaces x0 as the target.
         """
         noisy = self.denoiser.add_noise(clean, noise, sigma)
         target = clean if teacher is None else teacher(noisy, sigma)
         estimate = self.denoiser(noisy, sigma, cond)
         error = (estimate.float() - target.float()) ** 2
-        return self.weighting(sigma, self.denoiser) * _mean_over_places(error, mask)
+        return self.weighting(sigma, self.denoiser) * _mean_over_positions(error, mask)
 
 
-def _mean_over_places(error: Tensor, mask: Tensor | None) -> Tensor:
+def _mean_over_positions(error: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return error.flatten(1).mean(1)
     weights = mask.expand_as(error)

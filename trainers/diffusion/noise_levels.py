@@ -1,6 +1,6 @@
-"""Which noise level each sample of a step gets, and every other draw of a step.
+"""Sampling of noise levels and noise.
 
-Randomness of step k comes from ``(seed, k)`` alone, so that a run can be taken up at any step.
+The draws of step k depend on ``(seed, k)`` alone, so that a run can be resumed at any step.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,15 @@ from torch import Tensor
 
 
 def standard_noise(shape: tuple[int, ...], generator: torch.Generator, offset: float = 0.0) -> Tensor:
-    """Standard normal noise ``[B, C, h, w]``; ``offset`` adds that much of one number per channel.
+    """Return standard normal noise ``[B, C, h, w]`` with offset noise.
 
-    Offset noise (crosslabs.org, 2023) lets a model learn a picture's overall brightness, which noise of mean zero
-    never hides.
+    Offset noise (crosslabs.org, 2023) lets a model learn an image's overall brightness, which noise of mean zero never
+    hides.
+
+    Args:
+        shape: ``(B, C, h, w)``.
+        generator: on the CPU.
+        offset: standard deviation of a value added per channel, 0 for none.
     """
     noise = torch.randn(shape, generator=generator)
     if offset:
@@ -22,12 +27,12 @@ def standard_noise(shape: tuple[int, ...], generator: torch.Generator, offset: f
     return noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseLevels:
     """A distribution of noise levels over a model's own table.
 
-    A place p in [0, 1) is drawn and the level there is taken: ``sigmas[floor((low + (high - low) p) T)]``. The table
-    of a flow model holds that model's own shift already (Model Sampling SD3 and Flux change it).
+    A quantile p in [0, 1) is drawn, and with it the noise level ``sigmas[floor((low + (high - low) p) T)]``. The table
+    of a flow model includes that model's own shift (Model Sampling SD3 and Flux change it).
 
     Args:
         distribution: one of :data:`DISTRIBUTIONS`.
@@ -44,16 +49,25 @@ class NoiseLevels:
     high: float = 1.0
 
     def sample(self, sigmas: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` levels drawn at random, ``[n]``, on the device of ``sigmas [T]``."""
-        return self._levels(sigmas, torch.rand(n, generator=generator))
+        """Draw ``n`` noise levels.
+
+        Args:
+            sigmas: the model's table ``[T]``.
+            n: number of levels.
+            generator: on the CPU.
+
+        Returns:
+            ``[n]``, on the device of ``sigmas``.
+        """
+        return self._at(torch.rand(n, generator=generator), sigmas)
 
     def spread(self, sigmas: Tensor, n: int) -> Tensor:
-        """The distribution's quantiles at ``(i + 1/2) / n``, ``[n]``: the same levels every time."""
-        return self._levels(sigmas, (torch.arange(n) + 0.5) / n)
+        """Return the distribution's quantiles at ``(i + 1/2) / n``, ``[n]``: the same noise levels every time."""
+        return self._at((torch.arange(n) + 0.5) / n, sigmas)
 
-    def _levels(self, sigmas: Tensor, u: Tensor) -> Tensor:
-        place = self.low + (self.high - self.low) * DISTRIBUTIONS[self.distribution](u, self)
-        index = (place * len(sigmas)).long().clamp(0, len(sigmas) - 1)
+    def _at(self, u: Tensor, sigmas: Tensor) -> Tensor:
+        position = self.low + (self.high - self.low) * DISTRIBUTIONS[self.distribution](u, self)
+        index = (position * len(sigmas)).long().clamp(0, len(sigmas) - 1)
         return sigmas[index.to(sigmas.device)]
 
 
@@ -68,7 +82,7 @@ def _logit_normal(u: Tensor, levels: NoiseLevels) -> Tensor:
 
 
 def _sigmoid(u: Tensor, levels: NoiseLevels) -> Tensor:
-    """t = sigmoid(z), z ~ N(0, 1): what other trainers call so; ``logit_normal`` as the paper uses it."""
+    """t = sigmoid(z), z ~ N(0, 1): other trainers' name for ``logit_normal`` with the paper's parameters."""
     return torch.special.ndtri(u).sigmoid()
 
 
@@ -83,4 +97,4 @@ DISTRIBUTIONS: dict[str, Callable[[Tensor, NoiseLevels], Tensor]] = {
     "sigmoid": _sigmoid,
     "shifted": _shifted,
 }
-"""Quantile functions: u in (0, 1) -> place in the table."""
+"""Quantile functions: u in (0, 1) -> relative position in the table."""

@@ -1,4 +1,4 @@
-"""Examples with noise of a certain level, and their losses one by one: what every training of a denoiser is made of."""
+"""The denoising objective of a training step: examples with noise of drawn levels, and their losses one by one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,17 +13,21 @@ from ..data.dataset import Example
 from .losses import DenoisingLoss, Teacher, Weighting
 
 Condition = Callable[[Sequence[Example]], Any]
-"""Examples of a batch -> what the denoiser takes for their prompts."""
-Around = Callable[[torch.device], AbstractContextManager[None]]
+"""Examples of a batch -> the denoiser's conditioning for their prompts."""
+NetworkContext = Callable[[torch.device], AbstractContextManager[None]]
+"""Device -> the context manager within which the network runs."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a loss term is computed on: one variant of each example, with its noise and level.
+    """The samples of a loss term: one variant of each example, with its noise and noise level.
 
     Args:
-        name: of a draw that a run makes again and again, for what is recorded of it.
-        start: which of the named draw's samples is the first of these.
+        examples: ``B`` examples.
+        sigma: noise levels ``[B]``.
+        noise: standard normal, like the examples' latents ``[B, C, h, w]``.
+        name: identifies a draw that a run repeats, for the activations cached of it.
+        start: index of the first of these samples in the named draw.
     """
 
     examples: Sequence[Example]
@@ -34,29 +38,29 @@ class Draw:
 
     @property
     def of_teacher(self) -> "Draw":
-        """The same under the name of what the teacher makes of it."""
+        """The same samples under the name of the teacher's activations."""
         return replace(self, name=f"{self.name}.teacher")
 
     def micro_batches(self, count: int) -> Iterator["Draw"]:
-        """The same in up to ``count`` parts."""
+        """Split the samples into up to ``count`` parts of equal size, but for the last."""
         size = -(-len(self.examples) // count)
         for start in range(0, len(self.examples), size):
             part = slice(start, start + size)
             yield Draw(self.examples[part], self.sigma[part], self.noise[part], self.name, self.start + start)
 
 
-def _anywhere(_device: torch.device) -> AbstractContextManager[None]:
+def _no_context(_device: torch.device) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """``w(sigma) mean((x0_hat - x0)^2)`` of each sample of a draw.
 
     Args:
         denoiser: the model, adapters attached.
-        condition: gives a batch's conditioning.
-        to_model: a latent as the VAE gave it -> model space, on the training device.
+        condition: returns a batch's conditioning.
+        to_model: latents as the VAE encoded them -> model space, on the training device.
         weighting: w(sigma), see :mod:`.losses`.
     """
 
@@ -65,18 +69,19 @@ class Objective:
     to_model: Callable[[Tensor], Tensor]
     weighting: Weighting
 
-    def __call__(self, draw: Draw, teacher: Teacher | None = None, around: Around = _anywhere) -> Tensor:
-        """Losses ``[B]``.
+    def __call__(self, draw: Draw, teacher: Teacher | None = None, context: NetworkContext = _no_context) -> Tensor:
+        """Return the losses ``[B]``.
 
         Args:
-            teacher: its estimate takes the place of x0.
-            around: given the device, the block in which the network runs.
+            draw: the samples.
+            teacher: its estimate replaces x0 as the target.
+            context: given the device, returns the context manager within which the network runs.
         """
         clean, mask = self._clean(draw.examples)
         cond, noise = self.condition(draw.examples), draw.noise.to(clean)
-        loss = DenoisingLoss(self.denoiser, self.weighting)
-        with around(clean.device):
-            return loss(clean, cond, draw.sigma.to(clean.device), noise, mask, teacher)
+        loss = DenoisingLoss(denoiser=self.denoiser, weighting=self.weighting)
+        with context(clean.device):
+            return loss(clean, cond, draw.sigma.to(clean.device), noise, mask=mask, teacher=teacher)
 
     def estimate(self, draw: Draw) -> Tensor:
         """Return x0_hat ``[B, C, h, w]`` of the draw's noisy latents; no loss is computed."""

@@ -1,1 +1,1 @@
-"""The training engine: loop, optimizers, checkpoints, memory plan, processes."""
+"""The training engine: loop, optimizers, checkpoints, memory plan, processes, random generators."""

@@ -1,4 +1,4 @@
-"""One short name for everything a run depends on, so that a saved state meets only the run it came from."""
+"""Hash of everything a run depends on, so that a saved state is used by the run it came from and no other."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 WINDOWS, WIDTH = 4, 64
-"""Where and how much of each tensor of a base model is read: enough to tell any two models apart, in a few pages of a
-file that may still lie on a disk."""
+"""Number and length of the samples of each tensor of a base model: enough to tell any two models apart, in a few pages
+of a file that may not be in memory yet."""
 
 
 def run_hash(*values: Any) -> str:
-    """A hexadecimal digest of plain values, dataclasses, containers and tensors (every bit of them).
+    """Return a hexadecimal digest of plain values, dataclasses, containers and tensors (every bit of them).
 
-    Objects of other kinds count by their class only.
+    Of objects of other types only the class name is hashed.
     """
     digest = hashlib.sha256()
     for value in values:
@@ -25,7 +25,7 @@ def run_hash(*values: Any) -> str:
 
 
 def sample_values(tensor: Tensor) -> Tensor:
-    """:data:`WINDOWS` runs of :data:`WIDTH` numbers spread over ``tensor``, its ends among them."""
+    """Return :data:`WINDOWS` runs of :data:`WIDTH` values spread over ``tensor``, both of its ends included."""
     flat = tensor.detach().reshape(-1)
     if flat.numel() <= WINDOWS * WIDTH:
         return flat

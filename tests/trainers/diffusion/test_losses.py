@@ -56,7 +56,7 @@ def literal(model: Toy, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 @pytest.mark.parametrize("prediction", list(Prediction))
 def test_l_simple_is_the_papers_in_value_and_gradient(prediction: Prediction) -> None:
     model, (clean, noise, sigma) = toy(prediction), batch()
-    ours = DenoisingLoss(model, weighting("l_simple", 5.0))(clean, None, sigma, noise)
+    ours = DenoisingLoss(denoiser=model, weighting=weighting("l_simple", 5.0))(clean, None, sigma, noise)
     ours.sum().backward()
     gradient = model.network.weight.grad.clone()
     model.network.zero_grad()
@@ -71,7 +71,7 @@ def test_min_snr_is_the_papers(gamma: float) -> None:
     clean, noise, sigma = batch()
     for prediction, formula in ((Prediction.EPS, reference.min_snr_eps), (Prediction.V, reference.min_snr_v)):
         model = toy(prediction)
-        ours = DenoisingLoss(model, weighting("min_snr", gamma))(clean, None, sigma, noise)
+        ours = DenoisingLoss(denoiser=model, weighting=weighting("min_snr", gamma))(clean, None, sigma, noise)
         theirs = formula(literal(model, clean, noise, sigma), sigma, gamma)
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
 
@@ -80,7 +80,7 @@ def test_debiased_is_the_papers() -> None:
     clean, noise, sigma = batch()
     for prediction in (Prediction.EPS, Prediction.FLOW):
         model = toy(prediction)
-        ours = DenoisingLoss(model, weighting("debiased", 5.0))(clean, None, sigma, noise)
+        ours = DenoisingLoss(denoiser=model, weighting=weighting("debiased", 5.0))(clean, None, sigma, noise)
         noisy = model.add_noise(clean, noise, sigma)
         with torch.no_grad():
             scale = 1 - sigma if prediction is Prediction.FLOW else torch.ones_like(sigma)
@@ -94,7 +94,7 @@ def test_a_teacher_takes_the_place_of_the_picture() -> None:
     other = toy(Prediction.EPS)
     with torch.no_grad():
         other.network.weight.mul_(1.5)
-        loss = DenoisingLoss(model, weighting("l_simple", 5.0))
+        loss = DenoisingLoss(denoiser=model, weighting=weighting("l_simple", 5.0))
         teacher = lambda x, level: other(x, level, None)  # noqa: E731
         ours = loss(clean, None, sigma, noise, teacher=teacher)
         noisy = model.add_noise(clean, noise, sigma)
@@ -109,12 +109,12 @@ def test_min_snr_of_a_flow_model_uses_its_own_signal_and_noise() -> None:
 
 def test_a_mask_weights_the_places() -> None:
     model, (clean, noise, sigma) = toy(Prediction.EPS), batch()
-    loss = DenoisingLoss(model, weighting("x0", 5.0))
+    loss = DenoisingLoss(denoiser=model, weighting=weighting("x0", 5.0))
     left = torch.zeros(4, 1, 5, 5)
     left[..., :2] = 1
     with torch.no_grad():
         error = (model(model.add_noise(clean, noise, sigma), sigma, None) - clean) ** 2
         expected = error[..., :2].flatten(1).mean(1)
-        torch.testing.assert_close(loss(clean, None, sigma, noise, left).double(), expected, rtol=1e-5, atol=1e-6)
-        everywhere = loss(clean, None, sigma, noise, torch.ones(4, 1, 5, 5))
+        torch.testing.assert_close(loss(clean, None, sigma, noise, mask=left).double(), expected, rtol=1e-5, atol=1e-6)
+        everywhere = loss(clean, None, sigma, noise, mask=torch.ones(4, 1, 5, 5))
         torch.testing.assert_close(everywhere, loss(clean, None, sigma, noise))

@@ -26,7 +26,7 @@ def test_steps_are_uncorrelated() -> None:
 
 def test_levels_come_from_the_models_own_table() -> None:
     for name in DISTRIBUTIONS:
-        levels = NoiseLevels(name).sample(SIGMAS, 500, generator_for(0))
+        levels = NoiseLevels(distribution=name).sample(SIGMAS, 500, generator_for(0))
         assert torch.isin(levels, SIGMAS).all()
 
 
@@ -37,13 +37,13 @@ def places(levels: NoiseLevels) -> torch.Tensor:
 QUARTILES = torch.tensor([0.25, 0.5, 0.75])
 NORMAL = torch.distributions.Normal(0, 1).icdf(QUARTILES)
 EXPECTED = [
-    (NoiseLevels("uniform"), QUARTILES),
-    (NoiseLevels("uniform", low=0.2, high=0.6), 0.2 + 0.4 * QUARTILES),
-    (NoiseLevels("logit_normal"), NORMAL.sigmoid()),
-    (NoiseLevels("logit_normal", mean=-0.5, std=1.5), (-0.5 + 1.5 * NORMAL).sigmoid()),
-    (NoiseLevels("sigmoid", mean=3.0), NORMAL.sigmoid()),
-    (NoiseLevels("shifted", shift=3.0), 3 * QUARTILES / (1 + 2 * QUARTILES)),
-    (NoiseLevels("shifted", shift=1.0), QUARTILES),
+    (NoiseLevels(distribution="uniform"), QUARTILES),
+    (NoiseLevels(distribution="uniform", low=0.2, high=0.6), 0.2 + 0.4 * QUARTILES),
+    (NoiseLevels(distribution="logit_normal"), NORMAL.sigmoid()),
+    (NoiseLevels(distribution="logit_normal", mean=-0.5, std=1.5), (-0.5 + 1.5 * NORMAL).sigmoid()),
+    (NoiseLevels(distribution="sigmoid", mean=3.0), NORMAL.sigmoid()),
+    (NoiseLevels(distribution="shifted", shift=3.0), 3 * QUARTILES / (1 + 2 * QUARTILES)),
+    (NoiseLevels(distribution="shifted", shift=1.0), QUARTILES),
 ]
 
 
@@ -57,16 +57,16 @@ def test_the_quartiles_are_the_formulas(levels: NoiseLevels, quartiles: torch.Te
 )
 def test_levels_keep_within_their_bounds(name: str, low: float, width: float, shift: float, n: int) -> None:
     high = min(1.0, low + width)
-    levels = NoiseLevels(name, shift=shift, low=low, high=high)
+    levels = NoiseLevels(distribution=name, shift=shift, low=low, high=high)
     for drawn in (levels.sample(SIGMAS, n, generator_for(n)), levels.spread(SIGMAS, n)):
         place = torch.searchsorted(SIGMAS, drawn)
         assert place.min() >= int(low * 100) - 1 and place.max() <= min(99, int(high * 100) + 1)
 
 
 def test_the_spread_is_fixed_and_follows_the_distribution() -> None:
-    spread = NoiseLevels("uniform").spread(SIGMAS, 4)
+    spread = NoiseLevels(distribution="uniform").spread(SIGMAS, 4)
     assert torch.equal(spread, SIGMAS[[12, 37, 62, 87]])
-    assert (NoiseLevels("shifted", shift=5.0).spread(SIGMAS, 4) > spread).all()
+    assert (NoiseLevels(distribution="shifted", shift=5.0).spread(SIGMAS, 4) > spread).all()
 
 
 def test_offset_noise_shifts_whole_channels() -> None:

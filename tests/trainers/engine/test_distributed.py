@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperbooth.trainers.engine.distributed import SINGLE, STORE_APART, ProcessGroup, process_group
+from hyperbooth.trainers.engine.distributed import SINGLE, SEPARATE_STORE, ProcessGroup, process_group
 
 TALK = """
 import importlib.util, sys
@@ -41,14 +41,14 @@ def talk(folder: Path, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_two_processes_hear_each_other(tmp_path: Path) -> None:
-    said = talk(tmp_path, **{STORE_APART: "1"})
+    said = talk(tmp_path, **{SEPARATE_STORE: "1"})
     assert said.returncode == 0, said.stderr
     assert all(f"process {rank} of 2 is done" in said.stdout for rank in (0, 1)), said.stdout
 
 
 def test_restarts_that_could_not_meet_again_are_refused(tmp_path: Path) -> None:
-    said = talk(tmp_path, **{STORE_APART: "0"})
-    assert said.returncode != 0 and f"--max-restarts needs the environment variable {STORE_APART}=1" in said.stderr
+    said = talk(tmp_path, **{SEPARATE_STORE: "0"})
+    assert said.returncode != 0 and f"--max-restarts needs the environment variable {SEPARATE_STORE}=1" in said.stderr
 
 
 def test_alone_everything_is_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
