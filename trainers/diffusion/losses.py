@@ -28,7 +28,9 @@ Teacher = Callable[[Tensor, Tensor], Tensor]
 
 
 def l_simple(sigma: Tensor, denoiser: Denoiser) -> Tensor:
-    """Weight for the plain squared error of the network's output (DDPM, eq. 14; v: 2202.00512; flow: 2403.03206, eq. 13).
+    """Weight for the plain squared error of the network's output.
+
+    DDPM, eq. 14 (2006.11239); v: 2202.00512; flow: 2403.03206, eq. 13.
 
     eps:  ``x0_hat - x0 = -sigma (eps_hat - eps)``, so w = 1 / sigma^2
     flow: ``x0_hat - x0 = -sigma (v_hat - v)``, so w = 1 / sigma^2

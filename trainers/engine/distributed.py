@@ -53,7 +53,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """Return this process's part of ``count`` rows; the parts follow each other, and differ in length by 1 at most."""
+        """Return this process's part of ``count`` rows; consecutive parts, whose lengths differ by 1 at most."""
         return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
     def all_reduce_scalars(self, *values: float) -> Sequence[float]:
@@ -74,7 +74,7 @@ class ProcessGroup:
         return make()
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank; each waits for all. See :meth:`broadcast_object` for their types."""
+        """Return the values of all processes, by rank; each waits for all. Types: see :meth:`broadcast_object`."""
         return [value]
 
 

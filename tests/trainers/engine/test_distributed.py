@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperbooth.trainers.engine.distributed import SINGLE, SEPARATE_STORE, ProcessGroup, process_group
+from hyperbooth.trainers.engine.distributed import SEPARATE_STORE, SINGLE, ProcessGroup, process_group
 
 TALK = """
 import importlib.util, sys
