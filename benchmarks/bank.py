@@ -89,7 +89,7 @@ def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
     from hyperbooth.trainers.subject_bank.trainer import BankTrainer
 
     options = TrainingOptions(precision=job.dtype, memory="as set")
-    method = Method("lidb", LiDBConfig(**job.lidb()), job.targets, LEARNING_RATE)
+    method = Method(family="lidb", config=LiDBConfig(**job.lidb()), targets=job.targets, learning_rate=LEARNING_RATE)
     config = BankConfig(method=method, prompt="a photo of sks face", steps=job.updates, options=options)
 
     @torch.inference_mode()

@@ -85,7 +85,7 @@ def personalizing(
     hollowing = HollowedNetConfig(**hollow) if hollow else None
     cut = choose_removed_blocks(model.model.diffusion_model, hollowing.fraction).hollow if hollowing else None
     config = getattr(adapters, f"{adapters.FAMILIES[family].__name__}Config")(**settings)
-    method = Method(family, config, targets, LEARNING_RATE)
+    method = Method(family=family, config=config, targets=targets, learning_rate=LEARNING_RATE)
 
     @torch.inference_mode()
     def train() -> Any:

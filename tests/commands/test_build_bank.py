@@ -51,7 +51,15 @@ def alone(node: Any, loaded: Any, inputs: Path, tmp_path_factory: pytest.TempPat
 
 
 def by_the_node(node: Any, loaded: Any) -> Bank:
-    method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 0.01, False, 5e-4, "attention and feed-forward")
+    method = Method(
+        family="lidb",
+        config=LiDBConfig(1, 16, 8),
+        targets="attention",
+        learning_rate=0.01,
+        text_encoder=False,
+        text_encoder_lr=5e-4,
+        text_targets="attention and feed-forward",
+    )
     model, clip, vae = loaded
     return node(
         "BuildBank", model=model, clip=clip, vae=vae, folder="people", method=method, prompt="a photo of sks face",

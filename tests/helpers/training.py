@@ -27,7 +27,9 @@ PROMPT = "a photo of sks dog"
 
 
 def lora(**settings: Any) -> Method:
-    return Method("lora", LoRAConfig(4, 4.0), **{"learning_rate": 1e-3, "text_encoder_lr": 1e-3, **settings})
+    return Method(
+        family="lora", config=LoRAConfig(4, 4.0), **{"learning_rate": 1e-3, "text_encoder_lr": 1e-3, **settings}
+    )
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:

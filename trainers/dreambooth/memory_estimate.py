@@ -123,10 +123,10 @@ def _measure(open_session: OpenSession, subject: Subject, hollow: HollowedNetwor
         with session.injected(AdapterStack((adapter,))):
             needs = measure_needs(
                 loss.largest_sample,
-                session.model.blocks,
-                adapter.parameters(),
-                session.memory.inference_bytes(loss.draws.largest.size),
-                bytes_per_parameter(options.optimizer),
+                blocks=session.model.blocks,
+                parameters=adapter.parameters(),
+                inference_bytes=session.memory.inference_bytes(loss.draws.largest.size),
+                bytes_per_parameter=bytes_per_parameter(options.optimizer),
             )
     return _Measurement(needs, sample, method is METHOD)
 

@@ -12,12 +12,12 @@ from PIL import Image
 from ...models.adapters.stack import AdapterStack, WeightOf
 from ...models.backbone.gradient_checkpointing import gradient_checkpointing
 from ...models.metadata.combine import combine_adapters
-from ..diffusion.preview_sampler import preview
+from ..diffusion.preview_sampler import sample_preview
 from ..engine.checkpoints import CheckpointStore
 from ..engine.divergence import Diverged
 from ..engine.loop import FitConfig, OnStep, fit
-from ..engine.memory_plan import ADVICE, MemoryNeeds, MemoryPlan, measure_needs
-from ..engine.memory_planner import MemoryPlanner
+from ..engine.memory_plan import MemoryNeeds, MemoryPlan, measure_needs
+from ..engine.memory_planner import ADVICE, MemoryPlanner
 from ..engine.rng import generator_for
 from ..engine.state import History, TrainState
 from ..hollowed_net.recording import OnRecord, Recorder, make_recorder, no_progress
@@ -249,10 +249,10 @@ class DreamBoothTrainer:
         """Measure what one sample of the largest size needs."""
         return measure_needs(
             loss.largest_sample,
-            self.session.model.blocks,
-            self.state.parameters,
-            self.session.memory.inference_bytes(loss.draws.largest.size),
-            self.state.bytes_per_parameter,
+            blocks=self.session.model.blocks,
+            parameters=self.state.parameters,
+            inference_bytes=self.session.memory.inference_bytes(loss.draws.largest.size),
+            bytes_per_parameter=self.state.bytes_per_parameter,
         )
 
     def result(self) -> AdapterStack:
@@ -277,5 +277,7 @@ class DreamBoothTrainer:
         seed = generator_for(config.seed, _PREVIEW).initial_seed()
         with self.state.result():
             cond, unconditional = session.text.condition([example]), session.text.unconditional(config.subject)
-            latents = preview(session.denoiser, cond, unconditional, example.size, seed)
+            latents = sample_preview(
+                session.denoiser, cond=cond, unconditional=unconditional, shape=example.size, seed=seed
+            )
             return session.denoiser.preview(latents)

@@ -30,11 +30,6 @@ class MemoryPlan:
     micro_batches: int = 1
     checkpointing: bool = False
 
-    @property
-    def pieces(self) -> int:
-        """Return ``micro_batches``, under the name that trainers still use."""
-        return self.micro_batches
-
     def samples(self, batch_size: int) -> int:
         """Return the size of the largest micro-batch of ``batch_size`` samples."""
         return -(-batch_size // self.micro_batches)
@@ -55,7 +50,7 @@ class MemoryPlan:
         return f"batch {batch_size}{parts}, checkpointing {'on' if self.checkpointing else 'off'}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryNeeds:
     """Bytes that a run takes in addition to the model's own.
 
@@ -92,30 +87,6 @@ def choose_plan(needs: MemoryNeeds, free: int, batch_size: int, start: MemoryPla
     return plan
 
 
-def describe_plan(plan: MemoryPlan, needs: MemoryNeeds | None, free: int, batch_size: int, precision: str) -> str:
-    """Describe a plan in one line, until trainers use :class:`.memory_planner.MemoryPlanner`.
-
-    Args:
-        plan: the plan.
-        needs: what was measured, or None.
-        free: free bytes.
-        batch_size: samples of a batch.
-        precision: name of the dtype.
-    """
-    line = f"memory: computing in {precision}, {plan.describe(batch_size)}"
-    if needs is None:
-        return line
-    needed = needs.of(plan, batch_size)
-    line = f"{line}: about {needed / 2**30:.2f} GiB in addition to the model, of {free / 2**30:.2f} GiB free"
-    return line if needed <= free else f"{line}. That may not be enough; {ADVICE}"
-
-
-ADVICE = (
-    "lower the resolution in Subject, train fewer layers or a lower rank, choose the optimizer adafactor, "
-    "or load the model in fp8 (Load Diffusion Model, weight_dtype)"
-)
-
-
 @dataclass
 class _SavedBytes:
     """Bytes that autograd would save for backward, each storage counted once.
@@ -142,6 +113,7 @@ class _SavedBytes:
 
 def measure_needs(
     sample: Callable[[], Tensor],
+    *,
     blocks: Sequence[nn.Module],
     parameters: Sequence[nn.Parameter],
     inference_bytes: int,

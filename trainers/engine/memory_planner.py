@@ -7,11 +7,17 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from .memory_plan import ADVICE, MemoryNeeds, MemoryPlan, choose_plan
+from .memory_plan import MemoryNeeds, MemoryPlan, choose_plan
 
 logger = logging.getLogger("hyperbooth")
 
 T = TypeVar("T")
+
+ADVICE = (
+    "lower the resolution in Subject, train fewer layers or a lower rank, choose the optimizer adafactor, "
+    "or load the model in fp8 (Load Diffusion Model, weight_dtype)"
+)
+"""What to turn down when memory runs out while training an adapter."""
 
 
 class FreeMemory(Protocol):

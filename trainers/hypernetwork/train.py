@@ -140,7 +140,12 @@ class HyperNetworkTraining:
     def _objective(self) -> Objective:
         denoiser, options = self.session.denoiser, self.config.options
         weights = weighting(options.loss_weighting, options.min_snr_gamma)
-        return Objective(denoiser, self.session.text.condition_per_subject, denoiser.to_model, weights)
+        return Objective(
+            denoiser=denoiser,
+            condition=self.session.text.condition_per_subject,
+            to_model=denoiser.to_model,
+            weighting=weights,
+        )
 
     def _evaluator(self, network: HyperNetwork, objective: Objective, features: Features) -> Evaluator:
         config, held_out, device = self.config, self.config.split[1], self.session.memory.device

@@ -149,7 +149,12 @@ class BankTrainer:
     def _loss(self, session: TrainingSession, subjects: Sequence[Subject]) -> BankLoss:
         options = self.config.options
         choose = weighting(options.loss_weighting, options.min_snr_gamma)
-        objective = Objective(session.denoiser, session.text.condition_per_subject, session.denoiser.to_model, choose)
+        objective = Objective(
+            denoiser=session.denoiser,
+            condition=session.text.condition_per_subject,
+            to_model=session.denoiser.to_model,
+            weighting=choose,
+        )
         return BankLoss(objective=objective, subjects=subjects, options=options, seed=self.config.seed)
 
     @property

@@ -442,7 +442,8 @@ def test_a_foreign_file_is_trained_further(node: Any, loaded: Any, subject: Any,
 
     model, _, _ = loaded
     inputs = {
-        "model": model, "subject": subject, "method": Method("lora", LoRAConfig(2, 3.0), learning_rate=1e-2), "seed": 0,
+        "model": model, "subject": subject, "seed": 0,
+        "method": Method(family="lora", config=LoRAConfig(2, 3.0), learning_rate=1e-2),
         "batch_size": 1, "options": TrainingOptions(preview_every=0),
     }  # fmt: skip
     first, _, _ = node("Train", **inputs, steps=2)

@@ -290,7 +290,14 @@ def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
         (tmp_path / "people" / f"{person}").mkdir(parents=True)
         for number, image in enumerate(images_of(person, 2, 64)):
             Image.fromarray(image.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
-    method = Method("lidb", LiDBConfig(1, 16, 8), "attention", 1e-2, True, 1e-3)
+    method = Method(
+        family="lidb",
+        config=LiDBConfig(1, 16, 8),
+        targets="attention",
+        learning_rate=1e-2,
+        text_encoder=True,
+        text_encoder_lr=1e-3,
+    )
     bank, _ = node(
         "BuildBank", model=model, clip=clip, vae=vae, folder="people", method=method, prompt="a photo of sks face",
         steps=3, subjects_per_batch=5, seed=0, resolution=64, options=QUIET,

@@ -99,7 +99,7 @@ def test_settings_reach_the_family(node: Any) -> None:
 
 def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: Any, subject: Any) -> None:
     """At a rate of nothing the adapter stays at its start."""
-    method = Method("para", PaRaConfig(4, "smallest singular"), learning_rate=0.0)
+    method = Method(family="para", config=PaRaConfig(4, "smallest singular"), learning_rate=0.0)
     adapter, _, _ = train(node, loaded, subject, method, 1)
     with training_session(loaded[0], QUIET, subject, batch_size=1) as session:
         for name, part in adapter.adapters[0].layers.items():
@@ -131,7 +131,9 @@ def test_a_resumed_run_does_not_compute_the_initialization_again(
     asked: list[int] = []
     real = para.smallest_left_singular_vectors
     monkeypatch.setattr(para, "smallest_left_singular_vectors", lambda *given: asked.append(1) or real(*given))
-    method = Method("para", PaRaConfig(2, "smallest singular"), "cross attention", 1e-3)
+    method = Method(
+        family="para", config=PaRaConfig(2, "smallest singular"), targets="cross attention", learning_rate=1e-3
+    )
     straight, _, _ = train(node, loaded, subject, method, 4, resume="start over")
     layers = len(straight.adapters[0].layers)
     assert len(asked) == layers
@@ -144,7 +146,7 @@ def test_a_resumed_run_does_not_compute_the_initialization_again(
 def test_training_warns_where_para_removes_too_much(
     node: Any, loaded: Any, subject: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    method = Method("para", PaRaConfig(9), "cross attention", 1e-3)
+    method = Method(family="para", config=PaRaConfig(9), targets="cross attention", learning_rate=1e-3)
     adapter, _, report = train(node, loaded, subject, method, 1)
     assert re.search(r"^warning: .*removes 9 of the 320 .*diffusion_model\.", report, re.M)
     assert "removes 9 of the 320" in caplog.text and "a LoRA of this rank would have" in report
@@ -155,7 +157,13 @@ def test_training_warns_where_para_removes_too_much(
 
 
 def test_another_familys_adapter_is_not_trained_further(node: Any, loaded: Any, subject: Any) -> None:
-    adapter, _, _ = train(node, loaded, subject, Method("para", PaRaConfig(2), "cross attention", 1e-3), 1)
-    other = Method("lidb", LiDBConfig(), "cross attention", 1e-3)
+    adapter, _, _ = train(
+        node,
+        loaded,
+        subject,
+        Method(family="para", config=PaRaConfig(2), targets="cross attention", learning_rate=1e-3),
+        1,
+    )
+    other = Method(family="lidb", config=LiDBConfig(), targets="cross attention", learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"^start_from is para \(rank 2\).*method .*lidb"):
         train(node, loaded, subject, other, 1, start_from=adapter)

@@ -147,9 +147,9 @@ def test_trains_and_leaves_the_model_unchanged(family: Loaded, node: Any, target
 
 
 EVERYWHERE = [
-    Method("full", FullConfig(), "all weights", 1e-4),
-    Method("lidb", LiDBConfig(), "all linear and convolution", 1e-3),
-    Method("para", PaRaConfig(2), "all linear and convolution", 1e-3),
+    Method(family="full", config=FullConfig(), targets="all weights", learning_rate=1e-4),
+    Method(family="lidb", config=LiDBConfig(), targets="all linear and convolution", learning_rate=1e-3),
+    Method(family="para", config=PaRaConfig(2), targets="all linear and convolution", learning_rate=1e-3),
 ]
 
 

@@ -24,7 +24,7 @@ from hyperbooth.trainers.dreambooth.initial_adapter import initial_adapter
 
 FAMILIES = [("lidb",), ("para",), ("lidb", "para", "lora")]
 by_families = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)
-METHOD = Method("lora", LoRAConfig(3, 3.0), learning_rate=1e-3, text_encoder=True)
+METHOD = Method(family="lora", config=LoRAConfig(3, 3.0), learning_rate=1e-3, text_encoder=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,9 @@ def test_the_first_loss_is_the_given_adapters(node: Any, loaded: Any, subject: A
 
 
 def test_one_file_holds_the_stack_and_its_metadata(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
-    given, _, _ = train(node, loaded, subject, Method("lidb", LiDBConfig(), "attention", 1e-2), 2)
+    given, _, _ = train(
+        node, loaded, subject, Method(family="lidb", config=LiDBConfig(), targets="attention", learning_rate=1e-2), 2
+    )
     adapter, _, _ = tuned(node, loaded, subject, given)
     (path,) = node("Save", adapter=adapter, filename_prefix="loras/a", format="hyperbooth", precision="float32")
     again = load_adapter(output_folder / path)

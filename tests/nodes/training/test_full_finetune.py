@@ -23,7 +23,12 @@ from hyperbooth.trainers.dreambooth.config import targets_of
 
 
 def full(targets: str = "all weights", **settings: Any) -> Method:
-    return Method("full", FullConfig(), targets, **{"learning_rate": 1e-4, "text_encoder_lr": 1e-4, **settings})
+    return Method(
+        family="full",
+        config=FullConfig(),
+        targets=targets,
+        **{"learning_rate": 1e-4, "text_encoder_lr": 1e-4, **settings},
+    )
 
 
 def output(model: Any, cond: torch.Tensor) -> torch.Tensor:

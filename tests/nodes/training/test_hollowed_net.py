@@ -22,8 +22,8 @@ from hyperbooth.trainers.engine.state import History
 
 FRACTION = 0.7
 METHODS = {
-    "lora": lora(), "lidb": Method("lidb", LiDBConfig(), learning_rate=1e-3),
-    "para": Method("para", PaRaConfig(rank=2), learning_rate=1e-3),
+    "lora": lora(), "lidb": Method(family="lidb", config=LiDBConfig(), learning_rate=1e-3),
+    "para": Method(family="para", config=PaRaConfig(rank=2), learning_rate=1e-3),
 }  # fmt: skip
 
 
@@ -46,7 +46,13 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
 ) -> None:
     with untouched(loaded[0]):
         adapter, losses, report = train(
-            node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, storage), steps=12, batch_size=2
+            node,
+            loaded,
+            subject,
+            method,
+            hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage=storage),
+            steps=12,
+            batch_size=2,
         )
     assert len(losses["loss"]) == 12 and re.search(r"^hollow: .*input block", report, re.M)
     assert "loss of the whole network " in report
@@ -60,7 +66,9 @@ def test_trains_what_is_left_and_leaves_the_model_alone(
 
 def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: Any, loaded: Any, subject: Any) -> None:
     method = lora(targets="all linear and convolution")
-    adapter, _, _ = train(node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=4)
+    adapter, _, _ = train(
+        node, loaded, subject, method, hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram"), steps=4
+    )
     before = {name: weight.clone() for name, weight in loaded[0].model.state_dict().items()}
     applied, _ = node("Apply", model=loaded[0], adapter=adapter, strength_model=1.0)
     with torch.inference_mode():
@@ -74,7 +82,7 @@ def test_apply_changes_the_weights_of_what_was_kept_and_of_nothing_else(node: An
 
 @pytest.mark.parametrize("storage", ["ram", "none"])
 def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, subject: Any, storage: str) -> None:
-    hollow = HollowedNetConfig(FRACTION, 4, storage)
+    hollow = HollowedNetConfig(fraction=FRACTION, samples=4, storage=storage)
     adapter, _, report = train(node, loaded, subject, lora(learning_rate=1e-2), steps=8, hollow=hollow)
     with training_session(loaded[0], QUIET, subject, batch_size=1) as session, torch.no_grad():
         objective = DreamBoothLoss.for_session(session, subject=subject, options=QUIET).objective
@@ -87,7 +95,9 @@ def test_the_loss_in_the_report_is_the_whole_networks(node: Any, loaded: Any, su
 
 @pytest.mark.parametrize(("last", "warned"), [(0.4, False), (0.5, True), (0.6, True)])
 def test_no_gain_of_the_whole_network_is_warned_of(last: float, warned: bool, subject: Any) -> None:
-    run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(0.9))
+    run = DreamBoothConfig(
+        subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(fraction=0.9)
+    )
     (line,) = whole_network_notes(run, History(divergence_checks=[(0, 0.5), (4, last)]))
     assert line.startswith("warning: ") == ("fraction" in line) == warned
     assert whole_network_notes(replace(run, hollow=None), History(divergence_checks=[(0, 0.5), (4, last)])) == []
@@ -97,7 +107,13 @@ def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> 
     """Where nothing is learnt, losses repeat with the recorded batches, and are those of the whole network."""
     still = lora(learning_rate=1e-12)
     _, hollow, _ = train(
-        node, loaded, subject, still, hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=8, batch_size=2
+        node,
+        loaded,
+        subject,
+        still,
+        hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram"),
+        steps=8,
+        batch_size=2,
     )
     _, whole, _ = train(node, loaded, subject, still, steps=2, batch_size=2)
     assert hollow["loss"] == pytest.approx(whole["loss"] * 4, rel=1e-5)
@@ -105,7 +121,9 @@ def test_recorded_samples_come_in_turn(node: Any, loaded: Any, subject: Any) -> 
 
 def test_fresh_noise_without_records_is_the_whole_networks(node: Any, loaded: Any, subject: Any) -> None:
     still = lora(learning_rate=1e-12)
-    _, hollow, _ = train(node, loaded, subject, still, hollow=HollowedNetConfig(FRACTION, 4, "none"), steps=6)
+    _, hollow, _ = train(
+        node, loaded, subject, still, hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="none"), steps=6
+    )
     _, whole, _ = train(node, loaded, subject, still, steps=6)
     assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
@@ -114,7 +132,11 @@ def test_fresh_noise_without_records_is_the_whole_networks(node: Any, loaded: An
 def test_cancelled_it_goes_on_as_if_nothing_had_been(
     node: Any, loaded: Any, subject: Any, storage: str, output_folder: Any
 ) -> None:
-    settings = {"hollow": HollowedNetConfig(FRACTION, 6, storage), "steps": 10, "batch_size": 2}
+    settings = {
+        "hollow": HollowedNetConfig(fraction=FRACTION, samples=6, storage=storage),
+        "steps": 10,
+        "batch_size": 2,
+    }
     whole, _, _ = train(node, loaded, subject, lora(), **settings, seed=3)
     for file in output_folder.rglob("*.safetensors"):
         file.unlink()
@@ -129,7 +151,7 @@ def test_cancelled_it_goes_on_as_if_nothing_had_been(
 def test_a_cancel_while_recording_keeps_what_is_on_disk(
     node: Any, loaded: Any, subject: Any, output_folder: Any
 ) -> None:
-    settings = {"hollow": HollowedNetConfig(FRACTION, 40, "disk"), "steps": 40}
+    settings = {"hollow": HollowedNetConfig(fraction=FRACTION, samples=40, storage="disk"), "steps": 40}
     with untouched(loaded[0]), interrupted_at(20):
         train(node, loaded, subject, lora(), **settings)
     assert len(list(output_folder.rglob("*.records/*.safetensors"))) >= 19
@@ -137,7 +159,7 @@ def test_a_cancel_while_recording_keeps_what_is_on_disk(
 
 
 def test_with_checkpointing_it_is_the_same(node: Any, loaded: Any, subject: Any) -> None:
-    settings = {"hollow": HollowedNetConfig(FRACTION, 2, "ram"), "steps": 4}
+    settings = {"hollow": HollowedNetConfig(fraction=FRACTION, samples=2, storage="ram"), "steps": 4}
     plain, _, _ = train(node, loaded, subject, lora(), **settings)
     spared, _, _ = train(
         node, loaded, subject, lora(), **settings, options=replace(QUIET, gradient_checkpointing=True, memory="as set")
@@ -162,14 +184,16 @@ def test_with_masks_buckets_and_a_prior_each_batch_finds_its_records(
     options = replace(QUIET, prior_mode=prior_mode, caption_dropout=0.3)
     settings = {"steps": 6, "batch_size": 2, "options": options}
     still = lora(learning_rate=1e-12)
-    _, hollow, _ = train(node, loaded, subject, still, hollow=HollowedNetConfig(FRACTION, 12, "ram"), **settings)
+    _, hollow, _ = train(
+        node, loaded, subject, still, hollow=HollowedNetConfig(fraction=FRACTION, samples=12, storage="ram"), **settings
+    )
     _, whole, _ = train(node, loaded, subject, still, **settings)
     assert hollow["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
 def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: Any, subject: Any) -> None:
     """Its deep layers are on record as they are, and stay so."""
-    hollow = HollowedNetConfig(FRACTION, 4, "ram")
+    hollow = HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram")
     before, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6)
     after, _, _ = train(node, loaded, subject, lora(), hollow=hollow, steps=6, start_from=before)
     assert after.targets() == before.targets() and not same(before, after)
@@ -180,7 +204,9 @@ def test_train_further_from_an_adapter_of_the_whole_network(node: Any, loaded: A
 
 def test_targets_that_are_all_taken_out_are_put_down_to_it(subject: Any) -> None:
     left = {"diffusion_model.out.2": (4, 32, 3, 3)}
-    run = DreamBoothConfig(subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(1.0))
+    run = DreamBoothConfig(
+        subject=subject, method=lora(), options=QUIET, steps=4, hollow=HollowedNetConfig(fraction=1.0)
+    )
     with pytest.raises(ValueError, match=r"^targets 'attention' .*fraction"):
         run.targets(left)
     with pytest.raises(ValueError, match=r"choose another of [^;]*$"):
@@ -191,7 +217,7 @@ def test_the_report_names_the_removed_blocks(node: Any, loaded: Any, subject: An
     hollow, report = node(
         "HollowedNet", model=loaded[0], fraction=0.7, samples=100, storage="ram", subject=subject
     )  # fmt: skip
-    assert hollow == HollowedNetConfig(0.7, 100, "ram")
+    assert hollow == HollowedNetConfig(fraction=0.7, samples=100, storage="ram")
     for words in ("removed blocks: input block", "recorded:", "for 100 samples", "hollow LoRA, checkpointing"):
         assert words in report, report
     _, short = node("HollowedNet", model=loaded[0], fraction=0.4, samples=100, storage="ram")
@@ -204,7 +230,7 @@ def test_a_removed_share_that_is_too_large_is_warned_of(
 ) -> None:  # fmt: skip
     cut = replace(choose_removed_blocks(loaded[0].model.diffusion_model, FRACTION), fraction=MAX_FRACTION + more)
     said = re.compile(r"without 86% of the network .*fraction of 0\.8")
-    report = report_of(loaded[0], HollowedNetConfig(0.9), cut, None)
+    report = report_of(loaded[0], HollowedNetConfig(fraction=0.9), cut, None)
     assert bool(said.search(report)) == bool(said.search(caplog.text)) == ("warning: " in report) == bool(more)
 
 

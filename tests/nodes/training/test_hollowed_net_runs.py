@@ -32,7 +32,7 @@ def subject_of(node: Any, loaded: Any, prompt: str, images: int = 1) -> Any:
 def test_texts_that_do_not_fit_into_one_pass_are_recorded_singly(node: Any, loaded: Any) -> None:
     short, long = (subject_of(node, loaded, prompt) for prompt in ("a photo of sks dog", "very big " * 180 + "dog"))
     subject, still = replace(short, examples=short.examples + long.examples), lora(learning_rate=1e-12)
-    hollow = HollowedNetConfig(FRACTION, 4, "ram")
+    hollow = HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram")
     _, hollowed, _ = train(node, loaded, subject, still, hollow=hollow, steps=4, batch_size=2)
     _, whole, _ = train(node, loaded, subject, still, steps=2, batch_size=2)
     assert hollowed["loss"] == pytest.approx(whole["loss"] * 2, rel=1e-5)
@@ -42,7 +42,7 @@ def goes_on_as_if_nothing_had_been(
     node: Any, loaded: Any, subject: Any, method: Method, output_folder: Path, **settings: Any
 ) -> bool:
     """Four steps and then two more give what six steps give."""
-    settings = {"hollow": HollowedNetConfig(FRACTION, 10, "ram"), "seed": 5, **settings}
+    settings = {"hollow": HollowedNetConfig(fraction=FRACTION, samples=10, storage="ram"), "seed": 5, **settings}
     whole, _, _ = train(node, loaded, subject, method, **settings, steps=6)
     for file in output_folder.rglob("*.safetensors"):
         file.unlink()
@@ -55,19 +55,23 @@ def test_records_of_a_run_taken_up_are_of_what_it_started_from(
     node: Any, loaded: Any, subject: Any, output_folder: Path
 ) -> None:
     method = lora(learning_rate=1e-2, targets="all linear")
-    before, _, _ = train(node, loaded, subject, method, hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=4)
+    before, _, _ = train(
+        node, loaded, subject, method, hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram"), steps=4
+    )
     assert goes_on_as_if_nothing_had_been(node, loaded, subject, method, output_folder, start_from=before)
 
 
 def test_cached_activations_of_a_resumed_embedding_are_of_its_start(node: Any, quick: Any, output_folder: Path) -> None:
-    method = Method(FAMILY, TextualInversionConfig("sks-x", "dog", 1), learning_rate=0.1)
+    method = Method(family=FAMILY, config=TextualInversionConfig("sks-x", "dog", 1), learning_rate=0.1)
     subject = subject_of(node, quick, "a photo of sks-x")
     assert goes_on_as_if_nothing_had_been(node, quick, subject, method, output_folder, clip=quick[1])
 
 
 def test_another_storage_goes_on_with_the_same_run(node: Any, loaded: Any, subject: Any) -> None:
-    train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=4)
-    _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=6)
+    train(node, loaded, subject, lora(), hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram"), steps=4)
+    _, _, report = train(
+        node, loaded, subject, lora(), hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="disk"), steps=6
+    )
     assert "resumed at step 4" in report
 
 
@@ -75,9 +79,16 @@ def test_what_a_cancelled_run_recorded_on_disk_goes_with_the_run_that_ends_in_me
     node: Any, loaded: Any, subject: Any, output_folder: Path
 ) -> None:
     with interrupted_at(3):
-        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=6)
+        train(
+            node,
+            loaded,
+            subject,
+            lora(),
+            hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="disk"),
+            steps=6,
+        )
     assert list(output_folder.rglob("*.records"))
-    train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=6)
+    train(node, loaded, subject, lora(), hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram"), steps=6)
     assert not list(output_folder.rglob("*.records"))
 
 
@@ -95,7 +106,7 @@ def test_after_a_recording_that_ran_out_of_memory_its_memory_is_free(
         write(self, name, records)
 
     monkeypatch.setattr(MemoryStore, "write", short_of_memory)
-    settings = {"hollow": HollowedNetConfig(FRACTION, 4, "ram"), "steps": 2, "batch_size": 2}
+    settings = {"hollow": HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram"), "steps": 2, "batch_size": 2}
     _, losses, report = train(node, loaded, subject, lora(learning_rate=1e-12), **settings)
     _, whole, _ = train(node, loaded, subject, lora(learning_rate=1e-12), steps=2, batch_size=2)
     assert "2 batches of 2 recorded" in report and losses["loss"] == pytest.approx(whole["loss"], rel=1e-5)
@@ -109,7 +120,7 @@ def test_the_teacher_of_a_run_from_an_adapter_is_the_model_without_it(node: Any,
         class_prompt=["a photo of a dog"],
     )  # fmt: skip
     strong, still = (lora(learning_rate=rate, targets="all linear") for rate in (1e-2, 1e-12))
-    ram, none = (HollowedNetConfig(FRACTION, 4, storage) for storage in ("ram", "none"))
+    ram, none = (HollowedNetConfig(fraction=FRACTION, samples=4, storage=storage) for storage in ("ram", "none"))
     before, _, _ = train(node, loaded, subject, strong, hollow=ram, steps=6)
     settings = {"start_from": before, "steps": 3, "options": replace(QUIET, prior_mode="prediction")}
     _, recorded, _ = train(node, loaded, subject, still, hollow=ram, **settings)
@@ -125,7 +136,15 @@ def test_a_recording_that_does_not_fit_names_the_setting_to_lower(
 
     monkeypatch.setattr(MemoryStore, "write", full)
     with untouched(loaded[0]), pytest.raises(torch.OutOfMemoryError, match=r"samples .*storage"):
-        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "ram"), steps=2, batch_size=2)
+        train(
+            node,
+            loaded,
+            subject,
+            lora(),
+            hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="ram"),
+            steps=2,
+            batch_size=2,
+        )
 
 
 @pytest.mark.parametrize(
@@ -139,9 +158,23 @@ def test_a_recording_that_there_is_no_room_for_ends_after_its_first_batch(
     monkeypatch.setattr(kind, "free_bytes", lambda self: round(7.5 * self.total_bytes / HEADROOM))
     settings = {"steps": 100, "batch_size": 2}
     with untouched(loaded[0]), pytest.raises(ValueError, match=rf"16 samples.* storage {else_}"):
-        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 200, storage), **settings)
+        train(
+            node,
+            loaded,
+            subject,
+            lora(),
+            hollow=HollowedNetConfig(fraction=FRACTION, samples=200, storage=storage),
+            **settings,
+        )
     assert not list(output_folder.rglob("*.records")), "it would take the room of the next try"
-    _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 16, storage), **settings)
+    _, _, report = train(
+        node,
+        loaded,
+        subject,
+        lora(),
+        hollow=HollowedNetConfig(fraction=FRACTION, samples=16, storage=storage),
+        **settings,
+    )
     assert "8 batches of 2 recorded" in report
 
 
@@ -160,7 +193,14 @@ def test_a_disk_that_is_full_is_left_as_it_was(
         untouched(loaded[0]),
         pytest.raises(OSError, match=r"No space left.* samples.* storage 'ram'"),
     ):
-        train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, 4, "disk"), steps=4)
+        train(
+            node,
+            loaded,
+            subject,
+            lora(),
+            hollow=HollowedNetConfig(fraction=FRACTION, samples=4, storage="disk"),
+            steps=4,
+        )
     assert not list(output_folder.rglob("*.records"))
 
 
@@ -174,7 +214,14 @@ def test_images_that_no_sample_shows_are_warned_of(
     node: Any, loaded: Any, samples: int, steps: int, said: bool
 ) -> None:
     subject = subject_of(node, loaded, "a photo of sks dog", images=3)
-    _, _, report = train(node, loaded, subject, lora(), hollow=HollowedNetConfig(FRACTION, samples, "ram"), steps=steps)
+    _, _, report = train(
+        node,
+        loaded,
+        subject,
+        lora(),
+        hollow=HollowedNetConfig(fraction=FRACTION, samples=samples, storage="ram"),
+        steps=steps,
+    )
     assert (bool(re.search("warning: .*2 samples .*2 of 3 images.*Hollowed Net", report))) == said
 
 

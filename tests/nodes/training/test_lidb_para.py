@@ -21,10 +21,22 @@ def loaded(quick: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
 
 
 METHODS = {
-    "lidb": Method("lidb", LiDBConfig(), "attention", 1e-2),
-    "lidb of the text encoder too": Method("lidb", LiDBConfig(2, 60, 40, 5), "attention", 1e-2, True, 1e-3),
-    "para": Method("para", PaRaConfig(4, "random"), "attention", 3e-3),
-    "para from the smallest": Method("para", PaRaConfig(2, "smallest singular"), "all linear and convolution", 3e-3),
+    "lidb": Method(family="lidb", config=LiDBConfig(), targets="attention", learning_rate=1e-2),
+    "lidb of the text encoder too": Method(
+        family="lidb",
+        config=LiDBConfig(2, 60, 40, 5),
+        targets="attention",
+        learning_rate=1e-2,
+        text_encoder=True,
+        text_encoder_lr=1e-3,
+    ),
+    "para": Method(family="para", config=PaRaConfig(4, "random"), targets="attention", learning_rate=3e-3),
+    "para from the smallest": Method(
+        family="para",
+        config=PaRaConfig(2, "smallest singular"),
+        targets="all linear and convolution",
+        learning_rate=3e-3,
+    ),
 }
 by_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 

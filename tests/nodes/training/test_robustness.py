@@ -244,7 +244,13 @@ def test_what_training_keeps_is_measured(node: Any, loaded: Any, subject: Any) -
         adapter.injected(session.model.layers) as without,
     ):
         loss = loss_of(session, subject, QUIET, without)
-        needs = measure_needs(loss.largest_sample, session.model.blocks, adapter.parameters(), 0, 12)
+        needs = measure_needs(
+            loss.largest_sample,
+            blocks=session.model.blocks,
+            parameters=adapter.parameters(),
+            inference_bytes=0,
+            bytes_per_parameter=12,
+        )
         kept: dict[int, torch.Tensor] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t

@@ -258,13 +258,13 @@ def test_goes_on_from_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), kept, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), further.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"^start_from is lora \(rank 4, alpha 4\).* lora \(rank 2, alpha 2\)"):
-        train(node, loaded, subject, Method("lora", LoRAConfig(2, 2.0)), 1, start_from=first)
+        train(node, loaded, subject, Method(family="lora", config=LoRAConfig(2, 2.0)), 1, start_from=first)
 
 
 def test_another_alpha_is_not_silently_ignored(node: Any, loaded: Any, subject: Any) -> None:
     first, _, _ = train(node, loaded, subject, lora(), 1)
     with pytest.raises(ValueError, match=r"\(rank 4, alpha 4\) on 32 layers.* lora \(rank 4, alpha 64\)"):
-        train(node, loaded, subject, Method("lora", LoRAConfig(4, 64.0)), 1, start_from=first)
+        train(node, loaded, subject, Method(family="lora", config=LoRAConfig(4, 64.0)), 1, start_from=first)
 
 
 def test_a_subject_of_another_model_is_refused(node: Any, loaded: Any, subject: Any) -> None:

@@ -11,7 +11,7 @@ from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.subject_bank.config import BankConfig
 
 SHAPES = {"diffusion_model.a.attn1.to_q": (12, 9), "diffusion_model.a.conv": (8, 3, 3, 3)}
-LIDB = Method("lidb", LiDBConfig(1, 7, 5), "attention", 1e-2)
+LIDB = Method(family="lidb", config=LiDBConfig(1, 7, 5), targets="attention", learning_rate=1e-2)
 CONFIG = BankConfig(method=LIDB, prompt="a sks face", steps=7)
 
 
@@ -26,7 +26,7 @@ def settings(config: BankConfig) -> dict[str, Any]:
         ({"prompt": " "}, "prompt.*empty"),
         ({"prompt": "a face" + " very" * 2000}, "prompt.*10006.*10000"),
         ({"prompt": "a \ud800 face"}, r"prompt.*\\ud800"),
-        ({"method": Method("lora", LoRAConfig())}, "method.*lora.*lidb"),
+        ({"method": Method(family="lora", config=LoRAConfig())}, "method.*lora.*lidb"),
         ({"options": TrainingOptions(optimizer="adafactor")}, "optimizer 'adafactor'"),
         ({"options": TrainingOptions(prior_mode="prediction")}, "prior_mode 'prediction'"),
         ({"options": TrainingOptions(caption_dropout=0.5)}, "caption_dropout"),

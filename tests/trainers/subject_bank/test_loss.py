@@ -1,5 +1,6 @@
 """The loss of a batch of subjects: one value per subject, on noise that is the same for all."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,7 +42,12 @@ def subject(seed: int, images: int = 1) -> Subject:
 
 def loss(subjects: list[Subject], weights: Tensor | None = None, seed: int = 0, **options: Any) -> BankLoss:
     denoiser = Blurring(torch.full((len(subjects),), 0.5) if weights is None else weights)
-    objective = Objective(denoiser, lambda examples: len(examples), lambda latents: latents, l_simple)
+    objective = Objective(
+        denoiser=denoiser,
+        condition=lambda examples: len(examples),
+        to_model=lambda latents: latents,
+        weighting=l_simple,
+    )
     return BankLoss(objective=objective, subjects=subjects, options=TrainingOptions(**options), seed=seed)
 
 
@@ -102,8 +108,7 @@ def test_a_measurement_differs_only_as_the_model_does() -> None:
 def test_a_measurement_encodes_its_prompts_once() -> None:
     calls: list[int] = []
     made = loss(SUBJECTS)
-    objective = Objective(made.objective.denoiser, lambda examples: calls.append(len(examples)),
-                          made.objective.to_model, l_simple)  # fmt: skip
+    objective = replace(made.objective, condition=lambda examples: calls.append(len(examples)))
     BankLoss(objective=objective, subjects=SUBJECTS, options=TrainingOptions(), seed=0).measured()
     assert calls == [3]
 

@@ -163,7 +163,13 @@ def test_the_remaining_blocks_train(loaded: Network, node: Any, storage: str) ->
     method = lora(targets="all linear", learning_rate=3e-3)
     with untouched(loaded.model):
         adapter, losses, _ = train(
-            node, (loaded.model,), subject, method, steps=8, batch_size=2, hollow=HollowedNetConfig(0.5, 2, storage)
+            node,
+            (loaded.model,),
+            subject,
+            method,
+            steps=8,
+            batch_size=2,
+            hollow=HollowedNetConfig(fraction=0.5, samples=2, storage=storage),
         )
     assert adapter.targets() and not removed & adapter.targets().keys()
     if storage == "ram":  # the same noise at every step
@@ -183,7 +189,7 @@ def test_texts_of_several_lengths_are_recorded_in_one_batch(loaded: Network, nod
         for x, cond in zip(loaded.x, texts, strict=True)
     )
     subject, still = replace(short, examples=short.examples + long.examples), lora(learning_rate=1e-12)
-    hollow = HollowedNetConfig(0.5, 2, "ram")
+    hollow = HollowedNetConfig(fraction=0.5, samples=2, storage="ram")
     _, recorded, _ = train(node, (loaded.model,), subject, still, steps=2, batch_size=2, hollow=hollow)
     _, whole, _ = train(node, (loaded.model,), subject, still, steps=1, batch_size=2)
     assert recorded["loss"] == pytest.approx(whole["loss"] * 2, rel=1e-5)
