@@ -178,7 +178,7 @@ def _run_without_gradients(span: Span, stack: ExitStack) -> None:
     """
     entered: list[State] = []
 
-    def wrapped(forward: Forward, first: bool, last: bool) -> Forward:
+    def _wrapped(forward: Forward, first: bool, last: bool) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
             state = span.state(args, kwargs)
             if first and span.residual:
@@ -195,7 +195,7 @@ def _run_without_gradients(span: Span, stack: ExitStack) -> None:
 
     final = len(span.blocks) - 1
     for index, block in enumerate(span.blocks):
-        stack.enter_context(replaced_forward(block, wrapped(block.forward, index == 0, index == final)))
+        stack.enter_context(replaced_forward(block, _wrapped(block.forward, index == 0, index == final)))
 
 
 def _copy(value: Any) -> Any:

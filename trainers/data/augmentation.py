@@ -84,7 +84,7 @@ class View:
     mirrored: bool = False
     color: ColorJitter | None = None
 
-    def apply(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    def render(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Return this variant of the image ``[1, 3, H, W]`` at ``size`` (height, width)."""
         cropped = self.apply_to_mask(pixels, size)
         return cropped if self.color is None else _jitter(cropped, *self.color)

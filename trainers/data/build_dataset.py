@@ -152,7 +152,7 @@ class _Progress:
 def _encode(plan: ImagePlan, encoders: Encoders, cond: Any, progress: _Progress) -> Example:
     pixels, latents = _rgb(plan.image), []
     for view in plan.views:
-        latents.append(encoders.encode_image(view.apply(pixels, plan.size)))
+        latents.append(encoders.encode_image(view.render(pixels, plan.size)))
         progress.advance()
     encoded = torch.cat(latents)
     frames = tuple(view.frame(*plan.shape, plan.size) for view in plan.views)

@@ -15,9 +15,7 @@ GUIDANCE = 5.0
 
 
 @torch.no_grad()
-def sample_preview(
-    denoiser: Denoiser, *, cond: Any, unconditional: Any, shape: tuple[int, ...], seed: int
-) -> Tensor:
+def sample_preview(denoiser: Denoiser, *, cond: Any, unconditional: Any, shape: tuple[int, ...], seed: int) -> Tensor:
     """Sample one latent ``[1, C, h, w]`` in model space, by Euler steps over the model's own noise levels.
 
     Args:

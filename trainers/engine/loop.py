@@ -79,7 +79,13 @@ class FitConfig:
 
     @classmethod
     def from_options(cls, options: LoopOptions, *, steps: int, per_subject: bool = False) -> "FitConfig":
-        """Return the loop's settings of a run of ``steps`` updates under the user's options."""
+        """Return the loop's settings under the user's options.
+
+        Args:
+            options: the user's options.
+            steps: optimizer updates of the run.
+            per_subject: the loss has one value per subject, see :func:`.grad_clip.clip_gradients`.
+        """
         return cls(
             steps=steps,
             lr_scheduler=options.lr_scheduler,

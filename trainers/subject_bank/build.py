@@ -182,10 +182,10 @@ class BankBuilder:
         """Return what shows the progress, in steps of single subjects, and the loss curve of the current batch."""
         steps, done, total = self.config.steps, self.progress.done, self.progress.total
 
-        def show(step: int, _steps: int, image: Image.Image | None) -> None:
+        def _show(step: int, _steps: int, image: Image.Image | None) -> None:
             self.on_progress(done * steps + step * subjects, total * steps, image)
 
-        return LiveView(total=steps, on_progress=show, sample=lambda: None, preview_every=0)
+        return LiveView(total=steps, on_progress=_show, sample=lambda: None, preview_every=0)
 
     def _trained(
         self, prepared: Sequence[PreparedSubject], results: Sequence[TrainedSubject | FailedSubject]

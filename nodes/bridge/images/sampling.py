@@ -35,6 +35,6 @@ def sample_latents(
     empty = comfy.sample.fix_empty_latent_channels(model, empty)
     noise = comfy.sample.prepare_noise(empty, seed)
     return comfy.sample.sample(
-        model, noise, steps, cfg, sampler_name, scheduler, positive, negative, empty, seed=seed,
-        callback=lambda *_: on_step(), disable_pbar=True,
+        model, noise, steps, cfg, sampler_name, scheduler=scheduler, positive=positive, negative=negative,
+        latent_image=empty, seed=seed, callback=lambda *_: on_step(), disable_pbar=True,
     )  # fmt: skip

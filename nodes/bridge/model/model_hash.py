@@ -27,7 +27,8 @@ def model_hash(model: Any, clip: Any = None) -> str:
     equations = [kind.__name__ for kind in type(sampling).__mro__]
     constants = {name: value for name, value in vars(sampling).items() if isinstance(value, (bool, int, float, str))}
     text_layer = None if clip is None else clip.layer_idx
-    return run_hash(*parts, equations, constants, dict(sampling.state_dict()), sampling.sigmas, text_layer)
+    parts += [equations, constants, dict(sampling.state_dict()), sampling.sigmas, text_layer]
+    return run_hash(*parts)
 
 
 def _unpatched(patcher: Any, name: str, weight: Any) -> Any:

@@ -148,7 +148,7 @@ def test_combine_joins_words() -> None:
     )
     both = combine_adapters(first, second)
     assert [w.token for w in both.embeddings] == ["sks-dog", "cat"] and len(both.adapters) == 1
-    with pytest.raises(ValueError, match="first and second .*'sks-dog'"):
+    with pytest.raises(ValueError, match=r"first and second .*'sks-dog'"):
         combine_adapters(first, AdapterStack((), embeddings=(word(seed=5),)))
 
 

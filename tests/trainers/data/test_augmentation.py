@@ -47,7 +47,7 @@ def test_variants_depend_on_seed_image_and_number_alone() -> None:
     assert draw_views(SHAPE, SIZE, replace(FULL, seed=6), flip=True, index=3) != first
     torch.random.set_rng_state(before)
     for view in first:
-        view.apply(image(), SIZE)
+        view.render(image(), SIZE)
     assert torch.equal(torch.random.get_rng_state(), before), "the global random state is unchanged"
 
 
@@ -58,7 +58,7 @@ def test_color_factors_stay_within_their_bounds(strength: float, seed: int) -> N
     for view in draw_views(SHAPE, SIZE, augmentation, flip=False, index=0)[1:]:
         assert view.box == center_box(*SHAPE, SIZE) and view.color is not None
         assert all(abs(factor - 1) <= strength for factor in view.color[:3])
-        shown = view.apply(image(seed), SIZE)
+        shown = view.render(image(seed), SIZE)
         assert shown.shape == (1, 3, *SIZE) and shown.min() >= 0 and shown.max() <= 1
 
 
@@ -67,7 +67,7 @@ def test_each_color_factor_has_its_effect() -> None:
     red = torch.tensor([0.8, 0.2, 0.2]).view(1, 3, 1, 1).expand(1, 3, *SIZE)
 
     def shown(pixels: torch.Tensor, *color: float) -> list[float]:
-        return View(box, color=tuple(map(float, color))).apply(pixels, SIZE)[0, :, 0, 0].tolist()
+        return View(box, color=tuple(map(float, color))).render(pixels, SIZE)[0, :, 0, 0].tolist()
 
     assert shown(red, 1, 1, 1, 0) == pytest.approx([0.8, 0.2, 0.2], abs=1e-5)
     assert shown(gray, 1.5, 1, 1, 0) == pytest.approx([0.6] * 3, abs=1e-5)
@@ -83,7 +83,7 @@ def test_the_mask_is_cropped_and_mirrored_with_its_image_and_its_values_are_kept
     mask[..., 20:40, 10:30] = 1
     view = View(Box(10, 5, 40, 60), True, (1.2, 1.1, 0.9, 0.1))
     plain = View(Box(10, 5, 40, 60), True)
-    torch.testing.assert_close(view.apply_to_mask(mask, SIZE), plain.apply(mask.expand(-1, 3, -1, -1), SIZE)[:, :1])
+    torch.testing.assert_close(view.apply_to_mask(mask, SIZE), plain.render(mask.expand(-1, 3, -1, -1), SIZE)[:, :1])
 
 
 def test_random_crops_keep_at_least_half_of_the_mask() -> None:
