@@ -12,6 +12,7 @@ from ...models.textual_inversion.embeddings import mentions_token
 from ..config import HollowedNetConfig, Method, TrainingOptions
 from ..data.dataset import Example, Subject
 from ..engine.checks import check_number
+from ..engine.rng import DRAWS_VERSION
 from ..engine.run_hash import run_hash
 from ..engine.state import History
 from ..hollowed_net.recording import RecordingConfig
@@ -179,7 +180,7 @@ class DreamBoothConfig:
         dataset = (subject.examples, subject.class_examples, subject.unconditional, subject.class_cond)
         options = replace(self.options, **OPTIONS_WITHOUT_EFFECT)
         inputs = (model, *dataset, self.method, options, self.batch_size, self.seed, start, steps, *hollow, *below)
-        return run_hash(*inputs)
+        return run_hash(DRAWS_VERSION, *inputs)
 
     def metadata(self, history: History) -> dict[str, Any]:
         """Return what an adapter file records about the run."""

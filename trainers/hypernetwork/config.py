@@ -14,7 +14,7 @@ from ...models.subject_bank.bank import Bank
 from ..config import TrainingOptions
 from ..dreambooth.config import OPTIONS_WITHOUT_EFFECT
 from ..engine.checks import check_number
-from ..engine.rng import generator_for
+from ..engine.rng import DRAWS_VERSION, generator_for
 from ..engine.run_hash import run_hash
 from ..engine.state import History
 from .feature_cache import ImageIndex
@@ -159,11 +159,12 @@ class HyperNetworkTrainingConfig:
         options = replace(self.options, **OPTIONS_WITHOUT_EFFECT, validation=0)
         steps = None if self.options.lr_scheduler == "constant" else self.steps
         subjects = [(entry.name, entry.fit, entry.image_rows, entry.prompts) for entry in self.bank.entries]
-        return run_hash(
-            "hypernetwork", VERSION, model, encoder, self.bank.manifest.digest, subjects, self.network,
+        parts = (
+            "hypernetwork", VERSION, DRAWS_VERSION, model, encoder, self.bank.manifest.digest, subjects, self.network,
             self.learning_rate, self.batch_size, self.weight_loss, self.denoising_loss, self.seed, options, start,
             steps, self.input_images,
         )  # fmt: skip
+        return run_hash(*parts)
 
     def metadata(self, history: History) -> dict[str, Any]:
         """Return what a file records about the run, by the keys that it has there."""
