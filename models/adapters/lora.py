@@ -11,7 +11,7 @@ from .base import AdapterLayer
 from .weight_update import AddLowRank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
     """Settings of LoRA.
 

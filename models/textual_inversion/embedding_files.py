@@ -73,9 +73,9 @@ def embedding_from_header(token: str, encoders: Sequence[str], tensors: dict[str
     Raises:
         ValueError: the entry is invalid, or a tensor is missing or no embedding.
     """
-    places = embedding_tensor_names(token, encoders)
-    if missing := [name for name in places.values() if name not in tensors]:
+    names = embedding_tensor_names(token, encoders)
+    if missing := [name for name in names.values() if name not in tensors]:
         raise ValueError(f"lacks {', '.join(missing)}; the file is not whole")
     return LearnedEmbedding(
-        token, {key: validation.checked_tensor(tensors.pop(full), full) for key, full in places.items()}
+        token, {key: validation.checked_tensor(tensors.pop(full), full) for key, full in names.items()}
     )

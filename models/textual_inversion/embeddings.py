@@ -37,7 +37,7 @@ def check_token(token: str) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextualInversionConfig:
     """Settings of an embedding to be learned.
 

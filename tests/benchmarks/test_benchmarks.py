@@ -167,7 +167,9 @@ def test_the_benchmark_of_one_picture_runs(tmp_path: Path) -> None:
 def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
     """The formula beside files; and no hours before anything is measured."""
     people = opened("people")
-    layout = ParameterLayout.of(Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator()))
+    layout = ParameterLayout.of(
+        Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(rank=1, a=2, b=2), torch.Generator())
+    )
     manifest = Manifest(layout, {"prompt": "a sks face", "steps": 7}, {"base": "SD15", "weights": {}}, {})
     person = people.Person(numbers=4, pictures=2, side=16, tokens=5, width=6)
     path = write_shard(

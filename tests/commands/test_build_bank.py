@@ -53,7 +53,7 @@ def alone(node: Any, loaded: Any, inputs: Path, tmp_path_factory: pytest.TempPat
 def by_the_node(node: Any, loaded: Any) -> Bank:
     method = Method(
         family="lidb",
-        config=LiDBConfig(1, 16, 8),
+        config=LiDBConfig(rank=1, a=16, b=8),
         targets="attention",
         learning_rate=0.01,
         text_encoder=False,

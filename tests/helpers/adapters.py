@@ -11,7 +11,12 @@ from torch import Tensor
 
 from helpers import reference
 
-CONFIGS = {"lora": LoRAConfig(3, 1.5), "lidb": LiDBConfig(1, 40, 30, 3), "para": PaRaConfig(3), "full": FullConfig()}
+CONFIGS = {
+    "lora": LoRAConfig(rank=3, alpha=1.5),
+    "lidb": LiDBConfig(rank=1, a=40, b=30, basis_seed=3),
+    "para": PaRaConfig(rank=3),
+    "full": FullConfig(),
+}
 RULES = {"lora": "attention", "lidb": "attention and feed-forward", "para": "all linear and convolution"}
 
 

@@ -17,7 +17,7 @@ from hyperbooth.trainers.engine.rng import generator_for
 from torch import Tensor
 
 PROMPT = "a photo of sks face"
-CONFIG = LiDBConfig(1, 16, 8)
+CONFIG = LiDBConfig(rank=1, a=16, b=8)
 CODE = 3
 """Dimension of a subject's code: the color of its images."""
 

@@ -28,7 +28,9 @@ PROMPT = "a photo of sks dog"
 
 def lora(**settings: Any) -> Method:
     return Method(
-        family="lora", config=LoRAConfig(4, 4.0), **{"learning_rate": 1e-3, "text_encoder_lr": 1e-3, **settings}
+        family="lora",
+        config=LoRAConfig(rank=4, alpha=4.0),
+        **{"learning_rate": 1e-3, "text_encoder_lr": 1e-3, **settings},
     )
 
 

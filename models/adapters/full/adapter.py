@@ -14,7 +14,7 @@ from ..weight_update import AddDense
 from .autograd import TrainedConvolution, TrainedLinear
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FullConfig:
     """Full fine-tuning has no settings of its own."""
 

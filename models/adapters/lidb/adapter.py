@@ -13,7 +13,7 @@ from ..weight_update import AddLowRank
 from .random_bases import CHECKSUM_TOLERANCE, checksum, random_basis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LiDBConfig:
     """Settings of LiDB; a small layer clips them to ``min(a, out)``, ``min(b, in)`` and ``min(rank, a, b)``.
 

@@ -11,13 +11,13 @@ from ...backbone.frozen_layers import BiasCache, is_convolution
 from ..base import AdapterLayer
 from ..layer_context import LayerContext
 from ..weight_update import ProjectOut
-from .autograd import ProjectOutput
+from .autograd import Projection, ProjectOutput
 from .singular_init import smallest_left_singular_vectors
 
 INITS = ("random", "smallest singular")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PaRaConfig:
     """Settings of PaRa.
 
@@ -108,7 +108,10 @@ class PaRa(AdapterLayer):
         def adapted(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             y = context.forward(x, *args, **kwargs)
             q, r = self.qr(self.basis)
-            return ProjectOutput.apply(y, self.basis, q, r, bias(y), spatial, context.modified_in_place)
+            projection = Projection(
+                q=q, r=r, bias=bias(y), spatial=spatial, modified_in_place=context.modified_in_place
+            )  # fmt: skip
+            return ProjectOutput.apply(y, self.basis, projection)
 
         return adapted
 

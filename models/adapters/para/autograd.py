@@ -9,6 +9,7 @@ for the gradient ``g = dL/dy'`` (rows are tokens). Autograd keeps y', which atte
 per token.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,25 @@ from torch.autograd.function import once_differentiable
 from ...backbone.frozen_layers import without_view
 
 
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """What a projection needs besides the layer's output and the trained basis.
+
+    Args:
+        q: ``[..., out, r]`` of the decomposition ``B = q r``, in float32.
+        r: ``[..., r, r]``, in float32.
+        bias: b ``[out]`` or None.
+        spatial: whether the output is a convolution's.
+        modified_in_place: the result may be modified in place, in which case y is kept instead of y'.
+    """
+
+    q: Tensor
+    r: Tensor
+    bias: Tensor | None
+    spatial: bool
+    modified_in_place: bool = False
+
+
 class ProjectOutput(torch.autograd.Function):
     """``y - Q Q^T (y - b)``, for a linear layer's tokens or a convolution's channels.
 
@@ -25,32 +45,25 @@ class ProjectOutput(torch.autograd.Function):
 
         y: the layer's output, bias included; ``[..., out]``, or ``[n, out, height, width]`` of a convolution.
         basis: B ``[out, r]``, or ``[subjects, out, r]`` with one sample of ``y`` for each; it receives the gradient.
-        q: ``[..., out, r]`` of the decomposition ``B = q r``, in float32.
-        r: ``[..., r, r]``, in float32.
-        bias: b ``[out]`` or None.
-        spatial: whether ``y`` is a convolution's.
-        modified_in_place: the result may be modified in place, in which case y is kept instead of y'.
+        projection: the decomposition of B, and the layer's properties.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, basis: Tensor, q: Tensor, r: Tensor, bias: Tensor | None, spatial: bool,
-        modified_in_place: bool = False,
-    ) -> Tensor:  # fmt: skip
-        q = q.to(y.dtype)
+    def forward(ctx: Any, y: Tensor, basis: Tensor, projection: Projection) -> Tensor:
+        q, r, bias, spatial = projection.q.to(y.dtype), projection.r, projection.bias, projection.spatial
         flat = _flat(y, q, spatial)
         hidden = q.mT @ flat if spatial else flat @ q
         if bias is not None:
             offset = q.mT @ bias  # [..., r]
             hidden = hidden - (offset[..., :, None] if spatial else offset[..., None, :])
         out = without_view(_subtract(flat, q, hidden, spatial).view_as(y))
-        ctx.save_for_backward(y if modified_in_place else out, hidden, q, r, bias)
-        ctx.spatial, ctx.projected = spatial, not modified_in_place
+        ctx.save_for_backward(y if projection.modified_in_place else out, hidden, q, r, bias)
+        ctx.spatial, ctx.keeps_result = spatial, not projection.modified_in_place
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         kept, hidden, q, r, bias = ctx.saved_tensors
         flat = _flat(gradient, q, ctx.spatial)
         k = q.mT @ flat if ctx.spatial else flat @ q
@@ -58,7 +71,7 @@ class ProjectOutput(torch.autograd.Function):
         to_basis = None
         if ctx.needs_input_grad[1]:
             span = _outer(to_y, hidden, ctx.spatial) + _outer(_flat(kept, q, ctx.spatial), k, ctx.spatial)
-            if not ctx.projected:  # (y' - b)^T k = (I - P) (y - b)^T k
+            if not ctx.keeps_result:  # (y' - b)^T k = (I - P) (y - b)^T k
                 span = span - q.float() @ _outer(hidden, k, ctx.spatial)
             if bias is not None:
                 total = k.float().sum(-1 if ctx.spatial else -2)
@@ -66,7 +79,7 @@ class ProjectOutput(torch.autograd.Function):
             while span.ndim > r.ndim:
                 span = span.sum(0)
             to_basis = torch.linalg.solve_triangular(r.mT, -span, upper=False, left=False)
-        return to_y.view_as(gradient), to_basis, None, None, None, None, None
+        return to_y.view_as(gradient), to_basis, None
 
 
 def _flat(y: Tensor, q: Tensor, spatial: bool) -> Tensor:

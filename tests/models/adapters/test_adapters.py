@@ -46,13 +46,13 @@ def _lidb(a: AdapterLayer, w: Tensor) -> Tensor:
 
 
 TABLE = [
-    Family("lora", LoRAConfig(4, 4.0), lambda a, w: reference.lora(w, a.up, a.down, a.alpha)),
-    Family("lora", LoRAConfig(3, 12.0), lambda a, w: reference.lora(w, a.up, a.down, a.alpha)),
+    Family("lora", LoRAConfig(rank=4, alpha=4.0), lambda a, w: reference.lora(w, a.up, a.down, a.alpha)),
+    Family("lora", LoRAConfig(rank=3, alpha=12.0), lambda a, w: reference.lora(w, a.up, a.down, a.alpha)),
     Family("lidb", LiDBConfig(), _lidb),
-    Family("lidb", LiDBConfig(2, 10, 5, 7), _lidb),
-    Family("para", PaRaConfig(4, "random"), lambda a, w: reference.para(w, a.basis)),
-    Family("para", PaRaConfig(1, "random"), lambda a, w: reference.para(w, a.basis)),
-    Family("para", PaRaConfig(3, "smallest singular"), lambda a, w: reference.para(w, a.basis)),
+    Family("lidb", LiDBConfig(rank=2, a=10, b=5, basis_seed=7), _lidb),
+    Family("para", PaRaConfig(rank=4, init="random"), lambda a, w: reference.para(w, a.basis)),
+    Family("para", PaRaConfig(rank=1, init="random"), lambda a, w: reference.para(w, a.basis)),
+    Family("para", PaRaConfig(rank=3, init="smallest singular"), lambda a, w: reference.para(w, a.basis)),
     Family("full", FullConfig(), lambda a, w: reference.full(w, a.diff)),
 ]
 LOW_RANK = [family for family in TABLE if family.low_rank]
@@ -286,7 +286,7 @@ def test_the_global_random_state_is_left_alone(family: Family, layer: Layer, tmp
 def test_same_generator_same_adapter(family: Family, layer: Layer) -> None:
     first, again, other = (case(family, layer, trained=False, seed=seed).link.parameters() for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    if family.name == "full" or family.config == PaRaConfig(3, "smallest singular"):
+    if family.name == "full" or family.config == PaRaConfig(rank=3, init="smallest singular"):
         return
     assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -344,7 +344,7 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: La
 @by_dtype
 def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer, dtype: torch.dtype) -> None:
     """Outputs, and gradients of what is their own and of what they share."""
-    (family,) = (row for row in TABLE if row.config == LiDBConfig(2, 10, 5, 7))
+    (family,) = (row for row in TABLE if row.config == LiDBConfig(rank=2, a=10, b=5, basis_seed=7))
     made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
     for one in made[1:]:
         one.adapter.b_train.data.copy_(made[0].adapter.b_train.data)
@@ -389,17 +389,17 @@ def test_describes_itself(family: Family) -> None:
 
 
 SENSELESS = [
-    (lambda: LoRAConfig(0, 1.0), "rank is 0"),
-    (lambda: LoRAConfig(-1, 1.0), "rank is -1"),
-    (lambda: LoRAConfig(4, 0.0), "alpha is 0.0"),
-    (lambda: LoRAConfig(4, float("nan")), "alpha is nan"),
-    (lambda: LoRAConfig(4, float("inf")), "alpha is inf"),
-    (lambda: LiDBConfig(0), "rank is 0"),
-    (lambda: LiDBConfig(1, 0), "a is 0"),
-    (lambda: LiDBConfig(1, 100, -2), "b is -2"),
-    (lambda: LiDBConfig(1, 100, 50, -1), "basis_seed is -1"),
-    (lambda: PaRaConfig(0), "rank is 0"),
-    (lambda: PaRaConfig(4, "zero"), "init is 'zero'; give one of 'random', 'smallest singular'"),
+    (lambda: LoRAConfig(rank=0, alpha=1.0), "rank is 0"),
+    (lambda: LoRAConfig(rank=-1, alpha=1.0), "rank is -1"),
+    (lambda: LoRAConfig(rank=4, alpha=0.0), "alpha is 0.0"),
+    (lambda: LoRAConfig(rank=4, alpha=float("nan")), "alpha is nan"),
+    (lambda: LoRAConfig(rank=4, alpha=float("inf")), "alpha is inf"),
+    (lambda: LiDBConfig(rank=0), "rank is 0"),
+    (lambda: LiDBConfig(rank=1, a=0), "a is 0"),
+    (lambda: LiDBConfig(rank=1, a=100, b=-2), "b is -2"),
+    (lambda: LiDBConfig(rank=1, a=100, b=50, basis_seed=-1), "basis_seed is -1"),
+    (lambda: PaRaConfig(rank=0), "rank is 0"),
+    (lambda: PaRaConfig(rank=4, init="zero"), "init is 'zero'; give one of 'random', 'smallest singular'"),
 ]
 
 
@@ -412,8 +412,8 @@ def test_senseless_settings_are_refused(make: Callable[[], Any], message: str) -
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("lora", LoRAConfig(4, 4.0), r"layer l: rank 4 is larger than a layer of 3 x 20.*at most 3"),
-        ("para", PaRaConfig(3), r"layer l: rank 3 would remove all of a layer of 3 x 20"),
+        ("lora", LoRAConfig(rank=4, alpha=4.0), r"layer l: rank 4 is larger than a layer of 3 x 20.*at most 3"),
+        ("para", PaRaConfig(rank=3), r"layer l: rank 3 would remove all of a layer of 3 x 20"),
     ],
 )
 def test_a_rank_larger_than_the_layer_is_refused(family: str, config: Any, message: str) -> None:

@@ -10,7 +10,11 @@ from hyperbooth.models.adapters.targets import Target
 from torch import Tensor, nn
 
 LAYERS = {"linear": nn.Linear(12, 9), "conv": nn.Conv2d(6, 8, 3, stride=2, padding=1)}
-CONFIGS = {"lora": LoRAConfig(3, 6.0), "lidb": LiDBConfig(2, 5, 4), "para": PaRaConfig(2, "random")}
+CONFIGS = {
+    "lora": LoRAConfig(rank=3, alpha=6.0),
+    "lidb": LiDBConfig(rank=2, a=5, b=4),
+    "para": PaRaConfig(rank=2, init="random"),
+}
 
 
 def link(family: str, seed: int, names: tuple[str, ...] = ("linear", "conv")) -> Adapter:

@@ -15,7 +15,7 @@ from hyperbooth.models.files.layout_json import layout_from_json, layout_to_json
 from torch import nn
 
 TARGETS = [Target("diffusion_model.a.to_q", (12, 9)), Target("diffusion_model.b.conv", (8, 3, 3, 3))]
-CONFIG = LiDBConfig(2, 7, 5, basis_seed=3)
+CONFIG = LiDBConfig(rank=2, a=7, b=5, basis_seed=3)
 NUMBERS = 2 * (7 + 5) + 2 * (7 + 5)
 
 
@@ -133,8 +133,8 @@ def test_a_layout_survives_json() -> None:
 
 
 OTHERS = [
-    (link(config=LiDBConfig(2, 7, 5, basis_seed=4)), "basis seed 3 in a bank.*basis seed 4 in a network"),
-    (link(config=LiDBConfig(2, 5, 7, basis_seed=3)), r"\(7, 2\).*\(5, 2\)"),
+    (link(config=LiDBConfig(rank=2, a=7, b=5, basis_seed=4)), "basis seed 3 in a bank.*basis seed 4 in a network"),
+    (link(config=LiDBConfig(rank=2, a=5, b=7, basis_seed=3)), r"\(7, 2\).*\(5, 2\)"),
     (link(targets=TARGETS[::-1]), r"a\.to_q .* in a bank, .*b\.conv .* in a network"),
     (link(targets=TARGETS[:1]), "48 parameters on 2 layers.*24 parameters on 1 layers"),
 ]
@@ -173,7 +173,7 @@ def test_other_bases_under_the_same_seed_are_told_apart() -> None:
 
 def test_what_is_not_packed_has_no_layout() -> None:
     with pytest.raises(ValueError, match="holds 'lora' in packed form; this pack knows lidb"):
-        ParameterLayout.of(link(config=LoRAConfig(2, 2.0), family="lora"))
+        ParameterLayout.of(link(config=LoRAConfig(rank=2, alpha=2.0), family="lora"))
 
 
 @pytest.mark.parametrize("shape", [(), (NUMBERS - 1,), (NUMBERS, 2)])

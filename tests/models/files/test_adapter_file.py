@@ -20,7 +20,7 @@ TARGETS = [Target("diffusion_model.a.to_q", (12, 10)), Target("diffusion_model.b
 
 def adapter(links: int = 1, targets: list[Target] = TARGETS, rank: int = 2) -> AdapterStack:
     generator = torch.Generator().manual_seed(0)
-    chain = tuple(Adapter.create("lora", targets, LoRAConfig(rank, 1.5), generator) for _ in range(links))
+    chain = tuple(Adapter.create("lora", targets, LoRAConfig(rank=rank, alpha=1.5), generator) for _ in range(links))
     for link in chain:
         for parameter in link.parameters():
             parameter.data.normal_(generator=generator)

@@ -16,7 +16,7 @@ FOREIGN = "lora_unet_a.lora_up.weight"
 
 
 def tensors_of(*families: str, word: bool = False) -> dict[str, Tensor]:
-    configs = {"lidb": LiDBConfig(), "lora": LoRAConfig(2, 2.0)}
+    configs = {"lidb": LiDBConfig(), "lora": LoRAConfig(rank=2, alpha=2.0)}
     links = [Adapter.create(family, [LAYER], configs[family], torch.Generator()) for family in families]
     words = (LearnedEmbedding("sks", {"clip_l": torch.ones(1, 4)}),) if word else ()
     return adapter_tensors(AdapterStack(tuple(links), {}, words))

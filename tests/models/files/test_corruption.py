@@ -31,7 +31,12 @@ from hyperbooth.models.metadata.summary import change_per_block, summary
 from safetensors.torch import load, save
 
 LAYERS = [Target("diffusion_model.a.to_q", (40, 24)), Target("text_encoders.clip_l.b", (24, 3, 3, 3))]
-CONFIGS = {"lora": LoRAConfig(2, 1.5), "lidb": LiDBConfig(2, 9, 7), "para": PaRaConfig(2), "full": FullConfig()}
+CONFIGS = {
+    "lora": LoRAConfig(rank=2, alpha=1.5),
+    "lidb": LiDBConfig(rank=2, a=9, b=7),
+    "para": PaRaConfig(rank=2),
+    "full": FullConfig(),
+}
 FACTS: dict[str, Any] = {
     "base": "SD15", "steps": 7, "prompts": ["a photo of sks dog"], "trigger": "sks dog", "images": 3, "batch_size": 2,
     "latent_cell": 8, "latent_sizes": {"64x64": 3}, "started": 1.7e9, "finished": 1.7e9 + 60, "prediction": "eps",

@@ -24,7 +24,7 @@ LAYER = "diffusion_model.a"
 
 def link(shape: tuple[int, ...], rank: int = 2, alpha: float = 3.0, seed: int = 0, layer: str = LAYER) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
-    made = Adapter.create("lora", [Target(layer, shape)], LoRAConfig(rank, alpha), generator)
+    made = Adapter.create("lora", [Target(layer, shape)], LoRAConfig(rank=rank, alpha=alpha), generator)
     for parameter in made.parameters():
         parameter.data.normal_(generator=generator)
     return made

@@ -92,7 +92,10 @@ def test_a_file_of_sd15_is_as_small_as_in_the_paper(tmp_path: Path, dtype: torch
     assert len(tensors[PACKED]) == 30_000
 
 
-@pytest.mark.parametrize("config", [LiDBConfig(), LiDBConfig(3, 7, 5, 2**64 - 1), LiDBConfig(40, 500, 500, 3)])
+@pytest.mark.parametrize(
+    "config",
+    [LiDBConfig(), LiDBConfig(rank=3, a=7, b=5, basis_seed=2**64 - 1), LiDBConfig(rank=40, a=500, b=500, basis_seed=3)],
+)
 def test_save_load_save_gives_the_same_bytes(tmp_path: Path, config: LiDBConfig) -> None:
     link = lidb(SMALL, config)
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
@@ -105,7 +108,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path: Path, config: LiDBConfig)
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_layers_with_bases_smaller_than_the_checksum_round_trip(tmp_path: Path, shape: tuple[int, int]) -> None:
-    link = lidb([Target("diffusion_model.a", shape), *SMALL], LiDBConfig(1, 1, 1))
+    link = lidb([Target("diffusion_model.a", shape), *SMALL], LiDBConfig(rank=1, a=1, b=1))
     save_adapter(AdapterStack((link,)), tmp_path / "a.safetensors")
     assert_same(link, load_adapter(tmp_path / "a.safetensors").adapters[0])
 
@@ -121,8 +124,8 @@ def test_half_precision_rounds_once(tmp_path: Path) -> None:
 
 
 def test_each_adapter_of_a_stack_is_packed_by_itself(tmp_path: Path) -> None:
-    first, second = lidb(SMALL), lidb(SMALL[:1], LiDBConfig(2, basis_seed=1))
-    plain = lidb(SMALL, LoRAConfig(2, 2.0), "lora")
+    first, second = lidb(SMALL), lidb(SMALL[:1], LiDBConfig(rank=2, basis_seed=1))
+    plain = lidb(SMALL, LoRAConfig(rank=2, alpha=2.0), "lora")
     save_adapter(AdapterStack((first, plain, second)), tmp_path / "a.safetensors")
     names = load_file(tmp_path / "a.safetensors").keys()
     assert {"1/packed", "1/layout", "3/packed", "3/layout", "2/diffusion_model.a.to_q.alpha"} <= names
@@ -140,7 +143,7 @@ def test_the_header_does_not_repeat_the_layers(tmp_path: Path) -> None:
 
 def test_layers_of_one_adapter_may_differ() -> None:
     """An adapter merged from others has layers of different settings."""
-    link = Adapter("lidb", {**lidb(SMALL[:1]).layers, **lidb(SMALL[1:], LiDBConfig(2, 9, 4)).layers},
+    link = Adapter("lidb", {**lidb(SMALL[:1]).layers, **lidb(SMALL[1:], LiDBConfig(rank=2, a=9, b=4)).layers},
                 {target.name: target for target in SMALL})  # fmt: skip
     assert_same(link, unpack_adapter(pack_adapter(link)))
 
@@ -206,13 +209,18 @@ def test_damaged_tensors_are_refused(tensors: dict[str, Tensor], message: str) -
 def test_an_adapter_of_too_many_layers_is_not_written() -> None:
     many = [Target(f"diffusion_model.{i:0400}", (2, 2)) for i in range(3000)]
     with pytest.raises(ValueError, match=r"3000 layers need a layout of .* bytes; at most 1048576"):
-        pack_adapter(lidb(many, LiDBConfig(1, 1, 1)))
+        pack_adapter(lidb(many, LiDBConfig(rank=1, a=1, b=1)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     ("family", "config"),
-    [("lora", LoRAConfig(3, 1.5)), ("lidb", LiDBConfig(2)), ("para", PaRaConfig(3)), ("full", FullConfig())],
+    [
+        ("lora", LoRAConfig(rank=3, alpha=1.5)),
+        ("lidb", LiDBConfig(rank=2)),
+        ("para", PaRaConfig(rank=3)),
+        ("full", FullConfig()),
+    ],
 )
 def test_precision_loss_is_the_relative_error_of_the_change(
     tmp_path: Path, family: str, config: Any, dtype: torch.dtype
@@ -233,7 +241,7 @@ def test_precision_loss_is_the_relative_error_of_the_change(
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
 def test_precision_loss_of_a_plain_file_is_that_of_its_tensors(alpha: float) -> None:
-    link = lidb(SMALL, LoRAConfig(3, alpha), "lora")
+    link = lidb(SMALL, LoRAConfig(rank=3, alpha=alpha), "lora")
     adapter = AdapterStack((link, lidb(SMALL[:1], FullConfig(), "full")))
     tensors = {name.split("/")[1]: tensor for name, tensor in adapter_tensors(adapter).items()}
     expected = adapter_precision_loss(adapter, torch.float16)
@@ -242,7 +250,7 @@ def test_precision_loss_of_a_plain_file_is_that_of_its_tensors(alpha: float) -> 
 
 
 def test_no_change_has_no_precision_loss() -> None:
-    untrained = Adapter.create("lora", SMALL, LoRAConfig(2, 2.0), torch.Generator().manual_seed(0))
+    untrained = Adapter.create("lora", SMALL, LoRAConfig(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
     assert adapter_precision_loss(AdapterStack((untrained,)), torch.float16) == 0
     assert LAYER_CODECS.keys() | PACKED_CODECS.keys() == FAMILIES.keys()
     assert {name for name, family in FAMILIES.items() if family.has_parameter_layout} == PACKED_CODECS.keys()

@@ -25,7 +25,7 @@ BASE = BaseModelRef("SD15", {"diffusion_model.a.to_q": [1.0, 2.0], "vae.x": [3.0
 
 
 def predictor(seed: int = 0, **settings: Any) -> Predictor:
-    layout = ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(1, 7, 5), torch.Generator()))
+    layout = ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(rank=1, a=7, b=5), torch.Generator()))
     config = HyperNetworkConfig(**{"width": 16, "heads": 2, "directions": 3, **settings})
     generator = torch.Generator().manual_seed(seed)
     network = HyperNetwork.create(config, layout, WIDTH, generator)

@@ -16,7 +16,7 @@ TARGETS = [
 
 
 def layout(rank: int) -> ParameterLayout:
-    return ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(rank, 7, 5), torch.Generator()))
+    return ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(rank=rank, a=7, b=5), torch.Generator()))
 
 
 def thetas(rank: int, count: int = 6, seed: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ TARGETS = [
     Target("diffusion_model.a.to_q", (12, 9)), Target("diffusion_model.b.conv", (8, 3, 3, 3)),
     Target("diffusion_model.c.to_q", (4, 3)),
 ]  # fmt: skip
-LAYOUT = ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(1, 7, 5), torch.Generator()))
+LAYOUT = ParameterLayout.of(Adapter.create("lidb", TARGETS, LiDBConfig(rank=1, a=7, b=5), torch.Generator()))
 WIDTH = 6
 
 

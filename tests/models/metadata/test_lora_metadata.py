@@ -30,12 +30,17 @@ FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-CONFIGS = {"lora": LoRAConfig(2, 1.5), "lidb": LiDBConfig(), "para": PaRaConfig(2), "full": FullConfig()}
+CONFIGS = {
+    "lora": LoRAConfig(rank=2, alpha=1.5),
+    "lidb": LiDBConfig(),
+    "para": PaRaConfig(rank=2),
+    "full": FullConfig(),
+}
 
 
 def adapter(facts: dict[str, Any] = FACTS, rank: int = 2, kernel: tuple[int, ...] = (3, 3)) -> AdapterStack:
     targets = [Target("diffusion_model.a", (12, 10)), Target("diffusion_model.b", (12, 3, *kernel))]
-    return AdapterStack((Adapter.create("lora", targets, LoRAConfig(rank, 1.5), torch.Generator()),), facts)
+    return AdapterStack((Adapter.create("lora", targets, LoRAConfig(rank=rank, alpha=1.5), torch.Generator()),), facts)
 
 
 def header(folder: Path, made: AdapterStack) -> dict[str, str]:

@@ -20,7 +20,7 @@ CJK = [f"{i} " + "犬" * 200 for i in range(2000)]
 
 
 def adapter(prompts: list[str], family: str = "lora", **facts: Any) -> AdapterStack:
-    config = LoRAConfig(2, 2.0) if family == "lora" else LiDBConfig()
+    config = LoRAConfig(rank=2, alpha=2.0) if family == "lora" else LiDBConfig()
     link = Adapter.create(family, [Target("diffusion_model.a", (12, 10))], config, torch.Generator().manual_seed(0))
     return AdapterStack((link,), {"base": "SD15", "prompts": prompts, **facts})
 

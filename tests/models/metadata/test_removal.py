@@ -14,22 +14,24 @@ def link(family: str, config: object, *targets: Target) -> Adapter:
 
 
 def test_ranks_of_a_stack_add_up_by_layer() -> None:
-    first, second = (link("para", PaRaConfig(rank), NARROW, WIDE) for rank in (3, 2))
-    lora = link("lora", LoRAConfig(20, 20.0), NARROW)
-    chain = AdapterStack((first, lora, second, link("para", PaRaConfig(1), WIDE)))
+    first, second = (link("para", PaRaConfig(rank=rank), NARROW, WIDE) for rank in (3, 2))
+    lora = link("lora", LoRAConfig(rank=20, alpha=20.0), NARROW)
+    chain = AdapterStack((first, lora, second, link("para", PaRaConfig(rank=1), WIDE)))
     assert removed_rank(chain) == {NARROW.name: 5, WIDE.name: 6}
 
 
 def test_up_to_a_fortieth_there_is_no_warning() -> None:
     """3 of 120 and 10 of 400 are exactly a fortieth; LoRA removes nothing."""
-    alone = link("para", PaRaConfig(3), NARROW)
-    chain = AdapterStack((alone, link("para", PaRaConfig(10), WIDE), link("lora", LoRAConfig(30, 30.0), NARROW)))
+    alone = link("para", PaRaConfig(rank=3), NARROW)
+    chain = AdapterStack(
+        (alone, link("para", PaRaConfig(rank=10), WIDE), link("lora", LoRAConfig(rank=30, alpha=30.0), NARROW))
+    )
     assert removal_warning(chain) is None
     assert "warning" not in summary(chain)
 
 
 def test_beyond_a_fortieth_the_worst_layer_is_named() -> None:
-    chain = AdapterStack((link("para", PaRaConfig(8), NARROW, WIDE), link("para", PaRaConfig(3), WIDE)))
+    chain = AdapterStack((link("para", PaRaConfig(rank=8), NARROW, WIDE), link("para", PaRaConfig(rank=3), WIDE)))
     warning = removal_warning(chain)
     assert "removes 8 of the 120 directions of diffusion_model.narrow, and on 2 layers" in warning
     assert f"warning: {warning}" in summary(chain)
@@ -38,7 +40,7 @@ def test_beyond_a_fortieth_the_worst_layer_is_named() -> None:
 def test_size_is_compared_with_a_lora() -> None:
     """PaRa needs half the parameters of LoRA on a square layer."""
     square = Target("diffusion_model.square", (64, 64))
-    assert link("para", PaRaConfig(4), square).describe_size().startswith("256 parameters, ")
-    assert link("para", PaRaConfig(4), square).describe_size().endswith("; a LoRA of this rank would have 512")
+    assert link("para", PaRaConfig(rank=4), square).describe_size().startswith("256 parameters, ")
+    assert link("para", PaRaConfig(rank=4), square).describe_size().endswith("; a LoRA of this rank would have 512")
     assert link("lidb", LiDBConfig(), square).describe_size().endswith("; a LoRA of this rank would have 128")
-    assert "would" not in link("lora", LoRAConfig(4, 4.0), square).describe_size()
+    assert "would" not in link("lora", LoRAConfig(rank=4, alpha=4.0), square).describe_size()

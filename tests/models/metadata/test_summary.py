@@ -23,7 +23,12 @@ def weight_of(name: str) -> torch.Tensor:
 
 
 def chain(*families: str) -> AdapterStack:
-    configs = {"lora": LoRAConfig(2, 3.0), "lidb": LiDBConfig(1, 6, 5), "para": PaRaConfig(2), "full": FullConfig()}
+    configs = {
+        "lora": LoRAConfig(rank=2, alpha=3.0),
+        "lidb": LiDBConfig(rank=1, a=6, b=5),
+        "para": PaRaConfig(rank=2),
+        "full": FullConfig(),
+    }
     links = []
     for seed, family in enumerate(families):
         generator = torch.Generator().manual_seed(seed)

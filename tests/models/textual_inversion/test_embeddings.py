@@ -33,7 +33,9 @@ def word(token: str = "sks-dog", seed: int = 0, **widths: int) -> LearnedEmbeddi
 
 
 def lora() -> AdapterStack:
-    return AdapterStack((Adapter.create("lora", [LAYER], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SD15"})
+    return AdapterStack(
+        (Adapter.create("lora", [LAYER], LoRAConfig(rank=2, alpha=2.0), torch.Generator()),), {"base": "SD15"}
+    )
 
 
 PROMPTS = {

@@ -100,7 +100,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def factors(targets: list[Target], rank: int = 2, alpha: float = 3.0, seed: int = 0, **facts: Any) -> AdapterStack:
     """An adapter with random factors."""
     generator = torch.Generator().manual_seed(seed)
-    link = Adapter.create("lora", targets, LoRAConfig(rank, alpha), generator)
+    link = Adapter.create("lora", targets, LoRAConfig(rank=rank, alpha=alpha), generator)
     for adapter in link.layers.values():
         adapter.up.data.normal_(generator=generator)
     return AdapterStack((link,), facts)
@@ -443,7 +443,7 @@ def test_a_foreign_file_is_trained_further(node: Any, loaded: Any, subject: Any,
     model, _, _ = loaded
     inputs = {
         "model": model, "subject": subject, "seed": 0,
-        "method": Method(family="lora", config=LoRAConfig(2, 3.0), learning_rate=1e-2),
+        "method": Method(family="lora", config=LoRAConfig(rank=2, alpha=3.0), learning_rate=1e-2),
         "batch_size": 1, "options": TrainingOptions(preview_every=0),
     }  # fmt: skip
     first, _, _ = node("Train", **inputs, steps=2)

@@ -40,7 +40,7 @@ PROMPT = "a photo of sks face"
 def lidb(**settings: Any) -> Method:
     """Return a LiDB of few parameters that trains fast."""
     given = {"learning_rate": 2e-2, "text_encoder": False, "text_encoder_lr": 5e-3, **settings}
-    config = LiDBConfig(1, 16, 8, given.pop("basis_seed", 0))
+    config = LiDBConfig(rank=1, a=16, b=8, basis_seed=given.pop("basis_seed", 0))
     return Method(family="lidb", config=config, targets="attention", text_targets="attention and feed-forward", **given)
 
 

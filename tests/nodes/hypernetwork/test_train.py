@@ -292,7 +292,7 @@ def test_from_a_folder_of_people_to_a_fine_tuned_prediction(
             Image.fromarray(image.numpy()).save(tmp_path / "people" / f"{person}" / f"{number}.png")
     method = Method(
         family="lidb",
-        config=LiDBConfig(1, 16, 8),
+        config=LiDBConfig(rank=1, a=16, b=8),
         targets="attention",
         learning_rate=1e-2,
         text_encoder=True,

@@ -86,12 +86,16 @@ def test_settings_reach_the_family(node: Any) -> None:
         "MethodLiDB", rank=2, a=30, b=20, basis_seed=5, targets="self attention", learning_rate=2e-3,
         text_encoder=False, text_encoder_lr=1e-3,
     )  # fmt: skip
-    assert (lidb.family, lidb.config, lidb.targets) == ("lidb", LiDBConfig(2, 30, 20, 5), "self attention")
+    assert (lidb.family, lidb.config, lidb.targets) == (
+        "lidb",
+        LiDBConfig(rank=2, a=30, b=20, basis_seed=5),
+        "self attention",
+    )
     assert (lidb.learning_rate, lidb.text_encoder, lidb.text_encoder_lr) == (2e-3, False, 1e-3)
     (para,) = node("MethodPaRa", rank=3, init="smallest singular", targets="all linear", learning_rate=2e-3)
     assert (para.family, para.config, para.targets) == (
         "para",
-        PaRaConfig(3, "smallest singular"),
+        PaRaConfig(rank=3, init="smallest singular"),
         "all linear",
     )
     assert para.learning_rate == 2e-3 and not para.text_encoder
@@ -99,7 +103,7 @@ def test_settings_reach_the_family(node: Any) -> None:
 
 def test_para_starts_where_the_models_weights_are_least_used(node: Any, loaded: Any, subject: Any) -> None:
     """At a rate of nothing the adapter stays at its start."""
-    method = Method(family="para", config=PaRaConfig(4, "smallest singular"), learning_rate=0.0)
+    method = Method(family="para", config=PaRaConfig(rank=4, init="smallest singular"), learning_rate=0.0)
     adapter, _, _ = train(node, loaded, subject, method, 1)
     with training_session(loaded[0], QUIET, subject, batch_size=1) as session:
         for name, part in adapter.adapters[0].layers.items():
@@ -132,7 +136,10 @@ def test_a_resumed_run_does_not_compute_the_initialization_again(
     real = para.smallest_left_singular_vectors
     monkeypatch.setattr(para, "smallest_left_singular_vectors", lambda *given: asked.append(1) or real(*given))
     method = Method(
-        family="para", config=PaRaConfig(2, "smallest singular"), targets="cross attention", learning_rate=1e-3
+        family="para",
+        config=PaRaConfig(rank=2, init="smallest singular"),
+        targets="cross attention",
+        learning_rate=1e-3,
     )
     straight, _, _ = train(node, loaded, subject, method, 4, resume="start over")
     layers = len(straight.adapters[0].layers)
@@ -146,7 +153,7 @@ def test_a_resumed_run_does_not_compute_the_initialization_again(
 def test_training_warns_where_para_removes_too_much(
     node: Any, loaded: Any, subject: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    method = Method(family="para", config=PaRaConfig(9), targets="cross attention", learning_rate=1e-3)
+    method = Method(family="para", config=PaRaConfig(rank=9), targets="cross attention", learning_rate=1e-3)
     adapter, _, report = train(node, loaded, subject, method, 1)
     assert re.search(r"^warning: .*removes 9 of the 320 .*diffusion_model\.", report, re.M)
     assert "removes 9 of the 320" in caplog.text and "a LoRA of this rank would have" in report
@@ -161,7 +168,7 @@ def test_another_familys_adapter_is_not_trained_further(node: Any, loaded: Any, 
         node,
         loaded,
         subject,
-        Method(family="para", config=PaRaConfig(2), targets="cross attention", learning_rate=1e-3),
+        Method(family="para", config=PaRaConfig(rank=2), targets="cross attention", learning_rate=1e-3),
         1,
     )
     other = Method(family="lidb", config=LiDBConfig(), targets="cross attention", learning_rate=1e-3)

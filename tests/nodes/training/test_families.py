@@ -149,7 +149,7 @@ def test_trains_and_leaves_the_model_unchanged(family: Loaded, node: Any, target
 EVERYWHERE = [
     Method(family="full", config=FullConfig(), targets="all weights", learning_rate=1e-4),
     Method(family="lidb", config=LiDBConfig(), targets="all linear and convolution", learning_rate=1e-3),
-    Method(family="para", config=PaRaConfig(2), targets="all linear and convolution", learning_rate=1e-3),
+    Method(family="para", config=PaRaConfig(rank=2), targets="all linear and convolution", learning_rate=1e-3),
 ]
 
 
@@ -348,7 +348,9 @@ def test_previews_show_an_image(family: Loaded) -> None:
 
 def link_for(session: Any, rule: str) -> Adapter:
     """A LoRA that changes something, on the layers of ``rule``."""
-    link = Adapter.create("lora", select_targets(session.model.shapes, rule), LoRAConfig(2, 2.0), torch.Generator())
+    link = Adapter.create(
+        "lora", select_targets(session.model.shapes, rule), LoRAConfig(rank=2, alpha=2.0), torch.Generator()
+    )
     generator = torch.Generator().manual_seed(2)
     for parameter in link.parameters():
         parameter.data.normal_(0, 0.05, generator=generator)

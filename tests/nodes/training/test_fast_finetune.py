@@ -24,7 +24,7 @@ from hyperbooth.trainers.dreambooth.initial_adapter import initial_adapter
 
 FAMILIES = [("lidb",), ("para",), ("lidb", "para", "lora")]
 by_families = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)
-METHOD = Method(family="lora", config=LoRAConfig(3, 3.0), learning_rate=1e-3, text_encoder=True)
+METHOD = Method(family="lora", config=LoRAConfig(rank=3, alpha=3.0), learning_rate=1e-3, text_encoder=True)
 
 
 @pytest.fixture(scope="module")

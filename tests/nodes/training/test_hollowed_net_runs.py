@@ -62,7 +62,11 @@ def test_records_of_a_run_taken_up_are_of_what_it_started_from(
 
 
 def test_cached_activations_of_a_resumed_embedding_are_of_its_start(node: Any, quick: Any, output_folder: Path) -> None:
-    method = Method(family=FAMILY, config=TextualInversionConfig("sks-x", "dog", 1), learning_rate=0.1)
+    method = Method(
+        family=FAMILY,
+        config=TextualInversionConfig(token="sks-x", initializer_word="dog", vectors=1),
+        learning_rate=0.1,
+    )
     subject = subject_of(node, quick, "a photo of sks-x")
     assert goes_on_as_if_nothing_had_been(node, quick, subject, method, output_folder, clip=quick[1])
 

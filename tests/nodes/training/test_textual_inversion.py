@@ -31,7 +31,11 @@ TOKEN = "sks-dog"
 
 
 def inversion(vectors: int = 1, learning_rate: float = 5e-3, token: str = TOKEN, word: str = "dog") -> Method:
-    return Method(family=FAMILY, config=TextualInversionConfig(token, word, vectors), learning_rate=learning_rate)
+    return Method(
+        family=FAMILY,
+        config=TextualInversionConfig(token=token, initializer_word=word, vectors=vectors),
+        learning_rate=learning_rate,
+    )
 
 
 def made(node: Any, clip: Any, vae: Any, pictures: Tensor, prompt: str, **inputs: Any) -> Any:

@@ -20,7 +20,11 @@ TOKEN = "sks-dog"
 
 
 def inversion(vectors: int = 1, learning_rate: float = 0.05) -> Method:
-    return Method(family=FAMILY, config=TextualInversionConfig(TOKEN, "dog", vectors), learning_rate=learning_rate)
+    return Method(
+        family=FAMILY,
+        config=TextualInversionConfig(token=TOKEN, initializer_word="dog", vectors=vectors),
+        learning_rate=learning_rate,
+    )
 
 
 def made(node: Any, clip: Any, vae: Any, prompt: str = f"a photo of {TOKEN}") -> Any:
@@ -136,7 +140,9 @@ def test_every_text_encoder_gets_its_own_vectors(
         )
     subject = made(node, clip, vae)
     if "t5xxl" in ENCODERS[name]:
-        nothing = Method(family=FAMILY, config=TextualInversionConfig(TOKEN, "\u200b"), learning_rate=0.1)
+        nothing = Method(
+            family=FAMILY, config=TextualInversionConfig(token=TOKEN, initializer_word="\u200b"), learning_rate=0.1
+        )
         with pytest.raises(ValueError, match=r"^initializer_word '\\u200b' .*t5xxl"):
             train(node, (model,), subject, nothing, 1, clip=clip)
     with untouched(model, clip):

@@ -120,7 +120,7 @@ def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> N
     model = loaded[0]
     with training_session(model, QUIET, subject, batch_size=2) as session:
         link = Adapter.create(
-            "lora", select_targets(session.model.shapes, "attention"), LoRAConfig(2, 2.0), torch.Generator()
+            "lora", select_targets(session.model.shapes, "attention"), LoRAConfig(rank=2, alpha=2.0), torch.Generator()
         )
         for parameter in link.parameters():
             parameter.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
@@ -258,13 +258,13 @@ def test_goes_on_from_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), kept, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), further.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"^start_from is lora \(rank 4, alpha 4\).* lora \(rank 2, alpha 2\)"):
-        train(node, loaded, subject, Method(family="lora", config=LoRAConfig(2, 2.0)), 1, start_from=first)
+        train(node, loaded, subject, Method(family="lora", config=LoRAConfig(rank=2, alpha=2.0)), 1, start_from=first)
 
 
 def test_another_alpha_is_not_silently_ignored(node: Any, loaded: Any, subject: Any) -> None:
     first, _, _ = train(node, loaded, subject, lora(), 1)
     with pytest.raises(ValueError, match=r"\(rank 4, alpha 4\) on 32 layers.* lora \(rank 4, alpha 64\)"):
-        train(node, loaded, subject, Method(family="lora", config=LoRAConfig(4, 64.0)), 1, start_from=first)
+        train(node, loaded, subject, Method(family="lora", config=LoRAConfig(rank=4, alpha=64.0)), 1, start_from=first)
 
 
 def test_a_subject_of_another_model_is_refused(node: Any, loaded: Any, subject: Any) -> None:
@@ -430,7 +430,9 @@ def test_an_adapter_of_another_model_is_refused_with_both_sides_named(node: Any,
     from hyperbooth.models.adapters.targets import Target
 
     where = Target("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", (640, 640))
-    foreign = AdapterStack((Adapter.create("lora", [where], LoRAConfig(2, 2.0), torch.Generator()),), {"base": "SDXL"})
+    foreign = AdapterStack(
+        (Adapter.create("lora", [where], LoRAConfig(rank=2, alpha=2.0), torch.Generator()),), {"base": "SDXL"}
+    )
     with pytest.raises(ValueError, match=r"SDXL .*\(640, 640\).*\(320, 320\)"):
         node("Apply", model=loaded[0], adapter=foreign, strength_model=1.0)
 

@@ -26,7 +26,9 @@ def bank(tmp_path: Path) -> Bank:
 
 def write_bank(folder: Path, brighter: int = 0) -> Bank:
     """Write three people in two shards, with images of one value: 10 times the person plus the image's index."""
-    adapter = Adapter.create("lidb", [Target("diffusion_model.a.to_q", (8, 8))], LiDBConfig(1, 4, 4), torch.Generator())
+    adapter = Adapter.create(
+        "lidb", [Target("diffusion_model.a.to_q", (8, 8))], LiDBConfig(rank=1, a=4, b=4), torch.Generator()
+    )
     base = {"base": "SD15", "weights": {"diffusion_model.a": [1.0]}}
     manifest = Manifest(ParameterLayout.of(adapter), {"prompt": "a face", "steps": 1}, base, {})
     manifest.save(folder)

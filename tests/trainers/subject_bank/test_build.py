@@ -26,7 +26,9 @@ def test_subjects_are_the_visible_folders_in_natural_order(tmp_path: Path) -> No
 
 
 def bank(folder: Path, fits: dict[str, SubjectFit]) -> Bank:
-    adapter = Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(1, 2, 2), torch.Generator().manual_seed(0))
+    adapter = Adapter.create(
+        "lidb", [Target("a", (4, 4))], LiDBConfig(rank=1, a=2, b=2), torch.Generator().manual_seed(0)
+    )
     base = {"base": "SD15", "weights": {}}
     manifest = Manifest(ParameterLayout.of(adapter), {"prompt": "a sks face", "steps": 7}, base, {})
     manifest.save(folder)

@@ -11,7 +11,7 @@ from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.subject_bank.config import BankConfig
 
 SHAPES = {"diffusion_model.a.attn1.to_q": (12, 9), "diffusion_model.a.conv": (8, 3, 3, 3)}
-LIDB = Method(family="lidb", config=LiDBConfig(1, 7, 5), targets="attention", learning_rate=1e-2)
+LIDB = Method(family="lidb", config=LiDBConfig(rank=1, a=7, b=5), targets="attention", learning_rate=1e-2)
 CONFIG = BankConfig(method=LIDB, prompt="a sks face", steps=7)
 
 
@@ -42,7 +42,7 @@ def test_what_a_bank_cannot_be_is_refused(change: dict[str, Any], message: str) 
     "change",
     [
         {"prompt": "b"}, {"steps": 8}, {"seed": 1}, {"resolution": 8}, {"shared_input": True}, {"captions": True},
-        {"method": replace(LIDB, learning_rate=1.0)}, {"method": replace(LIDB, config=LiDBConfig(1, 7, 5, 1))},
+        {"method": replace(LIDB, learning_rate=1.0)}, {"method": replace(LIDB, config=LiDBConfig(rank=1, a=7, b=5, basis_seed=1))},
         {"options": TrainingOptions(noise_offset=0.1)}, {"options": TrainingOptions(max_grad_norm=0.5)},
     ],
 )  # fmt: skip

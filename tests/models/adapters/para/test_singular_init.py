@@ -79,11 +79,13 @@ def test_a_link_starts_there_only_if_asked_and_where_it_can() -> None:
     target = Target("l", (64, 16, 2, 2))
     for init, most in (("random", 1.0), ("smallest singular", 0.01)):
         settled = Adapter.create(
-            "para", [target], PaRaConfig(4, init), torch.Generator().manual_seed(0), lambda _: made
+            "para", [target], PaRaConfig(rank=4, init=init), torch.Generator().manual_seed(0), lambda _: made
         )
         assert left(settled.layers["l"].basis.detach(), made) < most
-    unseen = Adapter.create("para", [target], PaRaConfig(4, "smallest singular"), torch.Generator().manual_seed(0))
-    random = Adapter.create("para", [target], PaRaConfig(4, "random"), torch.Generator().manual_seed(0))
+    unseen = Adapter.create(
+        "para", [target], PaRaConfig(rank=4, init="smallest singular"), torch.Generator().manual_seed(0)
+    )
+    random = Adapter.create("para", [target], PaRaConfig(rank=4, init="random"), torch.Generator().manual_seed(0))
     assert torch.equal(unseen.layers["l"].basis, random.layers["l"].basis)
     assert left(random.layers["l"].basis.detach(), made) > 0.05
 

@@ -54,7 +54,9 @@ def subject_of(node: Any, clip: Any, vae: Any, prompt: str) -> Any:
 
 
 def inversion() -> Method:
-    return Method(family=FAMILY, config=TextualInversionConfig(TOKEN, "dog", 2), learning_rate=0.05)
+    return Method(
+        family=FAMILY, config=TextualInversionConfig(token=TOKEN, initializer_word="dog", vectors=2), learning_rate=0.05
+    )
 
 
 BEFORE = ("", "a ", "a,", "(", "((", "\\(", ":) (", "<", "[", '"', "'", ":", ".", "(a)", "a\n", "é,", "embedding:")
