@@ -1,4 +1,4 @@
-"""Settings: sensible, or refused by name."""
+"""Settings out of their bounds are refused by name; the loop takes its part of the options."""
 
 import math
 from typing import Any
@@ -7,6 +7,8 @@ import pytest
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
 from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
+from hyperbooth.trainers.engine.divergence import DIVERGENCE_FACTOR
+from hyperbooth.trainers.engine.loop import FitConfig
 from torch import zeros
 
 SUBJECT = Subject((Example(zeros(1, 4, 2, 2), None),))
@@ -38,7 +40,7 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "settings", "message"), BAD, ids=lambda value: str(value)[:40])
-def test_senseless_settings_are_refused_by_name(kind: type, settings: dict[str, Any], message: str) -> None:
+def test_settings_out_of_bounds_are_refused_by_name(kind: type, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**settings)
 
@@ -46,3 +48,15 @@ def test_senseless_settings_are_refused_by_name(kind: type, settings: dict[str, 
 def test_defaults_are_valid() -> None:
     assert Method().targets == "attention"
     assert TrainingOptions().loss_weighting == "l_simple"
+
+
+def test_the_loop_takes_its_settings_from_the_options() -> None:
+    options = TrainingOptions(
+        lr_scheduler="cosine", warmup_steps=2, gradient_accumulation=3, max_grad_norm=0.5, validation=4,
+        prior_mode="prediction", prior_weight=2.0,
+    )  # fmt: skip
+    config = FitConfig.from_options(options, steps=7, per_subject=True)
+    assert config == FitConfig(
+        steps=7, lr_scheduler="cosine", warmup_steps=2, gradient_accumulation=3, max_grad_norm=0.5, validation=4,
+        divergence_factor=2 * DIVERGENCE_FACTOR, per_subject=True,
+    )  # fmt: skip

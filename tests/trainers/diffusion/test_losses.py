@@ -89,7 +89,7 @@ def test_debiased_is_the_papers() -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_teacher_takes_the_place_of_the_picture() -> None:
+def test_a_teachers_estimate_replaces_the_target() -> None:
     model, (clean, noise, sigma) = toy(Prediction.EPS), batch()
     other = toy(Prediction.EPS)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_min_snr_of_a_flow_model_uses_its_own_signal_and_noise() -> None:
     torch.testing.assert_close(min_snr(sigma, toy(Prediction.FLOW), 5.0), torch.tensor([5.0, 1.0, (1 / 9) ** 2]))
 
 
-def test_a_mask_weights_the_places() -> None:
+def test_a_mask_weights_positions() -> None:
     model, (clean, noise, sigma) = toy(Prediction.EPS), batch()
     loss = DenoisingLoss(denoiser=model, weighting=weighting("x0", 5.0))
     left = torch.zeros(4, 1, 5, 5)

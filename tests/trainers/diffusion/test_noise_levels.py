@@ -11,7 +11,7 @@ SIGMAS = torch.linspace(0.1, 10, 100)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**7))
-def test_a_step_draws_the_same_each_time_and_another_than_its_neighbours(seed: int, step: int) -> None:
+def test_each_step_has_reproducible_draws_of_its_own(seed: int, step: int) -> None:
     draws = [torch.randn(4, generator=generator_for(seed, s)) for s in (step, step, step + 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
@@ -24,13 +24,13 @@ def test_steps_are_uncorrelated() -> None:
     assert correlation.abs().max() < 0.2
 
 
-def test_levels_come_from_the_models_own_table() -> None:
+def test_noise_levels_come_from_the_models_own_table() -> None:
     for name in DISTRIBUTIONS:
         levels = NoiseLevels(distribution=name).sample(SIGMAS, 500, generator_for(0))
         assert torch.isin(levels, SIGMAS).all()
 
 
-def places(levels: NoiseLevels) -> torch.Tensor:
+def positions(levels: NoiseLevels) -> torch.Tensor:
     return torch.searchsorted(SIGMAS, levels.sample(SIGMAS, 20000, generator_for(0))) / 100
 
 
@@ -49,13 +49,13 @@ EXPECTED = [
 
 @pytest.mark.parametrize(("levels", "quartiles"), EXPECTED, ids=str)
 def test_the_quartiles_are_the_formulas(levels: NoiseLevels, quartiles: torch.Tensor) -> None:
-    torch.testing.assert_close(places(levels).quantile(QUARTILES), quartiles, atol=0.02, rtol=0)
+    torch.testing.assert_close(positions(levels).quantile(QUARTILES), quartiles, atol=0.02, rtol=0)
 
 
 @given(
     st.sampled_from(list(DISTRIBUTIONS)), st.floats(0, 0.9), st.floats(0.05, 1), st.floats(0.1, 20), st.integers(1, 20)
 )
-def test_levels_keep_within_their_bounds(name: str, low: float, width: float, shift: float, n: int) -> None:
+def test_noise_levels_stay_within_their_bounds(name: str, low: float, width: float, shift: float, n: int) -> None:
     high = min(1.0, low + width)
     levels = NoiseLevels(distribution=name, shift=shift, low=low, high=high)
     for drawn in (levels.sample(SIGMAS, n, generator_for(n)), levels.spread(SIGMAS, n)):
@@ -76,7 +76,7 @@ def test_offset_noise_shifts_whole_channels() -> None:
     assert difference.mean((2, 3)).abs().min() > 0
 
 
-def test_the_global_random_state_is_left_alone() -> None:
+def test_the_global_random_state_is_unchanged() -> None:
     before = torch.get_rng_state()
     NoiseLevels().sample(SIGMAS, 5, generator_for(1, 2))
     assert torch.equal(before, torch.get_rng_state())

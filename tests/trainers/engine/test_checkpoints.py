@@ -1,4 +1,4 @@
-"""States on disk: the run taken up equals the run never stopped, and no file does harm."""
+"""Checkpoints on disk: a resumed run equals an uninterrupted one, and damaged files change nothing."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from torch import nn
 
 
 class Stopped(Exception):
-    pass
+    """Ends a run like a cancel."""
 
 
 def fresh(optimizer: str = "adamw", ema_decay: float = 0.9, half: bool = False) -> TrainState:
@@ -60,7 +60,7 @@ def same(a: TrainState, b: TrainState) -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-def test_a_run_taken_up_equals_the_run_never_stopped(tmp_path: Path, optimizer: str, half: bool) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, optimizer: str, half: bool) -> None:
     whole = fresh(optimizer, half=half)
     train(whole, 20)
     for stop in (1, 7, 19):
@@ -77,7 +77,7 @@ def test_a_run_taken_up_equals_the_run_never_stopped(tmp_path: Path, optimizer: 
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(1, 19), max_size=4), st.sampled_from([0.0, 0.9]))
-def test_any_number_of_stops_anywhere(stops: list[int], ema_decay: float) -> None:
+def test_any_number_of_stops_at_any_step_changes_nothing(stops: list[int], ema_decay: float) -> None:
     whole, state = fresh(ema_decay=ema_decay), fresh(ema_decay=ema_decay)
     train(whole, 20)
     for stop in sorted(set(stops)):
@@ -96,7 +96,7 @@ def saved(folder: Path, key: str = "run", steps: int = 3) -> TrainState:
     return state
 
 
-def test_a_state_past_the_steps_wanted_is_not_taken(tmp_path: Path) -> None:
+def test_a_state_of_more_steps_than_requested_is_not_loaded(tmp_path: Path) -> None:
     saved(tmp_path, steps=5)
     state = fresh()
     assert not CheckpointStore(tmp_path, "run").load(state, 4) and state.history.step == 0
@@ -121,7 +121,7 @@ def test_a_state_of_another_shape_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(other.parameters[0], torch.ones(4, 4)) and other.history.step == 0
 
 
-def test_states_are_bounded_in_number_and_leftovers_go(tmp_path: Path) -> None:
+def test_the_number_of_states_is_bounded_and_leftovers_are_removed(tmp_path: Path) -> None:
     old, new, foreign = tmp_path / ".old.part", tmp_path / ".new.part", tmp_path / "mine.safetensors"
     for path in (old, new, foreign):
         path.write_bytes(b"x")
@@ -136,37 +136,37 @@ def test_states_are_bounded_in_number_and_leftovers_go(tmp_path: Path) -> None:
     assert not old.exists() and new.exists() and foreign.exists()
 
 
-def test_states_of_runs_at_work_elsewhere_stay(tmp_path: Path) -> None:
+def test_states_written_recently_are_kept(tmp_path: Path) -> None:
     keys = [f"{index:032x}" for index in range(6)]
     for key in keys:
         saved(tmp_path, key)
     assert len(list(tmp_path.glob("*.safetensors"))) == 6
 
 
-def recorded(folder: Path, key: str) -> DiskStore:
-    """What a run has recorded, long ago."""
+def cached(folder: Path, key: str) -> DiskStore:
+    """Return cached activations of a run that were last used long ago."""
     store = DiskStore(CheckpointStore(folder, key).activations)
     store.write("0.2", [(torch.zeros(2),)])
     os.utime(store.folder, (0, time.time() - LEFTOVER - 1))
     return store
 
 
-def test_records_that_another_server_reads_stay_and_those_left_behind_go(tmp_path: Path) -> None:
+def test_activations_in_use_are_kept_and_stale_ones_removed(tmp_path: Path) -> None:
     keys = [f"{index:032x}" for index in range(3)]
-    in_use, left = recorded(tmp_path, keys[0]), recorded(tmp_path, keys[1])
+    in_use, left = cached(tmp_path, keys[0]), cached(tmp_path, keys[1])
     in_use.read("0.2")
     saved(tmp_path, keys[2])
     assert "0.2" in in_use and "0.2" not in left
 
 
-def test_records_left_behind_make_room_before_others_are_written(tmp_path: Path) -> None:
-    own, left = (recorded(tmp_path, f"{index:032x}") for index in range(2))
+def test_stale_activations_of_other_runs_can_be_removed_beforehand(tmp_path: Path) -> None:
+    own, left = (cached(tmp_path, f"{index:032x}") for index in range(2))
     CheckpointStore(tmp_path, f"{0:032x}").remove_stale_activations()
     assert "0.2" in own and "0.2" not in left
 
 
 def edited(path: Path, **entries: Any) -> None:
-    """The state with other entries in its header."""
+    """Replace entries of the state file's header."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()[HEADER])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -185,7 +185,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", list(WRONG))
-def test_a_state_that_is_not_whole_changes_nothing(tmp_path: Path, case: str) -> None:
+def test_an_incomplete_state_changes_nothing(tmp_path: Path, case: str) -> None:
     saved(tmp_path)
     edited(CheckpointStore(tmp_path, "run").path, **WRONG[case])
     state, clean = fresh(), fresh()
@@ -193,7 +193,18 @@ def test_a_state_that_is_not_whole_changes_nothing(tmp_path: Path, case: str) ->
     same(state, clean)
 
 
-def test_what_was_taken_up_is_no_longer_the_files(tmp_path: Path) -> None:
+def test_the_header_of_a_state_file_keeps_its_names(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with safe_open(CheckpointStore(tmp_path, "run").path, framework="pt") as file:
+        header, names = json.loads(file.metadata()[HEADER]), set(file.keys())
+    assert header.keys() == {"version", "history", "optimizer", "scaler", "tensors"}
+    assert header["history"].keys() == {
+        "step", "losses", "validation", "probes", "skipped", "skipped_in_a_row", "pieces", "checkpointing"
+    }  # fmt: skip
+    assert {"parameter/0", "average/0", "optimizer/0/exp_avg", "losses"} <= names
+
+
+def test_a_loaded_state_does_not_depend_on_the_file(tmp_path: Path) -> None:
     before, state = saved(tmp_path), fresh()
     assert CheckpointStore(tmp_path, "run").load(state, 10)
     path = CheckpointStore(tmp_path, "run").path
@@ -203,7 +214,7 @@ def test_what_was_taken_up_is_no_longer_the_files(tmp_path: Path) -> None:
     same(state, before)
 
 
-def test_a_state_with_a_number_that_is_none_is_never_written(tmp_path: Path) -> None:
+def test_a_state_with_nan_is_never_written(tmp_path: Path) -> None:
     state = saved(tmp_path)
     before = CheckpointStore(tmp_path, "run").path.read_bytes()
     train(state, 10, 5)
@@ -213,15 +224,15 @@ def test_a_state_with_a_number_that_is_none_is_never_written(tmp_path: Path) -> 
     assert CheckpointStore(tmp_path, "run").path.read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_written_is_reported_and_does_no_harm(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     states, state = CheckpointStore(tmp_path / "file", "run"), fresh()
     train(state, 10, 3)
     states.save(state)
-    assert "the state at step 3 could not be saved" in (states.failure or "")
+    assert "step 3" in (states.failure or "")
 
 
-def test_forgotten_is_forgotten(tmp_path: Path) -> None:
+def test_a_removed_state_is_not_loaded(tmp_path: Path) -> None:
     saved(tmp_path)
     CheckpointStore(tmp_path, "run").forget()
     assert not CheckpointStore(tmp_path, "run").load(fresh(), 10)

@@ -1,4 +1,4 @@
-"""What processes tell each other; alone, and two of them over gloo."""
+"""Process groups: a single process, and two processes over gloo."""
 
 import os
 import subprocess
@@ -9,29 +9,29 @@ import pytest
 import torch
 from hyperbooth.trainers.engine.distributed import SEPARATE_STORE, SINGLE, ProcessGroup, process_group
 
-TALK = """
+SCRIPT = """
 import importlib.util, sys
 import torch
-spec = importlib.util.spec_from_file_location("ranks", sys.argv[1])
-ranks = sys.modules["ranks"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ranks)
-with ranks.process_group() as we:
-    a, b = torch.full((2, 3), float(we.rank + 1)), torch.tensor([10.0 * we.rank])
-    we.all_reduce_([a, b])
-    c = torch.tensor([we.rank, 7])
-    we.broadcast_([c])
-    once = we.broadcast_object(lambda: {"who": we.rank, "text": "é", "number": 0.1 + 0.2})
-    heard = we.all_gather_object("x" * (we.rank + 1))
+spec = importlib.util.spec_from_file_location("distributed", sys.argv[1])
+distributed = sys.modules["distributed"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(distributed)
+with distributed.process_group() as group:
+    a, b = torch.full((2, 3), float(group.rank + 1)), torch.tensor([10.0 * group.rank])
+    group.all_reduce_([a, b])
+    c = torch.tensor([group.rank, 7])
+    group.broadcast_([c])
+    broadcast = group.broadcast_object(lambda: {"who": group.rank, "text": "é", "number": 0.1 + 0.2})
+    gathered = group.all_gather_object("x" * (group.rank + 1))
     assert (a.tolist(), b.tolist(), c.tolist()) == ([[3.0] * 3] * 2, [10.0], [0, 7])
-    assert list(we.all_reduce_scalars(0.1 + we.rank, 5)) == [0.1 + (0.1 + 1), 10]
-    assert once == {"who": 0, "text": "é", "number": 0.1 + 0.2} and heard == ["x", "xx"]
-    print(f"process {we.rank} of {we.world_size} is done")
+    assert list(group.all_reduce_scalars(0.1 + group.rank, 5)) == [0.1 + (0.1 + 1), 10]
+    assert broadcast == {"who": 0, "text": "é", "number": 0.1 + 0.2} and gathered == ["x", "xx"]
+    print(f"process {group.rank} of {group.world_size} is done")
 """
 
 
-def talk(folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    script = folder / "talk.py"
-    script.write_text(TALK, encoding="utf-8")
+def run_two(folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    script = folder / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
     ranks = Path(sys.modules[ProcessGroup.__module__].__file__)
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts=1",
@@ -40,18 +40,20 @@ def talk(folder: Path, **environment: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_two_processes_hear_each_other(tmp_path: Path) -> None:
-    said = talk(tmp_path, **{SEPARATE_STORE: "1"})
-    assert said.returncode == 0, said.stderr
-    assert all(f"process {rank} of 2 is done" in said.stdout for rank in (0, 1)), said.stdout
+def test_two_processes_exchange_tensors_and_objects(tmp_path: Path) -> None:
+    result = run_two(tmp_path, **{SEPARATE_STORE: "1"})
+    assert result.returncode == 0, result.stderr
+    assert all(f"process {rank} of 2 is done" in result.stdout for rank in (0, 1)), result.stdout
 
 
-def test_restarts_that_could_not_meet_again_are_refused(tmp_path: Path) -> None:
-    said = talk(tmp_path, **{SEPARATE_STORE: "0"})
-    assert said.returncode != 0 and f"--max-restarts needs the environment variable {SEPARATE_STORE}=1" in said.stderr
+def test_restarts_without_a_separate_store_are_refused(tmp_path: Path) -> None:
+    result = run_two(tmp_path, **{SEPARATE_STORE: "0"})
+    assert (
+        result.returncode != 0 and f"{SEPARATE_STORE}=1" in result.stderr
+    )
 
 
-def test_alone_everything_is_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with process_group() as ranks:
         assert ranks is SINGLE and ranks.is_main
@@ -67,14 +69,14 @@ def test_alone_everything_is_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("count", "of"), [(5, 2), (16, 3), (4, 4), (2, 3)])
-def test_shares_are_the_whole_in_order(count: int, of: int) -> None:
+def test_shards_cover_all_rows_in_order(count: int, of: int) -> None:
     rows = list(range(count))
-    shares = [rows[ProcessGroup(rank, of).shard(count)] for rank in range(of)]
-    assert [row for share in shares for row in share] == rows
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    shards = [rows[ProcessGroup(rank, of).shard(count)] for rank in range(of)]
+    assert [row for shard in shards for row in shard] == rows
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 @pytest.mark.parametrize(("rank", "of"), [(-1, 1), (2, 2), (0, 0)])
-def test_a_rank_is_one_of_all(rank: int, of: int) -> None:
+def test_a_rank_beyond_the_world_size_is_refused(rank: int, of: int) -> None:
     with pytest.raises(ValueError, match=f"rank is {rank} of {of}"):
         ProcessGroup(rank, of)

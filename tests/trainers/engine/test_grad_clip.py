@@ -1,4 +1,4 @@
-"""Gradients shortened together, and each subject's by itself."""
+"""Gradient clipping, of all parameters together and per subject."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ GRADIENTS = [
 ]
 
 
-def test_apart_each_subject_is_shortened_as_if_alone() -> None:
+def test_per_subject_clipping_equals_clipping_each_subject_alone() -> None:
     together = parameters(*GRADIENTS)
     longest = clip_gradients(together, 1.0, per_subject=True)
     norms = []
@@ -35,7 +35,7 @@ def test_apart_each_subject_is_shortened_as_if_alone() -> None:
     assert norms[0] < 1 < norms[2]
 
 
-def test_together_the_longest_shortens_all() -> None:
+def test_global_clipping_uses_the_norm_of_all() -> None:
     given = parameters(*GRADIENTS)
     norm = clip_gradients(given, 1.0)
     assert torch.cat([p.grad.flatten() for p in given]).norm().item() == pytest.approx(1, rel=1e-4)
@@ -43,13 +43,13 @@ def test_together_the_longest_shortens_all() -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_zero_leaves_the_gradient_and_still_measures_it(apart: bool) -> None:
+def test_a_max_norm_of_zero_only_measures(apart: bool) -> None:
     given = parameters(*GRADIENTS)
     assert clip_gradients(given, 0.0, apart) > 1
     assert all(torch.equal(p.grad, gradient) for p, gradient in zip(given, GRADIENTS, strict=True))
 
 
-def test_what_has_no_gradient_is_left_out() -> None:
+def test_parameters_without_gradient_are_left_out() -> None:
     given = [*parameters(*GRADIENTS), nn.Parameter(torch.zeros(2, 2))]
     assert clip_gradients(given, 1.0, per_subject=True) == pytest.approx(
         clip_gradients(parameters(*GRADIENTS), 0.0, per_subject=True)
@@ -57,7 +57,7 @@ def test_what_has_no_gradient_is_left_out() -> None:
     assert given[-1].grad is None
 
 
-def test_one_subject_whose_gradient_is_no_number_shows_and_harms_no_other() -> None:
+def test_nan_in_one_subject_is_reported_and_changes_no_other_subject() -> None:
     broken = [gradient.clone() for gradient in GRADIENTS]
     broken[0][1, 0, 0] = torch.nan
     given = parameters(*broken)

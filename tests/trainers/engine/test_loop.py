@@ -1,4 +1,4 @@
-"""The loop on a problem whose answer is known."""
+"""The training loop on a problem with a known solution."""
 
 import math
 from typing import Any
@@ -57,7 +57,7 @@ def test_terms_of_a_batch_add_up() -> None:
     assert parameter.item() == pytest.approx(0.01 * (2 * 1 + 2 * 2 * 4))
 
 
-def test_a_subject_learns_beside_others_what_it_learns_alone() -> None:
+def test_a_subject_trains_in_a_batch_as_it_does_alone() -> None:
     """One number for each subject: losses add up, their mean is shown, gradients are shortened one by one."""
     goals = torch.tensor([[1.0], [-30.0], [0.1]])
 
@@ -80,7 +80,7 @@ def test_clipping_shortens_the_gradient() -> None:
     assert (parameter - before).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_warmup_and_schedule_set_the_rate() -> None:
+def test_warmup_and_schedule_set_the_learning_rate() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     places: list[float] = []
     config = FitConfig(steps=8, lr_scheduler="linear", warmup_steps=4, max_grad_norm=0)
@@ -90,14 +90,14 @@ def test_warmup_and_schedule_set_the_rate() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_every_step_has_a_rate_above_zero(schedule: str) -> None:
+def test_every_step_has_a_learning_rate_above_zero(schedule: str) -> None:
     for steps, warmup in ((1, 0), (1, 1), (5, 3)):
         rates = [lr_factor(step, steps, warmup, schedule) for step in range(steps)]
         assert min(rates) > 0 and max(rates) == 1
 
 
 def test_a_warmup_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="warmup_steps is 50 of 2 steps"):
+    with pytest.raises(ValueError, match=r"warmup_steps.*50.*2"):
         FitConfig(steps=2, warmup_steps=50)
 
 
@@ -113,22 +113,22 @@ def broken_gradient(parameter: nn.Parameter, when: range) -> Any:
     return losses
 
 
-def test_a_gradient_that_is_no_number_ends_the_run_before_it_reaches_the_parameters() -> None:
+def test_a_nan_gradient_ends_the_run_before_the_update() -> None:
     parameter = nn.Parameter(torch.ones(1))
-    with pytest.raises(Diverged, match="the gradient is nan at step 3"):
+    with pytest.raises(Diverged, match=r"gradient.*nan.*step 3"):
         run(broken_gradient(parameter, range(2, 3)), parameter, 0.1, FitConfig(steps=3), "adamw")
     assert torch.isfinite(parameter).all()
 
 
-def test_float16_skips_a_step_out_of_range_and_says_so_but_not_for_ever() -> None:
+def test_float16_skips_steps_that_overflow_up_to_a_limit() -> None:
     parameter = nn.Parameter(torch.ones(1))
     history = run(broken_gradient(parameter, range(1, 3)), parameter, 0.1, FitConfig(steps=5), "adamw", half=True)
     assert history.skipped == 2 and torch.isfinite(parameter).all()
-    with pytest.raises(Diverged, match="the gradient is nan at step 20"):
+    with pytest.raises(Diverged, match=r"gradient.*nan.*step 20"):
         run(broken_gradient(parameter, range(99)), parameter, 0.1, FitConfig(steps=99), "adamw", half=True)
 
 
-def test_groups_have_their_own_rates() -> None:
+def test_groups_have_their_own_learning_rates() -> None:
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     state = TrainState([Group([a], 0.1), Group([b], 0.3)], "sgd")
     fit(lambda _: [(a + b).sum()], state, FitConfig(steps=1, max_grad_norm=0))
@@ -136,29 +136,29 @@ def test_groups_have_their_own_rates() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_try(bad: float) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
     parameter = nn.Parameter(torch.ones(1))
     losses = lambda batch: [parameter.sum() * (bad if batch == 3 else 1.0)]  # noqa: E731
-    with pytest.raises(Diverged, match=r"step 4.*lower learning rate"):
+    with pytest.raises(Diverged, match=r"step 4.*learning rate"):
         run(losses, parameter, 0.1, FitConfig(steps=10), "adamw")
     assert torch.isfinite(parameter).all()
 
 
-def test_a_run_that_grows_worse_and_worse_is_stopped() -> None:
+def test_a_run_whose_training_loss_grows_is_stopped() -> None:
     parameter, losses = problem()
-    with pytest.raises(Diverged, match=r"the run diverges: the loss is .* times what it was at the start"):
+    with pytest.raises(Diverged, match=r"diverges.*loss"):
         run(losses, parameter, 1.02, FitConfig(steps=4000, max_grad_norm=0))
     assert torch.isfinite(parameter).all()
 
 
-def test_a_validation_that_grows_worse_stops_the_run() -> None:
+def test_a_growing_validation_loss_stops_the_run() -> None:
     parameter, losses = problem()
     values = iter([1.0, 1.5, 3.5])
-    with pytest.raises(Diverged, match=r"the validation loss is 3.5 at step 4, 3.5 times"):
+    with pytest.raises(Diverged, match=r"validation loss.*3\.5.*step 4"):
         run(losses, parameter, 0.01, FitConfig(steps=10, validation=2), validate=lambda: next(values))
 
 
-def test_losses_that_differ_by_their_noise_level_alone_stop_nothing() -> None:
+def test_losses_that_differ_by_noise_level_only_stop_nothing() -> None:
     """Under plain x0, the loss of one step is that of another times e^(+-2)."""
     parameter = nn.Parameter(torch.zeros(1))
     for seed in range(20):
@@ -167,7 +167,7 @@ def test_losses_that_differ_by_their_noise_level_alone_stop_nothing() -> None:
         assert history.step == 1000
 
 
-def test_validation_comes_at_its_steps_on_what_the_run_would_give() -> None:
+def test_validation_runs_at_its_steps_on_the_ema() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     seen: list[float] = []
     validate = lambda: seen.append(parameter.item()) or 1.0  # noqa: E731
@@ -182,7 +182,7 @@ def test_validation_comes_at_its_steps_on_what_the_run_would_give() -> None:
     assert parameter.item() == 7.0
 
 
-def test_a_ruined_model_is_found_at_the_latest_at_the_end() -> None:
+def test_a_diverged_model_is_found_at_the_end_at_the_latest() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     looks: list[int] = []
 
@@ -196,7 +196,7 @@ def test_a_ruined_model_is_found_at_the_latest_at_the_end() -> None:
     assert looks == [0, 64, 128, 256, 300]
 
 
-def test_looks_are_few() -> None:
+def test_divergence_checks_are_few() -> None:
     assert [step for step in range(1001) if is_due(step, 1000)] == [0, 64, 128, 256, 512, 1000]
     assert [step for step in range(41) if is_due(step, 40)] == [0, 40]
 
@@ -206,7 +206,7 @@ def test_zero_steps_are_refused() -> None:
         FitConfig(steps=0)
 
 
-def test_loss_scaling_changes_nothing_but_the_range() -> None:
+def test_loss_scaling_does_not_change_the_result() -> None:
     def ended(half: bool) -> torch.Tensor:
         parameter, losses = problem()
         run(losses, parameter, 0.05, FitConfig(steps=20), "adamw", half=half)
@@ -222,7 +222,7 @@ def test_every_step_is_reported() -> None:
     assert seen == [1, 2, 3, 4, 5]
 
 
-def test_a_process_that_has_lost_step_stops() -> None:
+def test_a_process_at_another_step_stops() -> None:
     """One of two that hears only itself: from the second step on the sum of their steps tells."""
     parameter, losses = problem()
     with pytest.raises(RuntimeError, match=r"process 0 is at step 1, the 2 of them at 0\.5 on average"):

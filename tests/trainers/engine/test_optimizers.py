@@ -1,4 +1,4 @@
-"""What every optimizer must do."""
+"""What all optimizers have in common."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hyperbooth.trainers.engine.optimizers import OPTIMIZERS
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_tells_autograd_that_the_parameters_changed(name: str) -> None:
+def test_a_step_raises_the_version_of_the_parameters(name: str) -> None:
     """PyTorch's fused AdamW does not; what is computed once for each value of a parameter (PaRa's Q) would stay."""
     parameter = torch.nn.Parameter(torch.ones(4, 3))
     optimizer = OPTIMIZERS[name]([{"params": [parameter], "lr": 0.1}])

@@ -1,4 +1,4 @@
-"""Names of runs: the same for the same values, another for any other."""
+"""Run hashes: equal for equal values, different for any other."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ class Thing:
 
 
 @given(PLAIN, PLAIN)
-def test_equal_values_have_one_name_and_others_another(a: Any, b: Any) -> None:
+def test_equal_values_have_equal_hashes_and_others_do_not(a: Any, b: Any) -> None:
     assert run_hash(a) == run_hash(a)
     assert (run_hash(a) == run_hash(b)) == (repr(a) == repr(b) or _same(a, b))
 
@@ -36,7 +36,7 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and repr(a) == repr(b)
 
 
-def test_every_bit_of_a_tensor_counts_and_its_kind() -> None:
+def test_every_bit_of_a_tensor_and_its_dtype_is_hashed() -> None:
     thing = Thing(torch.zeros(3, 4))
     changed = torch.zeros(3, 4)
     changed[2, 3] = 1e-30
