@@ -53,7 +53,7 @@ def test_a_bank_is_built_extended_and_opened(server: Server, checkpoint: Path) -
     assert b"is_changed" in said and b"anna" not in said, "the graph in a picture names nobody"
     assert outcome.progress["build"][-1] == 3 * 2
     report = outcome.outputs["build"]["text"][0]
-    assert "3 subjects with 3 pictures in 2 shards" in report and "3 of them new" in report
+    assert "3 subjects with 3 images in 2 shards" in report and "3 of them new" in report
     shards = sorted((server.output / "hyperbooth_banks" / "faces").glob("*.safetensors"))
     assert len(shards) == 2
     with safe_open(shards[0], "pt") as file:

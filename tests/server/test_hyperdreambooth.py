@@ -81,5 +81,5 @@ def test_each_picture_goes_under_the_text_beside_it(server: Server, checkpoint: 
     method["text_encoder"] = False
     trained = server.run(graph)
     assert trained.status == "success", trained.message
-    assert "captions: 5 of 10 pictures have one" in trained.outputs["5"]["text"][0]
-    assert "(10 pictures)" in trained.outputs["9"]["text"][0]
+    assert "captions: 5 of 10 images have one" in trained.outputs["5"]["text"][0]
+    assert "(10 images)" in trained.outputs["9"]["text"][0]

@@ -42,7 +42,8 @@ def test_what_a_bank_cannot_be_is_refused(change: dict[str, Any], message: str) 
     "change",
     [
         {"prompt": "b"}, {"steps": 8}, {"seed": 1}, {"resolution": 8}, {"shared_input": True}, {"captions": True},
-        {"method": replace(LIDB, learning_rate=1.0)}, {"method": replace(LIDB, config=LiDBConfig(rank=1, a=7, b=5, basis_seed=1))},
+        {"method": replace(LIDB, learning_rate=1.0)},
+        {"method": replace(LIDB, config=LiDBConfig(rank=1, a=7, b=5, basis_seed=1))},
         {"options": TrainingOptions(noise_offset=0.1)}, {"options": TrainingOptions(max_grad_norm=0.5)},
     ],
 )  # fmt: skip
