@@ -39,7 +39,7 @@ def test_from_people_to_a_picture_of_a_new_one(server: Server, checkpoint: Path,
     assert trained.status == "success", trained.message
     assert "5 subjects" in trained.outputs["5"]["text"][0]
     for report in ("9", "10"):
-        assert all(control in trained.outputs[report]["text"][0] for control in ("mean", "wrong", "own"))
+        assert all(control in trained.outputs[report]["text"][0] for control in ("mean", "shuffled", "own"))
     name = trained.outputs["8"]["text"][0].removeprefix("saved ")
     assert load_file(server.output / name)
 

@@ -94,7 +94,7 @@ def predicted(node: Any, hypernetwork: Predictor, people: range) -> Tensor:
 def test_predictions_generalize_to_new_people_and_the_report_shows_it(node: Any, loaded: Any, bank: Bank) -> None:
     with untouched(*loaded[:2]):
         hypernetwork, loss_map, report = trained(node, loaded, bank, steps=60, batch_size=8)
-    assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.7 * sum(loss_map["loss"][:10])
+    assert len(loss_map["loss"]) == 60 and sum(loss_map["loss"][-10:]) < 0.8 * sum(loss_map["loss"][:10])
     new = range(1000, 1008)
     fitted = torch.stack([theta_of(person, bank.layout.parameter_count) for person in new])
     own = predicted(node, hypernetwork, new)
@@ -325,8 +325,10 @@ def test_a_cancelled_and_resumed_run_gives_the_same_hypernetwork(
 ) -> None:
     options = TrainingOptions(preview_every=0, checkpoint_every=2, ema_decay=0.9, validation=1000)
     whole, losses, _ = trained(node, loaded, small_bank, steps=8, options=options, resume="start over")
-    (state,) = (output_folder / "hyperbooth_states").iterdir()
-    state.unlink()
+    states = [*(output_folder / "hyperbooth_states").iterdir()]  # the last one, and the best if it is another
+    assert states
+    for state in states:
+        state.unlink()
     with untouched(*loaded[:2]):
         with interrupted_at(5):
             trained(node, loaded, small_bank, steps=8, options=options)

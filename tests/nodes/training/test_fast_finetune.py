@@ -74,14 +74,14 @@ def test_trains_on_top_and_leaves_the_rest_unchanged(node: Any, loaded: Any, sub
 
 
 def test_the_first_loss_is_the_given_adapters(node: Any, loaded: Any, subject: Any) -> None:
-    """Patched into the weights beforehand, or kept beside them: training starts from the same model."""
+    """Patched into the weights beforehand, or injected in addition: training starts from the same model."""
     given = stack_of(("lidb",), loaded)
     applied, _ = node("Apply", model=loaded[0], adapter=given, strength_model=1.0)
-    _, beside, _ = tuned(node, loaded, subject, given, steps=1)
+    _, on_top, _ = tuned(node, loaded, subject, given, steps=1)
     _, merged, _ = train(node, (applied,), subject, replace(METHOD, text_encoder=False), 1)
     _, plain, _ = train(node, loaded, subject, replace(METHOD, text_encoder=False), 1)
-    assert beside["loss"] == pytest.approx(merged["loss"], rel=1e-4)
-    assert beside["loss"] != pytest.approx(plain["loss"], rel=1e-3)
+    assert on_top["loss"] == pytest.approx(merged["loss"], rel=1e-4)
+    assert on_top["loss"] != pytest.approx(plain["loss"], rel=3e-4)
 
 
 def test_one_file_holds_the_stack_and_its_metadata(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:

@@ -48,9 +48,7 @@ def test_two_processes_exchange_tensors_and_objects(tmp_path: Path) -> None:
 
 def test_restarts_without_a_separate_store_are_refused(tmp_path: Path) -> None:
     result = run_two(tmp_path, **{SEPARATE_STORE: "0"})
-    assert (
-        result.returncode != 0 and f"{SEPARATE_STORE}=1" in result.stderr
-    )
+    assert result.returncode != 0 and f"{SEPARATE_STORE}=1" in result.stderr
 
 
 def test_a_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
