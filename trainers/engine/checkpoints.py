@@ -11,10 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from ...models.files.digest import DIGEST, check_digest, file_digest
 from ...models.files.safetensors_io import write_tensors
+from ...models.validation import check_tensor_names
 from .divergence import Diverged
-from .state import Snapshot, TrainState
+from .state import TrainState
+from .state_header import VERSION, StateHeader, parse_state_header
 
 logger = logging.getLogger("hyperbooth")
 
@@ -25,7 +29,6 @@ MOST_BYTES = 8 * 2**30
 LEFTOVER = 600
 """Seconds after which a partial file is what a killed process left, not what another process is writing."""
 HEADER = "hyperbooth_state"
-VERSION = 1
 _STATE = re.compile(r"[0-9a-f]{32}(?:\.good)?\.safetensors")
 
 
@@ -89,16 +92,16 @@ class CheckpointStore:
             most: largest step to accept.
             least: smallest step to accept.
         """
-        if not self.path.exists():
+        if not self.path.is_file():
             return False
         try:
-            snapshot = _read(self.path)
-            step = snapshot.metadata["history"]["step"]
+            tensors, header = _read(self.path)
+            step = header.history.step
             self.ahead |= step > most
             if not least <= step <= most:
                 return False
-            state.restore(snapshot)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            state.restore(tensors, header)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
             logger.warning("the saved state %s cannot be used (%s); starting over", self.path.name, error)
             return False
         self._saved_step = state.history.step
@@ -109,9 +112,10 @@ class CheckpointStore:
         if not self.writes or self.ahead or state.history.step in (0, self._saved_step) or not state.is_finite():
             return
         snapshot = state.snapshot()
-        header = {"version": VERSION, **snapshot.metadata}
+        header = json.dumps({"version": VERSION, **snapshot.metadata})
+        digest = file_digest(header, snapshot.tensors)
         try:
-            write_tensors(snapshot.tensors, self.path, {HEADER: json.dumps(header)})
+            write_tensors(snapshot.tensors, self.path, {HEADER: header, DIGEST: digest})
         except (OSError, ValueError) as error:
             self.failure = f"the state at step {state.history.step} could not be saved: {error}"
             logger.warning("%s", self.failure)
@@ -186,10 +190,16 @@ def _remove(path: Path) -> None:
         logger.info("%s could not be removed: %s", path.name, error)
 
 
-def _read(path: Path) -> Snapshot:
+def _read(path: Path) -> tuple[dict[str, Tensor], StateHeader]:
+    """Return a state file's tensors, memory-mapped, and its validated header.
+
+    Raises:
+        ValueError, KeyError: it is damaged, or of another version.
+    """
     with safe_open(path, framework="pt") as file:
-        header = json.loads((file.metadata() or {})[HEADER])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if header["version"] != VERSION:
-        raise ValueError(f"it has version {header['version']}, this pack reads {VERSION}")
-    return Snapshot(tensors, header)
+        metadata, names = file.metadata() or {}, list(file.keys())
+        header = parse_state_header(metadata[HEADER])
+        check_tensor_names(path.name, names)
+        tensors = {name: file.get_tensor(name) for name in names}
+    check_digest(metadata, metadata[HEADER], tensors)
+    return tensors, header

@@ -45,3 +45,20 @@ OPTIMIZERS: dict[str, Callable[[Settings], torch.optim.Optimizer]] = {
 
 STATE_PER_PARAMETER = {"adamw": 2, "adafactor": 0, "sgd": 0}
 """Values of optimizer state for each trained value."""
+
+Shapes = dict[str, tuple[int, ...]]
+"""Name of a tensor of an optimizer's state -> its shape."""
+
+
+def state_shapes(optimizer: str, shape: tuple[int, ...]) -> Shapes:
+    """Return the tensors that an optimizer keeps for a parameter of ``shape`` after its first update, all float32.
+
+    All but ``exp_avg`` hold counts or means of squares, which are not negative.
+    """
+    if optimizer == "adamw":
+        return {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+    if optimizer == "adafactor":
+        if len(shape) > 1:
+            return {"step": (), "row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
+        return {"step": (), "variance": shape}
+    return {}

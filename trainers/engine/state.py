@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .ema import EMA
-from .optimizers import OPTIMIZERS, STATE_PER_PARAMETER
+from .optimizers import OPTIMIZERS, STATE_PER_PARAMETER, state_shapes
+from .state_header import StateHeader, check_values
 
 INITIAL_LOSS_SCALE = 2.0**12
 """Where the search for float16's loss scale starts; PyTorch's own 2^16 wastes the first steps of every run."""
-
-_FILE_NAMES = {"divergence_checks": "probes", "micro_batches": "pieces"}
-"""Fields of :class:`History` that state files hold under another name."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +53,15 @@ class History:
         """The ``(step, loss)`` of the validation with the lowest loss."""
         return min(self.validation, key=lambda entry: entry[1], default=None)
 
-    def to_metadata(self) -> dict[str, Any]:
-        """Return the fields as JSON values, but for the losses, which a state file holds as a tensor."""
-        return {**{_FILE_NAMES.get(name, name): value for name, value in vars(self).items()}, "losses": None}
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], losses: Sequence[float]) -> "History":
-        """Return the history of which :meth:`to_metadata` made ``metadata``.
-
-        Raises:
-            KeyError, TypeError, ValueError: the metadata are not those of a history of ``len(losses)`` steps.
-        """
-        names = {file_name: name for name, file_name in _FILE_NAMES.items()}
-        entries = {names.get(name, name): value for name, value in metadata.items()} | {"losses": list(losses)}
-        for name in ("validation", "divergence_checks"):
-            entries[name] = [(step, loss) for step, loss in entries[name]]
-        history = cls(**entries)
-        if len(history.losses) != history.step:
-            raise ValueError(f"it holds {len(history.losses)} losses of {history.step} steps")
-        return history
+    def to_header(self) -> dict[str, Any]:
+        """Return the fields as JSON values for :class:`.state_header.StateHeader`; the losses are a tensor there."""
+        names = {"divergence_checks": "probes", "micro_batches": "pieces"}
+        return {names.get(name, name): value for name, value in vars(self).items() if name != "losses"}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state as tensors and plain values, on the CPU: the content of a state file.
+    """A state as tensors on the CPU and JSON values: the content of a state file.
 
     The tensors of a state on the CPU are not copied, so that they are valid until the next step only: those of a full
     DreamBooth take gigabytes.
@@ -140,42 +123,40 @@ class TrainState:
     def snapshot(self) -> Snapshot:
         """Return the state as it is now."""
         tensors = {name: tensor.detach() for name, tensor in self._named_tensors().items()}
-        plain: dict[str, dict[str, Any]] = {}
         for i, entries in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
-            plain[str(i)] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
         tensors["losses"] = torch.tensor(self.history.losses, dtype=torch.float64)
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {
-            "history": self.history.to_metadata(),
-            "optimizer": plain,
-            "scaler": self.scaler.state_dict(),
-            "tensors": sorted(kept),
-        }
-        return Snapshot(kept, metadata)
+        return Snapshot(kept, {"history": self.history.to_header(), "scaler": self.scaler.state_dict()})
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Set the state to that of ``snapshot``, bit for bit.
+    def restore(self, tensors: Mapping[str, Tensor], header: StateHeader) -> None:
+        """Set the state to that of :meth:`snapshot`, bit for bit.
+
+        Args:
+            tensors: of the snapshot; untrusted, and nothing is changed unless all of them fit this state.
+            header: its validated metadata.
 
         Raises:
-            KeyError, TypeError, ValueError, RuntimeError: the snapshot is damaged or of another run.
+            ValueError: a tensor is missing, unknown, or of another shape or dtype, or holds a value that no run has;
+                or the header is that of a run in another precision.
         """
-        if sorted(snapshot.tensors) != snapshot.metadata["tensors"]:
-            raise ValueError("it is incomplete")
-        own = self._named_tensors()
-        if wrong := [name for name, tensor in own.items() if snapshot.tensors[name].shape != tensor.shape]:
-            raise ValueError(f"{', '.join(wrong[:4])}: other shapes")
-        if not all(torch.isfinite(snapshot.tensors[name]).all() for name in own):
-            raise ValueError("it holds values that are NaN or infinite")
-        history = History.from_metadata(snapshot.metadata["history"], snapshot.tensors["losses"].tolist())
-        optimizer = _optimizer_state(snapshot)
+        history = header.history
+        losses = torch.empty(history.step, dtype=torch.float64, device="meta")
+        check_values(tensors, {**self._named_tensors(), **self._optimizer_tensors(tensors), "losses": losses})
+        if (header.scaler is not None) != self.scaler.is_enabled():
+            raise ValueError("it is of a run in another precision")
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for name in [name for name in tensors if name.startswith("optimizer/")]:
+            _, i, key = name.split("/")
+            # A clone: a file is memory-mapped, and may be replaced.
+            optimizer.setdefault(int(i), {})[key] = tensors[name].clone()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
-        if snapshot.metadata["scaler"]:
-            self.scaler.load_state_dict(dict(snapshot.metadata["scaler"]))
+        if header.scaler is not None:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **header.scaler.values()})
         with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(snapshot.tensors[name])
-        self.history = history
+            for name, tensor in self._named_tensors().items():
+                tensor.copy_(tensors[name])
+        self.history = History(**history.fields(), losses=tensors["losses"].tolist())
 
     def _named_tensors(self) -> dict[str, Tensor]:
         """Return the parameters and their EMA under their names in state files."""
@@ -183,11 +164,17 @@ class TrainState:
         ema = self.ema.values if self.ema else ()
         return tensors | {f"average/{i}": value for i, value in enumerate(ema)}
 
+    def _optimizer_tensors(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors on the meta device like those that a file must hold for the optimizer.
 
-def _optimizer_state(snapshot: Snapshot) -> dict[int, dict[str, Any]]:
-    state: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in snapshot.metadata["optimizer"].items()}
-    for name, tensor in snapshot.tensors.items():
-        if name.startswith("optimizer/"):
-            _, i, key = name.split("/")
-            state[int(i)][key] = tensor.clone()  # a file is memory-mapped, and may be replaced
-    return state
+        A parameter that no gradient has reached yet has no state; one that has any has all.
+        """
+        started = {name.split("/")[1] for name in given if name.startswith("optimizer/")}
+        return {
+            f"optimizer/{i}/{name}": torch.empty(
+                shape, dtype=torch.float32 if name == "step" else parameter.dtype, device="meta"
+            )
+            for i, parameter in enumerate(self.parameters)
+            if str(i) in started
+            for name, shape in state_shapes(self._optimizer, tuple(parameter.shape)).items()
+        }

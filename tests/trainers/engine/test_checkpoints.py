@@ -4,15 +4,17 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hyperbooth.models.files.digest import DIGEST, file_digest
 from hyperbooth.models.hollowed_net.activation_cache import DiskStore
 from hyperbooth.trainers.engine.checkpoints import HEADER, KEPT, LEFTOVER, CheckpointStore
 from hyperbooth.trainers.engine.loop import FitConfig, fit
-from hyperbooth.trainers.engine.optimizers import OPTIMIZERS
+from hyperbooth.trainers.engine.optimizers import OPTIMIZERS, state_shapes
 from hyperbooth.trainers.engine.rng import generator_for
 from hyperbooth.trainers.engine.state import Group, TrainState
 from hypothesis import given, settings
@@ -53,7 +55,7 @@ def train(state: TrainState, steps: int, stop_at: int | None = None) -> None:
 
 def same(a: TrainState, b: TrainState) -> None:
     first, second = a.snapshot(), b.snapshot()
-    assert first.metadata == second.metadata
+    assert json.dumps(first.metadata) == json.dumps(second.metadata)
     assert first.tensors.keys() == second.tensors.keys()
     assert [name for name in first.tensors if not torch.equal(first.tensors[name], second.tensors[name])] == []
 
@@ -77,14 +79,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, optimizer: st
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(1, 19), max_size=4), st.sampled_from([0.0, 0.9]))
-def test_any_number_of_stops_at_any_step_changes_nothing(stops: list[int], ema_decay: float) -> None:
+def test_any_number_of_stops_at_any_step_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, stops: list[int], ema_decay: float
+) -> None:
+    folder = tmp_path_factory.mktemp("states")
     whole, state = fresh(ema_decay=ema_decay), fresh(ema_decay=ema_decay)
     train(whole, 20)
     for stop in sorted(set(stops)):
         train(state, 20, stop)
-        snapshot = state.snapshot()
+        CheckpointStore(folder, "run").save(state)
         state = fresh(ema_decay=ema_decay)
-        state.restore(snapshot)
+        assert CheckpointStore(folder, "run").load(state, 20)
     train(state, 20)
     same(state, whole)
 
@@ -165,41 +170,141 @@ def test_stale_activations_of_other_runs_can_be_removed_beforehand(tmp_path: Pat
     assert "0.2" in own and "0.2" not in left
 
 
-def edited(path: Path, **entries: Any) -> None:
-    """Replace entries of the state file's header."""
+def edited(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Change the tensors and the header of a state file, and give it the digest that belongs to them."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()[HEADER])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    for name in entries.pop("without", ()):
-        del tensors[name]
-    save_file(tensors, path, {HEADER: json.dumps({**header, **entries})})
+    change(tensors, header)
+    text = json.dumps(header)
+    save_file(tensors, path, {HEADER: text, DIGEST: file_digest(text, tensors)})
 
 
+def replacing(name: str, value: Any) -> Any:
+    """Return a change: a tensor of the file is ``value``, or what that makes of it; None removes it."""
+
+    def change(tensors: dict[str, torch.Tensor], _header: dict[str, Any]) -> None:
+        found = value(tensors[name]) if callable(value) else value
+        if found is None:
+            del tensors[name]
+        else:
+            tensors[name] = found
+
+    return change
+
+
+def saying(part: str, **entries: Any) -> Any:
+    """Return a change: a part of the header has other entries."""
+    return lambda _tensors, header: header[part].update(entries)
+
+
+MOMENT = "optimizer/0/exp_avg"
 WRONG = {
-    "no optimizer": {"optimizer": {}, "without": ["optimizer/0/exp_avg"]},
-    "optimizer of another kind": {"optimizer": []},
-    "another history": {"history": {"step": 3, "surprise": 1}},
-    "no losses": {"without": ["losses"]},
-    "history of other steps": {"history": {"step": 2, "validation": [], "probes": []}},
-}
+    "a moment is missing": replacing(MOMENT, None),
+    "a moment of another shape": replacing(MOMENT, torch.zeros(60, 40)),
+    "a moment of fewer values": replacing(MOMENT, torch.zeros(1)),
+    "a moment of no values": replacing(MOMENT, torch.zeros(0)),
+    "a moment of another dtype": replacing(MOMENT, lambda t: t.double()),
+    "a moment of integers": replacing(MOMENT, lambda t: t.int()),
+    "a moment of NaN": replacing(MOMENT, lambda t: t * torch.nan),
+    "an infinite second moment": replacing("optimizer/1/exp_avg_sq", lambda t: t + torch.inf),
+    "a negative second moment": replacing("optimizer/1/exp_avg_sq", lambda t: t - 1e6),
+    "a parameter of another shape": replacing("parameter/0", torch.zeros(4, 6)),
+    "a parameter out of range": replacing("parameter/0", lambda t: t * 1e30),
+    "an average of NaN": replacing("average/0", lambda t: t * torch.nan),
+    "no average": replacing("average/1", None),
+    "updates of half a step": replacing("optimizer/0/step", torch.tensor(1.5)),
+    "no updates": replacing("optimizer/0/step", torch.tensor(0.0)),
+    "updates beyond the steps": replacing("optimizer/0/step", torch.tensor(1e9)),
+    "a step of two values": replacing("optimizer/0/step", torch.ones(2)),
+    "no losses": replacing("losses", None),
+    "losses in two dimensions": replacing("losses", lambda t: t[None]),
+    "losses of another dtype": replacing("losses", lambda t: t.float()),
+    "losses of NaN": replacing("losses", lambda t: t * torch.nan),
+    "fewer losses": replacing("losses", lambda t: t[1:].clone()),
+    "a tensor of another run": replacing("surprise", torch.zeros(1)),
+    "a parameter too many": replacing("parameter/3", torch.zeros(1)),
+    "moments of no parameter": replacing("optimizer/7/exp_avg", torch.zeros(1)),
+    "moments of a name": replacing("optimizer/x/exp_avg", torch.zeros(1)),
+    "moments of two names": replacing("optimizer/0/a/b", torch.zeros(1)),
+    "an unknown entry": saying("history", surprise=1),
+    "a measurement after the end": saying("history", validation=[[0, 1.0], [9, 1.0]]),
+    "measurements out of order": saying("history", probes=[[2, 1.0], [0, 1.0]]),
+    "a measurement of three": saying("history", validation=[[0, 1.0, 2.0]]),
+    "a measurement of text": saying("history", probes=[["0", 1.0]]),
+    "more skipped than done": saying("history", skipped=9),
+    "checkpointing of text": saying("history", checkpointing="yes"),
+    "another precision": lambda _t, header: header.update(scaler={"scale": 1.0, "_growth_tracker": 0}),
+    "no history": lambda _t, header: header.pop("history"),
+    "a history that is a list": lambda _t, header: header.update(history=[]),
+    "another version": lambda _t, header: header.update(version=1),
+    **{f"pieces {value!r}": saying("history", pieces=value)
+       for value in (0, -1, 2.5, "2", None, True, 2**40, [1])},
+    **{f"step {value!r}": saying("history", step=value) for value in (0, 2, 4, -3, 3.0, "3", None, True)},
+}  # fmt: skip
+"""What a file may hold that no run has written, with a digest that fits it."""
 
 
 @pytest.mark.parametrize("case", list(WRONG))
-def test_an_incomplete_state_changes_nothing(tmp_path: Path, case: str) -> None:
+def test_a_state_that_no_run_has_written_changes_nothing(tmp_path: Path, case: str, caplog: Any) -> None:
     saved(tmp_path)
-    edited(CheckpointStore(tmp_path, "run").path, **WRONG[case])
+    edited(CheckpointStore(tmp_path, "run").path, WRONG[case])
     state, clean = fresh(), fresh()
     assert not CheckpointStore(tmp_path, "run").load(state, 10)
+    assert "starting over" in caplog.text
     same(state, clean)
+
+
+@pytest.mark.parametrize("entry", [{"scale": 0.0}, {"scale": "1"}, {"_growth_tracker": -1}, {"scale": 1e30}])
+def test_a_loss_scale_that_no_run_has_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
+    state = fresh(half=True)
+    train(state, 10, 3)
+    CheckpointStore(tmp_path, "run").save(state)
+    assert CheckpointStore(tmp_path, "run").load(fresh(half=True), 10)
+    edited(CheckpointStore(tmp_path, "run").path, saying("scaler", **entry))
+    assert not CheckpointStore(tmp_path, "run").load(fresh(half=True), 10)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_the_state_of_an_optimizer_has_the_shapes_that_files_must_have(optimizer: str) -> None:
+    state = fresh(optimizer)
+    train(state, 10, 3)
+    for index, parameter in enumerate(state.parameters):
+        entries = state.optimizer.state_dict()["state"].get(index, {})
+        kept = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, torch.Tensor)}
+        assert kept == state_shapes(optimizer, tuple(parameter.shape))
+        assert all(value.dtype == torch.float32 for value in entries.values() if isinstance(value, torch.Tensor))
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = CheckpointStore(tmp_path, "run").path
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    clean = fresh()
+    for position in range(start, len(whole)):
+        path.write_bytes(flipped(whole, position, position % 8))
+        state = fresh()
+        assert not CheckpointStore(tmp_path, "run").load(state, 10), position
+    same(state, clean)
+
+
+def flipped(whole: bytes, position: int, bit: int) -> bytes:
+    return whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :]
+
+
+def test_a_pipe_in_the_place_of_a_state_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(CheckpointStore(tmp_path, "run").path)
+    assert not CheckpointStore(tmp_path, "run").load(fresh(), 10)
 
 
 def test_the_header_of_a_state_file_keeps_its_names(tmp_path: Path) -> None:
     saved(tmp_path)
     with safe_open(CheckpointStore(tmp_path, "run").path, framework="pt") as file:
         header, names = json.loads(file.metadata()[HEADER]), set(file.keys())
-    assert header.keys() == {"version", "history", "optimizer", "scaler", "tensors"}
+    assert header.keys() == {"version", "history", "scaler"}
     assert header["history"].keys() == {
-        "step", "losses", "validation", "probes", "skipped", "skipped_in_a_row", "pieces", "checkpointing"
+        "step", "validation", "probes", "skipped", "skipped_in_a_row", "pieces", "checkpointing"
     }  # fmt: skip
     assert {"parameter/0", "average/0", "optimizer/0/exp_avg", "losses"} <= names
 
