@@ -4,22 +4,32 @@ Roles: an :class:`ActivationSource` (the loss) runs the complete network and yie
 :class:`Store` keeps them; the :class:`ActivationCache` fills the store from the source and replays from it.
 """
 
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files.digest import DIGEST, check_digest, file_digest
 from ..files.safetensors_io import write_tensors
 from ..units import in_mib
+from ..validation import is_finite
 from .network import Activation, HollowedNetwork
+
+Shapes = list[list[tuple[torch.Size, torch.dtype]]]
+"""Shape and dtype of each tensor of each span."""
+
+
+def shapes_of(activations: Sequence[Activation]) -> Shapes:
+    """Return the shapes and dtypes of a sample's activations."""
+    return [[(tensor.shape, tensor.dtype) for tensor in activation] for activation in activations]
 
 
 class ActivationSource(Protocol):
@@ -27,6 +37,9 @@ class ActivationSource(Protocol):
 
     def sample_names(self, batch: int) -> list[str]:
         """Return the names under which the samples of a batch are cached."""
+
+    def sample_kinds(self, batch: int) -> list[Hashable]:
+        """Return one value for each of these names: samples of equal kind have activations of equal shapes."""
 
     def record_batch(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
         """Run the complete network on a batch and yield each sample's name and activations, one per span.
@@ -47,6 +60,14 @@ class Store(Protocol):
 
     def read(self, name: str) -> list[Activation]:
         """Return a sample's activations, one per span."""
+
+    def is_usable(self, name: str, shapes: Shapes | None) -> bool:
+        """Return whether a sample's activations are there, of these shapes, as they were written.
+
+        Args:
+            name: of the sample.
+            shapes: those of an activation of the same kind that this process has recorded; None if it has none yet.
+        """
 
     @property
     def total_bytes(self) -> int:
@@ -84,6 +105,10 @@ class MemoryStore:
         """Return a sample's activations, on the CPU."""
         return self.activations[name]
 
+    def is_usable(self, name: str, shapes: Shapes | None) -> bool:
+        """Return whether the sample has been recorded."""
+        return name in self
+
     @property
     def total_bytes(self) -> int:
         """Size of all activations, in bytes."""
@@ -106,39 +131,61 @@ class MemoryStore:
 class DiskStore:
     """Activations in a folder, one safetensors file per sample, written atomically and memory-mapped when read.
 
-    The tensors of a file are named ``<span>.<tensor>``.
+    The tensors of a file are named ``<span>.<tensor>``, and its digest is of them and of the sample's name. Files of an
+    earlier process are untrusted: :meth:`is_usable`.
     """
 
     folder: Path
 
     def __contains__(self, name: str) -> bool:
-        return self._path(name).exists()
+        return self._path(name).is_file()
 
     def write(self, name: str, activations: list[Activation]) -> None:
         """Write a sample's activations to its file."""
-        tensors = {
-            f"{span}.{n}": t.cpu() for span, activation in enumerate(activations) for n, t in enumerate(activation)
-        }
-        write_tensors(tensors, self._path(name))
+        tensors = {key: tensor.cpu() for key, tensor in _named(activations).items()}
+        write_tensors(tensors, self._path(name), {DIGEST: file_digest(self._header(name), tensors)})
 
     def read(self, name: str) -> list[Activation]:
         """Return a sample's activations, memory-mapped.
 
         Raises:
-            ValueError: the file does not exist any more.
+            ValueError: the file does not exist any more, or is damaged.
         """
         with suppress(OSError):
             os.utime(self.folder)  # marks the folder as in use, so that no other run removes it: see CheckpointStore
         try:
-            tensors = load_file(self._path(name))
-        except FileNotFoundError as error:
+            return self._read(name)[1]
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise ValueError(
                 f"the cached activations on disk do not exist any more ({self._path(name).name}): they were removed, "
                 "or another run with the same inputs has ended; queue again"
             ) from error
-        spans = 1 + max(int(key.split(".")[0]) for key in tensors)
-        counts = [sum(key.startswith(f"{span}.") for key in tensors) for span in range(spans)]
-        return [tuple(tensors[f"{span}.{n}"] for n in range(count)) for span, count in enumerate(counts)]
+
+    def is_usable(self, name: str, shapes: Shapes | None) -> bool:
+        """Return whether the sample's file has these shapes, finite values and the digest that belongs to them."""
+        if shapes is None or name not in self:
+            return False
+        try:
+            metadata, activations = self._read(name)
+            if shapes_of(activations) != shapes:
+                return False
+            check_digest(metadata, self._header(name), _named(activations))
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return False
+        return all(is_finite(tensor, math.inf) for activation in activations for tensor in activation)
+
+    def _header(self, name: str) -> str:
+        """Return the text that a file's digest is also of: the run, whose key names the folder, and the sample."""
+        return f"{self.folder.name}/{name}"
+
+    def _read(self, name: str) -> tuple[dict[str, str], list[Activation]]:
+        with safe_open(self._path(name), framework="pt") as file:
+            keys = [key.split(".") for key in file.keys()]  # noqa: SIM118
+            counts = [sum(span == str(i) for span, _ in keys) for i in range(len({span for span, _ in keys}))]
+            activations = [
+                tuple(file.get_tensor(f"{span}.{n}") for n in range(count)) for span, count in enumerate(counts)
+            ]
+            return file.metadata() or {}, activations
 
     @property
     def total_bytes(self) -> int:
@@ -169,11 +216,13 @@ class ActivationCache:
         hollow: the removed blocks.
         store: where the activations are kept.
         batch_count: number of different batches that are cached; training cycles through them.
+        shapes: of what this process has recorded: kind of sample -> shapes.
     """
 
     hollow: HollowedNetwork
     store: Store
     batch_count: int
+    shapes: dict[Hashable, Shapes] = field(default_factory=dict)
 
     def cached_batch(self, batch: int) -> int:
         """Return the index of the cached batch that training uses as batch number ``batch``."""
@@ -187,28 +236,27 @@ class ActivationCache:
         self, source: ActivationSource, batches: Sequence[int], on_progress: Callable[[int, int], None],
         check_space: Callable[[int, int], None] = lambda size, remaining: None,
     ) -> None:  # fmt: skip
-        """Record those of ``batches`` that are not cached yet, or whose file is damaged.
+        """Record those of ``batches`` that are not cached yet, or whose file cannot be used.
+
+        Of each kind of samples one batch is recorded in any case: its shapes are what the files of an earlier process
+        must have.
 
         Args:
-            source: gives the samples' names and records their activations.
+            source: gives the samples' names and kinds and records their activations.
             batches: indices of cached batches.
             on_progress: called after each batch with how many are cached and the number of all.
             check_space: called after each recorded batch with its size in bytes and how many remain to be recorded.
         """
         missing = {batch for batch in batches if not all(name in self.store for name in source.sample_names(batch))}
         for done, batch in enumerate(batches, 1):
-            if not all(self._is_readable(name) for name in source.sample_names(batch)):
+            kinds = dict(zip(source.sample_names(batch), source.sample_kinds(batch), strict=True))
+            if not all(self.store.is_usable(name, self.shapes.get(kind)) for name, kind in kinds.items()):
                 for name, activations in source.record_batch(batch, self.hollow):
                     self.store.write(name, activations)
+                    self.shapes[kinds[name]] = shapes_of(activations)
                 missing.discard(batch)
-                check_space(sum(map(self.store.size, source.sample_names(batch))), len(missing))
+                check_space(sum(map(self.store.size, kinds)), len(missing))
             on_progress(done, len(batches))
-
-    def _is_readable(self, name: str) -> bool:
-        try:
-            return name in self.store and bool(self.store.read(name))
-        except (OSError, SafetensorError, ValueError, KeyError):
-            return False
 
     @contextmanager
     def replaying(self, name: str, rows: slice, device: torch.device) -> Iterator[None]:
@@ -230,3 +278,8 @@ class ActivationCache:
     def describe(self) -> str:
         """Return the text for the report: the size of what is cached."""
         return f"recorded: {in_mib(self.store.total_bytes)}"
+
+
+def _named(activations: Sequence[Activation]) -> dict[str, Tensor]:
+    """Return a sample's activations under their names in its file."""
+    return {f"{span}.{n}": tensor for span, part in enumerate(activations) for n, tensor in enumerate(part)}

@@ -1,8 +1,9 @@
 """Activations of the removed blocks of a Hollowed Net, for every draw of a run."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,10 @@ class DreamBoothActivations:
         """Return the names under which the activations of batch number ``batch`` are cached."""
         return [draw.name for term in self.draws.terms(batch) for draw in self._cached_draws(term)]
 
+    def sample_kinds(self, batch: int) -> list[Hashable]:
+        """Return for each of these names what the shapes of its activations depend on: latents and prompts' lengths."""
+        return [_kind(draw) for term in self.draws.terms(batch) for draw in self._cached_draws(term)]
+
     @torch.no_grad()
     def record_batch(self, batch: int, hollow: HollowedNetwork) -> Iterator[tuple[str, list[Activation]]]:
         """Yield the name of each draw of batch number ``batch`` and the activations of each span of ``hollow``."""
@@ -84,3 +89,17 @@ def _concatenate_padded(streams: Sequence[Tensor]) -> Tensor:
     """
     longest = max(stream.shape[1] for stream in streams)
     return torch.cat([pad(s, (*(0, 0) * (s.ndim - 2), 0, longest - s.shape[1])) for s in streams])
+
+
+def _kind(draw: Draw) -> Hashable:
+    """Return the size of a draw's latents, its number of samples, and the shapes of their prompts' conditioning."""
+    examples = draw.examples
+    return (*examples[0].size, len(examples), frozenset(_shapes(example.cond) for example in examples))
+
+
+def _shapes(value: Any) -> Hashable:
+    """Return the shapes of all tensors in nested lists and mappings."""
+    if isinstance(value, Tensor):
+        return value.shape
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return tuple(_shapes(part) for part in parts)

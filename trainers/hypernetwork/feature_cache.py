@@ -1,11 +1,13 @@
 """A cache of image features: every image of a bank is encoded once, and the tokens stay in the bank's folder.
 
-``<bank>/features/<encoder>/<shard>.safetensors`` holds ``tokens [P, tokens, width]`` in half precision, of the shard's
-images in their order, and a hash of its subjects. Shards never change: a bank that grows needs the features of its new
-shards only, and a run that was stopped continues with what is missing.
+``<bank>/features/<encoder>/<shard>.safetensors`` holds ``tokens [P, tokens, width]`` in half precision (in float32 if a
+value is beyond its range), of the shard's images in their order, a hash of its subjects, and a digest. Shards never
+change: a bank that grows needs the features of its new shards only, and a run that was stopped continues with what is
+missing. A file that does not fit is encoded again.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...models.files.digest import DIGEST, check_digest, file_digest
 from ...models.files.safetensors_io import write_tensors
 from ...models.subject_bank.bank import Bank
+from ...models.validation import is_finite
 from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.run_hash import run_hash
 
@@ -23,6 +27,8 @@ logger = logging.getLogger("hyperbooth")
 TOKENS, SUBJECTS = "tokens", "subjects"
 BATCH = 16
 """Images that go through the encoder at once."""
+DTYPES = (torch.float16, torch.float32)
+"""Of the tokens in a file."""
 
 ImageIndex = tuple[int, int]
 """(index of a subject in the bank, index of one of its images)."""
@@ -31,7 +37,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 class FeatureCache:
-    """The tokens of a bank's images. Those that are missing are encoded when the cache is made.
+    """The tokens of a bank's images. Those that are missing are encoded when the cache is made, and always one image.
 
     Args:
         bank: whose images.
@@ -52,6 +58,7 @@ class FeatureCache:
     ):
         self._bank, self._encode, self._folder = bank, encode, bank.folder / "features" / encoder
         self._in_memory: dict[Path, Tensor] = {}
+        self._token_shape = tuple(encode(bank.images(0)[:1]).shape[1:])  # what every file must have
         by_shard: dict[Path, list[int]] = {}
         for subject, entry in enumerate(bank.entries):
             by_shard.setdefault(entry.shard, []).append(subject)
@@ -60,7 +67,7 @@ class FeatureCache:
         self._ensure_all(by_shard, on_progress)
 
     def __call__(self, images: Sequence[ImageIndex]) -> Tensor:
-        """Return the tokens ``[n, tokens, width]`` of ``images``, in half precision."""
+        """Return the tokens ``[n, tokens, width]`` of ``images``, as they are kept."""
         rows: list[Tensor] = []
         for subject, image in images:
             entry = self._bank.entries[subject]
@@ -86,20 +93,22 @@ class FeatureCache:
         tokens, done = None, 0
         for subject, entry in zip(subjects, entries, strict=True):
             images = self._bank.images(subject)
-            encoded = torch.cat([self._encode(part) for part in images.split(BATCH)]).half()
+            encoded = _compact(torch.cat([self._encode(part) for part in images.split(BATCH)]))
             if tokens is None:
                 tokens = encoded.new_zeros(count, *encoded.shape[1:])
+            tokens = tokens.to(torch.promote_types(tokens.dtype, encoded.dtype))
             tokens[slice(*entry.image_rows)] = encoded
             done += len(images)
             on_progress(done)
         try:
-            write_tensors({TOKENS: tokens}, self._file(shard), {SUBJECTS: key})
+            digest = file_digest(key, {TOKENS: tokens})
+            write_tensors({TOKENS: tokens}, self._file(shard), {SUBJECTS: key, DIGEST: digest})
         except OSError as error:
             logger.warning("features of the bank's images are kept in memory: %s", error)
             self._in_memory[shard] = tokens
 
     def _is_complete(self, shard: Path, count: int, key: str) -> bool:
-        """Return whether the shard's file holds the tokens of at least ``count`` images of the same subjects.
+        """Return whether the shard's file holds the tokens of ``count`` images of the same subjects, as written.
 
         A damaged file, or one of an earlier bank in the same folder, is replaced.
 
@@ -108,12 +117,18 @@ class FeatureCache:
             count: of its images.
             key: hash of its subjects.
         """
+        path = self._file(shard)
         try:
-            with safe_open(self._file(shard), framework="pt") as file:
-                shape, subjects = file.get_slice(TOKENS).get_shape(), (file.metadata() or {}).get(SUBJECTS)
-        except (OSError, SafetensorError):
+            if not path.is_file():
+                return False
+            with safe_open(path, framework="pt") as file:
+                metadata, tokens = file.metadata() or {}, file.get_tensor(TOKENS)
+            if tokens.shape != (count, *self._token_shape) or tokens.dtype not in DTYPES:
+                return False
+            check_digest(metadata, key, {TOKENS: tokens})
+        except (OSError, SafetensorError, ValueError):
             return False
-        return len(shape) == 3 and shape[0] >= count and subjects == key
+        return is_finite(tokens, math.inf)
 
     def _row(self, shard: Path, row: int) -> Tensor:
         if shard in self._in_memory:
@@ -123,3 +138,14 @@ class FeatureCache:
 
     def _file(self, shard: Path) -> Path:
         return self._folder / shard.name
+
+
+def _compact(tokens: Tensor) -> Tensor:
+    """Return tokens in half precision, or as they are if one of them is beyond its range.
+
+    Raises:
+        ValueError: the encoder gave NaN or infinite values.
+    """
+    if not is_finite(tokens, math.inf):
+        raise ValueError("the image encoder gave NaN or infinite values; load another CLIP Vision model")
+    return tokens.half() if is_finite(tokens, torch.finfo(torch.float16).max) else tokens
