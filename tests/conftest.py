@@ -89,6 +89,19 @@ def output_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     shutil.rmtree(folder, ignore_errors=True)  # training states of a whole suite take ten gigabytes
 
 
+@pytest.fixture(autouse=True)
+def few_noise_levels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One noise level of four for divergence checks, two of five for evaluations of hypernetworks.
+
+    They are a third of the time of the few steps that tests train. The mark ``all_noise_levels`` keeps them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("comfy") and not request.node.get_closest_marker("all_noise_levels"):
+            patch.setattr("hyperbooth.trainers.dreambooth.validation.DIVERGENCE_LEVELS", 1)
+            patch.setattr("hyperbooth.trainers.hypernetwork.evaluation.EVALUATED_LEVELS", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest SD1.5 checkpoint: U-Net, CLIP-L and a tiny VAE, random weights in half precision."""
@@ -156,7 +169,7 @@ def subject(
     _, clip, vae = loaded
     if clip not in subjects:
         (subjects[clip],) = node(
-            "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of sks dog"], resolution=[64],
+            "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=["a photo of sks dog"], resolution=[32],
             bucket=[True], flip=[False],
         )  # fmt: skip
     made = subjects[clip]

@@ -1,8 +1,9 @@
 """A bank built by two processes equals the node's, also if one process is killed; errors are one line."""
 
+import logging
 import re
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers.banks import images_of
 from helpers.torchrun import CommandRunner
+from hyperbooth.commands.jobs import run
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.trainers.config import Method
@@ -81,8 +83,6 @@ def test_two_processes_build_the_bank_of_the_node_bit_for_bit(alone: Bank, runne
 
 
 def test_an_invalid_input_is_one_line(runner: CommandRunner) -> None:
-    output = runner.run("build_bank", [*ARGUMENTS, "--a", "0"], processes=1, status=2)
-    assert re.fullmatch(r"build_bank\.py: error: --a .*0.* 1 .* 65536", output.splitlines()[-1])
     missing = [*ARGUMENTS, "--folder", "missing"]
     output = runner.run("build_bank", missing, processes=1, status=2)
     assert output.splitlines()[-1].startswith("build_bank.py: error: ") and "missing" in output.splitlines()[-1]
@@ -91,29 +91,64 @@ def test_an_invalid_input_is_one_line(runner: CommandRunner) -> None:
     assert "Traceback" in output and "missing" in output.splitlines()[-1]
 
 
-def test_a_file_that_is_not_a_checkpoint_is_one_line(runner: CommandRunner) -> None:
-    for name, wrong in (("lora", save({"lora_up.weight": torch.zeros(2, 2)})), ("text", b"no checkpoint")):
-        (path := runner.outputs / f"{name}.safetensors").write_bytes(wrong)
-        output = replace(runner, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
-        assert output.splitlines()[-1].startswith(f"build_bank.py: error: --checkpoint '{path}' ")
-        assert "Traceback" not in output
+class InThisProcess:
+    """Run the command's job on ComfyUI as it is loaded here: starting one takes seven seconds.
+
+    Args:
+        runner: the checkpoint and the output folder.
+        capsys: what the job prints.
+    """
+
+    def __init__(self, runner: CommandRunner, capsys: pytest.CaptureFixture[str]):
+        self.runner, self.capsys = runner, capsys
+
+    def error(self, checkpoint: Path, *more: str) -> str:
+        """Return the line with which the job ends."""
+        with pytest.raises(SystemExit) as ended:
+            run("build_bank", ["--checkpoint", str(checkpoint), *ARGUMENTS, *more], "build_bank.py")
+        assert ended.value.code == 2
+        (line,) = [line for line in self.capsys.readouterr().err.splitlines() if "error" in line]
+        return line
 
 
-def test_a_checkpoint_without_a_text_encoder_is_one_line(runner: CommandRunner) -> None:
-    parts = {name: value for name, value in load_file(runner.checkpoint).items() if "cond_stage_model" not in name}
-    save_file(parts, path := runner.outputs / "model.safetensors")
-    output = replace(runner, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
-    assert output.splitlines()[-1].startswith(f"build_bank.py: error: --checkpoint '{path}' ")
-    assert "text encoder" in output.splitlines()[-1]
+@pytest.fixture
+def job(
+    runner: CommandRunner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[InThisProcess]:
+    monkeypatch.setattr(folder_paths, "input_directory", str(runner.inputs))
+    level = logging.getLogger().level
+    yield InThisProcess(runner, capsys)
+    logging.getLogger().setLevel(level)
 
 
-def test_a_diverged_run_is_one_line(runner: CommandRunner) -> None:
-    parts = load_file(runner.checkpoint)
+def test_an_argument_out_of_range_is_named_with_its_range(job: InThisProcess, checkpoint: Path) -> None:
+    assert re.fullmatch(r"build_bank\.py: error: --a .*0.* 1 .* 65536", job.error(checkpoint, "--a", "0"))
+
+
+def without_text_encoder(checkpoint: Path) -> bytes:
+    return save({name: value for name, value in load_file(checkpoint).items() if "cond_stage_model" not in name})
+
+
+WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "a LoRA": (lambda _: save({"lora_up.weight": torch.zeros(2, 2)}), ""),
+    "text": (lambda _: b"no checkpoint", ""),
+    "no text encoder": (without_text_encoder, "text encoder"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_file_that_is_not_a_whole_checkpoint_is_named(job: InThisProcess, checkpoint: Path, kind: str) -> None:
+    make, said = WRONG[kind]
+    (path := job.runner.outputs / "wrong.safetensors").write_bytes(make(checkpoint))
+    line = job.error(path)
+    assert line.startswith(f"build_bank.py: error: --checkpoint '{path}' ") and said in line
+
+
+def test_a_diverged_run_is_one_line(job: InThisProcess, checkpoint: Path) -> None:
+    parts = load_file(checkpoint)
     parts["model.diffusion_model.out.2.bias"].fill_(torch.nan)
-    save_file(parts, path := runner.outputs / "broken.safetensors")
-    output = replace(runner, checkpoint=path).run("build_bank", ARGUMENTS, processes=1, status=2)
-    assert re.match(r"build_bank\.py: error: .*nan at step 0", output.splitlines()[-1])
-    assert "Traceback" not in output
+    save_file(parts, path := job.runner.outputs / "broken.safetensors")
+    assert re.match(r"build_bank\.py: error: .*nan at step 0", job.error(path))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")

@@ -1,8 +1,8 @@
 """Charts of a training, drawn by matplotlib and returned as images."""
 
-import io
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -34,20 +34,31 @@ def loss_chart(history: History, total: int) -> Image.Image:
     Validation losses are a second curve with the best one marked.
     """
     losses = history.losses
-    figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _loss_axes(total)
     steps = range(1, len(losses) + 1)
     axes.plot(steps, losses, ".", color="#9db4c0", markersize=3)
     curve = smoothed(losses, total)
     axes.plot(steps, curve, color="#d1495b", linewidth=2)
     if history.best is not None:
         _draw_validation(axes, history, total)
+    axes.set_title(f"step {len(losses)} of {total}   loss {curve[-1]:.4g} (smoothed)", fontsize=10)
+    return _rendered(figure)
+
+
+def _loss_axes(total: int) -> tuple[Figure, Axes]:
+    """Return axes of losses over ``total`` steps.
+
+    Their place is fixed: matplotlib's constrained layout takes longer than the drawing, and moves the axes from one
+    image of a run to the next.
+    """
+    figure = Figure(figsize=(5.12, 3.2), dpi=100)
+    axes = figure.add_axes((0.14, 0.145, 0.825, 0.765))
     axes.set_xlim(0, total + 1)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    axes.set_title(f"step {len(losses)} of {total}   loss {curve[-1]:.4f} (smoothed)", fontsize=10)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
     axes.grid(alpha=0.3)
-    return _rendered(figure)
+    return figure, axes
 
 
 def _draw_validation(axes: Axes, history: History, total: int) -> None:
@@ -71,19 +82,14 @@ def comparison_chart(
         total: steps of the run.
         title: above the chart.
     """
-    figure = Figure(figsize=(5.12, 3.2), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _loss_axes(total)
     for (name, curve), color in zip(curves.items(), ("#d1495b", "#9db4c0", "#edae49"), strict=False):
         axes.plot(*zip(*curve, strict=True), color=color, linewidth=2, marker="o", markersize=3, label=name)
     for name, loss in baselines.items():
         axes.axhline(loss, color="#00798c", linewidth=1, linestyle="--")
         axes.annotate(name, (total, loss), (-2, 2), textcoords="offset points", fontsize=8, ha="right")
-    axes.set_xlim(0, total + 1)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8, loc="upper left")
-    axes.grid(alpha=0.3)
     return _rendered(figure)
 
 
@@ -102,9 +108,9 @@ def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
 
 
 def _rendered(figure: Figure) -> Image.Image:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return Image.open(buffer).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def chart_with_sample(chart: Image.Image, sample: Image.Image | None) -> Image.Image:

@@ -454,7 +454,7 @@ def test_a_foreign_file_is_trained_further(node: Any, loaded: Any, subject: Any,
     assert not all(torch.equal(second.as_lora()[layer][0], up) for layer, (up, _) in first.as_lora().items())
     with safe_open(folder / save(node, second, "kohya", model), "pt") as file:
         said = file.metadata()
-    assert said["ss_steps"] == "5" and said["ss_base_model_version"] == "sd_1.5" and said["ss_resolution"] == "(64, 64)"
+    assert said["ss_steps"] == "5" and said["ss_base_model_version"] == "sd_1.5" and said["ss_resolution"] == "(32, 32)"
     assert float(said["ss_training_finished_at"]) >= float(said["ss_training_started_at"]) > 1.7e9
 
 

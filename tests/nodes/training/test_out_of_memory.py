@@ -34,12 +34,6 @@ def test_in_a_process_of_its_own() -> None:
     assert "2 passed" in done.stdout
 
 
-@pytest.fixture(autouse=True)
-def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at whether a run still learns are large forwards too; one noise level of four is enough here."""
-    monkeypatch.setattr("hyperbooth.trainers.dreambooth.validation.DIVERGENCE_LEVELS", 1)
-
-
 @contextmanager
 def room(mebibytes: int) -> Iterator[None]:
     """Inside the block the process can take so much address space more than it has."""

@@ -14,7 +14,7 @@ from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
-from hyperbooth.trainers.engine.divergence import Diverged
+from hyperbooth.trainers.engine.divergence import WINDOW, Diverged
 from hyperbooth.trainers.engine.memory_plan import MemoryPlan, choose_plan, measure_needs
 
 from tools.small_world.base.model import load as load_small_world
@@ -91,8 +91,8 @@ def test_a_run_belongs_to_its_sampling_equations(node: Any, loaded: Any, subject
 def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded: Any, subject: Any) -> None:
     options = replace(QUIET, prior_mode="prediction", prior_weight=100.0)
     classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
-    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=3e-3), 150, options=options)
-    assert len(loss_map["loss"]) == 150
+    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=3e-3), 2 * WINDOW, options=options)
+    assert len(loss_map["loss"]) == 2 * WINDOW
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     return base.model, base.clip, base.vae
 
 
+@pytest.mark.all_noise_levels
 class TestRuined:
     """On a trained model, as a user's is; how an untrained one takes a rate far too high is chance."""
 
@@ -144,11 +145,11 @@ def test_a_run_that_breaks_at_once_writes_nothing(node: Any, loaded: Any, subjec
 
 def test_validation_is_on_the_held_out_image_and_repeats(node: Any, loaded: Any, subject: Any) -> None:
     four = replace(subject, examples=(*subject.examples, subject.examples[0]))
-    options = replace(QUIET, validation=10)
-    _, _, report = train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options)
+    options = replace(QUIET, validation=5)
+    _, _, report = train(node, loaded, four, lora(learning_rate=3e-3), 10, options=options)
     (line,) = [line for line in report.splitlines() if line.startswith("validation")]
     assert "on the held-out image" in line and "on 3 images" in report
-    assert line in train(node, loaded, four, lora(learning_rate=3e-3), 30, options=options, resume="start over")[2]
+    assert line in train(node, loaded, four, lora(learning_rate=3e-3), 10, options=options, resume="start over")[2]
     _, _, few = train(node, loaded, subject, lora(), 3, options=options)
     assert "validation loss on the training images" in few
 
@@ -222,7 +223,7 @@ def gradients(adapter: Any, terms: Any) -> torch.Tensor:
 
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(node: Any, loaded: Any, subject: Any) -> None:
-    masked = (replace(subject.examples[0], mask=torch.rand(1, 1, 8, 8)), *subject.examples[1:])
+    masked = (replace(subject.examples[0], mask=torch.rand(1, 1, 4, 4)), *subject.examples[1:])
     uneven = replace(subject, examples=masked)
     adapter, _, _ = train(node, loaded, subject, lora(), 2)
     with (

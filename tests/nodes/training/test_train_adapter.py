@@ -348,7 +348,7 @@ def test_stock_datasets_train(node: Any, loaded: Any, subject: Any) -> None:
         conds = [encode_prompt(clip, text) for text in ("one", "two", "three")]
         latents = [{"samples": example.latents} for example in subject.examples]
     (made,) = node("SubjectFromLatents", latents=latents, positive=conds)
-    assert [example.size for example in made.examples] == [(4, 8, 8)] * 3
+    assert [example.size for example in made.examples] == [(4, 4, 4)] * 3
     (bucketed,) = node(
         "SubjectFromLatents", latents=[{"samples": [e.latents for e in subject.examples]}], positive=conds[:1]
     )
