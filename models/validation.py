@@ -39,6 +39,8 @@ MAX_DEPTH = 16
 """Nesting of a header; those written here have five levels."""
 MAX_TEXT_LENGTH = 10_000
 """Characters of a prompt or a trigger word: more than any text encoder reads."""
+MAX_PROMPT_LENGTH = 5_000
+"""Characters of a text that is encoded: CLIP takes 25 MB for each thousand, and no caption is longer."""
 MAX_NAME_LENGTH = 500
 """Characters of the name of a layer or tensor; the longest known one has 90."""
 MAX_NUMBER = 2**64

@@ -23,6 +23,7 @@ ORDER = {
         {"full", "lidb", "para"},
     ],
     "trainers": [
+        {"checks"},
         {"engine"},
         {"data"},
         {"diffusion"},

@@ -7,9 +7,9 @@ from typing import Any
 from ..models.adapters import LoRAConfig
 from ..models.adapters.targets import RULES
 from ..models.textual_inversion.embeddings import TextualInversionConfig
+from .checks import check_choice, check_number
 from .diffusion.losses import WEIGHTINGS
 from .diffusion.noise_levels import DISTRIBUTIONS, NoiseLevels
-from .engine.checks import check_choice, check_number
 from .engine.divergence import DIVERGENCE_FACTOR
 from .engine.lr_schedule import SCHEDULES
 from .engine.optimizers import OPTIMIZERS

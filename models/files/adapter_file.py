@@ -23,6 +23,7 @@ from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import targets_from_header
 from ..textual_inversion.embedding_files import embedding_from_header, native_embedding_tensors
 from .adapter_header import HEADER, AdapterEntry, AdapterHeader, decode_header, encode_header
+from .digest import DIGEST, check_digest, file_digest
 from .family_codecs import LAYER_CODECS, PACKED_CODECS, LayerCodec
 from .lora_import import KeyNames, check_is_lora, read_lora
 from .lora_key_formats import layer_tensors
@@ -48,7 +49,8 @@ def save_adapter(
         OSError: the disk is full or the folder cannot be written; a former file is unchanged.
     """
     tensors = cast_for_file(adapter_tensors(adapter), dtype)
-    write_tensors(tensors, path, {**(metadata or {}), HEADER: encode_header(adapter)})
+    header = encode_header(adapter)
+    write_tensors(tensors, path, {**(metadata or {}), HEADER: header, DIGEST: file_digest(header, tensors)})
 
 
 def load_adapter(path: Path, names: KeyNames | None = None) -> AdapterStack:
@@ -71,6 +73,8 @@ def load_adapter(path: Path, names: KeyNames | None = None) -> AdapterStack:
     if HEADER not in metadata:
         return read_lora(path.name, tensors, metadata, names or KeyNames())
     with validation.error_context(f"{path.name} "):
+        if DIGEST in metadata:  # files of before have none
+            check_digest(metadata, metadata[HEADER], tensors)
         return _decode(decode_header(metadata[HEADER]), tensors)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import validation
 from ..adapters.parameter_layout import ParameterLayout
 from ..files.adapter_file import cast_for_file
+from ..files.digest import DIGEST, check_digest, file_digest
 from ..files.layout_json import layout_from_json, layout_to_json
 from ..files.safetensors_io import write_tensors
 from .network import HyperNetwork, HyperNetworkConfig
@@ -89,7 +90,7 @@ def save_predictor(predictor: Predictor, path: Path, dtype: torch.dtype = torch.
     text = json.dumps(_header_of(predictor), ensure_ascii=False)
     with validation.error_context(f"{path.name} "):
         _empty_predictor(text, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    write_tensors(tensors, path, {HEADER: text})
+    write_tensors(tensors, path, {HEADER: text, DIGEST: file_digest(text, tensors)})
 
 
 def load_predictor(path: Path) -> Predictor:
@@ -109,6 +110,8 @@ def load_predictor(path: Path) -> Predictor:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             with validation.error_context(f"{path.name} "):
                 predictor = _empty_predictor(text, shapes)
+                if DIGEST in file.metadata():  # files of before have none
+                    check_digest(file.metadata(), text, {name: file.get_tensor(name) for name in names})
                 tensors = {name: validation.checked_tensor(file.get_tensor(name), name) for name in names}
     except SafetensorError as error:
         why = "".join(letter for letter in str(error)[:200] if letter.isprintable())

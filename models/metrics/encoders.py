@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from .scores import all_finite
 
+MAX_JSON = 2**24
+"""Bytes of a configuration or an index; that of the largest models has less than a million."""
+CENTER = 224 / 256
+"""Share of the short side that DINO's evaluation shows."""
 BATCH = 32
 """Images per forward pass."""
 DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
@@ -62,7 +66,7 @@ class Encoder:
         """
         rows = []
         for start in range(0, len(images), BATCH):
-            pixels = [_as_bytes(image) for image in images[start : start + BATCH]]
+            pixels = [self._cropped(_as_bytes(image)) for image in images[start : start + BATCH]]
             # Without input_data_format the processor guesses: an image of one or three rows could be channels first.
             given = self.processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
             given = given["pixel_values"]
@@ -81,6 +85,19 @@ class Encoder:
     def is_truncated(self, prompt: str) -> bool:
         """Return whether the prompt has more tokens than the encoder reads."""
         return len(self.tokenizer(prompt)["input_ids"]) > self._max_length
+
+    def _cropped(self, pixels: Any) -> Any:
+        """Return the center of an image ``[H, W, 3]`` if the processor would squash it to a square.
+
+        The preprocessing on the page of a DINO resizes both sides. DINO's own evaluation (and with it DreamBooth's)
+        resizes the short side to 256 and takes the 224 x 224 in the center (2104.14294, eval_knn.py).
+        """
+        if getattr(self.processor, "do_center_crop", False) or "height" not in (self.processor.size or {}):
+            return pixels
+        height, width = pixels.shape[:2]
+        side = max(1, round(min(height, width) * CENTER))
+        top, left = (height - side) // 2, (width - side) // 2
+        return pixels[top : top + side, left : left + side]
 
     @property
     def _max_length(self) -> int:
@@ -208,7 +225,7 @@ def _shards(index: Path) -> list[str]:
         ValueError: a file is pickled or in another folder; transformers would open it.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the encoder in {index.parent} cannot be loaded: {index.name}: {error}") from error
     if not names or not all(Path(name).name == name and name.endswith(".safetensors") for name in names):
@@ -216,9 +233,25 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
+def _json(path: Path) -> Any:
+    """Return the content of a file of at most :data:`MAX_JSON` bytes.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is larger.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"it has more than {MAX_JSON} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def _kind(path: Path) -> str:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = _json(path)
         kind, elsewhere = str(config["model_type"]), [name for name in ELSEWHERE if name in config]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no configuration of a model: {error}") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import validation
 from ..adapters.parameter_layout import ParameterLayout
 from ..adapters.stack import AdapterStack
+from ..files.digest import checksum
 from .manifest import Manifest
 from .shards import SubjectEntry, list_shards, read_shard, unusable_shard
 
@@ -146,7 +147,8 @@ class Bank:
         values: dict[int, Tensor] = {}
         for path, indices in by_shard.items():
             try:
-                with _row_reader(path, tensor) as read_row:
+                sums = rows[indices[0]][0].checksums
+                with _row_reader(path, tensor, sums and sums[tensor]) as read_row:
                     values |= {index: read_row(rows[index][1]) for index in indices}
             except (OSError, SafetensorError) as error:
                 raise unusable_shard(path, error) from error
@@ -154,13 +156,21 @@ class Bank:
 
 
 @contextmanager
-def _row_reader(path: Path, tensor: str) -> Iterator[Callable[[int], Tensor]]:
-    """Open a shard; yield a function that returns a row of its tensor as a float32 copy."""
+def _row_reader(path: Path, tensor: str, checksums: Sequence[int] | None) -> Iterator[Callable[[int], Tensor]]:
+    """Open a shard; yield a function that returns a row of its tensor as a float32 copy.
+
+    Args:
+        path: of the shard.
+        tensor: its name.
+        checksums: of each row, or None if the shard has none.
+    """
     with safe_open(path, framework="pt") as file:
         whole = file.get_slice(tensor)
 
         def read_row(row: int) -> Tensor:
             value = whole[row : row + 1][0]
+            if checksums is not None and checksum(value) != checksums[row]:
+                raise unusable_shard(path, ValueError(f"{tensor} {row} was damaged or changed after it was written"))
             return (
                 validation.checked_tensor(value, f"{tensor} of {path.name}")
                 if value.is_floating_point()

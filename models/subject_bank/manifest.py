@@ -82,7 +82,8 @@ class Manifest:
         """
         path, prefix = folder / MANIFEST, f"bank {folder.name!r}: {MANIFEST}"
         try:
-            text = path.read_text("utf-8")
+            with path.open("rb") as file:  # no more of it than a header may have
+                text = file.read(4 * validation.MAX_HEADER_LENGTH + 1).decode()
         except OSError as error:
             raise ValueError(f"{prefix} cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:

@@ -2,15 +2,16 @@
 
 A shard holds ``theta [S, N]`` (see :mod:`..adapters.parameter_layout`), ``images [P, H, W, 3]`` as bytes, and ``latents
 [P, C, h, w]`` of all its subjects' images, subject by subject. Its header names the subjects, with their images'
-captions if there are any. Shards are written once and never changed, and each holds the digest of its manifest. So
-several processes and machines can fill one folder, and an interrupted build leaves only complete shards.
+captions if there are any, and has a checksum of each row, as single rows are read. Shards are written once and never
+changed, and each holds the digest of its manifest. So several processes and machines can fill one folder, and an
+interrupted build leaves only complete shards. Shards of before have no checksums and are read all the same.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .. import validation
 from ..adapters.parameter_layout import ParameterLayout
+from ..files.digest import DIGEST, check_digest, file_digest, row_checksums
 from ..files.safetensors_io import write_tensors
 from .manifest import MANIFEST, VERSION, Manifest
 
@@ -43,6 +45,7 @@ class _SubjectHeader(validation.Header):
 class _ShardHeader(validation.Header):
     bank: str
     subjects: validation.Items[_SubjectHeader]
+    checksums: dict[str, validation.Items[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class SubjectEntry:
         row: index in the shard's theta.
         image_rows: first and end index in the shard's images and latents.
         prompts: one per image; empty where all images have the bank's prompt.
+        checksums: of each row of the shard's tensors, None in a shard of before.
     """
 
     name: str
@@ -81,6 +85,7 @@ class SubjectEntry:
     row: int
     image_rows: tuple[int, int]
     prompts: tuple[str, ...] = ()
+    checksums: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
 
 
 def write_shard(
@@ -113,11 +118,17 @@ def write_shard(
         ValueError: a tensor holds NaN or infinite values.
         OSError: the file cannot be written; no partial file is left.
     """
-    header = {"version": VERSION, "bank": manifest.digest, "subjects": _subject_headers(fits, image_counts, prompts)}
+    tensors = {"theta": theta, "images": images, "latents": latents}
+    header = {
+        "version": VERSION,
+        "bank": manifest.digest,
+        "subjects": _subject_headers(fits, image_counts, prompts),
+        "checksums": {key: row_checksums(tensor) for key, tensor in tensors.items()},
+    }
     name = hashlib.sha256("\0".join([manifest.digest, *fits]).encode()).hexdigest()[:16]
     path = folder / f"{name}{SUFFIX}"
-    tensors = {"theta": theta, "images": images, "latents": latents}
-    write_tensors(tensors, path, {HEADER: json.dumps(header, ensure_ascii=False)})
+    text = json.dumps(header, ensure_ascii=False)
+    write_tensors(tensors, path, {HEADER: text, DIGEST: file_digest(text, {})})
     return path
 
 
@@ -158,7 +169,11 @@ def read_shard(path: Path, manifest: Manifest) -> list[SubjectEntry]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            content = validation.parse_header((file.metadata() or {}).get(HEADER, "{}"))
+            metadata = file.metadata() or {}
+            text = metadata.get(HEADER, "{}")
+            content = validation.parse_header(text)
+            if DIGEST in metadata:
+                check_digest(metadata, text, {})
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in _DTYPES}
             dtypes = {name: file.get_slice(name).get_dtype() for name in _DTYPES}
         validation.check_version(content, VERSION)
@@ -167,7 +182,12 @@ def read_shard(path: Path, manifest: Manifest) -> list[SubjectEntry]:
             raise ValueError("it was built under other settings than the bank's")
         if dtypes != _DTYPES:
             raise ValueError(f"its tensors have the dtypes {dtypes}")
-        return _entries(path, header.subjects, shapes, manifest.layout)
+        entries = _entries(path, header.subjects, shapes, manifest.layout)
+        if header.checksums is None:
+            return entries
+        if {name: len(sums) for name, sums in header.checksums.items()} != {name: shapes[name][0] for name in _DTYPES}:
+            raise ValueError("its checksums are not one for each row")
+        return [replace(entry, checksums=header.checksums) for entry in entries]
     except (OSError, SafetensorError, ValueError) as error:
         raise unusable_shard(path, error) from error
 

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from comfy_api.latest import io
+from PIL import Image
 
 from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import DIFFUSION_PREFIX
@@ -12,7 +13,7 @@ from ...models.files.lora_key_formats import as_plain_lora, layer_tensors
 from ...models.metadata.base_fingerprint import disagree
 from ...models.metadata.combine import combine_adapters
 from ...models.metadata.summary import change_per_block, removal_warning, summary
-from ...trainers.engine.checks import check_number
+from ...trainers.checks import check_number
 from ...trainers.reporting.charts import block_chart
 from ..bridge.adapters.patching import (
     apply_adapter,
@@ -23,6 +24,7 @@ from ..bridge.adapters.patching import (
 )
 from ..bridge.images.vae import to_image
 from ..common import sockets
+from ..common.node import Node
 from .file_formats import BaseModel
 
 logger = logging.getLogger("hyperbooth")
@@ -30,7 +32,7 @@ logger = logging.getLogger("hyperbooth")
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
 
-class Apply(io.ComfyNode):
+class Apply(Node):
     """Apply an adapter stack to a model and its text encoder."""
 
     @classmethod
@@ -70,7 +72,7 @@ class Apply(io.ComfyNode):
         )
 
 
-class Combine(io.ComfyNode):
+class Combine(Node):
     """Combine two adapter stacks into one."""
 
     @classmethod
@@ -100,7 +102,7 @@ class Combine(io.ComfyNode):
         return io.NodeOutput(adapter)
 
 
-class ToLoRA(io.ComfyNode):
+class ToLoRA(Node):
     """Convert an adapter stack to a stock LORA_MODEL."""
 
     @classmethod
@@ -136,7 +138,7 @@ class ToLoRA(io.ComfyNode):
         return io.NodeOutput(tensors)
 
 
-class Info(io.ComfyNode):
+class Info(Node):
     """Describe an adapter stack, and chart its change of each block of the model."""
 
     @classmethod
@@ -171,4 +173,5 @@ class Info(io.ComfyNode):
         else:
             require_layers_present(model, None, adapter)
             changes = change_per_block(adapter.select_prefix(DIFFUSION_PREFIX), base_weights(model))
-        return io.NodeOutput(report, to_image(block_chart(changes, relative=model is not None)))
+        chart = block_chart(changes, relative=model is not None) or Image.new("RGB", (768, 384), "white")
+        return io.NodeOutput(report, to_image(chart))

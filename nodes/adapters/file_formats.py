@@ -10,6 +10,7 @@ from torch import Tensor
 from ...models.adapters.stack import AdapterStack
 from ...models.files.adapter_file import adapter_tensors
 from ...models.files.adapter_header import HEADER, encode_header
+from ...models.files.digest import DIGEST, file_digest
 from ...models.files.lora_key_formats import KeyName, as_plain_lora, comfyui_tensors, format_keys
 from ...models.files.precision_loss import adapter_precision_loss, tensor_precision_loss
 from ...models.metadata.base_fingerprint import SampledWeights, with_fingerprint
@@ -58,8 +59,8 @@ class FileFormat(ABC):
         """Return the file's tensors, exact, under the names of the format."""
 
     @abstractmethod
-    def header(self, adapter: AdapterStack) -> dict[str, str]:
-        """Return the entries without which the file could not be read."""
+    def header(self, adapter: AdapterStack, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Return the entries without which the file could not be read, with the digest of ``tensors``, those in it."""
 
     @abstractmethod
     def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
@@ -88,8 +89,9 @@ class NativeFormat(FileFormat):
     def tensors(self, adapter: AdapterStack, base: BaseModel) -> dict[str, Tensor]:
         return adapter_tensors(adapter)
 
-    def header(self, adapter: AdapterStack) -> dict[str, str]:
-        return {HEADER: encode_header(adapter)}
+    def header(self, adapter: AdapterStack, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        text = encode_header(adapter)
+        return {HEADER: text, DIGEST: file_digest(text, tensors)}
 
     def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:
         return lora_metadata(adapter, title, native=True)
@@ -132,7 +134,7 @@ class PlainFormat(FileFormat):
         lora = as_plain_lora(adapter, base.weights)
         return format_keys(lora, self._names(base.model, adapter.targets()), self.name)
 
-    def header(self, adapter: AdapterStack) -> dict[str, str]:
+    def header(self, adapter: AdapterStack, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         return {}
 
     def metadata(self, adapter: AdapterStack, title: str, base: BaseModel) -> dict[str, str]:

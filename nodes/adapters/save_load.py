@@ -19,14 +19,16 @@ from ..bridge.folders import (
     embedding_usage,
     output_file,
     output_name,
+    prefix_error,
     require_embedding_name,
     widget_value,
 )
 from ..common import sockets
+from ..common.node import Node
 from .file_formats import FORMATS, PRECISIONS, BaseModel, FileFormat
 
 
-class Save(io.ComfyNode):
+class Save(Node):
     """Save an adapter stack to a file."""
 
     @classmethod
@@ -87,25 +89,30 @@ class Save(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Return True, or why the prefix cannot be used, before anything is trained; None is a link."""
+        return prefix_error(filename_prefix)
+
+    @classmethod
     def execute(
         cls, adapter: AdapterStack, filename_prefix: str, format: str, precision: str, model: Any = None,
         trigger: str = "", metadata: bool = True, clip: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        path = output_file(filename_prefix, ".safetensors")
         if not is_unicode(trigger):
             raise ValueError(f"trigger {trigger!r:.60} holds invalid Unicode (a lone surrogate); give plain text")
         if trigger.strip():
             adapter = replace(adapter, metadata={**adapter.metadata, "trigger": trigger.strip()})
         kind, base, dtype = FORMATS[format], BaseModel(model, clip), PRECISIONS[precision]
         embedding = bool(adapter.embeddings) and kind.embedding_files
-        if embedding:
-            require_embedding_name(path)
-        exact = kind.tensors(adapter, base)
-        tensors = cast_for_file(exact, dtype)
-        entries = kind.header(adapter)
-        if metadata:
-            entries |= with_hash(kind.metadata(adapter, path.stem.rstrip("_"), base), tensors)
-        write_tensors(tensors, path, entries)
+        with output_file(filename_prefix, ".safetensors") as path:
+            if embedding:
+                require_embedding_name(path)
+            exact = kind.tensors(adapter, base)
+            tensors = cast_for_file(exact, dtype)
+            entries = kind.header(adapter, tensors)
+            if metadata:
+                entries |= with_hash(kind.metadata(adapter, path.stem.rstrip("_"), base), tensors)
+            write_tensors(tensors, path, entries)
         name, notes = output_name(path), [embedding_usage(path)] if embedding else []
         return io.NodeOutput(name, ui={"text": (f"saved {name}{_rounding(kind, adapter, exact, dtype)}", *notes)})
 
@@ -118,7 +125,7 @@ def _rounding(kind: FileFormat, adapter: AdapterStack, tensors: Mapping[str, Ten
     return f", {name} costs {kind.rounding_error(adapter, tensors, dtype):.1e} of the change"
 
 
-class Load(io.ComfyNode):
+class Load(Node):
     """Load an adapter stack from a file."""
 
     @classmethod

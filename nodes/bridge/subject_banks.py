@@ -1,5 +1,6 @@
 """Subject banks in ComfyUI: their folders, and what a build needs of a loaded model."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ...trainers.config import TrainingOptions
 from ...trainers.data.build_dataset import Encoders
 from ...trainers.subject_bank.build import BankBackend
 from .adapters.patching import base_weights
-from .folders import MAX_NAME_BYTES
+from .folders import MAX_NAME_BYTES, shown, unusable_part
 from .images.vae import encode_pixels, latent_cell
 from .model.denoiser import prediction_of
 from .model.layers import architecture, layer_shapes, trainable_layers
@@ -50,8 +51,10 @@ def bank_path(name: str) -> Path:
     found = (root / name for root in _roots())
     path = next((path for path in found if name in bank_names() and (path / MANIFEST).is_file()), None)
     if path is None:
-        folders = ", ".join(map(str, _roots()))
-        raise ValueError(f"bank_name {name!r:.80} is in none of {folders}; press R to refresh the list")
+        raise ValueError(
+            f"bank_name {shown(name)} is in neither {BANK_FOLDER} folder, of output and of models; press R to refresh "
+            "the list"
+        )
     return path
 
 
@@ -64,21 +67,21 @@ def new_bank_path(name: str) -> Path:
     """
     name = name.strip()
     plain = name.isprintable() and Path(name).name == name and not {"/", "\\", ":"} & set(name)
-    if not name or not plain or name.startswith(".") or len(name.encode()) > MAX_NAME_BYTES:
-        raise ValueError(f"bank_name {name[:60]!r} is no folder's name; give one such as 'people'")
+    if not name or not plain or name.startswith(".") or len(name.encode()) > MAX_NAME_BYTES or unusable_part(name):
+        raise ValueError(f"bank_name {shown(name)} is no folder's name; give one such as 'people'")
     path = _output() / name
     for root in _roots():
         if (root / name / MANIFEST).exists() and not (path / MANIFEST).exists():
             raise ValueError(
-                f"bank_name {name!r} is in {root} already; give another name, or move that one to {_output()}, where "
-                "banks are extended"
+                f"bank_name {shown(name)} is in a folder of models already; give another name, or move that one to "
+                f"output/{BANK_FOLDER}, where banks are extended"
             )
     return path
 
 
 def default_bank_name(source: Path) -> str:
     """Return a bank's default name: that of the image folder, joined with its parents below the input folder."""
-    return "_".join(source.relative_to(Path(folder_paths.get_input_directory()).resolve()).parts)
+    return "_".join(source.relative_to(Path(os.path.abspath(folder_paths.get_input_directory()))).parts)
 
 
 _seen: dict[Path, tuple[list[Any], int]] = {}

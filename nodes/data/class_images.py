@@ -4,17 +4,18 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ...trainers.checks import check_number
 from ...trainers.data.resize import bucket_size
-from ...trainers.engine.checks import check_number
 from ...trainers.engine.rng import generator_for
 from ..bridge.images.sampling import SAMPLERS, SCHEDULERS, sample_latents
 from ..bridge.images.vae import decode_latents, latent_cell
 from ..bridge.progress import Progress
 from ..bridge.text.conditioning import encode_prompt
 from ..common import sockets
+from ..common.node import Node
 
 
-class ClassImages(io.ComfyNode):
+class ClassImages(Node):
     """Sample images of the class from the unchanged model."""
 
     @classmethod

@@ -9,11 +9,12 @@ from ...trainers.data.image_reader import ON_BROKEN, ReadOptions
 from ...trainers.engine.run_hash import run_hash
 from ..bridge.folders import input_folder, widget_value
 from ..common import sockets
+from ..common.node import Node
 
 READING = ReadOptions()
 
 
-class ImagesFromFolder(io.ComfyNode):
+class ImagesFromFolder(Node):
     """Read the images of a folder, with their captions and masks."""
 
     @classmethod

@@ -13,11 +13,12 @@ from ..bridge.progress import Progress
 from ..bridge.text.conditioning import encode_prompt
 from ..common import sockets
 from ..common.list_inputs import single_value, unbatch
+from ..common.node import Node
 
 FRAMING = Framing()
 
 
-class Subject(io.ComfyNode):
+class Subject(Node):
     """Encode images and their prompts as a subject."""
 
     @classmethod

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ...trainers.data.dataset import Example, Subject
 from ..common import sockets
+from ..common.node import Node
 
 
-class SubjectFromLatents(io.ComfyNode):
+class SubjectFromLatents(Node):
     """Make a subject from latents and conditioning that exist already."""
 
     @classmethod

@@ -23,6 +23,7 @@ from ..bridge.images.metric_encoders import (
 from ..bridge.progress import Progress
 from ..common import sockets
 from ..common.list_inputs import unbatch
+from ..common.node import Node
 
 CATEGORY = f"{sockets.CATEGORY}/scores"
 NOT_MEASURED = math.nan
@@ -127,7 +128,7 @@ def _rgb(name: str, image: Tensor) -> Tensor:
     return image.expand(-1, -1, 3) if channels == 1 else image[..., :3]
 
 
-class Scoring(io.ComfyNode):
+class Scoring(Node):
     """Base of the evaluation nodes.
 
     A node runs again when its encoder's files change. An encoder that cannot be used is refused by validation, before

@@ -111,8 +111,8 @@ class CompareSheet(Scoring):
         task = ScoringTask(prompts=prompts, references=real, embed=embed, dino=by_dino, clip=by_clip)
         table = [score_adapter(samples, task) for samples in adapters]
         note = truncation_note(by_clip, prompts) if by_clip else ""
-        path = output_file(prefix, ".csv")
-        write_atomically([csv_text(names, table).encode()], path)
+        with output_file(prefix, ".csv") as path:
+            write_atomically([csv_text(names, table).encode()], path)
         report = f"{report_text(names, table)}{note}\nwritten to {output_name(path)}"
         sheet = to_image(score_grid(adapters, names, table))
         return io.NodeOutput(sheet, report, output_name(path), ui={"text": (report,)})

@@ -10,15 +10,16 @@ from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.metadata.base_fingerprint import fingerprint
 from ..adapters.file_formats import PRECISIONS
 from ..bridge.adapters.patching import base_weights
-from ..bridge.folders import hypernetwork_files, hypernetwork_path, output_file, output_name, widget_value
+from ..bridge.folders import hypernetwork_files, hypernetwork_path, output_file, output_name, prefix_error, widget_value
 from ..bridge.images.clip_vision import encoder_ref, image_tokens
 from ..bridge.model.layers import adaptable_layers, architecture
 from ..common import sockets
+from ..common.node import Node
 
 CATEGORY = f"{sockets.CATEGORY}/hypernetwork"
 
 
-class SaveHyperNetwork(io.ComfyNode):
+class SaveHyperNetwork(Node):
     """Save a hypernetwork to a file."""
 
     @classmethod
@@ -49,14 +50,19 @@ class SaveHyperNetwork(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Return True, or why the prefix cannot be used, before anything is trained; None is a link."""
+        return prefix_error(filename_prefix)
+
+    @classmethod
     def execute(cls, hypernetwork: Predictor, filename_prefix: str, precision: str = "float32") -> io.NodeOutput:
-        path = output_file(filename_prefix, ".safetensors")
-        save_predictor(hypernetwork, path, PRECISIONS[precision])
+        with output_file(filename_prefix, ".safetensors") as path:
+            save_predictor(hypernetwork, path, PRECISIONS[precision])
         name = output_name(path)
         return io.NodeOutput(name, ui={"text": (f"saved {name}",)})
 
 
-class LoadHyperNetwork(io.ComfyNode):
+class LoadHyperNetwork(Node):
     """Load a hypernetwork from a file."""
 
     @classmethod
@@ -87,7 +93,7 @@ class LoadHyperNetwork(io.ComfyNode):
         return stat.st_mtime_ns, stat.st_size
 
 
-class Predict(io.ComfyNode):
+class Predict(Node):
     """Predict an adapter from an image."""
 
     @classmethod

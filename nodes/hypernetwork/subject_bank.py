@@ -8,9 +8,9 @@ from comfy_api.latest import io
 from ...models.adapters.stack import AdapterStack
 from ...models.subject_bank.bank import Bank
 from ...models.subject_bank.shards import folder_state as state_of_bank
+from ...trainers.checks import check_number
 from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.image_folder import folder_state
-from ...trainers.engine.checks import check_number
 from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
 from ...trainers.subject_bank.build import BankBuilder
@@ -28,11 +28,12 @@ from ..bridge.subject_banks import (
     new_bank_path,
 )
 from ..common import sockets
+from ..common.node import Node
 
 CATEGORY = f"{sockets.CATEGORY}/hypernetwork"
 
 
-class BuildBank(io.ComfyNode):
+class BuildBank(Node):
     """Build a subject bank from a folder with one sub-folder per subject."""
 
     @classmethod
@@ -213,7 +214,7 @@ def _progress() -> Any:
     return _update
 
 
-class LoadBank(io.ComfyNode):
+class LoadBank(Node):
     """Open a subject bank."""
 
     @classmethod

@@ -11,10 +11,10 @@ from ...models.adapters.targets import TEXT_PREFIX
 from ...models.hypernetwork.network import HyperNetworkConfig
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.subject_bank.bank import Bank
+from ...trainers.checks import check_choice
 from ...trainers.config import TrainingOptions
 from ...trainers.data.dataset import Example, Subject
 from ...trainers.engine.checkpoints import CheckpointStore
-from ...trainers.engine.checks import check_choice
 from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
 from ...trainers.hypernetwork.config import HyperNetworkTrainingConfig
@@ -29,6 +29,7 @@ from ..bridge.subject_banks import base_model_record
 from ..bridge.text.conditioning import encode_prompt
 from ..bridge.training_session import training_session
 from ..common import method_inputs, sockets
+from ..common.node import Node
 from ..training.train_adapter import RESUME
 from .predict import CATEGORY
 
@@ -39,7 +40,7 @@ MAX_WARMUP = 200
 WARMUP = f"a tenth of the steps, at most {MAX_WARMUP}"
 
 
-class TrainHyperNetwork(io.ComfyNode):
+class TrainHyperNetwork(Node):
     """Train a hypernetwork on a subject bank."""
 
     @classmethod

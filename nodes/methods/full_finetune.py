@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ...models.adapters import FullConfig
 from ...trainers.config import Method
 from ..common import method_inputs
+from ..common.node import Node
 
 METHOD = Method(
     family="full",
@@ -16,7 +17,7 @@ METHOD = Method(
 )
 
 
-class MethodDreamBooth(io.ComfyNode):
+class MethodDreamBooth(Node):
     """Choose full fine-tuning."""
 
     @classmethod

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ...models.adapters import LiDBConfig
 from ...trainers.config import Method
 from ..common import method_inputs
+from ..common.node import Node
 
 CONFIG = LiDBConfig()
 METHOD = Method(
@@ -19,7 +20,7 @@ where LoRA has as many as there are outputs. Half the rate for the text encoder 
 """
 
 
-class MethodLiDB(io.ComfyNode):
+class MethodLiDB(Node):
     """Choose LiDB."""
 
     @classmethod

@@ -5,12 +5,13 @@ from comfy_api.latest import io
 from ...models.adapters import LoRAConfig
 from ...trainers.config import Method
 from ..common import method_inputs
+from ..common.node import Node
 
 CONFIG = LoRAConfig()
 METHOD = Method()
 
 
-class MethodLoRA(io.ComfyNode):
+class MethodLoRA(Node):
     """Choose LoRA."""
 
     @classmethod

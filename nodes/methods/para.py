@@ -6,6 +6,7 @@ from ...models.adapters import PaRaConfig
 from ...models.adapters.para.adapter import INITS
 from ...trainers.config import Method
 from ..common import method_inputs
+from ..common.node import Node
 
 CONFIG = PaRaConfig()
 METHOD = Method(family="para", config=CONFIG, targets="all but cross attention", learning_rate=3e-4)
@@ -14,7 +15,7 @@ to 0.080 in 120 steps, attention alone to 0.092. The learning rate is the one at
 LoRA of rank 4 at 1e-4 (0.092 and 0.093; at 1e-4 0.106, at 1e-3 0.084)."""
 
 
-class MethodPaRa(io.ComfyNode):
+class MethodPaRa(Node):
     """Choose PaRa."""
 
     @classmethod

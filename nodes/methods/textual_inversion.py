@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ...models.textual_inversion.embeddings import FAMILY, MAX_VECTORS, TextualInversionConfig
 from ...trainers.config import Method
 from ..common import method_inputs, sockets
+from ..common.node import Node
 
 CONFIG = TextualInversionConfig()
 LEARNING_RATE = 5e-3
@@ -12,7 +13,7 @@ LEARNING_RATE = 5e-3
 5e-4."""
 
 
-class MethodTextualInversion(io.ComfyNode):
+class MethodTextualInversion(Node):
     """Choose Textual Inversion."""
 
     @classmethod

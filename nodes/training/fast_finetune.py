@@ -11,6 +11,7 @@ from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.config import DreamBoothConfig
 from ..bridge.adapters.patching import has_text_layers, require_layers_present, warn_if_other_base
 from ..common import method_inputs, sockets
+from ..common.node import Node
 from .train_adapter import changes_prompts, report, train
 
 STEPS, RANK = 40, 4
@@ -19,7 +20,7 @@ LEARNING_RATE = 1e-3
 """Our choice: ten times LoRA's usual learning rate, for a tenth of its steps; half of it for the text encoder."""
 
 
-class FastFinetune(io.ComfyNode):
+class FastFinetune(Node):
     """Train a LoRA for a few steps on top of an adapter, as one adapter stack."""
 
     @classmethod

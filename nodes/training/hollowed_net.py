@@ -17,6 +17,7 @@ from ..bridge.model.offload import has_offload_device
 from ..bridge.progress import Progress
 from ..bridge.training_session import training_session
 from ..common import sockets
+from ..common.node import Node
 
 logger = logging.getLogger("hyperbooth")
 
@@ -26,7 +27,7 @@ MAX_FRACTION = 0.85
 almost as much as plain LoRA, one without 91 % a fraction of it (rows ``hollow_*`` of ``benchmarks/quality.py``)."""
 
 
-class HollowedNet(io.ComfyNode):
+class HollowedNet(Node):
     """Choose the blocks that are removed from the network while it trains."""
 
     @classmethod

@@ -7,13 +7,13 @@ from comfy_api.latest import io
 from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import TEXT_PREFIX
 from ...models.files.adapter_file import save_adapter
+from ...trainers.checks import check_choice
 from ...trainers.config import HollowedNetConfig, Method, TrainingOptions
 from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.config import DreamBoothConfig
 from ...trainers.dreambooth.initial_adapter import trained_part
 from ...trainers.dreambooth.trainer import Result, train_dreambooth
 from ...trainers.engine.checkpoints import CheckpointStore
-from ...trainers.engine.checks import check_choice
 from ...trainers.engine.state import History
 from ...trainers.reporting.live_view import LiveView
 from ..bridge.adapters.patching import warn_if_other_base
@@ -22,11 +22,12 @@ from ..bridge.model.block_spans import choose_removed_blocks
 from ..bridge.progress import Progress
 from ..bridge.training_session import training_session
 from ..common import sockets
+from ..common.node import Node
 
 RESUME = ("continue", "start over")
 
 
-class Train(io.ComfyNode):
+class Train(Node):
     """Train an adapter for a model on a subject."""
 
     @classmethod
@@ -151,8 +152,15 @@ def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
 
 def save_rescued(adapter: AdapterStack) -> str:
     """Save the adapter of a run that failed where Load Adapter finds it; return the file's name."""
-    path = output_file("loras/hyperbooth_rescued", ".safetensors")
-    save_adapter(adapter, path)
+    try:
+        return _saved(adapter, "loras/hyperbooth_rescued")
+    except (OSError, ValueError):  # that folder cannot be written; the one above it may
+        return _saved(adapter, "hyperbooth_rescued")
+
+
+def _saved(adapter: AdapterStack, prefix: str) -> str:
+    with output_file(prefix, ".safetensors") as path:
+        save_adapter(adapter, path)
     return output_name(path)
 
 

@@ -10,6 +10,7 @@ from ...trainers.diffusion.losses import WEIGHTINGS
 from ...trainers.diffusion.noise_levels import DISTRIBUTIONS
 from ...trainers.engine.optimizers import OPTIMIZERS
 from ..common import sockets
+from ..common.node import Node
 
 OPTIONS = TrainingOptions()
 
@@ -27,7 +28,7 @@ def _number(name: str, low: float, high: float, step: float, tooltip: str, **mor
     return io.Float.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip, **more)
 
 
-class Options(io.ComfyNode):
+class Options(Node):
     """Choose optimizer, loss, memory, checkpoints and previews."""
 
     @classmethod

@@ -31,7 +31,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the smallest encoder that the stock loader takes, a ViT-L of constant weights; it is never run."""
+    """Write the smallest encoder that the stock loader takes, a ViT-L of constant weights; it is run on one image."""
     config = Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json")
     with torch.device("meta"):
         shapes = comfy.clip_vision.ClipVisionModel(str(config)).model.state_dict()
@@ -46,7 +46,7 @@ def runner(checkpoint: Path, loaded: Any, vision: Path, output_folder: Path) -> 
     bank = write_bank(output_folder / "hyperbooth_banks" / "people", loaded, range(20))
     name = run_hash(encoder_ref(comfy.clip_vision.load(str(vision))))
     draw = torch.Generator().manual_seed(0)
-    encode = lambda images: torch.randn(len(images), 5, 1024, generator=draw)  # noqa: E731
+    encode = lambda images: torch.randn(len(images), 257, 1024, generator=draw)  # noqa: E731
     FeatureCache(bank, name, encode, on_progress=lambda done, total: None)
     return CommandRunner(checkpoint, output_folder, output_folder)
 

@@ -2,22 +2,17 @@
 
 Images are encoded before training, because the VAE must not occupy the device's memory during it. Therefore the
 variants of each image are drawn and encoded beforehand as well. kornia's augmentation modules draw from the global
-random state; here the parameters are drawn from our own generator, and kornia's functions apply them.
+random state; here the parameters are drawn from our own generator, and kornia's functions apply them. Its 421 modules
+are imported when colors are first jittered.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from kornia.enhance import (
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_hue,
-    adjust_saturation_with_gray_subtraction,
-)
 from torch import Tensor
 
-from ..engine.checks import check_number
+from ..checks import check_number
 from ..engine.rng import generator_for
 from .dataset import Frame
 from .resize import Box, center_box, crop_and_resize, frame_of, random_box
@@ -163,6 +158,13 @@ def _draw_jitter(strength: float, generator: torch.Generator) -> ColorJitter | N
 
 
 def _jitter(pixels: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    from kornia.enhance import (
+        adjust_brightness_accumulative,
+        adjust_contrast_with_mean_subtraction,
+        adjust_hue,
+        adjust_saturation_with_gray_subtraction,
+    )
+
     pixels = adjust_brightness_accumulative(pixels, brightness)
     pixels = adjust_contrast_with_mean_subtraction(pixels, contrast)
     pixels = adjust_saturation_with_gray_subtraction(pixels, saturation)

@@ -1,5 +1,6 @@
 """Building the dataset: images and texts are resized, cropped and encoded, each once."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.checks import check_number
+from ...models.validation import is_finite
+from ..checks import check_number
 from .augmentation import Augmentation, draw_views
 from .dataset import Example, Subject
 from .preprocessing_report import ImagePlan, class_notes, image_notes
@@ -152,7 +154,13 @@ class _Progress:
 def _encode(plan: ImagePlan, encoders: Encoders, cond: Any, progress: _Progress) -> Example:
     pixels, latents = _rgb(plan.image), []
     for view in plan.views:
-        latents.append(encoders.encode_image(view.render(pixels, plan.size)))
+        latent = encoders.encode_image(view.render(pixels, plan.size))
+        if not is_finite(latent, math.inf):
+            raise ValueError(
+                f"vae gives NaN or infinite values for image {plan.index + 1}; load it in float32, or another one, or "
+                "leave the image out"
+            )
+        latents.append(latent)
         progress.advance()
     encoded = torch.cat(latents)
     frames = tuple(view.frame(*plan.shape, plan.size) for view in plan.views)

@@ -117,8 +117,9 @@ class Subject:
 class Batches:
     """An endless, reproducible sampler of batches; all examples of a batch have one size.
 
-    Every example occurs once per epoch, in a new order each epoch; the last batch of a size is filled from the start.
-    Batch ``b`` depends on ``(seed, b)`` alone.
+    A round shows every example once, in a new order each. What is left of a size at the end of a round, because it
+    fills no batch, begins that size's next batch: over ``batch_size`` rounds every example occurs exactly
+    ``batch_size`` times, however few others have its size. Batch ``b`` depends on ``(seed, b)`` alone.
 
     Args:
         examples: the dataset.
@@ -131,9 +132,8 @@ class Batches:
     seed: int
 
     def __getitem__(self, batch: int) -> list[Example]:
-        """Return the examples of batch number ``batch``, counted over all epochs."""
-        per_epoch = sum(-(-len(group) // self.batch_size) for group in self._groups())
-        return self._epoch(batch // per_epoch)[batch % per_epoch]
+        """Return the examples of batch number ``batch``, counted from the start."""
+        return self._cycle(batch // len(self.examples))[batch % len(self.examples)]
 
     def _groups(self) -> list[list[Example]]:
         groups: dict[tuple[int, ...], list[Example]] = {}
@@ -141,15 +141,20 @@ class Batches:
             groups.setdefault(example.size, []).append(example)
         return list(groups.values())
 
-    def _epoch(self, number: int) -> list[list[Example]]:
-        """Return the batches of one epoch: each size shuffled and cut into batches, then all batches shuffled."""
+    def _cycle(self, number: int) -> list[list[Example]]:
+        """Return the batches of ``batch_size`` rounds, as many as there are examples.
+
+        Each size's examples are shuffled for each round, one round after the other, and cut into batches; all batches
+        that a round completes are shuffled.
+        """
         generator = generator_for(self.seed, number)
-        batches = []
+        batches: list[tuple[int, list[Example]]] = []
         for group in self._groups():
-            order = [group[i] for i in _permutation(len(group), generator)]
-            for start in range(0, len(order), self.batch_size):
-                batches.append([order[i % len(order)] for i in range(start, start + self.batch_size)])
-        return [batches[i] for i in _permutation(len(batches), generator)]
+            order = [group[i] for _ in range(self.batch_size) for i in _permutation(len(group), generator)]
+            for end in range(self.batch_size, len(order) + 1, self.batch_size):
+                batches.append(((end - 1) // len(group), order[end - self.batch_size : end]))
+        shuffled = [batches[i] for i in _permutation(len(batches), generator)]
+        return [batch for _, batch in sorted(shuffled, key=lambda entry: entry[0])]
 
 
 def _permutation(n: int, generator: torch.Generator) -> list[int]:

@@ -6,25 +6,27 @@ were trained on images whose profiles were ignored, too.
 """
 
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ..engine.checks import check_choice, check_number
+from ...models.validation import MAX_PROMPT_LENGTH
+from ..checks import check_choice, check_number
+from .companions import caption_path
+from .pixel_budget import OpenedImage
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-MASK_SUFFIX = ".mask.png"
-TEXT_SUFFIX = ".txt"
 ON_BROKEN = ("skip", "stop")
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+READ_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError
+)  # fmt: skip
 """Exceptions that Pillow raises on damaged files."""
-ORIENTATION = 0x0112
+CAPTION_ENCODINGS = ("utf-8-sig", "cp1252")
+ROWS = 256
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,8 @@ class ReadOptions:
 
     Args:
         captions: read ``name.txt`` next to ``name.jpg`` as its caption.
-        masks: read ``name.mask.png``, or else the image's own alpha channel, as its mask.
+        masks: read ``name.mask.png`` (or what other tools call a mask, see :mod:`.companions`), or else the image's
+            own alpha channel, as its mask.
         on_broken: ``skip`` leaves damaged files out, ``stop`` raises.
         longest_side: larger images are downscaled to this many pixels while reading; 0 keeps their size.
     """
@@ -72,68 +75,39 @@ class ImageRecord:
         return torch.ones(self.pixels.shape[:2]) if self.mask is None else self.mask
 
 
-def read_image(path: Path, options: ReadOptions) -> ImageRecord:
+def read_image(path: Path, options: ReadOptions, mask_file: Path | None = None) -> ImageRecord:
     """Read an image, with its caption and mask if ``options`` ask for them.
+
+    Args:
+        path: of the image.
+        options: what is read, and at which size.
+        mask_file: its mask, or None for its own alpha channel.
 
     Raises:
         Exception: one of ``READ_ERRORS``: the image, its mask or its caption cannot be used; :func:`read_error`
             gives the reason in words.
     """
-    image, notes = _open(path)
-    mask = _mask(path, image) if options.masks else None
-    rgb = _over_white(image)
-    if 0 < options.longest_side < max(rgb.size):
-        notes.append(f"downscaled from {rgb.width} x {rgb.height}")
-        size = tuple(max(1, round(side * options.longest_side / max(rgb.size))) for side in rgb.size)
-        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-        mask = mask.resize(size, Image.Resampling.LANCZOS) if mask else None
-    caption = _caption(path) if options.captions else ""
-    notes += ["with mask"] if mask else []
+    opened = OpenedImage(path, options.longest_side)
+    image = _eight_bit(opened.image)
+    mask = _mask(mask_file, opened, image, options.longest_side) if options.masks else None
+    rgb, notes, size = _over_white(image), list(opened.notes), _target_size(opened, options.longest_side)
+    if size != opened.size:
+        notes.append(f"downscaled from {opened.size[0]} x {opened.size[1]}")
+    rgb = rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
+    if mask is not None and mask.size != size:
+        mask = mask.resize(size, Image.Resampling.LANCZOS)
+    caption, caption_notes = _caption(path) if options.captions else ("", [])
+    notes += caption_notes + (["with mask"] if mask else [])
     return ImageRecord(path.name, _tensor(rgb), caption, _tensor(mask) if mask else None, tuple(notes))
 
 
-def mask_path(path: Path) -> Path:
-    """Return the path of an image's mask."""
-    return path.with_name(path.stem + MASK_SUFFIX)
-
-
-def caption_path(path: Path) -> Path:
-    """Return the path of an image's caption."""
-    return path.with_suffix(TEXT_SUFFIX)
-
-
-def _open(path: Path) -> tuple[Image.Image, list[str]]:
-    """Return the first frame of the file, upright, with 8 bits per channel, and notes for the report."""
-    notes: list[str] = []
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with _no_truncated_files(), Image.open(path, formats=formats) as opened:
-        if opened.format != "MPO" and _is_animated(opened):
-            notes.append("first frame of several")
-        opened.load()
-        if opened.getexif().get(ORIENTATION) in range(2, 9):
-            notes.append("rotated upright")
-        return _eight_bit(ImageOps.exif_transpose(opened)), notes
-
-
-def _is_animated(image: Image.Image) -> bool:
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    image.seek(0)
-    return True
-
-
-@contextmanager
-def _no_truncated_files() -> Iterator[None]:
-    """Make Pillow reject truncated images inside the block, even if another extension lets it pad them with gray."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+def _target_size(opened: OpenedImage, longest_side: int) -> tuple[int, int]:
+    """Return width and height as read: at most ``longest_side``, and at most what was decoded."""
+    longest = min(longest_side or max(opened.size), max(opened.image.size))
+    if longest >= max(opened.size):
+        return opened.size
+    width, height = opened.size
+    return max(1, round(width * longest / max(width, height))), max(1, round(height * longest / max(width, height)))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -142,10 +116,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         raise ValueError("it holds floating-point values of unknown range; save it with 8 or 16 bits")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
-    values = np.asarray(image, dtype=np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("it has 32 bits per value; save it with 8 or 16 bits")
-    return Image.fromarray((values / 257).round().astype(np.uint8))
+    rounded = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), ROWS):  # in parts: whole, it would take eight times the image's memory
+        rounded[row : row + ROWS] = (values[row : row + ROWS].astype(np.uint32) + 128) // 257
+    return Image.fromarray(rounded)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -156,39 +133,80 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _mask(path: Path, image: Image.Image) -> Image.Image | None:
-    """Return the mask in ``name.mask.png``, or else the alpha channel unless it is opaque everywhere."""
-    file = mask_path(path)
-    if not file.is_file():
+def _mask(file: Path | None, opened: OpenedImage, image: Image.Image, longest_side: int) -> Image.Image | None:
+    """Return the mask in ``file``, or else the alpha channel of ``image`` unless it is opaque everywhere."""
+    if file is None:
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         return alpha if alpha and alpha.getextrema()[0] < 255 else None
     try:
-        mask = _open(file)[0].convert("L")
+        found = OpenedImage(file, longest_side)
+        mask = _luminance(_eight_bit(found.image))
     except READ_ERRORS as error:
         raise ValueError(f"its mask {file.name}: {read_error(error)}") from error
-    if mask.size != image.size:
-        sizes = f"{mask.width} x {mask.height}, the image {image.width} x {image.height}"
+    if found.size != opened.size:
+        sizes = f"{found.size[0]} x {found.size[1]}, the image {opened.size[0]} x {opened.size[1]}"
         raise ValueError(f"its mask {file.name} is {sizes}; make them equal")
     return mask
 
 
-def _caption(path: Path) -> str:
-    """Return the text in ``name.txt`` as one line, or "" without the file."""
+def _luminance(mask: Image.Image) -> Image.Image:
+    """Return a mask's gray values; of one that is white or black everywhere and cut out, its alpha channel."""
+    if mask.has_transparency_data:
+        rgba = mask.convert("RGBA")
+        low, high = rgba.convert("L").getextrema()
+        if low == high:
+            return rgba.getchannel("A")
+    return mask.convert("L")
+
+
+def _caption(path: Path) -> tuple[str, list[str]]:
+    """Return the image's caption as one line, or "" without one, and notes for the report.
+
+    Raises:
+        ValueError: it is longer than :data:`~models.validation.MAX_PROMPT_LENGTH`, or no text.
+    """
     file = caption_path(path)
     if not file.is_file():
-        return ""
-    try:
-        return " ".join(file.read_text("utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"its text {file.name} is not UTF-8; save it as UTF-8") from error
+        return "", []
+    with file.open("rb") as stream:
+        content = stream.read(4 * MAX_PROMPT_LENGTH + 1)
+    text, encoding = _decoded(content, file.name)
+    text = " ".join(text.split())
+    if len(text) > MAX_PROMPT_LENGTH or len(content) > 4 * MAX_PROMPT_LENGTH:
+        raise ValueError(
+            f"its text {file.name} has {file.stat().st_size} bytes; at most {MAX_PROMPT_LENGTH} characters are read"
+        )
+    return text, [] if encoding != "cp1252" else ["text read as Windows-1252"]
+
+
+def _decoded(content: bytes, name: str) -> tuple[str, str]:
+    """Return a file's text and its encoding."""
+    utf16 = ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ()
+    for encoding in (*utf16, *CAPTION_ENCODINGS):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text, encoding
+    raise ValueError(f"its text {name} is no text in UTF-8; save it as UTF-8")
 
 
 def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
-def read_error(error: BaseException) -> str:
-    """Return in words why a file cannot be read."""
+def read_error(error: BaseException, path: Path | None = None) -> str:
+    """Return in words why a file cannot be read.
+
+    Args:
+        error: what reading raised.
+        path: of the file, to look at its beginning.
+    """
+    if path is not None and is_heic(path):
+        return "it is HEIC, which is not read; save or export it as JPEG"
+    if isinstance(error, MemoryError):
+        return "it takes more memory than is free"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in any known format"
     if isinstance(error, OSError) and "truncated" in str(error):
@@ -196,3 +214,13 @@ def read_error(error: BaseException) -> str:
     if type(error) is ValueError and str(error):
         return str(error)
     return f"damaged ({str(error) or type(error).__name__})"
+
+
+def is_heic(path: Path) -> bool:
+    """Return whether the file is HEIC, the format of phones, whatever its name says."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS

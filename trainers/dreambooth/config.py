@@ -9,9 +9,9 @@ from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, select_targets, text_rule
 from ...models.metadata.base_fingerprint import MADE_FOR
 from ...models.textual_inversion.embeddings import mentions_token
+from ..checks import check_number
 from ..config import HollowedNetConfig, Method, TrainingOptions
 from ..data.dataset import Example, Subject
-from ..engine.checks import check_number
 from ..engine.rng import DRAWS_VERSION
 from ..engine.run_hash import run_hash
 from ..engine.state import History

@@ -116,7 +116,7 @@ def _resumed(
     config: DreamBoothConfig, session: TrainingSession, checkpoints: CheckpointStore
 ) -> "DreamBoothTrainer | None":
     """Return the trainer in the state of an earlier run, or None; the model's weights are not read for it."""
-    if not checkpoints.path.exists():
+    if not checkpoints.exists():
         return None
     trainer = DreamBoothTrainer.begin(config, session)
     if not checkpoints.load(trainer.state, config.steps):

@@ -4,9 +4,8 @@ import json
 import logging
 import re
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...models.files.digest import DIGEST, check_digest, file_digest
+from ...models.files.leftovers import LEFTOVER, age, remove_file, remove_leftovers
 from ...models.files.safetensors_io import write_tensors
 from ...models.validation import check_tensor_names
 from .divergence import Diverged
@@ -23,11 +23,9 @@ from .state_header import VERSION, StateHeader, parse_state_header
 logger = logging.getLogger("hyperbooth")
 
 KEPT = 3
-"""States in the folder, of the runs written last: the current one, and two that can be resumed."""
+"""Runs with states in the folder, those written last: the current one, and two that can be resumed."""
 MOST_BYTES = 8 * 2**30
 """Bytes on disk of all other states: a LoRA's state is some 10 MB, a full DreamBooth's ten thousand."""
-LEFTOVER = 600
-"""Seconds after which a partial file is what a killed process left, not what another process is writing."""
 HEADER = "hyperbooth_state"
 _STATE = re.compile(r"[0-9a-f]{32}(?:\.good)?\.safetensors")
 
@@ -48,6 +46,7 @@ class CheckpointStore:
     failure: str | None = None
     writes: bool = True
     _saved_step: int = field(default=-1, init=False)
+    _forgotten: bool = field(default=False, init=False)
     ahead: bool = field(default=False, init=False)
     """The file holds the state of a longer run, which a shorter run does not replace."""
     _good: "CheckpointStore | None" = field(default=None, init=False)
@@ -70,17 +69,17 @@ class CheckpointStore:
         return self._good
 
     def forget(self) -> None:
-        """Remove the run's state, so that it starts over.
+        """Remove the run's state, so that it starts over; a file that cannot be removed is not loaded any more."""
+        self._forgotten = True
+        if self.writes:
+            remove_file(self.path)
 
-        Raises:
-            ValueError: it cannot be removed.
-        """
-        if not self.writes:
-            return
+    def exists(self) -> bool:
+        """Return whether there is a file to load."""
         try:
-            self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise ValueError(f"the saved state {self.path} cannot be removed ({error}); remove it by hand") from error
+            return not self._forgotten and self.path.is_file()
+        except OSError:  # a folder without permission
+            return False
 
     def load(self, state: TrainState, most: int, least: int = 0) -> bool:
         """Restore ``state`` from the file and return whether that succeeded.
@@ -92,7 +91,7 @@ class CheckpointStore:
             most: largest step to accept.
             least: smallest step to accept.
         """
-        if not self.path.is_file():
+        if not self.exists():
             return False
         try:
             tensors, header = _read(self.path)
@@ -120,8 +119,8 @@ class CheckpointStore:
             self.failure = f"the state at step {state.history.step} could not be saved: {error}"
             logger.warning("%s", self.failure)
         else:
-            self._saved_step, self.failure = state.history.step, None
-            self._prune()
+            self._saved_step, self.failure, self._forgotten = state.history.step, None, False
+            self._tidy()
 
     @contextmanager
     def saved_on_exit(self, state: TrainState) -> Iterator[None]:
@@ -136,44 +135,37 @@ class CheckpointStore:
             raise
         self.save(state)
 
+    def _tidy(self) -> None:
+        """Keep the folder small; whatever goes wrong with it is no failure of the run."""
+        with suppress(OSError):
+            self._prune()
+            remove_leftovers(self.folder)
+        self.remove_stale_activations()
+
     def _prune(self) -> None:
         """Remove the oldest states of other runs beyond :data:`KEPT` and :data:`MOST_BYTES`.
 
-        Files that another server removes at the same moment, or holds open, are left to it.
+        A file dated in the future counts as the oldest. Files that another server removes at the same moment, or holds
+        open, are left to it.
         """
         own = self.key.removesuffix(".good")
         others = [path for path in self.folder.iterdir() if _STATE.fullmatch(path.name) and path.is_file()]
         others = [path for path in others if path.name[:32] != own]
-        others.sort(key=_modified_at, reverse=True)
-        room = MOST_BYTES
-        for count, path in enumerate(others, 1):
+        others.sort(key=age)
+        room, runs = MOST_BYTES, {own}
+        for path in others:
             room -= _size(path)
-            if (count >= KEPT and time.time() - _modified_at(path) > LEFTOVER) or room < 0:
-                _remove(path)
-        remove_leftovers(self.folder)
-        self.remove_stale_activations()
+            runs.add(path.name[:32])  # a run's last good state is no run of its own
+            if len(runs) > KEPT or room < 0:
+                remove_file(path)
 
     def remove_stale_activations(self) -> None:
         """Remove the cached activations of other runs, but for folders in use, whose time of change is recent."""
         own = self.key.removesuffix(".good")
-        for path in self.folder.glob("*.records"):
-            if path.name[:32] != own and time.time() - _modified_at(path) > LEFTOVER:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the partial files that killed processes left in ``folder``."""
-    for path in folder.glob(".*.part"):
-        if time.time() - _modified_at(path) > LEFTOVER:
-            _remove(path)
-
-
-def _modified_at(path: Path) -> float:
-    """Return when the file was written, or 0 if another server has just removed it."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+        with suppress(OSError):
+            for path in self.folder.glob("*.records"):
+                if path.name[:32] != own and age(path) > LEFTOVER:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _size(path: Path) -> int:
@@ -181,13 +173,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        logger.info("%s could not be removed: %s", path.name, error)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], StateHeader]:

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """``m_k = d_k m_(k-1) + (1 - d_k) p_k`` with ``d_k = min(decay, (1 + k) / (10 + k))``.
+    """``m_k = m_(k-1) + (1 - d) / (1 - d^k) (p_k - m_(k-1))`` for decay ``d``.
 
-    The rising decay (the usual one, from TensorFlow's ExponentialMovingAverage) keeps the initial parameters, which are
-    no result, from weighing on short runs.
+    That is ``sum_j d^(k-j) p_j / sum_j d^(k-j)``, the exponential average without bias (as in Adam, 1412.6980, section
+    3): the initial parameters, which are no result, have no weight. The usual ``min(d, (1 + k) / (10 + k))`` makes all
+    decays above 0.98 one and the same in a run of 500 steps.
 
     Args:
         parameters: what is averaged.
-        decay: 0.99 averages over about 100 steps.
+        decay: 0.99 averages over about the last 100 steps.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
@@ -25,8 +26,8 @@ class EMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Average in the parameters after step number ``step`` (from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
+        weight = (1 - self.decay) / (1 - self.decay**step)
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

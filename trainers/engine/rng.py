@@ -3,7 +3,7 @@
 import numpy
 import torch
 
-DRAWS_VERSION = 2
+DRAWS_VERSION = 3
 """Version of the draws, part of every run's key: a half-done run of other draws is not resumed."""
 
 _SEEDS = 1 << 64

@@ -11,9 +11,9 @@ from ...models.hypernetwork.checkpoint import VERSION
 from ...models.hypernetwork.network import HyperNetworkConfig
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.subject_bank.bank import Bank
+from ..checks import check_number
 from ..config import TrainingOptions
 from ..dreambooth.config import OPTIONS_WITHOUT_EFFECT
-from ..engine.checks import check_number
 from ..engine.rng import DRAWS_VERSION, generator_for
 from ..engine.run_hash import run_hash
 from ..engine.state import History

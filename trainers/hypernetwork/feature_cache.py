@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...models.files.digest import DIGEST, check_digest, file_digest
+from ...models.files.leftovers import remove_leftovers
 from ...models.files.safetensors_io import write_tensors
 from ...models.subject_bank.bank import Bank
 from ...models.validation import is_finite
@@ -100,6 +101,7 @@ class FeatureCache:
             tokens[slice(*entry.image_rows)] = encoded
             done += len(images)
             on_progress(done)
+        remove_leftovers(self._folder)
         try:
             digest = file_digest(key, {TOKENS: tokens})
             write_tensors({TOKENS: tokens}, self._file(shard), {SUBJECTS: key, DIGEST: digest})

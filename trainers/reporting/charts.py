@@ -1,15 +1,29 @@
-"""Charts of a training, drawn by matplotlib and returned as images."""
+"""Charts of a training, drawn by matplotlib and returned as images.
 
-from collections.abc import Mapping, Sequence
+A chart is a view, and no run may end for it: where matplotlib is missing or cannot draw (a broken font or cache), there
+is None instead, and one line in the log. matplotlib is imported with the first chart: it is half of the pack's import.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
+from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ..engine.state import History
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger("hyperbooth")
+
+P = ParamSpec("P")
+
+BLOCK_CHART = (7.68, 3.84)
+"""Width and height of :func:`block_chart`, in hundreds of pixels."""
 SMOOTHING = 0.05
 """Share of the run's steps that the smoothed curve averages over."""
 
@@ -28,6 +42,27 @@ def smoothed(losses: Sequence[float], total: int | None = None) -> list[float]:
     return curve
 
 
+@cache
+def _report_failure(error: str) -> None:
+    """Say in the log, once for each error, that charts are left out."""
+    logger.warning("charts are left out: matplotlib cannot draw them (%s)", error)
+
+
+def _optional(draw: Callable[P, Image.Image]) -> Callable[P, Image.Image | None]:
+    """Return a function that gives None where ``draw`` fails."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Image.Image | None:
+        try:
+            return draw(*args, **kwargs)
+        except Exception as error:  # whatever matplotlib raises: a training is worth more than its chart
+            _report_failure(f"{type(error).__name__}: {error}"[:200])
+            return None
+
+    return drawn
+
+
+@_optional
 def loss_chart(history: History, total: int) -> Image.Image:
     """Draw every loss as a dot and the smoothed curve, over an axis as long as the whole run (``total`` steps).
 
@@ -45,12 +80,14 @@ def loss_chart(history: History, total: int) -> Image.Image:
     return _rendered(figure)
 
 
-def _loss_axes(total: int) -> tuple[Figure, Axes]:
+def _loss_axes(total: int) -> "tuple[Figure, Axes]":
     """Return axes of losses over ``total`` steps.
 
     Their place is fixed: matplotlib's constrained layout takes longer than the drawing, and moves the axes from one
     image of a run to the next.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.12, 3.2), dpi=100)
     axes = figure.add_axes((0.14, 0.145, 0.825, 0.765))
     axes.set_xlim(0, total + 1)
@@ -61,7 +98,7 @@ def _loss_axes(total: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_validation(axes: Axes, history: History, total: int) -> None:
+def _draw_validation(axes: "Axes", history: History, total: int) -> None:
     axes.plot(*zip(*history.validation, strict=True), color="#00798c", linewidth=1.5, marker="o", markersize=3)
     step, loss = history.best
     side = "right" if step > 0.6 * total else "left"
@@ -71,6 +108,7 @@ def _draw_validation(axes: Axes, history: History, total: int) -> None:
     )
 
 
+@_optional
 def comparison_chart(
     curves: Mapping[str, Sequence[tuple[int, float]]], *, baselines: Mapping[str, float], total: int, title: str
 ) -> Image.Image:
@@ -93,12 +131,15 @@ def comparison_chart(
     return _rendered(figure)
 
 
+@_optional
 def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
     """Draw the mean weight change of each block (block name -> change) as bars, in the order of ``changes``.
 
     ``relative`` labels the changes as shares of the weights' norms.
     """
-    figure = Figure(figsize=(7.68, 3.84), dpi=100, layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=BLOCK_CHART, dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(changes)), list(changes.values()), color="#00798c")
     axes.set_xticks(range(len(changes)), list(changes), rotation=90, fontsize=7)
@@ -107,16 +148,18 @@ def block_chart(changes: Mapping[str, float], relative: bool) -> Image.Image:
     return _rendered(figure)
 
 
-def _rendered(figure: Figure) -> Image.Image:
+def _rendered(figure: "Figure") -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def chart_with_sample(chart: Image.Image, sample: Image.Image | None) -> Image.Image:
-    """Return the chart with the sample, scaled to the same height, at its right; the chart alone without a sample."""
-    if sample is None:
-        return chart
+def chart_with_sample(chart: Image.Image | None, sample: Image.Image | None) -> Image.Image | None:
+    """Return the chart with the sample, scaled to the same height, at its right; one alone without the other."""
+    if sample is None or chart is None:
+        return sample if chart is None else chart
     scaled = sample.resize((round(sample.width * chart.height / sample.height), chart.height))
     joined = Image.new("RGB", (chart.width + scaled.width, chart.height), "white")
     joined.paste(chart, (0, 0))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 TEXT_COLOR, BACKGROUND = "#202020", "#ffffff"
@@ -117,5 +116,10 @@ def _has_glyph(letter: str, font_size: int) -> bool:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with matplotlib: Latin, Greek and Cyrillic letters."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    """Return DejaVu Sans, which comes with matplotlib: Latin, Greek and Cyrillic letters; else Pillow's own font."""
+    try:
+        import matplotlib
+
+        return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    except (ImportError, OSError, RuntimeError):
+        return ImageFont.load_default(size)

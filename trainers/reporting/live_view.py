@@ -57,7 +57,7 @@ class LiveView:
         image = self._draw(history) if new_sample or due or step == self.total else None
         self.on_progress(step, self.total, image)
 
-    def _draw(self, history: History) -> Image.Image:
+    def _draw(self, history: History) -> Image.Image | None:
         start = time.monotonic()
         image = chart_with_sample(loss_chart(history, self.total), self._sample)
         self._drawn = time.monotonic()

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...models.files.leftovers import remove_leftovers
 from ...models.subject_bank.bank import Bank
 from ...models.subject_bank.manifest import MANIFEST, Manifest
 from ...models.subject_bank.shards import SubjectFit, write_shard
@@ -24,7 +25,6 @@ from ..data.dataset import Subject
 from ..data.image_folder import read_folder
 from ..data.image_reader import ReadOptions
 from ..data.resize import crop_and_resize
-from ..engine.checkpoints import remove_leftovers
 from ..engine.distributed import SINGLE, ProcessGroup
 from ..engine.divergence import Diverged
 from ..reporting.live_view import LiveView, OnHistory, OnProgress

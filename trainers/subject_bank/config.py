@@ -8,10 +8,10 @@ from ...models.adapters import FAMILIES
 from ...models.adapters.parameter_layout import ParameterLayout
 from ...models.adapters.stack import Adapter, AdapterStack
 from ...models.validation import MAX_TEXT_LENGTH, is_unicode
+from ..checks import check_number
 from ..config import Method, TrainingOptions
 from ..dreambooth.config import OPTIONS_WITHOUT_EFFECT, targets_of
 from ..dreambooth.initial_adapter import new_adapter
-from ..engine.checks import check_number
 from ..engine.run_hash import run_hash
 
 NEUTRAL = {**OPTIONS_WITHOUT_EFFECT, "gradient_checkpointing": False, "precision": "auto", "validation": 0}

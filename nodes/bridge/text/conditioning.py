@@ -1,5 +1,6 @@
 """Text conditioning by ComfyUI: prompt -> CONDITIONING -> arguments of the model's forward."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ....models.textual_inversion.embeddings import LearnedEmbedding, expand_placeholders
+from ....models.validation import MAX_PROMPT_LENGTH, is_finite
 from ....trainers.data.dataset import Example, Frame, Subject
 from .learned_embeddings import initial_vectors, require_embeddings_found, with_embeddings
 from .per_subject import encode_per_subject
@@ -34,8 +36,20 @@ CACHE_BYTES = 2**28
 
 
 def encode_prompt(clip: Any, prompt: str) -> Any:
-    """Encode ``prompt`` to a CONDITIONING, as the stock CLIP Text Encode does."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    """Encode ``prompt`` to a CONDITIONING, as the stock CLIP Text Encode does.
+
+    Raises:
+        ValueError: it is longer than :data:`~models.validation.MAX_PROMPT_LENGTH`, or the text encoder gives NaN.
+    """
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise ValueError(f"a prompt has {len(prompt)} characters ({prompt:.40}...); give at most {MAX_PROMPT_LENGTH}")
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    if not all(is_finite(part[0], math.inf) for part in conditioning):
+        raise ValueError(
+            f"the text encoder gives NaN or infinite values for {prompt[:60]!r}; load it in another precision, or "
+            "another one"
+        )
+    return conditioning
 
 
 def encode_prompt_with_gradient(clip: Any, prompt: str) -> Any:

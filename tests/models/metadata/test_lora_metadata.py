@@ -120,7 +120,8 @@ def test_model_spec_is_complete(tmp_path: Path, base: str) -> None:
 def test_unknown_entries_are_omitted(tmp_path: Path) -> None:
     said = header(tmp_path, adapter({}, kernel=(1, 1)))
     assert said.keys() == {
-        "hyperbooth", "sshs_model_hash", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
+        "hyperbooth", "hyperbooth_digest",
+        "sshs_model_hash", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
         "ss_output_name", "modelspec.sai_model_spec", "modelspec.architecture",
         "modelspec.implementation", "modelspec.title",
     }  # fmt: skip

@@ -183,9 +183,44 @@ def test_a_damaged_shard_is_refused_by_name(folder: Path, damage: Any, message: 
 
 def test_infinite_parameters_are_refused(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
-        damaged_header(lambda _, tensors: tensors["theta"].fill_(torch.inf))(path)
+        damaged_header(lambda content, tensors: (content.pop("checksums"), tensors["theta"].fill_(torch.inf)))(path)
     with pytest.raises(ValueError, match="NaN or infinite"):
         Bank.open(folder).theta()
+
+
+def test_every_flipped_bit_of_a_shard_is_noticed(folder: Path) -> None:
+    bank = Bank.open(folder)
+    path = bank.entries[0].shard
+    subjects = [index for index, entry in enumerate(bank.entries) if entry.shard == path]
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(start, len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+        with pytest.raises(ValueError, match=path.name):
+            bank.theta(subjects)
+            for subject in subjects:
+                bank.images(subject)
+                bank.latents(subject)
+    text = json.loads(whole[8:start])["__metadata__"][HEADER].encode()
+    name = whole.index(json.dumps(text.decode()).encode()[1:20])
+    path.write_bytes(whole[: name + 40] + bytes([whole[name + 40] ^ 1]) + whole[name + 41 :])
+    with pytest.raises(ValueError, match=path.name):
+        Bank.open(folder)
+
+
+def test_a_shard_of_before_without_checksums_is_read(folder: Path) -> None:
+    before = Bank.open(folder).theta()
+    for path in folder.glob("*.safetensors"):
+        damaged_header(lambda content, _: content.pop("checksums"))(path)
+    assert torch.equal(Bank.open(folder).theta(), before)
+
+
+@pytest.mark.parametrize("sums", [{}, {"theta": [1]}, {"theta": ["1"]}, [], {"theta": [], "images": [], "latents": []}])
+def test_checksums_that_are_not_one_for_each_row_are_refused(folder: Path, sums: Any) -> None:
+    for path in folder.glob("*.safetensors"):
+        damaged_header(lambda content, _: content.update(checksums=sums))(path)
+    with pytest.raises(ValueError, match="cannot be used"):
+        Bank.open(folder)
 
 
 def test_a_shard_that_holds_nan_is_not_written(tmp_path: Path) -> None:

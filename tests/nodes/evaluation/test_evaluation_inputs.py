@@ -65,7 +65,7 @@ def test_labels_are_unique_and_printable(
     inputs |= {"dino": ["small-dino"], "clip": ["none"]}
     with pytest.raises(ValueError, match=r"^labels .*'a' twice"):
         node("CompareSheet", labels=["a\na"], **inputs)
-    with pytest.raises(ValueError, match=r"^labels .*'a\\ud800'"):
+    with pytest.raises(ValueError, match=r"^labels .*a\\ud800"):
         node("CompareSheet", labels=["a\ud800\nb"], **inputs)
     for given, kept in (("=1+1\n@b", ["'=1+1", "'@b"]), ("a;=1+1\n\uff1db", ["a;=1+1", "'\uff1db"])):
         _, _, path = node("CompareSheet", labels=[given], **inputs)

@@ -73,6 +73,7 @@ def test_an_error_in_the_middle_leaves_everything_alone(node: Any, loaded: Any) 
     assert loaded[1].tokenizer is tokenizer
 
 
+@pytest.mark.all_noise_levels
 def test_a_run_that_meets_its_limit_goes_on_with_less(node: Any, loaded: Any) -> None:
     """Memory runs out in the second step of a batch of two: it goes on in parts, and the word is the same."""
     from hyperbooth.nodes.bridge.text import conditioning
@@ -96,6 +97,7 @@ def test_a_run_that_meets_its_limit_goes_on_with_less(node: Any, loaded: Any) ->
     assert torch.allclose(split.embeddings[0].vectors["clip_l"], plain.embeddings[0].vectors["clip_l"], atol=1e-4)
 
 
+@pytest.mark.all_noise_levels
 def test_a_diverged_run_saves_the_last_good_embedding(node: Any, loaded: Any, output_folder: Path) -> None:
     """The loss is no number in the second step: the word as of the first is put where Load finds it."""
     from hyperbooth.nodes.bridge.text import conditioning

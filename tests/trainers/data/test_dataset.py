@@ -1,4 +1,4 @@
-"""Batches: every example once per epoch, one size per batch, reproducible."""
+"""Batches: every example once per round, one size per batch, reproducible."""
 
 from collections import Counter
 
@@ -16,16 +16,33 @@ def examples(counts: list[int]) -> list[Example]:
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(1, 5), st.integers(0, 2**32))
-def test_every_example_occurs_once_per_epoch_and_sizes_do_not_mix(counts: list[int], size: int, seed: int) -> None:
-    batches = Batches(examples(counts), size, seed)
-    per_epoch = sum(-(-n // size) for n in counts)
-    for start in (0, per_epoch):
+def test_every_example_occurs_as_often_and_sizes_do_not_mix(counts: list[int], size: int, seed: int) -> None:
+    made = examples(counts)
+    batches = Batches(made, size, seed)
+    for start in (0, len(made)):
         seen: Counter[str] = Counter()
-        for batch in (batches[b] for b in range(start, start + per_epoch)):
+        for batch in (batches[b] for b in range(start, start + len(made))):
             assert len(batch) == size
             assert len({example.size for example in batch}) == 1
-            seen.update({example.prompt for example in batch})
-        assert set(seen) == {example.prompt for example in examples(counts)}
+            seen.update(example.prompt for example in batch)
+        assert seen == {example.prompt: size for example in made}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_an_image_alone_in_its_bucket_is_seen_as_often_as_one_among_many(size: int) -> None:
+    """With batches of 4 it was seen 3.1 times as often as one among six."""
+    batches = Batches(examples([6, 1, 3]), size, 0)
+    seen = Counter(example.prompt for b in range(60) for example in batches[b])
+    assert set(seen.values()) == {6 * size}
+
+
+@given(st.integers(1, 4), st.integers(1, 5))
+def test_a_round_shows_every_example_once_where_the_batches_fit(batches_per_round: int, size: int) -> None:
+    made = examples([batches_per_round * size])
+    batches = Batches(made, size, 3)
+    for start in range(0, 3 * batches_per_round, batches_per_round):
+        shown = [example.prompt for b in range(start, start + batches_per_round) for example in batches[b]]
+        assert sorted(shown) == sorted(example.prompt for example in made)
 
 
 def test_batch_depends_on_seed_and_number_alone() -> None:

@@ -143,7 +143,7 @@ def messy(tmp_path: Path) -> Path:
 
 def test_files_that_are_left_out_are_named_with_the_reason(messy: Path) -> None:
     found, lines = read_folder(messy, ReadOptions())
-    assert [image.name for image in found] == ["1 good.png", "11 moving.gif"]
+    assert [image.name for image in found] == ["1 good.png", "9 latin.png", "11 moving.gif"]
     report = "\n".join(lines)
     for pattern in [
         r"left out: 2 truncated\.jpg: truncated",
@@ -153,10 +153,10 @@ def test_files_that_are_left_out_are_named_with_the_reason(messy: Path) -> None:
         r"left out: 6 again\.bmp: .*duplicate of 1 good\.png",
         r"left out: 7 masked\.png: .*7 masked\.mask\.png is 9 x 9, .*96 x 80",
         r"left out: 8 black\.png: .*mask is black",
-        r"left out: 9 latin\.png: .*9 latin\.txt .*UTF-8",
+        r"9 latin\.png: 96 x 80, text read as Windows-1252",
         r"left out: 10 damaged\.png: damaged \(",
         r"11 moving\.gif: 96 x 80, first frame",
-        r"no text for any of them",
+        r"no text for 1 good\.png, 11 moving\.gif",
         r"ignored: notes\.pdf, more/",
     ]:
         assert re.search(f"^{pattern}", report, re.MULTILINE), report
@@ -170,7 +170,7 @@ def test_stop_ends_at_the_first_broken_file(messy: Path) -> None:
 def test_truncated_images_are_found_whatever_other_extensions_set_in_pillow(messy: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     found, _ = read_folder(messy, ReadOptions())
-    assert [image.name for image in found] == ["1 good.png", "11 moving.gif"]
+    assert [image.name for image in found] == ["1 good.png", "9 latin.png", "11 moving.gif"]
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
@@ -203,3 +203,105 @@ def test_any_change_in_the_folder_changes_its_state(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_named(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
         ReadOptions(**given)
+
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
+
+
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "IMG_1.heif", "IMG_1.jpg"])
+def test_heic_is_called_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(HEIC)
+    with pytest.raises(ValueError, match=rf"{name}: .*HEIC.*JPEG"):
+        read_folder(tmp_path, ReadOptions())
+
+
+def test_a_folder_of_other_files_says_why_each_is_not_read(tmp_path: Path) -> None:
+    for name in ("film.mp4", "raw.cr3"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"(?s)film\.mp4: .*raw\.cr3: "):
+        read_folder(tmp_path, ReadOptions())
+
+
+def test_jfif_is_a_jpeg(tmp_path: Path) -> None:
+    save(tmp_path, "a.jfif", format="JPEG")
+    assert only(tmp_path).name == "a.jfif"
+
+
+@pytest.mark.parametrize(
+    ("written", "caption", "note"),
+    [
+        ("Möwe".encode("cp1252"), "Möwe", "text read as Windows-1252"),
+        ("Möwe".encode("utf-16"), "Möwe", None),
+        ("Möwe".encode(), "Möwe", None),
+    ],
+)
+def test_captions_of_other_encodings(tmp_path: Path, written: bytes, caption: str, note: str | None) -> None:
+    save(tmp_path, "a.jpg")
+    (tmp_path / "a.txt").write_bytes(written)
+    found = only(tmp_path)
+    assert found.caption == caption and found.notes == ((note,) if note else ())
+
+
+@pytest.mark.parametrize("content", [b"a" * 5001, b"a" * 10**7, b"\0\1\2binary", b" " * 10**6])
+def test_what_is_no_caption_leaves_its_image_out(tmp_path: Path, content: bytes) -> None:
+    save(tmp_path, "a.jpg")
+    save(tmp_path, "b.jpg", photo(1))
+    (tmp_path / "a.txt").write_bytes(content)
+    found, lines = read_folder(tmp_path, ReadOptions())
+    assert [image.name for image in found] == ["b.jpg"] and any("a.jpg: its text a.txt" in line for line in lines)
+
+
+@pytest.mark.parametrize("suffix", ["-masklabel", "_mask", "-mask", ".mask", " Mask", "_alpha"])
+def test_masks_of_other_tools_are_masks(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path, "a.jpg")
+    mask = Image.fromarray((np.arange(SIDE * (SIDE + 16)).reshape(SIDE, -1) % 256).astype(np.uint8))
+    save(tmp_path, f"a{suffix}.png", mask)
+    found = only(tmp_path)
+    assert found.name == "a.jpg" and torch.equal(found.mask, values(mask))
+    found = only(tmp_path, masks=False)
+    assert found.name == "a.jpg" and found.mask is None
+
+
+@pytest.mark.parametrize(
+    "name", ["a_depth.png", "a-canny.png", "a.openpose.png", "a-condlabel.png", "thumb_a.png", "a_thumb.jpg"]
+)
+def test_control_images_and_thumbnails_are_left_out(tmp_path: Path, name: str) -> None:
+    save(tmp_path, "a.jpg")
+    save(tmp_path, name, photo(3))
+    found, lines = read_folder(tmp_path, ReadOptions())
+    assert [image.name for image in found] == ["a.jpg"]
+    assert any(line.startswith(f"left out: {name}: ") and "a.jpg" in line for line in lines)
+
+
+def test_a_photograph_of_such_a_name_is_a_photograph(tmp_path: Path) -> None:
+    for seed, name in enumerate(("mask.png", "red_mask.png", "in depth.png", "a_b.png", "a.png")):
+        save(tmp_path, name, photo(seed))
+    found, _ = read_folder(tmp_path, ReadOptions())
+    assert len(found) == 5
+
+
+def test_of_several_masks_the_packs_own_is_taken(tmp_path: Path) -> None:
+    save(tmp_path, "a.jpg")
+    for name, white in (("a-mask", 10), ("a.mask", 200), ("a_masklabel", 30)):
+        save(tmp_path, f"{name}.png", Image.new("L", (SIDE + 16, SIDE), white))
+    found, lines = read_folder(tmp_path, ReadOptions())
+    assert len(found) == 1 and found[0].mask.mean().item() == pytest.approx(200 / 255)
+    assert sum("another mask of a.jpg" in line for line in lines) == 2
+
+
+def test_folders_of_repeats_are_read_as_kohyas_scripts_do(tmp_path: Path) -> None:
+    for folder, count in (("10_sks dog", 1), ("5_sks_dog outside", 2)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            save(tmp_path / folder, f"{number}.png", photo(10 * count + number))
+    (tmp_path / "5_sks_dog outside" / "1.txt").write_text("a sleeping dog")
+    found, lines = read_folder(tmp_path, ReadOptions())
+    assert [(image.name, image.caption) for image in found] == [
+        ("0.png", "sks dog outside"), ("1.png", "a sleeping dog"), ("0.png", "sks dog"), ("0.png", "sks dog")
+    ]  # fmt: skip
+    assert any("10_sks dog" in line and "2 times" in line for line in lines)
+    before = folder_state(tmp_path)
+    (tmp_path / "10_sks dog" / "0.txt").write_text("new")
+    assert folder_state(tmp_path) != before
+    save(tmp_path, "a.png")
+    assert only(tmp_path).name == "a.png", "a folder with images of its own is no folder of folders"

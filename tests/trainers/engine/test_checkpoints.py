@@ -141,11 +141,47 @@ def test_the_number_of_states_is_bounded_and_leftovers_are_removed(tmp_path: Pat
     assert not old.exists() and new.exists() and foreign.exists()
 
 
-def test_states_written_recently_are_kept(tmp_path: Path) -> None:
-    keys = [f"{index:032x}" for index in range(6)]
-    for key in keys:
+def test_recent_and_future_states_obey_the_limit(tmp_path: Path) -> None:
+    keys = [f"{index:032x}" for index in range(8)]
+    for index, key in enumerate(keys):
         saved(tmp_path, key)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+        if index < 2:
+            os.utime(CheckpointStore(tmp_path, key).path, (0, time.time() + 10**6))
+        time.sleep(0.01)
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == keys[-KEPT:]
+
+
+def test_a_state_that_cannot_be_removed_costs_nothing(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    saved(tmp_path)
+
+    def held(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "held open", str(path))
+
+    monkeypatch.setattr(Path, "unlink", held)
+    store = CheckpointStore(tmp_path, "run")
+    store.forget()
+    assert "could not be removed" in caplog.text
+    assert store.path.exists() and not store.load(fresh(), 10), "it starts over all the same"
+
+
+def test_a_folder_that_cannot_be_tidied_costs_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "no permission", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "glob", lambda path, _pattern: refuse(path))
+    state = saved(tmp_path)
+    assert CheckpointStore(tmp_path, "run").failure is None and CheckpointStore(tmp_path, "run").load(fresh(), 10)
+    CheckpointStore(tmp_path, "run").remove_stale_activations()
+    assert state.history.step == 3
+
+
+def test_a_folder_without_permission_holds_no_state(tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "no permission", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert not CheckpointStore(tmp_path, "run").exists() and not CheckpointStore(tmp_path, "run").load(fresh(), 10)
 
 
 def cached(folder: Path, key: str) -> DiskStore:

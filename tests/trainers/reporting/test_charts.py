@@ -1,10 +1,13 @@
 """Charts: what they show, and what drawing them may cost."""
 
+import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.reporting import charts, image_grid
 from hyperbooth.trainers.reporting.charts import block_chart, chart_with_sample, comparison_chart, loss_chart, smoothed
 from hyperbooth.trainers.reporting.live_view import CHART_SHARE, LiveView
 from PIL import Image
@@ -85,3 +88,31 @@ def test_a_comparison_shows_curves_and_baselines() -> None:
     one = comparison_chart({"own": [(0, 0.06)], "shuffled": [(0, 0.06)]}, **rest)
     two = comparison_chart({"own": [(0, 0.06), (10, 0.05)], "shuffled": [(0, 0.06), (10, 0.065)]}, **rest)
     assert one.size == two.size == (512, 320) and one.tobytes() != two.tobytes()
+
+
+def test_without_matplotlib_there_are_no_charts_and_nothing_ends(monkeypatch: Any, caplog: Any) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    charts._report_failure.cache_clear()
+    history = History(step=2, losses=[1.0, 2.0])
+    assert loss_chart(history, 2) is None and block_chart({"a": 1.0}, relative=True) is None
+    assert comparison_chart({"a": [(0, 1.0)]}, baselines={}, total=2, title="") is None
+    assert caplog.text.count("charts are left out") == 1
+    sample, shown = Image.new("RGB", (64, 64)), []
+    view = LiveView(
+        total=2, on_progress=lambda done, of, image: shown.append(image), sample=lambda: sample, preview_every=2
+    )
+    view(history)
+    assert shown == [sample]
+    image_grid._font.cache_clear()
+    assert image_grid.image_grid([[sample]], above=["a name"]).width > 64
+    image_grid._font.cache_clear()
+
+
+def test_a_font_that_cannot_be_read_ends_nothing(monkeypatch: Any) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("Can not load face (unknown file format)")
+
+    monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.draw", broken)
+    assert loss_chart(History(step=1, losses=[1.0]), 2) is None
