@@ -232,6 +232,7 @@ class DreamBoothTrainer:
                 on_step=on_step,
                 validate=partial(validation, config.validation) if options.validation else None,
                 divergence_check=partial(validation.first_image, config.training.examples),
+                without_adapter=loss.without_adapter,
             )
 
     def _planner(self) -> MemoryPlanner:

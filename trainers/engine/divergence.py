@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 WINDOW = 64
 """Steps whose median loss is compared: single losses differ by their noise level more than by anything else."""
@@ -37,8 +37,20 @@ def check_finite(what: str, value: float, step: int) -> None:
         raise Diverged(f"the {what} is {value} at step {step}. {ADVICE.format(half=HALF)}.")
 
 
-def check_training_losses(losses: Sequence[float], factor: float = DIVERGENCE_FACTOR) -> None:
-    """Require that the last training losses are not far above the first ones.
+Reference = Callable[[], float]
+"""Measures the same loss on the same draws without the adapter; called only if a run seems to diverge."""
+
+
+def check_training_losses(
+    losses: Sequence[float], factor: float = DIVERGENCE_FACTOR, reference: Reference | None = None
+) -> None:
+    """Require that the last training losses are not far above the first ones, and above those without the adapter.
+
+    Args:
+        losses: of all steps so far.
+        factor: how many times the first ones, or the reference if that is larger, the last ones may be.
+        reference: the median loss of the last :data:`WINDOW` steps without the adapter. An adapter that has been
+            over-fitted begins with losses far below any that more images can give.
 
     Raises:
         Diverged: the median of the last :data:`WINDOW` is more than ``factor`` times that of the first.
@@ -46,20 +58,35 @@ def check_training_losses(losses: Sequence[float], factor: float = DIVERGENCE_FA
     step = len(losses)
     if step >= 2 * WINDOW and step % (WINDOW // 4) == 0:
         first, last = statistics.median(losses[:WINDOW]), statistics.median(losses[-WINDOW:])
-        if last > factor * first:
-            raise _diverging("loss", last, first, step)
+        _check_growth("loss", last, first, factor=factor, step=step, reference=reference)
 
 
-def check_fixed_noise_losses(what: str, measured: Sequence[tuple[int, float]]) -> None:
+def check_fixed_noise_losses(
+    what: str, measured: Sequence[tuple[int, float]], reference: Reference | None = None
+) -> None:
     """Require that the last of the ``(step, loss)`` measured on fixed noise is not far above the first.
+
+    Args:
+        what: names the loss in the message.
+        measured: of the run so far.
+        reference: the same loss without the adapter, see :func:`check_training_losses`.
 
     Raises:
         Diverged: it is more than :data:`FIXED_NOISE_FACTOR` times the first one, or NaN or infinite.
     """
     step, loss = measured[-1]
     check_finite(what, loss, step)
-    if loss > FIXED_NOISE_FACTOR * measured[0][1]:
-        raise _diverging(what, loss, measured[0][1], step)
+    _check_growth(what, loss, measured[0][1], factor=FIXED_NOISE_FACTOR, step=step, reference=reference)
+
+
+def _check_growth(
+    what: str, now: float, first: float, *, factor: float, step: int, reference: Reference | None
+) -> None:
+    if now <= factor * first:
+        return
+    start = first if reference is None else max(first, reference())
+    if not now <= factor * start:
+        raise _diverging(what, now, start, step)
 
 
 def is_due(step: int, steps: int) -> bool:
@@ -70,6 +97,6 @@ def is_due(step: int, steps: int) -> bool:
 
 def _diverging(what: str, now: float, first: float, step: int) -> Diverged:
     return Diverged(
-        f"the run diverges: the {what} is {now:.4g} at step {step}, {now / first:.1f} times what it was at the start "
-        f"({first:.4g}). {ADVICE.format(half='')}."
+        f"the run diverges: the {what} is {now:.4g} at step {step}, {now / first:.1f} times what it was at the start, "
+        f"or without the adapter ({first:.4g}). {ADVICE.format(half='')}."
     )

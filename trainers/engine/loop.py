@@ -1,7 +1,9 @@
 """The training loop. It depends on parameters and losses, not on networks, adapters or images."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from .distributed import SINGLE, ProcessGroup
 from .divergence import (
     DIVERGENCE_FACTOR,
+    WINDOW,
+    Reference,
     check_finite,
     check_fixed_noise_losses,
     check_training_losses,
@@ -30,6 +34,8 @@ OnStep = Callable[[TrainState], None]
 """Called with the state after every step."""
 Measure = Callable[[], float]
 """Returns a loss that differs only as the parameters do."""
+WithoutAdapter = Callable[[], AbstractContextManager[None]]
+"""Returns a context in which the model is without the adapter."""
 
 
 class LoopOptions(Protocol):
@@ -106,6 +112,7 @@ def fit(
     on_step: OnStep | None = None,
     validate: Measure | None = None,
     divergence_check: Measure | None = None,
+    without_adapter: WithoutAdapter | None = None,
     processes: ProcessGroup = SINGLE,
 ) -> None:
     """Train ``state`` up to ``config.steps``, minimizing the sum of ``losses(batch)``.
@@ -121,6 +128,8 @@ def fit(
         validate: measures a loss on fixed noise, which differs only as the parameters do; called before the first step,
             every ``config.validation`` steps, and at the end.
         divergence_check: measures a cheaper one, when :func:`.divergence.is_due`.
+        without_adapter: context in which the model is without what is trained; a run that seems to diverge is measured
+            against it as well, since an over-fitted adapter that is trained further begins far below it.
         processes: the processes that take the same steps at the same time, each with its part of every batch's loss;
             the parts add up to the loss of a single process.
 
@@ -129,13 +138,58 @@ def fit(
             the message names the step and what to try.
         RuntimeError: the processes are at different steps.
     """
-    _measure_if_due(state, config, validate, divergence_check)
+    plain = _PlainModel(losses, config.gradient_accumulation, without_adapter)
+    _measure_if_due(state, config, validate, divergence_check, plain)
     while state.history.step < config.steps:
         _step(losses, state, config, processes)
-        _measure_if_due(state, config, validate, divergence_check)
-        check_training_losses(state.history.losses, config.divergence_factor)
+        _measure_if_due(state, config, validate, divergence_check, plain)
+        check_training_losses(state.history.losses, config.divergence_factor, plain.training_losses(state.history.step))
         if on_step is not None:
             on_step(state)
+
+
+@dataclass
+class _PlainModel:
+    """Losses of the model without the adapter, measured when a check asks for them.
+
+    Args:
+        losses: the loss terms of a batch.
+        batches: per step.
+        without_adapter: see :func:`fit`.
+    """
+
+    losses: Losses
+    batches: int
+    without_adapter: WithoutAdapter | None
+    _median: float | None = None
+
+    def training_losses(self, step: int) -> Reference | None:
+        """Return what measures the median loss of the last :data:`WINDOW` steps before ``step``, once for a run."""
+        if self.without_adapter is None:
+            return None
+
+        def measure() -> float:
+            if self._median is None:
+                with self.without_adapter(), torch.no_grad():
+                    self._median = statistics.median(map(self._loss, range(max(0, step - WINDOW), step)))
+            return self._median
+
+        return measure
+
+    def fixed_noise(self, measure: Measure) -> Reference | None:
+        """Return what measures a loss on fixed noise."""
+        if self.without_adapter is None:
+            return None
+
+        def reference() -> float:
+            with self.without_adapter():
+                return measure()
+
+        return reference
+
+    def _loss(self, step: int) -> float:
+        batches = range(step * self.batches, (step + 1) * self.batches)
+        return sum(loss.mean().item() for batch in batches for loss in self.losses(batch)) / self.batches
 
 
 def _step(losses: Losses, state: TrainState, config: FitConfig, processes: ProcessGroup) -> None:
@@ -211,7 +265,11 @@ def _count_skipped(state: TrainState, norm: float) -> None:
 
 
 def _measure_if_due(
-    state: TrainState, config: FitConfig, validate: Measure | None, divergence_check: Measure | None
+    state: TrainState,
+    config: FitConfig,
+    validate: Measure | None,
+    divergence_check: Measure | None,
+    plain: _PlainModel,
 ) -> None:
     """Measure the validation loss and the divergence check where they are due, and check them.
 
@@ -220,17 +278,20 @@ def _measure_if_due(
         config: steps and validation interval.
         validate: measures the validation loss.
         divergence_check: measures the loss on fixed noise.
+        plain: the model without the adapter.
     """
     step, last = state.history.step, state.history.step == config.steps
     if config.validation and (step % config.validation == 0 or last):
-        _measure("validation loss", state, state.history.validation, validate)
+        _measure("validation loss", state, state.history.validation, validate, plain)
     if is_due(step, config.steps):
-        _measure("loss on fixed noise", state, state.history.divergence_checks, divergence_check)
+        _measure("loss on fixed noise", state, state.history.divergence_checks, divergence_check, plain)
 
 
-def _measure(what: str, state: TrainState, record: list[tuple[int, float]], measure: Measure | None) -> None:
+def _measure(
+    what: str, state: TrainState, record: list[tuple[int, float]], measure: Measure | None, plain: _PlainModel
+) -> None:
     if measure is None or any(step == state.history.step for step, _ in record):
         return
     with state.result():
         record.append((state.history.step, measure()))
-    check_fixed_noise_losses(what, record)
+    check_fixed_noise_losses(what, record, plain.fixed_noise(measure))

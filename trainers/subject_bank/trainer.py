@@ -124,7 +124,7 @@ class BankTrainer:
                 state,
                 config,
                 on_step=lambda now: callback(now.history),
-                divergence_check=lambda: _worst_loss(measured, loss.measured()),
+                divergence_check=lambda: _worst_loss(measured, loss.measured(), base),
             )
             with state.result():
                 return self._results(loss, adapter, base, measured[-1])
@@ -195,7 +195,7 @@ class BankTrainer:
         )  # fmt: skip
 
 
-def _worst_loss(measured: list[Tensor], losses: Tensor) -> float:
+def _worst_loss(measured: list[Tensor], losses: Tensor, base: Tensor) -> float:
     """Return the largest growth of a subject's loss, in units of the mean first loss, for the divergence check.
 
     ``max_i(l_i / l_i(0)) mean_i(l_i(0))``: one subject that diverges is not hidden by the others' progress.
@@ -203,7 +203,8 @@ def _worst_loss(measured: list[Tensor], losses: Tensor) -> float:
     Args:
         measured: the losses ``[subjects]`` of each measurement so far; ``losses`` is appended.
         losses: the losses now ``[subjects]``.
+        base: those of the model without adapters: a common start that is over-fitted begins below any of them.
     """
     measured.append(losses)
-    first = measured[0].clamp(min=1e-30)
+    first = measured[0].maximum(base).clamp(min=1e-30)
     return ((losses / first).max() * first.mean()).item()

@@ -1,7 +1,8 @@
 """The training loop on a problem with a known solution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hyperbooth.trainers.engine.ema import EMA
 from hyperbooth.trainers.engine.loop import FitConfig, fit
 from hyperbooth.trainers.engine.lr_schedule import lr_factor
 from hyperbooth.trainers.engine.optimizers import OPTIMIZERS
-from hyperbooth.trainers.engine.state import Group, TrainState
+from hyperbooth.trainers.engine.state import Group, History, TrainState
 from torch import nn
 
 
@@ -243,3 +244,49 @@ def test_a_process_at_another_step_stops() -> None:
     parameter, losses = problem()
     with pytest.raises(RuntimeError, match=r"process 0 is at step 1, the 2 of them at 0\.5 on average"):
         run(losses, parameter, 0.1, FitConfig(steps=3), processes=ProcessGroup(0, 2))
+
+
+class Overfitted:
+    """A model whose adapter has learned one image by heart, trained further on more images.
+
+    Its loss rises from 0.01 to 0.39, and is 1 without the adapter. The parameter counts the steps.
+    """
+
+    def __init__(self) -> None:
+        self.parameter, self.off = nn.Parameter(torch.zeros(1)), False
+
+    def loss(self) -> float:
+        return 1.0 if self.off else 0.01 if self.parameter.item() < 64 else 0.39
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        self.off = True
+        yield
+        self.off = False
+
+    def losses(self, _batch: int) -> list[torch.Tensor]:
+        return [self.loss() - (self.parameter - self.parameter.detach()).sum()]
+
+    def train(self, **settings: Any) -> History:
+        config = FitConfig(steps=300, max_grad_norm=0)
+        return run(self.losses, self.parameter, 1.0, config, **settings)
+
+
+def test_an_overfitted_adapter_trained_on_more_images_does_not_diverge() -> None:
+    model = Overfitted()
+    settings = {"divergence_check": model.loss, "validate": model.loss, "without_adapter": model.without_adapter}
+    assert model.train(**settings).step == 300 and not model.off
+    for check in ({}, {"divergence_check": model.loss}):
+        model.parameter.data.zero_()
+        with pytest.raises(Diverged):
+            model.train(**check)
+
+
+def test_a_run_worse_than_the_plain_model_still_diverges() -> None:
+    model = Overfitted()
+    model.loss = lambda: 1.0 if model.off else 0.01 + 0.05 * model.parameter.item()  # type: ignore[method-assign]
+    with pytest.raises(Diverged, match="at step"):
+        model.train(divergence_check=model.loss, without_adapter=model.without_adapter)
+    model.parameter.data.zero_()
+    with pytest.raises(Diverged, match="at step"):
+        model.train(without_adapter=model.without_adapter)
