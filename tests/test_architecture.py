@@ -23,7 +23,7 @@ ORDER = {
         {"full", "lidb", "para"},
     ],
     "trainers": [
-        {"checks"},
+        {"checks", "torch_globals"},
         {"engine"},
         {"data"},
         {"diffusion"},

@@ -13,6 +13,7 @@ from ...models.hollowed_net.network import HollowedNetwork
 from ...trainers.config import TrainingOptions
 from ...trainers.data.dataset import Example, Subject
 from ...trainers.session import TrainingSession
+from ...trainers.torch_globals import pinned_globals
 from .device_memory import ComfyDeviceMemory
 from .model.denoiser import ComfyDenoiser
 from .model.layers import adds_in_place, architecture
@@ -57,7 +58,7 @@ def training_session(
     patcher = _with_precision(model, options.precision)
     patchers = [patcher] + ([clip.patcher] if clip is not None else [])
     _load_alone(patchers, subject, batch_size)
-    with torch.inference_mode(False), torch.enable_grad(), _training_flag(), ExitStack() as stack:
+    with pinned_globals(), torch.inference_mode(False), torch.enable_grad(), _training_flag(), ExitStack() as stack:
         in_place = adds_in_place(patcher.model.diffusion_model)
         stack.enter_context(frozen(patcher.model, access_weight, in_place))
         if clip is not None:

@@ -1,4 +1,4 @@
-"""The base class of the pack's nodes: inputs are checked against the node's own schema before it runs.
+"""The base class of the pack's nodes: their inputs are checked, and PyTorch's global settings are the usual ones.
 
 ComfyUI checks the values that are typed into widgets. Values that come by a link, and programs that call a node
 directly, reach it unchecked: an infinite guidance scale, a negative resolution, an unknown choice, a text of a million
@@ -12,6 +12,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...models.validation import MAX_PROMPT_LENGTH, is_unicode
+from ...trainers.torch_globals import pinned_globals
 
 FILES = ("adapter_name", "hypernetwork_name", "bank_name", "dino", "clip")
 """Inputs whose choices are files and folders, which come and go."""
@@ -43,7 +44,8 @@ def _checked(execute: Any) -> Any:
                 given = inputs[spec.id]
                 for value in given if schema.is_input_list and isinstance(given, list) else [given]:
                     check_value(spec, value)
-        return execute(cls, *args, **inputs)
+        with pinned_globals():
+            return execute(cls, *args, **inputs)
 
     return run
 

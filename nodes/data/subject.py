@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...trainers.data.augmentation import MAX_STRENGTH, MAX_VARIANTS, Augmentation
-from ...trainers.data.build_dataset import Encoders, Framing, SourceImages, build_dataset, prompts_for
+from ...trainers.data.build_dataset import Encoders, Framing, SourceImages, build_dataset, literal, prompts_for
 from ..bridge.images.vae import encode_pixels, latent_cell
 from ..bridge.progress import Progress
 from ..bridge.text.conditioning import encode_prompt
@@ -57,7 +57,8 @@ class Subject(Node):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask per image, of its size: where it is black, nothing is learned.",
+                    tooltip="One mask per image, of its size: white (1) is learned, where it is black nothing is. The "
+                    "MASK of Load Image is 1 where a cut-out image is transparent: put Invert Mask between.",
                 ),
                 io.Image.Input(
                     "class_images",
@@ -84,6 +85,13 @@ class Subject(Node):
                     tooltip="Also train on mirrored images. Leave off for faces and for things with writing on them.",
                 ),
                 *_augmentation_inputs(),
+                io.Boolean.Input(
+                    "literal_captions",
+                    optional=True,
+                    default=True,
+                    tooltip="Captions are read as they stand, so that 'name (series)' keeps its brackets, as in other "
+                    "trainers. Off: brackets weight words, as in prompts.",
+                ),
             ],
             outputs=[sockets.Subject.Output(display_name="subject", tooltip="For Train Adapter.")],
         )
@@ -95,11 +103,15 @@ class Subject(Node):
         captions: list[str] | None = None, masks: list[Tensor] | None = None,
         class_images: list[Tensor] | None = None, variants: list[int] | None = None,
         crop: list[float] | None = None, colour: list[float] | None = None, augment_seed: list[int] | None = None,
+        literal_captions: list[bool] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         augmentation = _augmentation(variants=variants, crop=crop, color=colour, seed=augment_seed)
         pixels = unbatch(images)
         text = single_value("prompt", prompt, "one text per image goes into captions")
-        texts = prompts_for(len(pixels), text, _lines(captions, len(pixels)))
+        lines = _lines(captions, len(pixels))
+        if lines is not None and single_value("literal_captions", literal_captions or [True]):
+            lines = [literal(line) for line in lines]
+        texts = prompts_for(len(pixels), text, lines)
         subject = SourceImages(pixels, texts, unbatch(masks) if masks else None)
         class_text = single_value("class_prompt", class_prompt or [""]).strip()
         others = _class_images(unbatch(class_images or []), class_text)

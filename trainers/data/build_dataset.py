@@ -1,6 +1,7 @@
 """Building the dataset: images and texts are resized, cropped and encoded, each once."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,6 +180,11 @@ def _latent_masks(plan: ImagePlan, latents: Tensor) -> Tensor | None:
             f"{plan.size[1]} x {plan.size[0]}; switch bucket on, or crop the image yourself"
         )
     return small
+
+
+def literal(caption: str) -> str:
+    """Return a caption with its brackets escaped, so that a prompt's parser takes them as text and not as weights."""
+    return re.sub(r"(?<!\\)([()])", r"\\\1", caption)
 
 
 def prompts_for(count: int, prompt: str, captions: Sequence[str] | None) -> list[str]:

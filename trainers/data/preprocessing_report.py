@@ -11,6 +11,8 @@ from .augmentation import Augmentation, View
 
 MAX_ENLARGEMENT = 1.25
 """Scale above which the report remarks that the image is small."""
+MIN_MASK = 0.05
+"""Share of an image, or of its central third, below which the report doubts the mask."""
 MAX_CROPPED = 0.2
 """Share of the area above which the report remarks on the crop."""
 
@@ -53,7 +55,8 @@ def image_notes(plans: Sequence[ImagePlan], flip: bool, augmentation: Augmentati
     masked = sum(plan.mask is not None for plan in plans)
     notes += [f"masks: {masked} of {len(plans)} images"] if masked else []
     notes += _variant_notes(len(plans[0].views), flip, augmentation)
-    notes += [f"image {plan.index + 1}: {_describe_resize(plan)}" for plan in plans]
+    notes += [f"image {plan.index + 1}: {_describe_resize(plan)}{_describe_mask(plan)}" for plan in plans]
+    notes += [f"warning: {doubt}" for doubt in map(_mask_doubt, plans) if doubt]
     return notes + _duplicates(plans)
 
 
@@ -88,6 +91,31 @@ def _describe_resize(plan: ImagePlan) -> str:
     if cropped > MAX_CROPPED:
         note += f" (the crop cuts away {cropped:.0%}: crop it yourself if the subject is not in the center)"
     return note
+
+
+def _describe_mask(plan: ImagePlan) -> str:
+    """Return which share of the image, and so of its loss, the mask leaves."""
+    return "" if plan.mask is None else f", of which the mask leaves {plan.mask.float().mean().item():.0%}"
+
+
+def _mask_doubt(plan: ImagePlan) -> str | None:
+    """Return a warning about a mask that is probably inverted, or None.
+
+    A photograph shows its subject in the center. The MASK of the stock Load Image is 1 where the image is transparent,
+    which is the background of one that is cut out.
+    """
+    if plan.mask is None:
+        return None
+    (height, width), mask = plan.mask.shape, plan.mask.float()
+    share = mask.mean().item()
+    center = mask[height // 3 : height - height // 3, width // 3 : width - width // 3].mean().item()
+    if share >= MIN_MASK and center >= MIN_MASK:
+        return None
+    where = f"{center:.0%} of its center" if share >= MIN_MASK else f"{share:.1%} of it"
+    return (
+        f"mask {plan.index + 1} leaves {where}; white is learned. If it is inverted, as Load Image's MASK of a cut-out "
+        "image is, put Invert Mask before Subject"
+    )
 
 
 def _duplicates(plans: Sequence[ImagePlan]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ...models.validation import MAX_HEADER_LENGTH, MAX_TEXT_LENGTH
-from ..data.build_dataset import prompts_for
+from ...models.validation import MAX_HEADER_LENGTH, MAX_PROMPT_LENGTH
+from ..data.build_dataset import literal, prompts_for
 from ..data.image_reader import ImageRecord
 
 MOST = MAX_HEADER_LENGTH // 2
@@ -17,9 +17,9 @@ def prompts_of(images: Sequence[ImageRecord], prompt: str) -> list[str]:
         ValueError: a caption is longer than any text encoder reads.
     """
     for image in images:
-        if (length := len(image.caption)) > MAX_TEXT_LENGTH:
-            raise ValueError(f"the caption of {image.name} has {length} characters; give at most {MAX_TEXT_LENGTH}")
-    return prompts_for(len(images), prompt, [image.caption for image in images])
+        if (length := len(image.caption)) > MAX_PROMPT_LENGTH:
+            raise ValueError(f"the caption of {image.name} has {length} characters; give at most {MAX_PROMPT_LENGTH}")
+    return prompts_for(len(images), prompt, [literal(image.caption) for image in images])
 
 
 def require_fit(prompts: Sequence[str]) -> None:

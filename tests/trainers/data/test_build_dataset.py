@@ -1,13 +1,14 @@
 """Images to a dataset, with a VAE that is easy to check: latents are pixels, downscaled four times."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hyperbooth.trainers.data.augmentation import Augmentation
-from hyperbooth.trainers.data.build_dataset import Encoders, Framing, SourceImages, build_dataset, prompts_for
+from hyperbooth.trainers.data.build_dataset import Encoders, Framing, SourceImages, build_dataset, literal, prompts_for
 from hyperbooth.trainers.data.dataset import Frame
 from torch import Tensor
 
@@ -180,3 +181,36 @@ def test_variants_without_crop_or_color_are_one_variant_and_the_report_remarks_o
 def test_a_white_mask_counts_as_none() -> None:
     made = build_dataset(images((32, 32, 3), masks=[torch.ones(32, 32)]), FRAMING, encoders())
     assert made.examples[0].mask is None
+
+
+@pytest.mark.parametrize(
+    ("caption", "read"),
+    [("name (series)", r"name \(series\)"), (r"name \(series\)", r"name \(series\)"), ("((a:1.2))", r"\(\(a:1.2\)\)")],
+)
+def test_brackets_of_captions_are_text(caption: str, read: str) -> None:
+    assert literal(caption) == read
+
+
+def masked(*masks: Tensor) -> str:
+    """Return the report on images of 60 x 60 with these masks."""
+    made = build_dataset(images(*[(60, 60, 3)] * len(masks), masks=list(masks)), FRAMING, encoders())
+    return "\n".join(made.notes)
+
+
+def test_a_mask_that_is_probably_inverted_is_doubted() -> None:
+    """The stock Load Image gives 1 where a cut-out image is transparent."""
+    subject = torch.zeros(60, 60)
+    subject[15:45, 15:45] = 1
+    assert "warning" not in masked(subject) and "the mask leaves 25%" in masked(subject)
+    said = masked(subject, 1 - subject)
+    assert said.count("warning") == 1 and "warning: mask 2 leaves 0% of its center" in said and "Invert Mask" in said
+    tiny = torch.zeros(60, 60)
+    tiny[28:32, 28:32] = 1
+    assert "warning: mask 1 leaves 0.4% of it" in masked(tiny)
+
+
+def test_a_vae_that_gives_nan_is_named_with_the_image() -> None:
+    broken = replace(encoders(), encode_image=lambda pixels: F.avg_pool2d(pixels, 4) / (pixels.mean() > 0.25))
+    given = SourceImages([torch.ones(32, 32, 3), torch.zeros(32, 32, 3)], ["a", "b"])
+    with pytest.raises(ValueError, match=r"^vae .*image 2"):
+        build_dataset(given, FRAMING, broken)
