@@ -141,7 +141,7 @@ def load_encoder(folder: Path, kinds: Sequence[str], with_texts: bool) -> Encode
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **local)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local) if with_texts else None
     except Exception as error:  # transformers raises errors of every class on untrusted files
-        raise ValueError(f"the encoder in {folder} cannot be loaded: {error}") from error
+        raise ValueError(f"the encoder in {folder.name} cannot be loaded: {error}") from error
     name = f"{folder.name} ({described(kind, network.config)})"
     return Encoder(name, network.eval().requires_grad_(False), processor, tokenizer)
 
@@ -190,12 +190,14 @@ def check_encoder(folder: Path, kinds: Sequence[str], with_texts: bool) -> str:
     if with_texts and not any(all((folder / name).is_file() for name in names) for names in TOKENIZER):
         missing += TOKENIZER[0]
     if (folder / ADAPTER).exists():
-        raise ValueError(f"{folder} holds {ADAPTER}, which changes the model of that folder; remove it")
+        raise ValueError(f"{folder.name} holds {ADAPTER}, which changes the model of that folder; remove it")
     if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}; copy the files of the model's Hugging Face page there")
+        raise ValueError(
+            f"{folder.name} lacks {', '.join(missing)}; copy the files of the model's Hugging Face page there"
+        )
     kind = _kind(folder / CONFIGURATION)
     if kind not in kinds:
-        raise ValueError(f"{folder} holds a model of type {kind!r}; give one of {', '.join(kinds)}")
+        raise ValueError(f"{folder.name} holds a model of type {kind!r}; give one of {', '.join(kinds)}")
     return kind
 
 
@@ -211,7 +213,7 @@ def _weights(folder: Path) -> list[str]:
         return _shards(folder / SHARDS)
     if pickled := sorted(path.name for pattern in ("*.bin", "*.pt*") for path in folder.glob(pattern)):
         raise ValueError(
-            f"{folder} holds its weights as {', '.join(pickled)}, which is pickled and never opened here; put "
+            f"{folder.name} holds its weights as {', '.join(pickled)}, which is pickled and never opened here; put "
             f"{WEIGHTS} there in its place: from a pull request of SFconvertbot to the model's page, or from another "
             "model's"
         )
@@ -227,9 +229,12 @@ def _shards(index: Path) -> list[str]:
     try:
         names = sorted(set(_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the encoder in {index.parent} cannot be loaded: {index.name}: {error}") from error
+        raise ValueError(f"the encoder in {index.parent.name} cannot be loaded: {index.name}: {error}") from error
     if not names or not all(Path(name).name == name and name.endswith(".safetensors") for name in names):
-        raise ValueError(f"{index} names {', '.join(names) or 'no file'}; expected safetensors files in its folder")
+        raise ValueError(
+            f"{index.parent.name}/{index.name} names {', '.join(names)[:200] or 'no file'}; expected safetensors "
+            "files in its folder"
+        )
     return names
 
 
@@ -254,7 +259,7 @@ def _kind(path: Path) -> str:
         config = _json(path)
         kind, elsewhere = str(config["model_type"]), [name for name in ELSEWHERE if name in config]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no configuration of a model: {error}") from error
+        raise ValueError(f"{path.parent.name}/{path.name} is no configuration of a model: {error}") from error
     if elsewhere:
         raise ValueError(f"{path} has {elsewhere[0]}, by which other files than {WEIGHTS} are read; remove that entry")
     return kind

@@ -75,7 +75,7 @@ def _listed_file(kind: str, input_name: str, name: str) -> Path:
     path = folder_paths.get_full_path(kind, name)
     if path is None:
         raise ValueError(
-            f"{input_name} {shown(name)} is neither in models/{kind} nor in output/{kind}; press R to refresh the list"
+            f"{input_name} {shown(name)} is in none of models/{kind} and output/{kind}; press R to refresh the list"
         )
     return Path(path)
 

@@ -52,7 +52,7 @@ def bank_path(name: str) -> Path:
     path = next((path for path in found if name in bank_names() and (path / MANIFEST).is_file()), None)
     if path is None:
         raise ValueError(
-            f"bank_name {shown(name)} is in neither {BANK_FOLDER} folder, of output and of models; press R to refresh "
+            f"bank_name {shown(name)} is in none of output/{BANK_FOLDER} and models/{BANK_FOLDER}; press R to refresh "
             "the list"
         )
     return path

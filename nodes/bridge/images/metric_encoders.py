@@ -87,12 +87,12 @@ def open_embedder(kind: str, name: str, vision: Any = None) -> Embedder | None:
 
 def installation_hint(kind: str) -> str:
     """Describe how to install an encoder of a kind."""
-    root, files = _roots(kind)[0], f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS}"
+    files = f"{encoders.CONFIGURATION}, {encoders.PREPROCESSING}, {encoders.WEIGHTS}"
     tokenizer = f", {encoders.TOKENIZER[0][0]}" if FOLDERS[kind][1] else ""
     name = EXAMPLES[kind]
     return (
         f"copy {files}{tokenizer} of a model such as {name} from its Hugging Face page into "
-        f"{root / name.split('/')[1]}, press R, and choose it"
+        f"models/{kind}/{name.split('/')[1]}, press R, and choose it"
     )
 
 
@@ -105,8 +105,9 @@ def _folder(kind: str, name: str) -> Path:
     known = name in encoder_names(kind)  # '..' and the like are not
     folder = next((root / name for root in _roots(kind) if known and (root / name).is_dir()), None)
     if folder is None:
-        roots = ", ".join(map(str, _roots(kind)))
-        raise ValueError(f"{kind} encoder {name!r} is in none of {roots}; {installation_hint(kind)}")
+        raise ValueError(
+            f"{kind} encoder {name!r:.80} is in none of the folders models/{kind}; {installation_hint(kind)}"
+        )
     return folder
 
 

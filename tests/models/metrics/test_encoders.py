@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hyperbooth.models.metrics.encoders import CLIP, DINO, load_encoder
+from hyperbooth.models.metrics.encoders import CLIP, DINO, Encoder, load_encoder
 from safetensors.torch import load_file, save_file
 
 from tools.comfy_harness.tiny_encoders import write_clip, write_dino
@@ -155,3 +155,18 @@ def test_an_image_of_one_or_three_rows_is_channels_last(dino: Path, height: int)
         encoder.embed_images([strip[:1].expand(40, -1, -1)], CPU, print),
     )
     assert torch.allclose(flat, same, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(150, 200), (200, 150), (160, 160)])
+def test_a_disc_stays_round(dino: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
+    """As in DINO's own evaluation: the short side is resized, the center cropped."""
+    encoder, seen = load_encoder(dino, DINO, with_texts=False), []
+    embed = Encoder._embed_pixels
+    monkeypatch.setattr(Encoder, "_embed_pixels", lambda self, pixels: seen.append(pixels) or embed(self, pixels))
+    y, x = torch.meshgrid(torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij")
+    disc = ((x**2 + y**2).sqrt() < 40).float()[..., None].expand(-1, -1, 3)
+    encoder.embed_images([disc], torch.device("cpu"), lambda _: None)
+    bright = seen[0][0, 0] > seen[0].mean()
+    tall, wide = bright.any(1).sum().item(), bright.any(0).sum().item()
+    side = seen[0].shape[-1]
+    assert abs(tall - wide) <= 2 and tall == pytest.approx(80 / (min(height, width) * 224 / 256) * side, rel=0.1)

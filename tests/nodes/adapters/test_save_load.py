@@ -469,7 +469,7 @@ def test_metadata_can_be_left_out(node: Any, families: Any, folder: Path, format
     assert list(json.loads(said["ss_tag_frequency"])["subject"]) == ["sks dog", "a photo of sks dog"]
     assert not any(str(folder) in value for value in said.values())
     with safe_open(folder / save(node, adapter, format, model, metadata=False), "pt") as file:
-        assert set(file.metadata() or {}) == ({"hyperbooth"} if format == "hyperbooth" else set())
+        assert set(file.metadata() or {}) == ({"hyperbooth", "hyperbooth_digest"} if format == "hyperbooth" else set())
 
 
 @pytest.mark.parametrize(("format", "kind"), [("hyperbooth", "hyperbooth-lora"), ("kohya", "lora")])
@@ -589,7 +589,7 @@ def test_a_read_only_folder_is_named_and_left_alone(node: Any, unprivileged: Pat
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(unprivileged))
     try:
-        with pytest.raises(PermissionError, match=r"could not be written"):
+        with pytest.raises(ValueError, match=r"^filename_prefix 'a'.*cannot be written"):
             node(
                 "Save", adapter=factors([Target("diffusion_model.a", (6, 4))]), filename_prefix="a",
                 format="comfyui", precision="float32",
@@ -708,7 +708,7 @@ def test_a_bad_file_of_every_sort_is_refused_in_one_sentence(node: Any, folder: 
 def test_a_trigger_that_cannot_be_written_is_refused_before_anything_is(
     node: Any, families: Any, folder: Path, format: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"^trigger 'sks \\ud800'"):
+    with pytest.raises(ValueError, match=r"^trigger .*sks \\ud800"):
         save(node, adapter_of(*families("SD15"), "attention"), format, families("SD15")[0], trigger="sks \ud800")
     assert not list(folder.rglob("*.*"))
 

@@ -34,6 +34,10 @@ def by_hand(folder: Path, pictures: list[Image.Image]) -> Tensor:
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
     rows = []
     for picture in pictures:
+        if model.config.model_type == "vit":  # whose processor would squash it
+            side = round(min(picture.size) * 224 / 256)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            picture = picture.crop((left, top, left + side, top + side))
         pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
         if hasattr(model, "visual_projection"):
             rows.append(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0])

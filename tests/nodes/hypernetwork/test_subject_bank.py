@@ -121,12 +121,12 @@ def test_images_are_trained_on_their_captions(node: Any, quick: Any, people: Pat
 
 def test_a_caption_stays_with_its_image_where_others_are_left_out(node: Any, quick: Any, people: Path) -> None:
     (people / "bob" / "0.png").write_bytes(b"no picture")
-    (people / "bob" / "1.txt").write_bytes(b"\xff\xfe\xfa")
+    (people / "bob" / "1.txt").write_bytes(b"\0\1\2")
     (people / "bob" / "2.txt").write_text(f"{PROMPT} at sea")
     (people / "alice" / "0.txt").write_text("long" * 3000)
     bank, report = build(node, quick, captions=True)
     assert bank.names == ("bob", "carol") and bank.image_counts == (1, 1) and bank.caption(0, 0) == f"{PROMPT} at sea"
-    for said in (r"bob/0\.png: ", r"bob/1\.png: .*1\.txt .*UTF-8", r"alice: .*0\.png .*12000"):
+    for said in (r"bob/0\.png: ", r"bob/1\.png: .*1\.txt .*UTF-8", r"alice: .*0\.png.*0\.txt.*12000"):
         assert re.search(f"left out: {said}", report)
 
 
@@ -259,7 +259,7 @@ def test_a_bank_of_the_models_folder_is_not_hidden_by_a_new_one(
     shared = tmp_path / "models" / "people"
     monkeypatch.setitem(folder_paths.folder_names_and_paths, BANK_FOLDER, ([str(shared.parent)], set()))
     shutil.move(bank.entries[0].shard.parent, shared)
-    with pytest.raises(ValueError, match=rf"^bank_name 'people' .*{shared.parent}"):
+    with pytest.raises(ValueError, match=r"^bank_name 'people' .*models.*output/hyperbooth_banks"):
         build(node, quick)
     assert not new_bank_path("others").exists()
     other, _ = build(node, quick, bank_name="others")
