@@ -29,6 +29,11 @@ def file_digest(header: str, tensors: Mapping[str, Tensor]) -> str:
 def check_digest(metadata: Mapping[str, str], header: str, tensors: Mapping[str, Tensor]) -> None:
     """Require that header and tensors are those that the digest in ``metadata`` was made of.
 
+    Args:
+        metadata: of the file, with the digest.
+        header: text of the file's own header entry.
+        tensors: all tensors that the digest is of.
+
     Raises:
         ValueError: there is no digest, or it is another.
     """

@@ -119,17 +119,24 @@ def write_shard(
         OSError: the file cannot be written; no partial file is left.
     """
     tensors = {"theta": theta, "images": images, "latents": latents}
-    header = {
-        "version": VERSION,
-        "bank": manifest.digest,
-        "subjects": _subject_headers(fits, image_counts, prompts),
-        "checksums": {key: row_checksums(tensor) for key, tensor in tensors.items()},
-    }
+    text = _header_text(manifest, _subject_headers(fits, image_counts, prompts), tensors)
     name = hashlib.sha256("\0".join([manifest.digest, *fits]).encode()).hexdigest()[:16]
     path = folder / f"{name}{SUFFIX}"
-    text = json.dumps(header, ensure_ascii=False)
     write_tensors(tensors, path, {HEADER: text, DIGEST: file_digest(text, {})})
     return path
+
+
+def _header_text(manifest: Manifest, subjects: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> str:
+    """Return the header of a shard.
+
+    Args:
+        manifest: of the bank.
+        subjects: an entry for each.
+        tensors: of the shard, for the checksums of their rows.
+    """
+    checksums = {key: row_checksums(tensor) for key, tensor in tensors.items()}
+    header = {"version": VERSION, "bank": manifest.digest, "subjects": subjects, "checksums": checksums}
+    return json.dumps(header, ensure_ascii=False)
 
 
 def _subject_headers(

@@ -125,13 +125,10 @@ def fit(
         state: what is trained; training continues from its step.
         config: settings of the loop.
         on_step: called after every step.
-        validate: measures a loss on fixed noise, which differs only as the parameters do; called before the first step,
-            every ``config.validation`` steps, and at the end.
+        validate: measures a loss on fixed noise: before the first step, every ``config.validation`` steps, at the end.
         divergence_check: measures a cheaper one, when :func:`.divergence.is_due`.
-        without_adapter: context in which the model is without what is trained; a run that seems to diverge is measured
-            against it as well, since an over-fitted adapter that is trained further begins far below it.
-        processes: the processes that take the same steps at the same time, each with its part of every batch's loss;
-            the parts add up to the loss of a single process.
+        without_adapter: context in which the model is without what is trained: a second reference of these checks.
+        processes: those that take the same steps at the same time, each with its part of every batch's loss.
 
     Raises:
         Diverged: the loss or gradient is NaN or infinite, or the loss has grown beyond ``config.divergence_factor``;
