@@ -29,8 +29,9 @@ class Node(io.ComfyNode):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        if "execute" in vars(cls):
-            cls.execute = classmethod(_checked(vars(cls)["execute"].__func__))
+        own = vars(cls).get("execute")
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):  # ComfyUI makes locked copies of the classes
+            cls.execute = classmethod(_checked(own.__func__))
 
 
 def _checked(execute: Any) -> Any:
@@ -38,7 +39,7 @@ def _checked(execute: Any) -> Any:
 
     @wraps(execute)
     def run(cls: Any, *args: Any, **inputs: Any) -> Any:
-        schema = cls.GET_SCHEMA()
+        schema = cls.define_schema()  # GET_SCHEMA would write to ComfyUI's locked copy of the class
         for spec in schema.inputs:
             if spec.id in inputs:
                 given = inputs[spec.id]
