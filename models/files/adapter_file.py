@@ -25,7 +25,8 @@ from ..textual_inversion.embedding_files import embedding_from_header, native_em
 from .adapter_header import HEADER, AdapterEntry, AdapterHeader, decode_header, encode_header
 from .digest import DIGEST, check_digest, file_digest
 from .family_codecs import LAYER_CODECS, PACKED_CODECS, LayerCodec
-from .lora_import import KeyNames, check_is_lora, read_lora
+from .lora_check import check_is_lora
+from .lora_import import KeyNames, read_lora
 from .lora_key_formats import layer_tensors
 from .packing import LAYOUT, PACKED, pack_adapter, unpack_adapter
 from .safetensors_io import write_tensors

@@ -3,7 +3,7 @@
 Pairs of factors become an adapter of the LoRA family, full differences of weights one of the full family.
 """
 
-import re
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,21 +16,12 @@ from ..adapters.stack import Adapter, AdapterStack
 from ..adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target
 from ..metadata.lora_metadata import parse_lora_metadata
 from .family_codecs import LAYER_CODECS
-from .lora_key_formats import DIFFERENCE, KEY_FORMATS, KOHYA, KeyTarget, swap_halves
+from .lora_check import is_bundled
+from .lora_key_formats import DIFFERENCE, KeyTarget, split_name, swap_halves
+
+logger = logging.getLogger("hyperbooth")
 
 _TEXT_STEMS = ("lora_te", "lora_prior_te", "text_encoder", "text_encoders")
-_EMBEDDING = {"emb_params", "clip_l", "clip_g", "t5xxl"}
-"""Names of the tensors of embedding files."""
-_UNSUPPORTED = {
-    r"dora_scale|lora_magnitude_vector.*": "DoRA",
-    r"hada_\w+": "LoHa",
-    r"lokr_\w+": "LoKr",
-    r"lora_mid\.weight": "CP-decomposed LoCon",
-    r"oft_\w+": "OFT",
-    r"lora_B\.bias": "biased LoRA",
-    r"diff_b|set_weight|reshape_weight|[wb]_norm": "whole-weight",
-}
-"""End of a tensor's name -> kind of adapter; kinds that the stock loaders read and this pack does not."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +63,6 @@ class LoRAFactors:
         return self.up.flatten(1) * (self.alpha / len(self.down)), self.down.flatten(1)
 
 
-def check_is_lora(file: str, names: Iterable[str]) -> None:
-    """Check by the names of its tensors that a file is a plain LoRA, before anything large is read.
-
-    Raises:
-        ValueError: it is something else; the message tells what, and which node opens it.
-    """
-    names = list(names)
-    if not names:
-        raise ValueError(f"{file} holds no tensors; save or copy it again")
-    if _EMBEDDING.issuperset(names):
-        raise ValueError(
-            f"{file} is an embedding file for prompts and no LoRA; move it to models/embeddings and write "
-            f"embedding:{file.removesuffix('.safetensors')} in a prompt"
-        )
-    strange = [name for name in names if _split(name) is None and not name.endswith(DIFFERENCE)]
-    kinds = {kind for name in strange for end, kind in _UNSUPPORTED.items() if re.search(rf"\.(?:{end})$", name)}
-    if kinds:
-        raise ValueError(
-            f"{file} holds {', '.join(sorted(kinds))} tensors (such as {strange[0]}), Load Adapter reads plain LoRA "
-            "and differences of weights only; the stock Load LoRA opens it"
-        )
-    if strange:
-        raise ValueError(
-            f"{file} is no LoRA: it holds {len(strange)} tensors such as {strange[0]}; "
-            "a checkpoint opens in the stock Load Checkpoint"
-        )
-
-
 def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: KeyNames) -> AdapterStack:
     """Return the LoRA that a file of another program holds, then its full differences as an adapter of their own.
 
@@ -115,13 +78,55 @@ def read_lora(file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     Raises:
         ValueError: the file is not whole, its names need a model or clip, or the model lacks a layer of it.
     """
+    if bundled := sorted({name.split(".")[1] for name in tensors if is_bundled(name)}):
+        logger.warning(
+            "%s bundles the embedding %s, which is left out; the stock Load LoRA leaves it out as well",
+            file, ", ".join(bundled),
+        )  # fmt: skip
+    tensors = {name: tensor for name, tensor in tensors.items() if not is_bundled(name)}
     with validation.error_context(f"{file} "):
+        tensors = _without_unknown(file, tensors, names)
         differences = {name: tensor for name, tensor in tensors.items() if name.endswith(DIFFERENCE)}
         factors = {name: tensor for name, tensor in tensors.items() if name not in differences}
         adapters = [_read_factors(factors, names)] if factors else []
         adapters += [_read_differences(differences, names)] if differences else []
         parsed = validation.checked_metadata(parse_lora_metadata(metadata))
         return AdapterStack(tuple(adapters), {**({"base": names.model} if names.model else {}), **parsed})
+
+
+def _without_unknown(file: str, tensors: Mapping[str, Tensor], names: KeyNames) -> dict[str, Tensor]:
+    """Return the tensors without those of a few layers that the connected model lacks, as the stock loaders read it.
+
+    If half of the layers or more are unknown, the file is another model's, and all are kept for the error.
+    """
+    stems = {name: name.removesuffix(DIFFERENCE) if name.endswith(DIFFERENCE) else _stem(name) for name in tensors}
+    distinct = dict.fromkeys(stems.values())
+    unknown = {stem for stem in distinct if not _is_known(stem, names)} if names.model else set()
+    if not unknown or 2 * len(unknown) >= len(distinct) or _needs_clip(unknown, names):
+        return dict(tensors)
+    listed = ", ".join(sorted(unknown)[:4]) + (" ..." if len(unknown) > 4 else "")
+    logger.warning(
+        "%s: %d of %d layers are left out, which this %s model lacks or cannot change: %s",
+        file, len(unknown), len(distinct), names.model, listed,
+    )  # fmt: skip
+    return {name: tensor for name, tensor in tensors.items() if stems[name] not in unknown}
+
+
+def _stem(name: str) -> str:
+    return (split_name(name) or (name, ""))[0]
+
+
+def _is_known(stem: str, names: KeyNames) -> bool:
+    target = _key_target(stem, names)
+    if target is None:
+        return False
+    connected = names.model if target.layer.startswith(DIFFUSION_PREFIX) else names.clip
+    return not connected or target.layer in names.shapes
+
+
+def _needs_clip(stems: Iterable[str], names: KeyNames) -> bool:
+    """Return whether one of the names is a text encoder's, and none is connected."""
+    return not names.clip and any(stem.startswith(_TEXT_STEMS) for stem in stems)
 
 
 def _read_factors(tensors: Mapping[str, Tensor], names: KeyNames) -> Adapter:
@@ -173,17 +178,6 @@ def _key_target(stem: str, names: KeyNames) -> KeyTarget | None:
     return names.targets.get(stem) or (KeyTarget(stem) if own else None)
 
 
-def _split(name: str) -> tuple[str, str] | None:
-    """Return ``(layer's name, role)`` for the name of a LoRA tensor, the role being up, down or alpha."""
-    if name.endswith(KOHYA.alpha):
-        return name.removesuffix(KOHYA.alpha), "alpha"
-    for key_format in KEY_FORMATS:
-        for role in ("up", "down"):
-            if name.endswith(suffix := getattr(key_format, role)):
-                return name.removesuffix(suffix), role
-    return None
-
-
 def lora_factors(tensors: Mapping[str, Tensor]) -> list[LoRAFactors]:
     """Return the pairs of factors of a plain LoRA in any key format.
 
@@ -192,7 +186,7 @@ def lora_factors(tensors: Mapping[str, Tensor]) -> list[LoRAFactors]:
     """
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        stem, role = _split(name) or (name, "")
+        stem, role = split_name(name) or (name, "")
         roles = found.setdefault(stem, {})
         if role in roles:
             raise ValueError(f"holds the {role} of {stem} twice, in two key formats; save it anew")

@@ -155,3 +155,14 @@ def _named_tensors(layer: LoRA, name: KeyName, shape: tuple[int, ...]) -> dict[s
 def swap_halves(rows: Tensor) -> Tensor:
     """Return ``[b; a]`` for ``rows = [a; b]``; the function is its own inverse."""
     return torch.cat(rows.chunk(2)[::-1])
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Return ``(layer's name, role)`` for the name of a LoRA tensor, the role being up, down or alpha."""
+    if name.endswith(KOHYA.alpha):
+        return name.removesuffix(KOHYA.alpha), "alpha"
+    for key_format in KEY_FORMATS:
+        for role in ("up", "down"):
+            if name.endswith(suffix := getattr(key_format, role)):
+                return name.removesuffix(suffix), role
+    return None

@@ -13,6 +13,7 @@ from ....models.backbone.frozen_layers import WeightAccess
 from ....models.hollowed_net.network import HollowedNetwork
 from .layers import adds_in_place, architecture, blocks_of, layer_shapes, trainable_layers
 from .model_hash import model_hash
+from .unused_text_layers import skipped_text_layers
 from .weight_access import access_weight
 
 
@@ -43,7 +44,10 @@ def target_model(patcher: Any, clip: Any, hollow: HollowedNetwork | None, predic
     """
     layers = trainable_layers(patcher, clip)
     removed = {id(module) for block in hollow.blocks for module in block.modules()} if hollow else set()
-    left = {name: layer for name, layer in layers.items() if id(layer) not in removed}
+    skipped = tuple(TEXT_PREFIX + prefix for prefix in skipped_text_layers(clip)) if clip is not None else ()
+    left = {
+        name: layer for name, layer in layers.items() if id(layer) not in removed and not name.startswith(skipped)
+    }  # fmt: skip
     in_place = adds_in_place(patcher.model.diffusion_model)
     dtype = patcher.model.get_dtype_inference()
     precision = str(dtype).removeprefix("torch.")

@@ -137,3 +137,35 @@ def test_native_names_need_no_model_and_take_their_shapes_from_the_factors(tmp_p
     assert {name: target.shape for name, target in adapter.targets().items()} == {
         "diffusion_model.c": (6, 4, 3, 3), "text_encoders.clip_l.b": (6, 4),
     }  # fmt: skip
+
+
+SEVERAL = KeyNames(
+    {f"lora_unet_{name}": KeyTarget(f"diffusion_model.{name}") for name in "abc"},
+    {f"diffusion_model.{name}": (6, 4) for name in "abc"},
+    "SD15",
+)
+
+
+def test_a_few_unknown_layers_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the stock loader does: one layer among many is no other architecture."""
+    known = {**pair("lora_unet_a"), **pair("lora_unet_b"), **pair("lora_unet_c")}
+    found = load_adapter(written(tmp_path, {**known, **pair("lora_unet_z")}), SEVERAL)
+    assert [*found.adapters[0].layers] == ["diffusion_model.a", "diffusion_model.b", "diffusion_model.c"]
+    assert "1 of 4 layers are left out" in caplog.text and "lora_unet_z" in caplog.text
+    with pytest.raises(ValueError, match=r"changes 3 layers .*another architecture"):
+        load_adapter(written(tmp_path, {**known, **pair("x"), **pair("y"), **pair("z")}), SEVERAL)
+
+
+def test_layers_of_a_text_encoder_that_is_not_connected_are_not_left_out(tmp_path: Path) -> None:
+    known = {**pair("lora_unet_a"), **pair("lora_unet_b"), **pair("lora_unet_c")}
+    with pytest.raises(ValueError, match="connect clip"):
+        load_adapter(written(tmp_path, {**known, **pair("lora_te_z")}), SEVERAL)
+
+
+@pytest.mark.parametrize("key", ["bundle_emb.sks.clip_l", "bundle_emb.sks.string_to_param.*"])
+def test_a_bundled_embedding_is_left_out_and_named(tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture) -> None:
+    found = load_adapter(written(tmp_path, {**pair(), key: torch.ones(2, 768)}), KOHYA)
+    assert [*found.adapters[0].layers] == ["diffusion_model.a"]
+    assert "bundles the embedding sks" in caplog.text
+    with pytest.raises(ValueError, match="holds no tensors of a LoRA"):
+        load_adapter(written(tmp_path, {key: torch.ones(2, 768)}), KOHYA)

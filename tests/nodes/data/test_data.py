@@ -54,3 +54,44 @@ def test_an_image_without_a_caption_takes_the_prompt(node: Any, loaded: Any, pic
 def test_crop_without_variants_is_refused(node: Any, loaded: Any, pictures: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^variants .*\b1\b.*(crop|colour|color)"):
         subject(node, loaded, pictures, colour=[0.1])
+
+
+def latents_with(mask: Any) -> list[dict[str, Any]]:
+    return [{"samples": torch.ones(2, 4, 8, 8), "noise_mask": mask}]
+
+
+COND = [[torch.zeros(1, 77, 768), {"pooled_output": torch.zeros(1, 768)}]]
+
+
+def test_a_noise_mask_is_the_mask_of_the_loss(node: Any) -> None:
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[0, :, :32] = 1
+    mask[1] = 1
+    (made,) = node("SubjectFromLatents", latents=latents_with(mask), positive=[COND])
+    first, second = (example.mask for example in made.examples)
+    assert first.shape == (1, 1, 8, 8) and first[..., :4, :].all() and not first[..., 4:, :].any() and second.all()
+    (made,) = node("SubjectFromLatents", latents=latents_with(mask[:1, 0]), positive=[COND])
+    assert all(torch.equal(example.mask, first) for example in made.examples)
+    (made,) = node("SubjectFromLatents", latents=[{"samples": torch.ones(1, 4, 8, 8)}], positive=[COND])
+    assert made.examples[0].mask is None
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(1, 64, 64), torch.ones(3, 64, 64), torch.full((1, 64, 64), torch.nan)])
+def test_a_noise_mask_that_cannot_be_used_is_refused(node: Any, mask: Any) -> None:
+    with pytest.raises(ValueError, match=r"^positive: a noise mask"):
+        node("SubjectFromLatents", latents=latents_with(mask), positive=[COND])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"area": (8, 8, 0, 0)}, {"mask": torch.ones(1, 8, 8)}, {"strength": 0.5}, {"start_percent": 0.2},
+        {"end_percent": 0.8}, {"control": object()}, {"hooks": object()},
+    ],
+)  # fmt: skip
+def test_conditioning_that_training_would_ignore_is_refused(node: Any, option: dict[str, Any]) -> None:
+    cond = [[COND[0][0], {**COND[0][1], **option}]]
+    with pytest.raises(ValueError, match=rf"^positive carries {next(iter(option))}"):
+        node("SubjectFromLatents", latents=[{"samples": torch.ones(1, 4, 8, 8)}], positive=[cond])
+    plain = [[COND[0][0], {**COND[0][1], "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}]]
+    node("SubjectFromLatents", latents=[{"samples": torch.ones(1, 4, 8, 8)}], positive=[plain])

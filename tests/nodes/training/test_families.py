@@ -268,7 +268,7 @@ def test_text_encoders_learn(family: Loaded, node: Any) -> None:
     moved = [
         a.up.abs().sum().item() for name, a in adapter.adapters[0].layers.items() if name.startswith("text_encoders.")
     ]
-    assert sum(change > 0 for change in moved) > len(moved) // 2
+    assert all(change > 0 for change in moved), "layers after the one whose output is used are no targets"
 
 
 @pytest.fixture(scope="module")
