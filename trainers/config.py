@@ -17,6 +17,7 @@ from .engine.optimizers import OPTIMIZERS
 PRIOR_MODES = ("class images", "prediction", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MEMORY_PLANS = ("auto", "as set")
+RESULTS = ("auto", "last step", "best validation")
 STORAGES = ("ram", "disk", "none")
 
 
@@ -86,6 +87,9 @@ class TrainingOptions:
         ema_decay: the result is an exponential moving average of the steps with this decay; 0 for the last step itself.
         checkpoint_every: steps between states on disk, from which a stopped run resumes; 0: at cancel and end only.
         validation: steps between validations, 0 for none; of four images or more, one is held out for it.
+        result: the step whose parameters are the result: the ``last step``, or the one of the ``best validation``,
+            which ``auto`` takes if a validation runs.
+        keep_every: steps between adapters that stay in the output folder; 0 for none.
         preview_every: steps between preview samples in the running node, 0 for none. One costs about 20 forwards,
             which at 100 is a tenth of the time, and at 250 4 %.
     """
@@ -114,12 +118,16 @@ class TrainingOptions:
     checkpoint_every: int = 100
     validation: int = 0
     memory: str = "auto"
+    result: str = "auto"
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         for name, bounds in _BOUNDS.items():
             check_number(name, getattr(self, name), *bounds)
+        if self.result == "best validation" and not self.validation:
+            raise ValueError("result is 'best validation', but validation is 0; give the steps between validations")
         if self.noise_low >= self.noise_high:
             raise ValueError(f"noise_low is {self.noise_low}, noise_high {self.noise_high}; give a lower noise_low")
 
@@ -134,6 +142,11 @@ class TrainingOptions:
             low=self.noise_low,
             high=self.noise_high,
         )
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the result is the step with the lowest validation loss; ``auto`` takes it where there is one."""
+        return self.validation > 0 and self.result != "last step"
 
     @property
     def divergence_factor(self) -> float:
@@ -152,6 +165,7 @@ _CHOICES: Mapping[str, Any] = {
     "prior_mode": PRIOR_MODES,
     "precision": PRECISIONS,
     "memory": MEMORY_PLANS,
+    "result": RESULTS,
 }
 
 _BOUNDS: Mapping[str, tuple[float, ...]] = {
@@ -171,6 +185,7 @@ _BOUNDS: Mapping[str, tuple[float, ...]] = {
     "checkpoint_every": (0,),
     "validation": (0,),
     "preview_every": (0,),
+    "keep_every": (0,),
 }
 
 

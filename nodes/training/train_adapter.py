@@ -146,6 +146,7 @@ def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
             ),
             checkpoints=states,
             save_rescued=save_rescued,
+            save_kept=lambda adapter, step: _saved(adapter, f"loras/hyperbooth_steps/step_{step:06}"),
             on_record=progress,
         )
 

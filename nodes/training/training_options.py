@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...trainers.config import MEMORY_PLANS, PRECISIONS, PRIOR_MODES, SCHEDULES, TrainingOptions
+from ...trainers.config import MEMORY_PLANS, PRECISIONS, PRIOR_MODES, RESULTS, SCHEDULES, TrainingOptions
 from ...trainers.diffusion.losses import WEIGHTINGS
 from ...trainers.diffusion.noise_levels import DISTRIBUTIONS
 from ...trainers.engine.optimizers import OPTIMIZERS
@@ -100,4 +100,8 @@ def _later() -> list[io.Input]:
                optional=True),
         _choice("memory", MEMORY_PLANS, "auto: splits batches into micro-batches and switches checkpointing on where "
                 "free memory requires it. as set: exactly the settings here.", optional=True),
+        _choice("result", RESULTS, "The step that becomes the adapter. auto: the one with the lowest validation loss "
+                "if validation is on, else the last.", optional=True),
+        _whole("keep_every", 0, 1000000, "Steps between adapters that stay in output/loras/hyperbooth_steps, for Load "
+               "Adapter and Compare Sheet; 0: none.", optional=True),
     ]  # fmt: skip

@@ -19,7 +19,9 @@ from ..hollowed_net.recording import RecordingConfig
 
 MIN_IMAGES_TO_HOLD_OUT = 4
 """Number of images from which on one is held out for validation."""
-OPTIONS_WITHOUT_EFFECT = {"preview_every": 0, "checkpoint_every": 0, "memory": "auto"}
+OPTIONS_WITHOUT_EFFECT = {
+    "preview_every": 0, "checkpoint_every": 0, "memory": "auto", "result": "auto", "keep_every": 0
+}  # fmt: skip
 """Options that do not change the result, at the value they have in the run hash."""
 RECORDED_OPTIONS = (
     "min_snr_gamma", "noise_sampling", "noise_offset", "prior_mode", "prior_weight", "caption_dropout",

@@ -28,6 +28,7 @@ from .config import DreamBoothConfig
 from .initial_adapter import at_initial_values, initial_adapter, parameter_groups, trained_part, weights_of
 from .loss import DreamBoothLoss
 from .notes import removal_warnings, whole_network_notes
+from .result_selection import ResultSelection, SaveKept
 from .validation import ValidationLoss
 
 logger = logging.getLogger("hyperbooth")
@@ -63,6 +64,7 @@ def train_dreambooth(
     live_view: MakeLiveView,
     checkpoints: CheckpointStore,
     save_rescued: SaveRescued,
+    save_kept: SaveKept,
     on_record: OnRecord = no_progress,
 ) -> Result:
     """Train a new adapter (or ``start_from`` further, or one after ``on_top_of``) on the session's model.
@@ -76,6 +78,7 @@ def train_dreambooth(
         live_view: makes what is called after every step from a function that samples a preview.
         checkpoints: the run's states on disk.
         save_rescued: saves the last good adapter if the run diverges.
+        save_kept: saves the adapter every ``keep_every`` steps.
         on_record: called with (batches, total) while the activations of a hollowed network are recorded.
 
     Raises:
@@ -88,23 +91,27 @@ def train_dreambooth(
     trainer = _resumed(config, session, checkpoints) or DreamBoothTrainer.begin(config, session, weight_of)
     resumed, warnings = trainer.state.history.step, removal_warnings(trainer.adapter)
     recorder = make_recorder(config.recording, session, checkpoints, on_record)
+    selection = ResultSelection(
+        options=config.options, checkpoints=checkpoints, result=trainer.result, save_kept=save_kept
+    )
     try:
-        lines = _fit(trainer, recorder, checkpoints, on_history)
+        lines = _fit(trainer, recorder, selection, on_history)
     except Diverged as error:
         raise Diverged(f"{error} {_rescue(trainer, checkpoints, save_rescued)}") from error
-    checkpoints.good.forget()
+    history = trainer.state.history
+    selection.restore(trainer.state)
     failures = [checkpoints.failure] if checkpoints.failure else []
-    notes = (*lines, *whole_network_notes(config, trainer.state.history), *warnings, *failures)
-    return Result(adapter=trainer.result(), history=trainer.state.history, resumed=resumed, notes=notes)
+    notes = (*lines, *selection.lines, *whole_network_notes(config, history), *warnings, *failures)
+    return Result(adapter=trainer.result(), history=history, resumed=resumed, notes=notes)
 
 
 def _fit(
-    trainer: "DreamBoothTrainer", recorder: Recorder, checkpoints: CheckpointStore, on_history: OnHistory
+    trainer: "DreamBoothTrainer", recorder: Recorder, selection: ResultSelection, on_history: OnHistory
 ) -> list[str]:
     """Train to the last step; recorded activations are kept only for a run that can be continued."""
     try:
-        with checkpoints.saved_on_exit(trainer.state):
-            lines = trainer.fit(_on_step(checkpoints, trainer.config, on_history), recorder)
+        with selection.checkpoints.saved_on_exit(trainer.state):
+            lines = trainer.fit(_on_step(selection, trainer.config, on_history), recorder)
     except Diverged:
         recorder.forget()
         raise
@@ -125,16 +132,15 @@ def _resumed(
     return trainer
 
 
-def _on_step(checkpoints: CheckpointStore, config: DreamBoothConfig, on_history: OnHistory) -> OnStep:
+def _on_step(selection: ResultSelection, config: DreamBoothConfig, on_history: OnHistory) -> OnStep:
     """Return what runs after every step: checkpoints, then the live view (where a cancel raises)."""
     every = config.options.checkpoint_every
 
     def on_step(state: TrainState) -> None:
         history = state.history
         if every and history.step % every == 0:
-            checkpoints.save(state)
-        if history.divergence_checks[-1][0] == history.step < config.steps:
-            checkpoints.good.save(state)
+            selection.checkpoints.save(state)
+        selection.update(state, config.steps)
         on_history(state.history)
 
     return on_step

@@ -1,5 +1,7 @@
 """Training on ComfyUI's loaded objects, in this process."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -16,6 +18,7 @@ from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
 from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
+from hyperbooth.trainers.dreambooth.validation import ValidationLoss
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import sd15_unet
@@ -461,3 +464,67 @@ def test_a_model_with_bypass_hooks_is_refused_with_what_to_do(node: Any, loaded:
         bypassed, _ = comfy.sd.load_bypass_lora_for_models(loaded[0], None, file, 1.0, 0.0)
     with pytest.raises(ValueError, match=r"^the model .*\(bypass_lora\)"):
         train(node, (bypassed,), subject, lora(), 1)
+
+
+VALIDATED = replace(QUIET, validation=2)
+
+
+@pytest.fixture
+def courses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Return the validation losses by step, which are chosen here: those of an untrained network are chance."""
+    chosen = {0: 5.0, 2: 4.0, 4: 1.0, 6: 2.0, 8: 3.0}
+    measure = ValidationLoss.__call__
+
+    def call(self: ValidationLoss, examples: Any, levels: int | None = None) -> float:
+        return measure(self, examples, levels) if levels else next(losses)
+
+    losses = iter([*chosen.values()] * 3)
+    monkeypatch.setattr(ValidationLoss, "__call__", call)
+    return chosen
+
+
+def same_adapter(a: Any, b: Any) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_with_a_validation_the_best_step_is_the_result(
+    node: Any, loaded: Any, subject: Any, courses: dict[int, float], output_folder: Path
+) -> None:
+    best, loss_map, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
+    assert len(loss_map["loss"]) == 8 and "the result is step 4" in report and best.metadata["steps"] == 4
+    four, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 4, options=VALIDATED, resume="start over")
+    assert same_adapter(best, four)
+
+
+def test_the_last_step_can_be_asked_for(node: Any, loaded: Any, subject: Any, courses: dict[int, float]) -> None:
+    options = replace(VALIDATED, result="last step")
+    last, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=options)
+    plain, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=QUIET)
+    assert same_adapter(last, plain) and "the result is" not in report and last.metadata["steps"] == 8
+
+
+def test_a_run_queued_again_gives_the_best_step_again(
+    node: Any, loaded: Any, subject: Any, courses: dict[int, float], output_folder: Path
+) -> None:
+    first, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
+    again, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
+    assert same_adapter(first, again) and "resumed at step 8" in report
+    for path in (output_folder / "hyperbooth_states").glob("*.good.safetensors"):
+        path.unlink()
+    last, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
+    assert "warning: the result is the last step" in report and last.metadata["steps"] == 8
+
+
+def test_the_best_validation_needs_one() -> None:
+    with pytest.raises(ValueError, match=r"^result .*validation"):
+        TrainingOptions(result="best validation")
+
+
+def test_adapters_of_the_run_are_kept(node: Any, loaded: Any, subject: Any, output_folder: Path) -> None:
+    options = replace(QUIET, keep_every=2)
+    _, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 6, options=options)
+    kept = sorted((output_folder / "loras" / "hyperbooth_steps").iterdir())
+    assert [path.name for path in kept] == ["step_000002_00001_.safetensors", "step_000004_00001_.safetensors"]
+    assert report.count("kept step") == 2
+    two, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 2, options=QUIET, resume="start over")
+    assert same_adapter(load_adapter(kept[0]), two)
