@@ -15,7 +15,7 @@ SaveKept = Callable[[AdapterStack, int], str]
 """Saves the adapter as of a step of a run that goes on, and returns the name of its file."""
 
 
-@dataclass(kw_only=True)
+@dataclass
 class ResultSelection:
     """Keep the best state of a run, and adapters of it now and then.
 
@@ -28,9 +28,9 @@ class ResultSelection:
 
     options: TrainingOptions
     checkpoints: CheckpointStore
-    result: Callable[[], AdapterStack]
-    save_kept: SaveKept
-    lines: list[str] = field(default_factory=list)
+    result: Callable[[], AdapterStack] = field(kw_only=True)
+    save_kept: SaveKept = field(kw_only=True)
+    lines: list[str] = field(default_factory=list, kw_only=True)
 
     def update(self, state: TrainState, last: int) -> None:
         """Keep what is to be kept after a step.

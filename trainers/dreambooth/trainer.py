@@ -91,17 +91,14 @@ def train_dreambooth(
     trainer = _resumed(config, session, checkpoints) or DreamBoothTrainer.begin(config, session, weight_of)
     resumed, warnings = trainer.state.history.step, removal_warnings(trainer.adapter)
     recorder = make_recorder(config.recording, session, checkpoints, on_record)
-    selection = ResultSelection(
-        options=config.options, checkpoints=checkpoints, result=trainer.result, save_kept=save_kept
-    )
+    selection = ResultSelection(config.options, checkpoints, result=trainer.result, save_kept=save_kept)
     try:
         lines = _fit(trainer, recorder, selection, on_history)
     except Diverged as error:
         raise Diverged(f"{error} {_rescue(trainer, checkpoints, save_rescued)}") from error
     history = trainer.state.history
     selection.restore(trainer.state)
-    failures = [checkpoints.failure] if checkpoints.failure else []
-    notes = (*lines, *selection.lines, *whole_network_notes(config, history), *warnings, *failures)
+    notes = (*lines, *selection.lines, *whole_network_notes(config, history), *warnings, *checkpoints.failures)
     return Result(adapter=trainer.result(), history=history, resumed=resumed, notes=notes)
 
 

@@ -68,6 +68,11 @@ class CheckpointStore:
             self._good = CheckpointStore(self.folder, f"{self.key}.good")
         return self._good
 
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong with the last write, for the report: one line or none."""
+        return [self.failure] if self.failure else []
+
     def forget(self) -> None:
         """Remove the run's state, so that it starts over; a file that cannot be removed is not loaded any more."""
         self._forgotten = True
