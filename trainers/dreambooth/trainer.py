@@ -69,8 +69,7 @@ def train_dreambooth(
 ) -> Result:
     """Train a new adapter (or ``start_from`` further, or one after ``on_top_of``) on the session's model.
 
-    If the run is cancelled or fails, its state stays in ``checkpoints``, and the next run with the same inputs
-    continues from there.
+    The state of a run that is cancelled or fails stays in ``checkpoints``; the next one with the same inputs continues.
 
     Args:
         config: of the run.
@@ -92,10 +91,7 @@ def train_dreambooth(
     resumed, warnings = trainer.state.history.step, removal_warnings(trainer.adapter)
     recorder = make_recorder(config.recording, session, checkpoints, on_record)
     selection = ResultSelection(config.options, checkpoints, result=trainer.result, save_kept=save_kept)
-    try:
-        lines = _fit(trainer, recorder, selection, on_history)
-    except Diverged as error:
-        raise Diverged(f"{error} {_rescue(trainer, checkpoints, save_rescued)}") from error
+    lines = _fit(trainer, recorder, selection, on_history, save_rescued)
     history = trainer.state.history
     selection.restore(trainer.state)
     notes = (*lines, *selection.lines, *whole_network_notes(config, history), *warnings, *checkpoints.failures)
@@ -103,15 +99,30 @@ def train_dreambooth(
 
 
 def _fit(
-    trainer: "DreamBoothTrainer", recorder: Recorder, selection: ResultSelection, on_history: OnHistory
+    trainer: "DreamBoothTrainer",
+    recorder: Recorder,
+    selection: ResultSelection,
+    on_history: OnHistory,
+    save_rescued: SaveRescued,
 ) -> list[str]:
-    """Train to the last step; recorded activations are kept only for a run that can be continued."""
+    """Train to the last step; recorded activations are kept only for a run that can be continued.
+
+    Args:
+        trainer: of the run.
+        recorder: of the activations.
+        selection: of the result.
+        on_history: called after every step.
+        save_rescued: saves the last good adapter if the run diverges.
+
+    Raises:
+        Diverged: it diverged; the message names the file of the last good adapter.
+    """
     try:
         with selection.checkpoints.saved_on_exit(trainer.state):
             lines = trainer.fit(_on_step(selection, trainer.config, on_history), recorder)
-    except Diverged:
+    except Diverged as error:
         recorder.forget()
-        raise
+        raise Diverged(f"{error} {_rescue(trainer, selection.checkpoints, save_rescued)}") from error
     recorder.forget()
     return lines
 
