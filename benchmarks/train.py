@@ -102,6 +102,7 @@ def personalizing(
                 live_view=lambda _sample: lambda _history: None,
                 checkpoints=CheckpointStore(Path(folder), "bench"),
                 save_rescued=str,
+                save_kept=lambda _adapter, step: str(step),
                 on_record=on_record,
             )
             return result.adapter

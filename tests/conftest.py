@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
     """States of whole models, ten gigabytes of them, are gone before a disk has them; a killed process loses nothing
-    of what it wrote. That files are synced is for tests/models/test_storage.py to see."""
+    of what it wrote. That files are synced is for tests/models/files/test_safetensors_io.py to see."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _fd: None)
         yield

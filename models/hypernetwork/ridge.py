@@ -99,7 +99,7 @@ def _weights(x: Tensor, y: Tensor) -> Iterator[Tensor]:
     """Yield ``W [K, F]`` per strength: ``W^T = V (S^2 + lambda)^-1 S U^T Y`` of centered ``X = U S V^T``."""
     x, y = x - x.mean(0), y - y.mean(0)
     squares, v, projected = _eigen(x, y)
-    unit = squares.mean()
+    unit = squares.mean() if len(squares) and squares.mean() > 0 else torch.ones_like(squares[:1].sum())
     for strength in STRENGTHS:
         yield (v @ (projected / (squares + strength * unit)[:, None])).mT
 

@@ -21,7 +21,7 @@ from hyperbooth.trainers.engine.run_hash import run_hash
 from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
 from torch import Tensor
 
-STEPS = 12
+STEPS = 8
 ARGUMENTS = [
     "--bank-name", "people", "--steps", f"{STEPS}", "--batch-size", "5", "--refinements", "2", "--width", "32",
     "--learning-rate", "0.001", "--checkpoint-every", "1", "--validation", "4", "--max-grad-norm",

@@ -83,7 +83,7 @@ class MemoryPlanner:
         if not self.auto:
             self.line = f"{self._describe()} (as set)"
         elif (needs := self._measured(measure)) is None:
-            self.plan = MemoryPlan(self.batch_size, checkpointing=True)
+            self.plan = MemoryPlan(self.batch_size, checkpointing=self.may_checkpoint or self.plan.checkpointing)
             self.line = self._describe()
         else:
             self.plan = choose_plan(needs, self.memory.free_memory(), self.batch_size, self.plan)

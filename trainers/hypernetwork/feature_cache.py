@@ -28,7 +28,7 @@ logger = logging.getLogger("hyperbooth")
 TOKENS, SUBJECTS = "tokens", "subjects"
 BATCH = 16
 """Images that go through the encoder at once."""
-DTYPES = (torch.float16, torch.float32)
+DTYPES = ("F16", "F32")
 """Of the tokens in a file."""
 
 ImageIndex = tuple[int, int]
@@ -59,6 +59,7 @@ class FeatureCache:
     ):
         self._bank, self._encode, self._folder = bank, encode, bank.folder / "features" / encoder
         self._in_memory: dict[Path, Tensor] = {}
+        self._sound: set[Path] = set()
         self._token_shape = tuple(encode(bank.images(0)[:1]).shape[1:])  # what every file must have
         by_shard: dict[Path, list[int]] = {}
         for subject, entry in enumerate(bank.entries):
@@ -86,21 +87,27 @@ class FeatureCache:
 
     def _ensure(self, shard: Path, subjects: Sequence[int], on_progress: Callable[[int], None]) -> None:
         """Encode the shard's images unless their tokens are on disk, or in memory where the folder is read-only."""
+        if shard not in self._in_memory and not self._is_complete(shard, *self._count_and_key(subjects)):
+            self._encode_shard(shard, on_progress)
+
+    def _count_and_key(self, subjects: Sequence[int]) -> tuple[int, str]:
+        """Return the number of a shard's images, and the hash of its subjects."""
         entries = [self._bank.entries[subject] for subject in subjects]
         count = max(entry.image_rows[1] for entry in entries)
-        key = run_hash([(entry.name, entry.fit, entry.image_rows) for entry in entries])
-        if shard in self._in_memory or self._is_complete(shard, count, key):
-            return
-        tokens, done = None, 0
-        for subject, entry in zip(subjects, entries, strict=True):
+        return count, run_hash([(entry.name, entry.fit, entry.image_rows) for entry in entries])
+
+    def _encode_shard(self, shard: Path, on_progress: Callable[[int], None]) -> None:
+        subjects = [index for index, entry in enumerate(self._bank.entries) if entry.shard == shard]
+        count, key = self._count_and_key(subjects)
+        tokens, done = torch.zeros(count, *self._token_shape, dtype=torch.float16), 0
+        for subject in subjects:
             images = self._bank.images(subject)
             encoded = _compact(torch.cat([self._encode(part) for part in images.split(BATCH)]))
-            if tokens is None:
-                tokens = encoded.new_zeros(count, *encoded.shape[1:])
             tokens = tokens.to(torch.promote_types(tokens.dtype, encoded.dtype))
-            tokens[slice(*entry.image_rows)] = encoded
+            tokens[slice(*self._bank.entries[subject].image_rows)] = encoded
             done += len(images)
             on_progress(done)
+        self._sound.add(shard)
         remove_leftovers(self._folder)
         try:
             digest = file_digest(key, {TOKENS: tokens})
@@ -110,9 +117,9 @@ class FeatureCache:
             self._in_memory[shard] = tokens
 
     def _is_complete(self, shard: Path, count: int, key: str) -> bool:
-        """Return whether the shard's file holds the tokens of ``count`` images of the same subjects, as written.
+        """Return by its header whether the shard's file is for ``count`` images of the same subjects.
 
-        A damaged file, or one of an earlier bank in the same folder, is replaced.
+        A file of an earlier bank in the same folder, or of tokens of other sizes, is replaced.
 
         Args:
             shard: path of the shard.
@@ -124,15 +131,29 @@ class FeatureCache:
             if not path.is_file():
                 return False
             with safe_open(path, framework="pt") as file:
+                shape, dtype = file.get_slice(TOKENS).get_shape(), file.get_slice(TOKENS).get_dtype()
+                subjects = (file.metadata() or {}).get(SUBJECTS)
+        except (OSError, SafetensorError):
+            return False
+        return shape == [count, *self._token_shape] and dtype in DTYPES and subjects == key
+
+    def _is_sound(self, shard: Path) -> bool:
+        """Return whether the content of the shard's file is as it was written, which is read once."""
+        try:
+            with safe_open(self._file(shard), framework="pt") as file:
                 metadata, tokens = file.metadata() or {}, file.get_tensor(TOKENS)
-            if tokens.shape != (count, *self._token_shape) or tokens.dtype not in DTYPES:
-                return False
-            check_digest(metadata, key, {TOKENS: tokens})
+            if DIGEST in metadata:  # files of before have none
+                check_digest(metadata, metadata.get(SUBJECTS, ""), {TOKENS: tokens})
         except (OSError, SafetensorError, ValueError):
             return False
         return is_finite(tokens, math.inf)
 
     def _row(self, shard: Path, row: int) -> Tensor:
+        if shard not in self._sound and shard not in self._in_memory:
+            if not self._is_sound(shard):
+                logger.warning("features of %s are damaged; they are encoded again", shard.name)
+                self._encode_shard(shard, lambda _: None)
+            self._sound.add(shard)
         if shard in self._in_memory:
             return self._in_memory[shard][row]
         with safe_open(self._file(shard), framework="pt") as file:

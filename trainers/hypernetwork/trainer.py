@@ -82,7 +82,7 @@ class HyperNetworkTrainer:
             on_history(state.history)
 
         def attempt(plan: MemoryPlan) -> None:
-            self.selection.evaluator.batch_size = plan.samples(self.config.batch_size)
+            self.selection.evaluator.batch_size = plan.samples(self.planner.batch_size)
             loop = FitConfig.from_options(self.config.options, steps=self.config.steps)
             with gradient_checkpointing(self.session.model.blocks if plan.checkpointing else ()):
                 self._evaluate()

@@ -126,6 +126,9 @@ def test_a_file_that_cannot_be_used_is_encoded_again(bank: Bank, damage: str) ->
         DAMAGES[damage](path)
     again = FeatureCache(bank, "encoder", encode, on_progress=lambda *_: None)
     assert torch.equal(again(IMAGES), whole)
+    counted = Counted()
+    assert torch.equal(FeatureCache(bank, "encoder", counted, on_progress=lambda *_: None)(IMAGES), whole)
+    assert counted.images == 1, "what was made again is kept"
 
 
 def test_features_beyond_half_precision_are_kept_in_float32(bank: Bank) -> None:
