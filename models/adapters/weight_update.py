@@ -87,7 +87,7 @@ WeightUpdate = AddLowRank | ProjectOut | AddDense
 
 
 def apply_updates(weight: Tensor, updates: Iterable[WeightUpdate], strength: float = 1.0) -> Tensor:
-    """Return the weight after all updates in their order (methods.md 8).
+    """Return the weight after all updates in their order.
 
     Args:
         weight: ``[out, in]``; it is not changed.

@@ -125,7 +125,7 @@ def _decode(header: AdapterHeader, tensors: dict[str, Tensor]) -> AdapterStack:
     """Return the stack that ``header`` describes, made of all of ``tensors``."""
     embeddings = tuple(embedding_from_header(entry.token, entry.encoders, tensors) for entry in header.embeddings)
     if not header.adapters and not embeddings:
-        raise ValueError("holds no adapter: its chain is empty")
+        raise ValueError("holds no adapter: its stack is empty")
     adapters = tuple(
         _decode_adapter(entry, tensors, _prefix(i, len(header.adapters))) for i, entry in enumerate(header.adapters)
     )

@@ -5,7 +5,7 @@
 | A, B   | a layer's factors, ``[..., a, r]`` and ``[..., r, b]``: those that LiDB trains          |
 | A B    | the layer's change within the random subspace, ``||A B||_F = ||dW||_F`` for LiDB        |
 
-``(c A, B / c)`` is the same change for every c, so distances between factors are meaningless (methods.md 3). Products
+``(c A, B / c)`` is the same change for every c, so distances between factors are meaningless. Products
 of size a x b are never built: ``||U V||_F^2 = <U^T U, V V^T>``, two matrices of r x r.
 """
 

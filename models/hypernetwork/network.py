@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..adapters.parameter_layout import ParameterLayout
 
 HEAD_STD = 1e-3
-"""Initial standard deviation of the output heads; with zeros no gradient would reach the decoder (methods.md 4)."""
+"""Initial standard deviation of the output heads; with zeros no gradient would reach the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Headers and tensors of untrusted files are validated before use."""
 
 import json
+import time
 import tracemalloc
 from typing import Any
 
@@ -210,3 +211,12 @@ def test_valid_targets_are_parsed() -> None:
     validation.check_tensor_names("x.safetensors", ["a.lora_up.weight", "1/ä"])
     with pytest.raises(ValueError, match=r"x\.safetensors holds a tensor named 'a\\x00'"):
         validation.check_tensor_names("x.safetensors", ["a\0"])
+
+
+def test_a_key_that_is_there_twice_among_many_is_found_at_once() -> None:
+    """It took 8 seconds for 20,000 keys, and minutes for a header of 2 MiB."""
+    text = "{" + "".join(f'"{number}":1,' for number in range(100_000)) + '"7":1}'
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="'7' twice"):
+        parse_header(text)
+    assert time.monotonic() - start < 2

@@ -61,6 +61,7 @@ class MemoryPlanner:
         plan: the current plan; to begin with, the least tight one.
         auto: choose and tighten the plan; False keeps it as it was set.
         may_checkpoint: a tighter plan may switch checkpointing on.
+        advice: what to turn down if the plan may not be enough.
         line: what was chosen, for the report; "" before anything was.
     """
 
@@ -70,6 +71,7 @@ class MemoryPlanner:
     plan: MemoryPlan
     auto: bool = True
     may_checkpoint: bool = True
+    advice: str = ADVICE
     line: str = ""
 
     def choose(self, measure: Callable[[], MemoryNeeds]) -> None:
@@ -143,4 +145,4 @@ class MemoryPlanner:
         needed = needs.of(self.plan, self.batch_size)
         room = f"about {needed / 2**30:.2f} GiB in addition to the model, of {free / 2**30:.2f} GiB free"
         line = f"{self._describe()}: {room}"
-        return line if needed <= free else f"{line}. That may not be enough; {ADVICE}"
+        return line if needed <= free else f"{line}. That may not be enough; {self.advice}"

@@ -1,6 +1,6 @@
 """The closed-form initialization of a hypernetwork: the linear regression of subjects on their images.
 
-Trained from nothing, a hypernetwork first learns the mean subject and may stay there (small_world.md). Theta is
+Trained from nothing, a hypernetwork first learns the mean subject and may stay there. Theta is
 therefore written in the principal directions of the bank, ``theta = mean + scale (c directions^T)``, and the
 coordinates c are regressed on pooled tokens, see :mod:`...models.hypernetwork.linear_init`. That takes a minute and
 reports the explained variance on subjects left out. The decoder then learns the residual.

@@ -2,7 +2,7 @@
 
 ``alpha ||x0_hat(x_t; theta^) - x0||^2 / gap + beta ||A^ B^ - A B||^2 / variance``: the denoising loss of the model with
 the predicted adapters, and the distance of the predicted weight changes from those that were trained for the subject.
-The paper compares the factors themselves and leaves alpha and beta open; products instead of factors (methods.md 4) and
+The paper compares the factors themselves and leaves alpha and beta open; products instead of factors and
 the two units are ours: in both, about 1 lies between the mean subject and the right one.
 """
 

@@ -24,6 +24,10 @@ from .selection import ModelSelection
 _SAMPLE = 7
 
 
+ADVICE = "set denoising_loss to 0, or load the model in fp8"
+"""What to turn down when memory does not suffice."""
+
+
 @dataclass(kw_only=True)
 class HyperNetworkTrainer:
     """Trains a hypernetwork.
@@ -57,6 +61,7 @@ class HyperNetworkTrainer:
             precision=self.session.model.precision,
             plan=MemoryPlan(checkpointing=options.gradient_checkpointing),
             auto=options.memory == "auto",
+            advice=ADVICE,
         )
 
     def fit(self, checkpoints: CheckpointStore, on_history: OnHistory) -> None:
@@ -92,7 +97,7 @@ class HyperNetworkTrainer:
         self.planner.run(
             attempt,
             where=lambda: f"at step {self.state.history.step + 1}",
-            advice="set denoising_loss to 0, or load the model in fp8",
+            advice=ADVICE,
         )
 
     def loss(self, micro_batches: int = 1) -> HyperNetworkLoss:

@@ -44,7 +44,7 @@ class BankBackend:
         encoders: the VAE and the text encoder.
         open_session: opens the model for training on the examples of a batch, with so many subjects in it.
         shapes: weight shapes of the layers that can be trained, by name.
-        base, versions: see :class:`...models.subject_bank.shards.Manifest`.
+        base, versions: see :class:`...models.subject_bank.manifest.Manifest`.
     """
 
     encoders: Encoders

@@ -131,7 +131,7 @@ def edited(path: Path, change) -> Path:
         (lambda h, t: t.update(extra=torch.zeros(1)), "does not name: extra"),
         (lambda h, t: h.pop("chain"), "damaged 'hyperbooth' header"),
         (lambda h, t: h.update(chain=7), "damaged 'hyperbooth' header"),
-        (lambda h, t: (h.update(chain=[]), t.clear()), "its chain is empty"),
+        (lambda h, t: (h.update(chain=[]), t.clear()), "holds no adapter"),
         (
             lambda h, t: t.update({"diffusion_model.a.to_q.lora_up.weight": torch.zeros(5, 2)}),
             "to_q is for a matrix of 5 x 10, not of 12 x 10",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hyperbooth.models.hypernetwork.ridge import STRENGTHS, fit_ridge
+from hyperbooth.models.hypernetwork.ridge import STRENGTHS, _weights, fit_ridge
 from torch import Tensor
 
 
@@ -55,3 +55,10 @@ def test_images_of_one_subject_are_held_out_together() -> None:
 def test_one_group_cannot_be_cross_validated() -> None:
     with pytest.raises(ValueError, match="1 groups"):
         fit_ridge(draw(3, 2), draw(3, 1), [5, 5, 5])
+
+
+def test_features_that_are_all_alike_predict_the_mean() -> None:
+    """Their regression is zero, not NaN."""
+    for count in (6, 3):
+        rows = [*_weights(torch.ones(count, 5), torch.arange(2.0 * count).view(count, 2))]
+        assert len(rows) == len(STRENGTHS) and all(torch.isfinite(weight).all() and not weight.any() for weight in rows)

@@ -126,7 +126,7 @@ DAMAGED = {
     "twice": (lambda t, h: h["words"].append(h["words"][0]), "lacks embedding/sks-dog/clip_l"),
     "no token": (lambda t, h: h["words"][0].pop("token"), "damaged 'hyperbooth' header"),
     "a number": (lambda t, h: h.update(words=3), "damaged 'hyperbooth' header"),
-    "no words": (lambda t, h: h.update(words=[]), "its chain is empty"),
+    "no words": (lambda t, h: h.update(words=[]), "holds no adapter"),
     "a flat tensor": (lambda t, h: t.update({"embedding/sks-dog/clip_l": torch.zeros(8)}), "has vectors of shapes"),
     "no encoders": (lambda t, h: h["words"][0].update(encoders=[]), "has vectors of shapes"),
 }
