@@ -185,6 +185,8 @@ def read_shard(path: Path, manifest: Manifest) -> list[SubjectEntry]:
             dtypes = {name: file.get_slice(name).get_dtype() for name in _DTYPES}
         validation.check_version(content, VERSION)
         header = validation.validated(_ShardHeader, content)
+        if header.checksums is not None and DIGEST not in metadata:
+            raise ValueError("lacks the digest that belongs to it")
         if header.bank != manifest.digest:
             raise ValueError("it was built under other settings than the bank's")
         if dtypes != _DTYPES:

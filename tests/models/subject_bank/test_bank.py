@@ -12,6 +12,7 @@ from hyperbooth.models.adapters.parameter_layout import ParameterLayout
 from hyperbooth.models.adapters.stack import Adapter
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
+from hyperbooth.models.files.digest import DIGEST, file_digest
 from hyperbooth.models.subject_bank.bank import Bank
 from hyperbooth.models.subject_bank.manifest import MANIFEST, Manifest
 from hyperbooth.models.subject_bank.shards import HEADER, SubjectFit, write_shard
@@ -148,7 +149,8 @@ def damaged_header(change: Any) -> Any:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         content = json.loads(header(path))
         change(content, tensors)
-        save_file(tensors, path, {HEADER: json.dumps(content)})
+        text = json.dumps(content)
+        save_file(tensors, path, {HEADER: text, DIGEST: file_digest(text, {})})
 
     return damage
 
