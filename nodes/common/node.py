@@ -7,6 +7,7 @@ characters.
 
 import math
 from functools import wraps
+from numbers import Integral, Real
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,7 +17,10 @@ from ...trainers.torch_globals import pinned_globals
 
 FILES = ("adapter_name", "hypernetwork_name", "bank_name", "dino", "clip")
 """Inputs whose choices are files and folders, which come and go."""
-NUMBERS = {"INT": (int,), "FLOAT": (int, float)}
+NUMBERS: dict[str, type] = {"INT": Integral, "FLOAT": Real}
+"""Kind of input -> its values; numpy's numbers, which other packs' nodes give, are among them."""
+MAX_LINES_LENGTH = 2**20
+"""Characters of a text with a line for each image or adapter; each line has at most MAX_PROMPT_LENGTH."""
 
 
 class Node(io.ComfyNode):
@@ -70,18 +74,22 @@ def check_value(spec: Any, value: Any) -> None:
         _check_choice(spec, value)
 
 
-def _check_number(spec: Any, value: Any, kinds: tuple[type, ...]) -> None:
-    number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+def _check_number(spec: Any, value: Any, kind: type) -> None:
+    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     low, high = (-math.inf if spec.min is None else spec.min), (math.inf if spec.max is None else spec.max)
-    what = "an integer" if kinds == (int,) else "a number"
+    what = "an integer" if kind is Integral else "a number"
     _require(spec, number and low <= value <= high, value, f"{what} from {low} to {high}")
 
 
 def _check_text(spec: Any, value: Any) -> None:
     _require(spec, isinstance(value, str), value, "a text")
     _require(spec, is_unicode(value), value, "valid Unicode; this holds a lone surrogate")
-    if len(value) > MAX_PROMPT_LENGTH:
-        raise ValueError(f"{spec.id} has {len(value)} characters; give at most {MAX_PROMPT_LENGTH}")
+    longest = max(map(len, value.splitlines()), default=0)
+    if longest > MAX_PROMPT_LENGTH or len(value) > MAX_LINES_LENGTH:
+        raise ValueError(
+            f"{spec.id} has {len(value)} characters, {longest} of them in one line; give at most {MAX_PROMPT_LENGTH} "
+            "in a line"
+        )
 
 
 def _check_choice(spec: Any, value: Any) -> None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hyperbooth.nodes.common.node import FILES, check_value
 
@@ -64,6 +65,23 @@ def test_what_a_schema_does_not_allow_is_refused_by_the_inputs_name(inputs: list
             assert len(str(caught.value)) < 1000, (node, spec.id)
             tried += 1
     assert tried > 1000 and len({node for node, _ in inputs}) > 20
+
+
+def test_a_text_may_have_a_line_for_each_of_many_images(inputs: list[tuple[Any, Any]]) -> None:
+    """Subject takes captions so, and Compare Sheet labels."""
+    spec = next(spec for _, spec in inputs if spec.id == "captions" and spec.get_io_type() == "STRING")
+    check_value(spec, "\n".join(["a photo of sks dog in the snow"] * 1000))
+    for text in ("x" * 5001, "x\n" * 2**20):
+        with pytest.raises(ValueError, match=r"^captions has"):
+            check_value(spec, text)
+
+
+def test_numbers_of_numpy_are_numbers(inputs: list[tuple[Any, Any]]) -> None:
+    for _, spec in inputs:
+        if spec.get_io_type() == "INT":
+            check_value(spec, np.int64(spec.default))
+        if spec.get_io_type() == "FLOAT":
+            check_value(spec, np.float64(spec.default))
 
 
 def test_what_a_schema_allows_is_taken(inputs: list[tuple[Any, Any]]) -> None:
