@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import random
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from collections import Counter
@@ -17,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.own_process import alone, run_alone, starts_it
 from hyperbooth.models.adapters import FAMILIES, FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.adapters.lidb.random_bases import MAX_BASIS_VALUES
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
@@ -49,7 +47,6 @@ THEIRS = {
 }
 NAMES = KeyNames(THEIRS, {layer.name: layer.shape for layer in LAYERS}, "SD15", True)
 MIB = 2**20
-ALONE = "HYPERBOOTH_TEST_ALONE"
 SLOWEST = 5.0
 """Seconds that a file of a few kilobytes may take, on a machine that does other things too."""
 
@@ -421,7 +418,7 @@ def resident(line: str) -> int:
     return int(status.split(f"{line}:")[1].split()[0]) * 1024
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_files_take_ten_times_their_size_at_most")
+@alone
 @pytest.mark.parametrize("kind", HUNGRY)
 def test_memory(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "hungry.safetensors"
@@ -431,12 +428,7 @@ def test_memory(tmp_path: Path, kind: str) -> None:
     assert taken <= 10 * size + (BESIDE.get(kind, 0) + 3) * MIB
 
 
-@pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
+@starts_it
 def test_files_take_ten_times_their_size_at_most() -> None:
     """Measure the peak resident memory in a process whose large blocks are mapped and returned to the system."""
-    environment = {**os.environ, ALONE: "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    options = ["-q", "-k", "test_memory", "--import-mode=importlib", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-I", "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert f"{len(HUNGRY)} passed" in done.stdout
+    run_alone(__file__, len(HUNGRY), "-k", "test_memory")

@@ -3,11 +3,8 @@
 What earlier tests freed would still be the process's own, and no limit would be met; so these run in a new one.
 """
 
-import os
 import re
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,22 +13,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from helpers.own_process import alone, run_alone, starts_it
 from helpers.training import QUIET, lora, train, untouched
 
 MIB = 2**20
-ALONE = "HYPERBOOTH_TEST_ALONE"
-alone = pytest.mark.skipif(ALONE not in os.environ, reason="run by test_in_a_process_of_its_own")
 
 
-@pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
+@starts_it
 def test_in_a_process_of_its_own() -> None:
-    # Every large block is the system's own and goes back to it, so that the limit is met where it is set.
-    environment = {**os.environ, ALONE: "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-I", "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert "2 passed" in done.stdout
+    run_alone(__file__, 2)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Images that are larger than they look: what reading them may take is bounded before they are decoded."""
 
-import os
 import resource
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.own_process import alone, run_alone, starts_it
 from hyperbooth.trainers.data import pixel_budget
 from hyperbooth.trainers.data.image_folder import read_folder
 from hyperbooth.trainers.data.image_reader import ReadOptions, read_image
@@ -18,7 +17,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 MIB = 2**20
-ALONE = "HYPERBOOTH_TEST_ALONE"
 
 
 def png(path: Path, width: int, height: int, depth: int, color: int, value: int = 0) -> None:
@@ -56,7 +54,7 @@ MOST = 900
 """MiB that an image of 100 million pixels may take: 400 as RGBA, and one copy."""
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_in_a_process_of_its_own")
+@alone
 @pytest.mark.parametrize("kind", BOMBS)
 def test_too_many_pixels_are_refused_by_their_number(tmp_path: Path, kind: str) -> None:
     BOMBS[kind](tmp_path)
@@ -66,7 +64,7 @@ def test_too_many_pixels_are_refused_by_their_number(tmp_path: Path, kind: str) 
     assert peak() - before < 20 * MIB
 
 
-@pytest.mark.skipif(ALONE not in os.environ, reason="run by test_in_a_process_of_its_own")
+@alone
 @pytest.mark.parametrize("kind", LARGE)
 def test_large_images_are_reduced_within_the_budget(tmp_path: Path, kind: str) -> None:
     LARGE[kind](tmp_path)
@@ -86,15 +84,10 @@ def peak() -> int:
     return value
 
 
-@pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
+@starts_it
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_in_a_process_of_its_own() -> None:
-    environment = {**os.environ, ALONE: "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-k", "refused_by or within_the"]
-    command = [sys.executable, "-I", "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert f"{len(BOMBS) + len(LARGE)} passed" in done.stdout
+    run_alone(__file__, len(BOMBS) + len(LARGE), "-k", "refused_by or within_the")
 
 
 def test_a_large_jpeg_keeps_its_orientation_and_its_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
