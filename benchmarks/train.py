@@ -74,11 +74,12 @@ def personalizing(
     from hyperbooth.models import adapters
     from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
     from hyperbooth.nodes.bridge.training_session import training_session
-    from hyperbooth.trainers.config import HollowedNetConfig, Method, TrainingOptions
+    from hyperbooth.trainers.config import Method, TrainingOptions
     from hyperbooth.trainers.data.dataset import Example, Subject
     from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
     from hyperbooth.trainers.dreambooth.trainer import train_dreambooth
     from hyperbooth.trainers.engine.checkpoints import CheckpointStore
+    from hyperbooth.trainers.hollowed_net.config import HollowedNetConfig
 
     usual = {"precision": job.dtype, "preview_every": 0, "checkpoint_every": 0}
     options = TrainingOptions(**usual | changed)

@@ -1,7 +1,7 @@
 """Settings of a training, with their defaults and the reasons for them; node schemas read the defaults here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..models.adapters import LoRAConfig
@@ -18,7 +18,6 @@ PRIOR_MODES = ("class images", "prediction", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MEMORY_PLANS = ("auto", "as set")
 RESULTS = ("auto", "last step", "best validation")
-STORAGES = ("ram", "disk", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,30 +186,3 @@ _BOUNDS: Mapping[str, tuple[float, ...]] = {
     "preview_every": (0,),
     "keep_every": (0,),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class HollowedNetConfig:
-    """How blocks of a network are removed for a training.
-
-    Args:
-        fraction: share of the diffusion model's parameters to remove; the nearest possible span of blocks is taken.
-        samples: draws of (image, noise, noise level) that the whole network runs on beforehand; training cycles through
-            them. ``steps x batch_size`` samples are used once each.
-        storage: where the activations are cached: ``ram``; ``disk``, where they survive a cancel; ``none``: nothing is
-            cached, and each step runs the removed blocks without gradients on fresh noise.
-    """
-
-    fraction: float = 0.4
-    samples: int = 500
-    storage: str = "ram"
-
-    def __post_init__(self) -> None:
-        check_number("fraction", self.fraction, 0.0, 1.0)
-        check_number("samples", self.samples, 1)
-        check_choice("storage", self.storage, STORAGES)
-
-    @property
-    def cache_key(self) -> "HollowedNetConfig":
-        """The settings with those that do not change the result at one value, for the run's hash."""
-        return replace(self, samples=1) if self.storage == "none" else replace(self, storage="ram")

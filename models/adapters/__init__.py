@@ -1,12 +1,11 @@
-"""The families of adapters, by the names that files and reports use."""
+"""The families of adapters, and what they are applied by."""
 
 from .base import AdapterLayer
+from .families import FAMILIES
 from .full.adapter import Full, FullConfig
 from .lidb.adapter import LiDB, LiDBConfig
 from .lora import LoRA, LoRAConfig
 from .para.adapter import PaRa, PaRaConfig
-
-FAMILIES: dict[str, type[AdapterLayer]] = {family.family: family for family in (LoRA, LiDB, PaRa, Full)}
 
 __all__ = [
     "FAMILIES", "AdapterLayer", "Full", "FullConfig", "LiDB", "LiDBConfig", "LoRA", "LoRAConfig", "PaRa", "PaRaConfig",

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import FAMILIES, AdapterLayer
+from .base import AdapterLayer
+from .families import FAMILIES
 from .stack import Adapter
 from .targets import Target
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import FAMILIES, AdapterLayer
 from ..backbone.frozen_layers import WeightAccess, module_weights
 from ..textual_inversion.embeddings import LearnedEmbedding
 from ..units import describe_size
-from .base import format_setting
+from .base import AdapterLayer, format_setting
+from .families import FAMILIES
 from .fused import fused_groups
 from .inject import DisableAdapters, injected
 from .targets import Target

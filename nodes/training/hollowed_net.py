@@ -8,9 +8,10 @@ from comfy_api.latest import io
 
 from ...models.hollowed_net.network import HollowedNetwork
 from ...models.units import in_mib
-from ...trainers.config import STORAGES, HollowedNetConfig, TrainingOptions
+from ...trainers.config import TrainingOptions
 from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.memory_estimate import MemoryEstimate, estimate_memory
+from ...trainers.hollowed_net.config import STORAGES, HollowedNetConfig
 from ...trainers.session import TrainingSession
 from ..bridge.model.block_spans import RemovedBlocks, choose_removed_blocks
 from ..bridge.model.offload import has_offload_device

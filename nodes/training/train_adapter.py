@@ -8,13 +8,14 @@ from ...models.adapters.stack import AdapterStack
 from ...models.adapters.targets import TEXT_PREFIX
 from ...models.files.adapter_file import save_adapter
 from ...trainers.checks import check_choice
-from ...trainers.config import HollowedNetConfig, Method, TrainingOptions
+from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.config import DreamBoothConfig
 from ...trainers.dreambooth.initial_adapter import trained_part
 from ...trainers.dreambooth.trainer import Result, train_dreambooth
 from ...trainers.engine.checkpoints import CheckpointStore
 from ...trainers.engine.state import History
+from ...trainers.hollowed_net.config import HollowedNetConfig
 from ...trainers.reporting.live_view import LiveView
 from ..bridge.adapters.patching import warn_if_other_base
 from ..bridge.folders import output_file, output_name, state_folder

@@ -10,11 +10,12 @@ from ...models.adapters.targets import DIFFUSION_PREFIX, TEXT_PREFIX, Target, se
 from ...models.metadata.base_fingerprint import MADE_FOR
 from ...models.textual_inversion.embeddings import mentions_token
 from ..checks import check_number
-from ..config import HollowedNetConfig, Method, TrainingOptions
+from ..config import Method, TrainingOptions
 from ..data.dataset import Example, Subject
 from ..engine.rng import DRAWS_VERSION
 from ..engine.run_hash import run_hash
 from ..engine.state import History
+from ..hollowed_net.config import HollowedNetConfig
 from ..hollowed_net.recording import RecordingConfig
 
 MIN_IMAGES_TO_HOLD_OUT = 4

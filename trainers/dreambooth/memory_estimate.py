@@ -13,8 +13,8 @@ from ..engine.memory_plan import MemoryNeeds, MemoryPlan, measure_needs
 from ..engine.rng import generator_for
 from ..engine.state import bytes_per_parameter
 from ..session import TrainingSession
-from .activations import DreamBoothActivations
 from .config import targets_of
+from .hollowed_activations import DreamBoothActivations
 from .loss import DreamBoothLoss
 
 OpenSession = Callable[[TrainingOptions, HollowedNetwork | None], AbstractContextManager[TrainingSession]]

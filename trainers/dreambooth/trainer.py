@@ -23,8 +23,8 @@ from ..engine.state import History, TrainState
 from ..hollowed_net.recording import OnRecord, Recorder, make_recorder, no_progress
 from ..reporting.live_view import MakeLiveView, OnHistory
 from ..session import TrainingSession
-from .activations import DreamBoothActivations
 from .config import DreamBoothConfig
+from .hollowed_activations import DreamBoothActivations
 from .initial_adapter import at_initial_values, initial_adapter, parameter_groups, trained_part, weights_of
 from .loss import DreamBoothLoss
 from .notes import removal_warnings, whole_network_notes

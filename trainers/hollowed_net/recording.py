@@ -25,7 +25,7 @@ class RecordingConfig:
     """Configure the recording of a run.
 
     Args:
-        storage: one of :data:`..config.STORAGES`; "none" records nothing.
+        storage: one of :data:`.config.STORAGES`; "none" records nothing.
         samples: number of samples to record.
         batch_size: samples of a batch.
         steps: of the run.

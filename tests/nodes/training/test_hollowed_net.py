@@ -13,12 +13,13 @@ from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.nodes.training.hollowed_net import MAX_FRACTION
 from hyperbooth.nodes.training.hollowed_net import report as report_of
-from hyperbooth.trainers.config import HollowedNetConfig, Method
+from hyperbooth.trainers.config import Method
 from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
 from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
 from hyperbooth.trainers.dreambooth.notes import whole_network_notes
 from hyperbooth.trainers.dreambooth.validation import ValidationLoss
 from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.hollowed_net.config import HollowedNetConfig
 
 FRACTION = 0.7
 METHODS = {

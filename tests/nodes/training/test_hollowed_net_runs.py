@@ -14,8 +14,9 @@ from hyperbooth.models.hollowed_net.activation_cache import DiskStore, MemorySto
 from hyperbooth.models.textual_inversion.embeddings import FAMILY, TextualInversionConfig
 from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 from hyperbooth.nodes.bridge.training_session import training_session
-from hyperbooth.trainers.config import HollowedNetConfig, Method
+from hyperbooth.trainers.config import Method
 from hyperbooth.trainers.engine.memory_plan import HEADROOM
+from hyperbooth.trainers.hollowed_net.config import HollowedNetConfig
 
 FRACTION = 0.7
 

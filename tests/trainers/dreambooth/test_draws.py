@@ -11,8 +11,8 @@ from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
 from hyperbooth.trainers.diffusion.losses import l_simple
 from hyperbooth.trainers.diffusion.objective import Objective
-from hyperbooth.trainers.dreambooth.activations import DreamBoothActivations
 from hyperbooth.trainers.dreambooth.draws import DrawSampler, micro_batches
+from hyperbooth.trainers.dreambooth.hollowed_activations import DreamBoothActivations
 from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
 from hyperbooth.trainers.dreambooth.validation import DIVERGENCE_LEVELS, VALIDATION_LEVELS, ValidationLoss
 from torch import Tensor, nn

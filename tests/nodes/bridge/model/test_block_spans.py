@@ -19,7 +19,7 @@ from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks, rem
 from hyperbooth.nodes.bridge.model.denoiser import ComfyDenoiser
 from hyperbooth.nodes.bridge.model.weight_access import access_weight
 from hyperbooth.nodes.bridge.text.conditioning import ComfyTextConditioning
-from hyperbooth.trainers.config import HollowedNetConfig
+from hyperbooth.trainers.hollowed_net.config import HollowedNetConfig
 from torch import Tensor
 
 from tools.comfy_harness.tiny_checkpoints import FAMILIES, write
