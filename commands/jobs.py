@@ -32,7 +32,7 @@ from .arguments import NodeArguments
 
 logger = logging.getLogger("hyperbooth")
 
-Arguments = dict[str, Any]
+CommandArguments = dict[str, Any]
 
 
 @record  # for torchrun's report of the process that failed
@@ -86,7 +86,7 @@ def _bank_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _build_bank(parsed: Arguments, processes: ProcessGroup) -> str:
+def _build_bank(parsed: CommandArguments, processes: ProcessGroup) -> str:
     (method,) = MethodLiDB.execute(**METHOD.of(parsed)).result
     options, given = TrainingOptions(**OPTIONS.of(parsed)), BUILD.of(parsed)
     start = load_adapter(adapter_path(parsed["start_from"])) if parsed["start_from"] else None
@@ -110,7 +110,7 @@ def _network_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _train_hypernetwork(parsed: Arguments, processes: ProcessGroup) -> str:
+def _train_hypernetwork(parsed: CommandArguments, processes: ProcessGroup) -> str:
     given, saving = TRAIN.of(parsed), SAVE.of(parsed)
     require_output_prefix(saving["filename_prefix"])
     resume = given.pop("resume") == RESUME[0] or _is_restarted(processes)
@@ -133,7 +133,7 @@ def _is_restarted(processes: ProcessGroup) -> bool:
     return max(processes.all_gather_object(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))) > 0
 
 
-JOBS: dict[str, tuple[Callable[[str], argparse.ArgumentParser], Callable[[Arguments, ProcessGroup], str]]] = {
+JOBS: dict[str, tuple[Callable[[str], argparse.ArgumentParser], Callable[[CommandArguments, ProcessGroup], str]]] = {
     "build_bank": (_bank_parser, _build_bank),
     "train_hypernetwork": (_network_parser, _train_hypernetwork),
 }

@@ -1,4 +1,4 @@
-"""Pure torch: adapter families, chains of them, where they sit, how they are stored.
+"""Adapters, hypernetworks, banks and metrics as plain torch: their mathematics and their files.
 
 Nothing here knows ComfyUI or a training loop.
 """

@@ -28,8 +28,6 @@ class AdapterLayer(nn.Module):
 
     family: ClassVar[str]
     """Name of the family in files and reports."""
-    starts_as_identity: ClassVar[bool]
-    """Whether a new layer leaves the weight unchanged."""
     is_additive: ClassVar[bool] = False
     """Whether its update is :class:`.AddLowRank`: the factors depend on no weight."""
     has_parameter_layout: ClassVar[bool] = False

@@ -43,7 +43,6 @@ class LoRA(AdapterLayer):
     """
 
     family = "lora"
-    starts_as_identity = True
     is_additive = True
     tensor_names = ("lora_up.weight", "lora_down.weight", "alpha")
 
@@ -81,7 +80,7 @@ class LoRA(AdapterLayer):
         return self.up.shape[-2], self.down.shape[-1]
 
     def weight_update(self) -> AddLowRank:
-        """Return ``up`` times the scale, and ``down``."""
+        """Return ``W + s (alpha / r) up @ down``, the scale multiplied into ``up``."""
         return AddLowRank(self.up * (self.alpha / self.rank), self.down)
 
     def to_tensors(self) -> dict[str, Tensor]:

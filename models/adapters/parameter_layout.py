@@ -67,7 +67,7 @@ class ParameterLayout:
 
     @cached_property
     def parameter_count(self) -> int:
-        """N."""
+        """The number N of values in theta."""
         return sum(math.prod(shape) for shapes in self.shapes.values() for shape in shapes)
 
     def unflatten(self, theta: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -202,7 +202,7 @@ class ParameterLayout:
             try:
                 layers[name] = family.from_tensors(tensors, target.matrix_shape, self.constants)
             except ValueError as error:
-                raise ValueError(f"is of no use: the adapter of {name} {error}") from error
+                raise ValueError(f"holds no valid adapter: that of {name} {error}") from error
         family.check_constants(self.constants, layers.values())
         return Adapter(self.family, layers, self.targets)
 

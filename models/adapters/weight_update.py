@@ -79,24 +79,11 @@ class AddDense(NamedTuple):
         )
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
-        """Return D."""
+        """Return the difference ``D [out, in]`` itself."""
         return self.diff
 
 
 WeightUpdate = AddLowRank | ProjectOut | AddDense
-
-
-def apply_updates(weight: Tensor, updates: Iterable[WeightUpdate], strength: float = 1.0) -> Tensor:
-    """Return the weight after all updates in their order.
-
-    Args:
-        weight: ``[out, in]``; it is not changed.
-        updates: in order of application.
-        strength: factor of every update.
-    """
-    for update in updates:
-        weight = weight + strength * update.delta(weight)
-    return weight
 
 
 def depends_on_weight(updates: Iterable[WeightUpdate]) -> bool:

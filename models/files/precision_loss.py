@@ -27,7 +27,12 @@ def adapter_precision_loss(adapter: AdapterStack, dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def tensor_precision_loss(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
-    """Return the same for the tensors of a file in another tool's key format: a plain LoRA and full differences."""
+    """Return the relative error that ``dtype`` brings into a file of another tool's key format.
+
+    Args:
+        tensors: of the file: the factors of a plain LoRA, and full differences.
+        dtype: of the file's tensors.
+    """
     return _relative_error(zip(_weight_updates(tensors), _weight_updates(cast_for_file(tensors, dtype)), strict=True))
 
 

@@ -35,11 +35,11 @@ FLOAT32 = ("mean", "scale", "input_side")
 """Tensors that are float32 in every file."""
 MAX_WIDTH = 2**14
 """Largest width, number of heads or directions in a file: far beyond any network, and cheap to refuse."""
-MAX_DEPTH = 64
+MAX_NETWORK_DEPTH = 64
 """Largest number of decoder layers or refinements in a file."""
 
 Width = Annotated[int, Field(ge=0, le=MAX_WIDTH)]
-Depth = Annotated[int, Field(ge=0, le=MAX_DEPTH)]
+Depth = Annotated[int, Field(ge=0, le=MAX_NETWORK_DEPTH)]
 
 
 class _ConfigHeader(validation.Header, extra="forbid"):

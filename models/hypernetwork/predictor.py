@@ -13,7 +13,7 @@ from .network import HyperNetwork
 
 PREDICTED = "hypernetwork"
 """Metadata key of a predicted adapter: the training of the hypernetwork that predicted it."""
-MAX_LAYERS = 16
+LAYERS_COMPARED = 16
 """Largest number of layers of the base model's fingerprint in a prediction, whose file is small."""
 
 
@@ -100,7 +100,7 @@ class Predictor:
 
     def _metadata_of(self, images: int) -> dict[str, Any]:
         adapted = [name for name in self.base.record if name in self.network.layout.targets]
-        fingerprint = {name: self.base.record[name] for name in adapted[:: -(-len(adapted) // MAX_LAYERS) or 1]}
+        fingerprint = {name: self.base.record[name] for name in adapted[:: -(-len(adapted) // LAYERS_COMPARED) or 1]}
         return {
             "base": self.base.kind,
             "prompts": [self.prompt],
@@ -110,7 +110,7 @@ class Predictor:
         }
 
     def describe(self) -> str:
-        """Return the lines for reports."""
+        """Return the size of the network, and the base model, image encoder and prompt it predicts adapters for."""
         made = f"for {self.base.kind}, from images encoded by {self.encoder.kind}, prompt {self.prompt!r}"
         return f"{self.network.describe()}\n{made}"
 

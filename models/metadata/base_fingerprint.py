@@ -19,7 +19,7 @@ from ..adapters.weight_update import depends_on_weight
 MADE_FOR = "made_for"
 Fingerprint = Mapping[str, Sequence[float]]
 """Layer -> sampled values of its weight."""
-MAX_LAYERS, VALUES_PER_LAYER = 256, 4
+FINGERPRINT_LAYERS, VALUES_PER_LAYER = 256, 4
 """Size of a fingerprint."""
 SAME_BASE = 0.005
 """Relative distance up to which two base models count as the same.
@@ -42,7 +42,7 @@ def with_fingerprint(adapter: AdapterStack, weight_of: WeightOf) -> AdapterStack
     )
 
 
-def fingerprint(layers: Sequence[str], weight_of: WeightOf, most: int = MAX_LAYERS) -> Fingerprint:
+def fingerprint(layers: Sequence[str], weight_of: WeightOf, most: int = FINGERPRINT_LAYERS) -> Fingerprint:
     """Return sampled values of the weights of up to ``most`` layers.
 
     Args:

@@ -60,7 +60,7 @@ def change_per_block(adapter: AdapterStack, weight_of: WeightOf | None = None) -
 
 
 def _norm(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) -> float:
-    """Return ``||dW||_F`` of a layer."""
+    """Return the Frobenius norm ``||W_n - W_0||_F`` of a layer's total change."""
     weight = base_weight(name, steps, weight_of)
     if is_dense(steps):
         return total_delta(steps, weight).norm().item()

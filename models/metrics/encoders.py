@@ -19,7 +19,7 @@ MAX_JSON = 2**24
 """Bytes of a configuration or an index; that of the largest models has less than a million."""
 CENTER = 224 / 256
 """Share of the short side that DINO's evaluation shows."""
-BATCH = 32
+IMAGES_AT_ONCE = 32
 """Images per forward pass."""
 DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 CLIP = ("clip",)
@@ -65,13 +65,13 @@ class Encoder:
             ValueError: an embedding is NaN, infinite or zero.
         """
         rows = []
-        for start in range(0, len(images), BATCH):
-            pixels = [self._cropped(_as_bytes(image)) for image in images[start : start + BATCH]]
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            pixels = [self._cropped(_as_bytes(image)) for image in images[start : start + IMAGES_AT_ONCE]]
             # Without input_data_format the processor guesses: an image of one or three rows could be channels first.
             given = self.processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
             given = given["pixel_values"]
             rows.append(self._embed_pixels(given.to(device, next(self.network.parameters()).dtype)).float().cpu())
-            on_done(min(start + BATCH, len(images)))
+            on_done(min(start + IMAGES_AT_ONCE, len(images)))
         return _checked(torch.cat(rows), self.name)
 
     @torch.inference_mode()

@@ -111,10 +111,6 @@ class Bank:
         """Return the latents ``[n, C, h, w]`` of the n images given as (subject index, image index)."""
         return self._read("latents", [(self.entries[i], self.entries[i].image_rows[0] + p) for i, p in chosen])
 
-    def image_batch(self, chosen: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the n images given as (subject index, image index), ``[n, H, W, 3]`` in [0, 1]."""
-        return self._read("images", [(self.entries[i], self.entries[i].image_rows[0] + p) for i, p in chosen]) / 255
-
     def adapter(self, subject: int) -> AdapterStack:
         """Return a subject's adapter."""
         return AdapterStack((self.layout.unpack(self.theta([subject])[0]),), self.metadata(subject))

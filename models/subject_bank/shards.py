@@ -156,7 +156,7 @@ def list_shards(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"*{SUFFIX}") if re.fullmatch(f"[0-9a-f]{{16}}{re.escape(SUFFIX)}", p.name))
 
 
-def folder_state(folder: Path) -> list[tuple[str, int, int]]:
+def shard_state(folder: Path) -> list[tuple[str, int, int]]:
     """Return name, size and modification time of the manifest and of every shard, to see whether the bank changed."""
     state = []
     for path in (folder / MANIFEST, *list_shards(folder)):

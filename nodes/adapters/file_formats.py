@@ -19,7 +19,7 @@ from ...models.textual_inversion.embedding_files import comfyui_embedding_tensor
 from ..bridge.adapters.lora_keys import export_names
 from ..bridge.adapters.patching import base_weights, require_convertible_to_lora, warn_if_other_base
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SAVE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class BaseModel:

@@ -25,7 +25,7 @@ from ..bridge.folders import (
 )
 from ..common import sockets
 from ..common.node import Node
-from .file_formats import FORMATS, PRECISIONS, BaseModel, FileFormat
+from .file_formats import FORMATS, SAVE_DTYPES, BaseModel, FileFormat
 
 
 class Save(Node):
@@ -57,7 +57,7 @@ class Save(Node):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(PRECISIONS),
+                    options=list(SAVE_DTYPES),
                     default="float32",
                     tooltip="Data type of the values in the file; half precision halves its size.",
                 ),
@@ -102,7 +102,7 @@ class Save(Node):
             raise ValueError(f"trigger {trigger!r:.60} holds invalid Unicode (a lone surrogate); give plain text")
         if trigger.strip():
             adapter = replace(adapter, metadata={**adapter.metadata, "trigger": trigger.strip()})
-        kind, base, dtype = FORMATS[format], BaseModel(model, clip), PRECISIONS[precision]
+        kind, base, dtype = FORMATS[format], BaseModel(model, clip), SAVE_DTYPES[precision]
         embedding = bool(adapter.embeddings) and kind.embedding_files
         with output_file(filename_prefix, ".safetensors") as path:
             if embedding:

@@ -11,7 +11,7 @@ import torch
 
 from ...models.metadata.base_fingerprint import fingerprint
 from ...models.subject_bank.manifest import MANIFEST
-from ...models.subject_bank.shards import folder_state
+from ...models.subject_bank.shards import shard_state
 from ...trainers.config import TrainingOptions
 from ...trainers.data.build_dataset import Encoders
 from ...trainers.subject_bank.build import BankBackend
@@ -90,7 +90,7 @@ _seen: dict[Path, tuple[list[Any], int]] = {}
 
 def folder_version(folder: Path) -> int:
     """Count the changes of the bank in ``folder`` by others, seen by this process: shards removed or added."""
-    state = folder_state(folder)
+    state = shard_state(folder)
     before, count = _seen.get(folder, (state, 0))
     _seen[folder] = state, count + (before != state)
     return _seen[folder][1]
@@ -98,7 +98,7 @@ def folder_version(folder: Path) -> int:
 
 def accept_folder_state(folder: Path) -> None:
     """Record the present state of the bank in ``folder``, so that this process's own changes do not count."""
-    _seen[folder] = folder_state(folder), _seen.get(folder, ([], 0))[1]
+    _seen[folder] = shard_state(folder), _seen.get(folder, ([], 0))[1]
 
 
 def bank_backend(model: Any, clip: Any, vae: Any, options: TrainingOptions, text_encoder: bool) -> BankBackend:

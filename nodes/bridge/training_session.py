@@ -21,7 +21,7 @@ from .model.target_model import target_model
 from .model.weight_access import access_weight
 from .text.conditioning import ComfyTextConditioning
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 ACTIVATIONS = 3
 """Ratio of training's activation memory to inference's, as an estimate for ComfyUI's model loading, which decides how
@@ -98,7 +98,7 @@ def _require_matching_encoders(model: Any, example: Example) -> None:
 def _with_precision(model: Any, precision: str) -> Any:
     patcher = model.clone()
     if precision != "auto":
-        patcher.set_model_compute_dtype(PRECISIONS[precision])
+        patcher.set_model_compute_dtype(COMPUTE_DTYPES[precision])
     return patcher
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...models.hypernetwork.checkpoint import load_predictor, save_predictor
 from ...models.hypernetwork.predictor import BaseModelRef, Predictor
 from ...models.metadata.base_fingerprint import fingerprint
-from ..adapters.file_formats import PRECISIONS
+from ..adapters.file_formats import SAVE_DTYPES
 from ..bridge.adapters.patching import base_weights
 from ..bridge.folders import hypernetwork_files, hypernetwork_path, output_file, output_name, prefix_error, widget_value
 from ..bridge.images.clip_vision import encoder_ref, image_tokens
@@ -40,7 +40,7 @@ class SaveHyperNetwork(Node):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(PRECISIONS),
+                    options=list(SAVE_DTYPES),
                     default="float32",
                     optional=True,
                     tooltip="Data type of the values in the file; half precision halves its size.",
@@ -57,7 +57,7 @@ class SaveHyperNetwork(Node):
     @classmethod
     def execute(cls, hypernetwork: Predictor, filename_prefix: str, precision: str = "float32") -> io.NodeOutput:
         with output_file(filename_prefix, ".safetensors") as path:
-            save_predictor(hypernetwork, path, PRECISIONS[precision])
+            save_predictor(hypernetwork, path, SAVE_DTYPES[precision])
         name = output_name(path)
         return io.NodeOutput(name, ui={"text": (f"saved {name}",)})
 

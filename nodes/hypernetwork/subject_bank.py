@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ...models.adapters.stack import AdapterStack
 from ...models.subject_bank.bank import Bank
-from ...models.subject_bank.shards import folder_state as state_of_bank
+from ...models.subject_bank.shards import shard_state
 from ...trainers.checks import check_number
 from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.image_folder import folder_state
@@ -241,4 +241,4 @@ class LoadBank(Node):
     @classmethod
     def fingerprint_inputs(cls, bank_name: str | None, **_: Any) -> Any:
         """Return a digest of the bank's files: a bank that changed is opened again."""
-        return run_hash(state_of_bank(bank_path(widget_value("bank_name", bank_name))))
+        return run_hash(shard_state(bank_path(widget_value("bank_name", bank_name))))

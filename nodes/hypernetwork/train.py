@@ -19,7 +19,7 @@ from ...trainers.engine.distributed import SINGLE, ProcessGroup
 from ...trainers.engine.run_hash import run_hash
 from ...trainers.hypernetwork.config import HyperNetworkTrainingConfig
 from ...trainers.hypernetwork.feature_cache import FeatureCache
-from ...trainers.hypernetwork.train import HyperNetworkTraining, Result
+from ...trainers.hypernetwork.train import HyperNetworkResult, HyperNetworkTraining
 from ...trainers.reporting.live_view import LiveView, Sample
 from ...trainers.session import TrainingSession
 from ..bridge.folders import state_folder
@@ -183,7 +183,7 @@ def training_config(
 def train(
     run: HyperNetworkTrainingConfig, model: Any, clip: Any, vision: Any, *, resume: bool,
     processes: ProcessGroup = SINGLE,
-) -> Result | None:  # fmt: skip
+) -> HyperNetworkResult | None:  # fmt: skip
     """Train on the loaded model, with progress and checkpoints on disk.
 
     Args:
@@ -265,7 +265,7 @@ def require_bank_base(bank: Bank, model: Any, clip: Any) -> None:
         )
 
 
-def report(run: HyperNetworkTrainingConfig, result: Result) -> str:
+def report(run: HyperNetworkTrainingConfig, result: HyperNetworkResult) -> str:
     """Describe the hypernetwork, the people it was trained on, and the losses."""
     training, held = run.split
     tail = result.history.losses[-max(1, len(result.history.losses) // 10) :]

@@ -12,7 +12,7 @@ from ...trainers.config import Method, TrainingOptions
 from ...trainers.data.dataset import Subject
 from ...trainers.dreambooth.config import DreamBoothConfig
 from ...trainers.dreambooth.initial_adapter import trained_part
-from ...trainers.dreambooth.trainer import Result, train_dreambooth
+from ...trainers.dreambooth.trainer import DreamBoothResult, train_dreambooth
 from ...trainers.engine.checkpoints import CheckpointStore
 from ...trainers.engine.state import History
 from ...trainers.hollowed_net.config import HollowedNetConfig
@@ -124,7 +124,7 @@ def clip_needed(method: Method) -> str:
     return f"clip is not connected, but the method trains {what}; connect it{instead}"
 
 
-def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> Result:
+def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> DreamBoothResult:
     """Train on the loaded model, with progress and checkpoints on disk.
 
     Args:
@@ -166,7 +166,7 @@ def _saved(adapter: AdapterStack, prefix: str) -> str:
     return output_name(path)
 
 
-def report(run: DreamBoothConfig, result: Result) -> str:
+def report(run: DreamBoothConfig, result: DreamBoothResult) -> str:
     """Describe the trained adapter, the dataset and the losses."""
     part, history = trained_part(result.adapter, run.method), result.history
     tail = history.losses[-max(1, len(history.losses) // 10) :]

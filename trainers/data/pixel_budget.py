@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 """Formats that are read; HEIF only where an extension has taught it to Pillow."""
 MAX_PIXELS = 100_000_000
 """Pixels that are decoded at most: 400 MB as RGBA."""
@@ -44,7 +44,7 @@ class OpenedImage:
     def __init__(self, path: Path, longest_side: int):
         self.notes: list[str] = []
         Image.init()
-        formats = [name for name in FORMATS if name in Image.OPEN]
+        formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
         with _pillow_settings(), Image.open(path, formats=formats) as opened:
             stored = opened.size
             check_pixels(opened)

@@ -1,4 +1,4 @@
-"""Sampling of noise levels and noise.
+"""Distributions of noise levels (sigma), and the noise that training adds to latents.
 
 The draws of step k depend on ``(seed, k)`` alone, so that a run can be resumed at any step.
 """

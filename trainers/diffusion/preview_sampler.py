@@ -11,7 +11,7 @@ from ...models.backbone.denoiser import Denoiser
 from ..engine.rng import generator_for
 
 STEPS = 10
-GUIDANCE = 5.0
+GUIDANCE_SCALE = 5.0
 
 
 @torch.no_grad()
@@ -43,6 +43,6 @@ def _guided(denoiser: Denoiser, cond: Any, unconditional: Any) -> Callable[[Tens
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         without = denoiser(x, sigma, unconditional)
-        return without + GUIDANCE * (denoiser(x, sigma, cond) - without)
+        return without + GUIDANCE_SCALE * (denoiser(x, sigma, cond) - without)
 
     return guided

@@ -17,7 +17,7 @@ from ..engine.checkpoints import CheckpointStore
 from ..engine.divergence import Diverged
 from ..engine.loop import FitConfig, OnStep, fit
 from ..engine.memory_plan import MemoryNeeds, MemoryPlan, measure_needs
-from ..engine.memory_planner import ADVICE, MemoryPlanner
+from ..engine.memory_planner import MEMORY_ADVICE, MemoryPlanner
 from ..engine.rng import generator_for
 from ..engine.state import History, TrainState
 from ..hollowed_net.recording import OnRecord, Recorder, make_recorder, no_progress
@@ -41,7 +41,7 @@ _PREVIEW = 101
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class DreamBoothResult:
     """The result of a run.
 
     Args:
@@ -66,7 +66,7 @@ def train_dreambooth(
     save_rescued: SaveRescued,
     save_kept: SaveKept,
     on_record: OnRecord = no_progress,
-) -> Result:
+) -> DreamBoothResult:
     """Train a new adapter (or ``start_from`` further, or one after ``on_top_of``) on the session's model.
 
     The state of a run that is cancelled or fails stays in ``checkpoints``; the next one with the same inputs continues.
@@ -95,7 +95,7 @@ def train_dreambooth(
     history = trainer.state.history
     selection.restore(trainer.state)
     notes = (*lines, *selection.lines, *whole_network_notes(config, history), *warnings, *checkpoints.failures)
-    return Result(adapter=trainer.result(), history=history, resumed=resumed, notes=notes)
+    return DreamBoothResult(adapter=trainer.result(), history=history, resumed=resumed, notes=notes)
 
 
 def _fit(
@@ -229,7 +229,7 @@ class DreamBoothTrainer:
                 planner.run(
                     partial(self._attempt, loss, on_step),
                     where=lambda: f"at step {self.state.history.step + 1}",
-                    advice=ADVICE,
+                    advice=MEMORY_ADVICE,
                 )
         return [*recorder.lines, planner.line]
 

@@ -24,7 +24,7 @@ logger = logging.getLogger("hyperbooth")
 
 KEPT = 3
 """Runs with states in the folder, those written last: the current one, and two that can be resumed."""
-MOST_BYTES = 8 * 2**30
+MAX_STATE_BYTES = 8 * 2**30
 """Bytes on disk of all other states: a LoRA's state is some 10 MB, a full DreamBooth's ten thousand."""
 HEADER = "hyperbooth_state"
 _STATE = re.compile(r"[0-9a-f]{32}(?:\.good)?\.safetensors")
@@ -148,7 +148,7 @@ class CheckpointStore:
         self.remove_stale_activations()
 
     def _prune(self) -> None:
-        """Remove the oldest states of other runs beyond :data:`KEPT` and :data:`MOST_BYTES`.
+        """Remove the oldest states of other runs beyond :data:`KEPT` and :data:`MAX_STATE_BYTES`.
 
         A file dated in the future counts as the oldest. Files that another server removes at the same moment, or holds
         open, are left to it.
@@ -157,7 +157,7 @@ class CheckpointStore:
         others = [path for path in self.folder.iterdir() if _STATE.fullmatch(path.name) and path.is_file()]
         others = [path for path in others if path.name[:32] != own]
         others.sort(key=age)
-        room, runs = MOST_BYTES, {own}
+        room, runs = MAX_STATE_BYTES, {own}
         for path in others:
             room -= _size(path)
             runs.add(path.name[:32])  # a run's last good state is no run of its own

@@ -14,7 +14,7 @@ FIXED_NOISE_FACTOR = 3.0
 FIRST_CHECK = 64
 """Step of the first divergence check after the start; the next are at every doubling, and at the end."""
 
-ADVICE = "Try a lower learning rate{half}, a longer warm-up, or max_grad_norm 1 in Training Options"
+LEARNING_RATE_ADVICE = "Try a lower learning rate{half}, a longer warm-up, or max_grad_norm 1 in Training Options"
 HALF = ", precision bfloat16 or float32"
 
 
@@ -34,7 +34,7 @@ def check_finite(what: str, value: float, step: int) -> None:
         Diverged: the value is NaN or infinite; the message names the step and what to try.
     """
     if not math.isfinite(value):
-        raise Diverged(f"the {what} is {value} at step {step}. {ADVICE.format(half=HALF)}.")
+        raise Diverged(f"the {what} is {value} at step {step}. {LEARNING_RATE_ADVICE.format(half=HALF)}.")
 
 
 Reference = Callable[[], float]
@@ -98,5 +98,5 @@ def is_due(step: int, steps: int) -> bool:
 def _diverging(what: str, now: float, first: float, step: int) -> Diverged:
     return Diverged(
         f"the run diverges: the {what} is {now:.4g} at step {step}, {now / first:.1f} times what it was at the start, "
-        f"or without the adapter ({first:.4g}). {ADVICE.format(half='')}."
+        f"or without the adapter ({first:.4g}). {LEARNING_RATE_ADVICE.format(half='')}."
     )

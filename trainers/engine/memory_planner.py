@@ -13,7 +13,7 @@ logger = logging.getLogger("hyperbooth")
 
 T = TypeVar("T")
 
-ADVICE = (
+MEMORY_ADVICE = (
     "lower the resolution in Subject, train fewer layers or a lower rank, choose the optimizer adafactor, "
     "or load the model in fp8 (Load Diffusion Model, weight_dtype)"
 )
@@ -71,7 +71,7 @@ class MemoryPlanner:
     plan: MemoryPlan
     auto: bool = True
     may_checkpoint: bool = True
-    advice: str = ADVICE
+    advice: str = MEMORY_ADVICE
     line: str = ""
 
     def choose(self, measure: Callable[[], MemoryNeeds]) -> None:

@@ -26,9 +26,9 @@ from ..engine.run_hash import run_hash
 logger = logging.getLogger("hyperbooth")
 
 TOKENS, SUBJECTS = "tokens", "subjects"
-BATCH = 16
+IMAGES_AT_ONCE = 16
 """Images that go through the encoder at once."""
-DTYPES = ("F16", "F32")
+FEATURE_DTYPES = ("F16", "F32")
 """Of the tokens in a file."""
 
 ImageIndex = tuple[int, int]
@@ -102,7 +102,7 @@ class FeatureCache:
         tokens, done = torch.zeros(count, *self._token_shape, dtype=torch.float16), 0
         for subject in subjects:
             images = self._bank.images(subject)
-            encoded = _compact(torch.cat([self._encode(part) for part in images.split(BATCH)]))
+            encoded = _compact(torch.cat([self._encode(part) for part in images.split(IMAGES_AT_ONCE)]))
             tokens = tokens.to(torch.promote_types(tokens.dtype, encoded.dtype))
             tokens[slice(*self._bank.entries[subject].image_rows)] = encoded
             done += len(images)
@@ -135,7 +135,7 @@ class FeatureCache:
                 subjects = (file.metadata() or {}).get(SUBJECTS)
         except (OSError, SafetensorError):
             return False
-        return shape == [count, *self._token_shape] and dtype in DTYPES and subjects == key
+        return shape == [count, *self._token_shape] and dtype in FEATURE_DTYPES and subjects == key
 
     def _is_sound(self, shard: Path) -> bool:
         """Return whether the content of the shard's file is as it was written, which is read once."""

@@ -53,8 +53,10 @@ class WeightLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingLoss:
-    """``mean ||x0_hat(x_t; theta^) - x0||^2``: each sample is denoised with its own predicted adapter.
+class PredictedAdapterLoss:
+    """The denoising loss of predicted adapters, ``mean ||x0_hat(x_t; theta^) - x0||^2``.
+
+    Each sample of a batch is denoised with the adapter predicted for its own subject.
 
     Args:
         network: the hypernetwork; its layout and configuration say what theta means.
@@ -143,7 +145,7 @@ class HyperNetworkLoss:
     batches: SubjectBatches
     weight: WeightLoss | None
     weight_scale: float
-    denoising: DenoisingLoss | None
+    denoising: PredictedAdapterLoss | None
     denoising_scale: float
     seed: int
     device: torch.device

@@ -7,12 +7,12 @@ from torch import Tensor
 
 Key = TypeVar("Key", bound=Hashable)
 
-MOST_BYTES = 2 * 2**30
+MAX_CACHE_BYTES = 2 * 2**30
 """Bytes that one cache keeps in memory: the features of 2,000 images by a ViT-H take 1.2 GiB."""
 
 
 class RowCache(Generic[Key]):
-    """Callable as ``rows(keys) -> [n, ...]``.
+    """Return rows by key: ``rows(keys)`` is ``[n, ...]``, one row for each key.
 
     Args:
         read: reads rows from where they are stored.
@@ -22,7 +22,7 @@ class RowCache(Generic[Key]):
     def __init__(self, read: Callable[[Sequence[Key]], Tensor], keys: Sequence[Key]):
         self._read, self._rows = read, None
         one = read(keys[:1])
-        if len(keys) * one.numel() * one.element_size() <= MOST_BYTES:
+        if len(keys) * one.numel() * one.element_size() <= MAX_CACHE_BYTES:
             self._rows, self._index = read(keys), {key: index for index, key in enumerate(keys)}
 
     def __call__(self, keys: Sequence[Key]) -> Tensor:

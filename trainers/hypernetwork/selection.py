@@ -44,6 +44,15 @@ class ModelSelection:
     chosen: int = 0
     lost: int | None = None
 
+    @property
+    def denoising_gap(self) -> float:
+        """The unit of the denoising loss: what prediction can gain, see :attr:`.Evaluator.gap`."""
+        return self.evaluator.gap
+
+    def limit_batch(self, subjects: int) -> None:
+        """Evaluate at most so many subjects in one forward: what training found to fit in memory."""
+        self.evaluator.batch_size = subjects
+
     def is_due(self, step: int) -> bool:
         """Return whether the run evaluates its state after ``step`` steps."""
         return step % self.config.evaluate_every == 0 or step == self.config.steps
@@ -60,7 +69,7 @@ class ModelSelection:
             return
         if all(step != history.step for step, _ in history.validation):
             weights = config.weight_loss * (1 - result.explained)
-            denoising = config.denoising_loss * result.own / self.evaluator.gap
+            denoising = config.denoising_loss * result.own / self.denoising_gap
             history.validation.append((history.step, weights + denoising))
         if history.best[0] == history.step:
             with self.state.result():

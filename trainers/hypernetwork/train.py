@@ -32,7 +32,7 @@ Conditioning = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class HyperNetworkResult:
     """The result of a run.
 
     Args:
@@ -80,7 +80,7 @@ class HyperNetworkTraining:
         if batch_size < processes:
             raise ValueError(f"batch_size is {batch_size} for {processes} processes; give at least {processes}")
 
-    def run(self, make_live_view: MakeLiveView) -> Result | None:
+    def run(self, make_live_view: MakeLiveView) -> HyperNetworkResult | None:
         """Train the hypernetwork.
 
         If the run is cancelled or fails, its state stays in ``checkpoints``, and the next run with the same inputs
@@ -111,7 +111,9 @@ class HyperNetworkTraining:
         history = state.history
         trainer.selection.restore_best()
         predictor = self._predictor(trainer, history, started)
-        return Result(predictor=predictor, history=history, resumed=resumed, notes=report.lines(trainer.planner.line))
+        return HyperNetworkResult(
+            predictor=predictor, history=history, resumed=resumed, notes=report.lines(trainer.planner.line)
+        )
 
     def _prepare(self) -> tuple[HyperNetworkTrainer, TrainingReport]:
         """Return the trainer with an initialized network, and the report of its training."""
@@ -125,8 +127,7 @@ class HyperNetworkTraining:
             [Group(parameters, config.learning_rate)], options.optimizer, options.ema_decay, self.session.model.half
         )
         objective = self._objective()
-        evaluator = self._evaluator(network, objective, features)
-        evaluator.on_forward = lambda: self.on_progress(state.history.step)
+        evaluator = self._evaluator(network, objective, features, state)
         selection = ModelSelection(
             config=config, evaluator=evaluator, state=state, checkpoints=self.checkpoints,
             initial=[parameter.detach().clone() for parameter in parameters],
@@ -147,7 +148,9 @@ class HyperNetworkTraining:
             weighting=weights,
         )
 
-    def _evaluator(self, network: HyperNetwork, objective: Objective, features: Features) -> Evaluator:
+    def _evaluator(
+        self, network: HyperNetwork, objective: Objective, features: Features, state: TrainState
+    ) -> Evaluator:
         config, held_out, device = self.config, self.config.split[1], self.session.memory.device
         inputs, denoised = zip(*map(config.evaluated_images, held_out), strict=True)
         return Evaluator(
@@ -160,6 +163,7 @@ class HyperNetworkTraining:
             features=features(inputs).to(device, torch.float32),
             fitted=config.bank.theta(held_out).to(device),
             batch_size=config.batch_size,
+            on_forward=lambda: self.on_progress(state.history.step),
         )
 
     def _batches(self, features: Features) -> SubjectBatches:

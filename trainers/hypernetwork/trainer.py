@@ -18,13 +18,13 @@ from ..reporting.live_view import OnHistory
 from ..session import TrainingSession
 from .batches import SubjectBatches
 from .config import HyperNetworkTrainingConfig
-from .loss import DenoisingLoss, HyperNetworkLoss, WeightLoss
+from .loss import HyperNetworkLoss, PredictedAdapterLoss, WeightLoss
 from .selection import ModelSelection
 
 _SAMPLE = 7
 
 
-ADVICE = "set denoising_loss to 0, or load the model in fp8"
+MEMORY_ADVICE = "set denoising_loss to 0, or load the model in fp8"
 """What to turn down when memory does not suffice."""
 
 
@@ -61,7 +61,7 @@ class HyperNetworkTrainer:
             precision=self.session.model.precision,
             plan=MemoryPlan(checkpointing=options.gradient_checkpointing),
             auto=options.memory == "auto",
-            advice=ADVICE,
+            advice=MEMORY_ADVICE,
         )
 
     def fit(self, checkpoints: CheckpointStore, on_history: OnHistory) -> None:
@@ -87,7 +87,7 @@ class HyperNetworkTrainer:
             on_history(state.history)
 
         def attempt(plan: MemoryPlan) -> None:
-            self.selection.evaluator.batch_size = plan.samples(self.planner.batch_size)
+            self.selection.limit_batch(plan.samples(self.planner.batch_size))
             loop = FitConfig.from_options(self.config.options, steps=self.config.steps)
             with gradient_checkpointing(self.session.model.blocks if plan.checkpointing else ()):
                 self._evaluate()
@@ -97,7 +97,7 @@ class HyperNetworkTrainer:
         self.planner.run(
             attempt,
             where=lambda: f"at step {self.state.history.step + 1}",
-            advice=ADVICE,
+            advice=MEMORY_ADVICE,
         )
 
     def loss(self, micro_batches: int = 1) -> HyperNetworkLoss:
@@ -116,8 +116,8 @@ class HyperNetworkTrainer:
             processes=self.processes,
         )
 
-    def _denoising(self, micro_batches: int = 1) -> DenoisingLoss:
-        return DenoisingLoss(
+    def _denoising(self, micro_batches: int = 1) -> PredictedAdapterLoss:
+        return PredictedAdapterLoss(
             network=self.network,
             session=self.session,
             objective=self.objective,
@@ -130,7 +130,7 @@ class HyperNetworkTrainer:
     @cached_property
     def _gap(self) -> float:
         """The unit of the denoising loss, measured by the main process."""
-        return self.processes.broadcast_object(lambda: self.selection.evaluator.gap)
+        return self.processes.broadcast_object(lambda: self.selection.denoising_gap)
 
     @cached_property
     def _variance(self) -> float:

@@ -13,7 +13,7 @@ MOST_NAMED = 10
 
 @dataclass(kw_only=True)
 class BuildProgress:
-    """The progress of a build, changed in place.
+    """Counts the subjects of a bank build that are done and left out; mutable.
 
     Args:
         total: subjects to train.

@@ -24,7 +24,7 @@ from ..session import TrainingSession
 from .config import BankConfig
 from .loss import BankLoss
 
-ADVICE = "give fewer subjects_per_batch, or lower the resolution"
+MEMORY_ADVICE = "give fewer subjects_per_batch, or lower the resolution"
 """What to turn down when memory does not suffice."""
 OnBatch = Callable[[int], OnHistory]
 """Number of subjects that train in one batch -> what is called after every step."""
@@ -89,7 +89,7 @@ class BankTrainer:
             with gradient_checkpointing(session.model.blocks if plan.checkpointing else ()):
                 return [one for part in parts for one in self._train_or_split(session, part, on_batch)]
 
-        return planner.run(attempt, advice=ADVICE)
+        return planner.run(attempt, advice=MEMORY_ADVICE)
 
     def _train_or_split(
         self, session: TrainingSession, subjects: Sequence[Subject], on_batch: OnBatch
@@ -176,7 +176,7 @@ class BankTrainer:
             precision=session.model.precision,
             plan=MemoryPlan(checkpointing=options.gradient_checkpointing),
             auto=options.memory == "auto",
-            advice=ADVICE,
+            advice=MEMORY_ADVICE,
         )
         self.planner.choose(lambda: self._measure(session, subject))
         return self.planner

@@ -30,7 +30,6 @@ class Full(AdapterLayer):
     """
 
     family = "full"
-    starts_as_identity = True
     tensor_names = ("diff",)
 
     def __init__(self, diff: Tensor):
@@ -48,7 +47,7 @@ class Full(AdapterLayer):
         return self.diff.shape[-2], self.diff.shape[-1]
 
     def weight_update(self) -> AddDense:
-        """Return D."""
+        """Return ``W + s D``."""
         return AddDense(self.diff)
 
     def adapted_forward(self, context: LayerContext) -> Forward:

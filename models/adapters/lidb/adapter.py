@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..base import AdapterLayer
 from ..weight_update import AddLowRank
-from .random_bases import CHECKSUM_TOLERANCE, checksum, random_basis
+from .random_bases import CHECKSUM_TOLERANCE, basis_checksum, random_basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,6 @@ class LiDB(AdapterLayer):
     """
 
     family = "lidb"
-    starts_as_identity = True
     is_additive = True
     has_parameter_layout = True
     tensor_names = ("a_train", "b_train")
@@ -122,7 +121,7 @@ class LiDB(AdapterLayer):
         if len(seeds) != 1:
             raise ValueError(f"an adapter of LiDB has one basis seed, not {sorted(seeds)}")
         (seed,) = seeds
-        found = {f"{role} {size} {columns}": checksum(role, seed, size, columns) for role, size, columns in used}
+        found = {f"{role} {size} {columns}": basis_checksum(role, seed, size, columns) for role, size, columns in used}
         return {"basis_seed": seed, "probes": found}
 
     @classmethod

@@ -69,7 +69,7 @@ def check_basis_sizes(sizes: Iterable[tuple[int, int]]) -> None:
         raise ValueError(f"needs bases of {total} values, at most {MAX_TOTAL_VALUES} are made; give a smaller a or b")
 
 
-def checksum(role: str, seed: int, size: int, columns: int) -> list[float]:
+def basis_checksum(role: str, seed: int, size: int, columns: int) -> list[float]:
     """Return the first, the middle and the last value of a basis, by which a file identifies it.
 
     The last value depends on all columns.

@@ -55,7 +55,6 @@ class PaRa(AdapterLayer):
     """
 
     family = "para"
-    starts_as_identity = False
     tensor_names = ("basis",)
 
     def __init__(self, basis: Tensor, columns: int):

@@ -6,7 +6,7 @@ import latent_preview
 from PIL import Image
 from torch import Tensor
 
-MAX_SIDE = 320
+PREVIEW_SIDE = 320
 """Pixels: previews are enlarged by the largest integer factor that keeps their longer side within it."""
 
 
@@ -29,5 +29,5 @@ def preview_image(latent_format: Any, latents: Tensor) -> Image.Image | None:
     if previewer is None:
         return None
     image = previewer.decode_latent_to_preview(latents.float())
-    scale = max(1, MAX_SIDE // max(image.size))
+    scale = max(1, PREVIEW_SIDE // max(image.size))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)

@@ -18,12 +18,12 @@ from ....trainers.data.dataset import Example, Frame, Subject
 from .learned_embeddings import initial_vectors, require_embeddings_found, with_embeddings
 from .per_subject import encode_per_subject
 
-Arguments = dict[str, Any]
+ModelArguments = dict[str, Any]
 """Keyword arguments of ``apply_model``, for a batch."""
 Conditions = dict[str, Any]
 """ComfyUI's condition objects by argument name, for one sample."""
 
-GUIDANCE = 1.0
+DISTILLED_GUIDANCE = 1.0
 """Guidance that guidance-distilled models (Flux [dev]) get in training unless the conditioning carries its own. At 1
 their output is the plain conditional velocity, which is the target of the loss; at the sampler's default of 3.5 it is
 the guided velocity, and training it towards the plain one would undo the distillation. Trainers commonly use 1."""
@@ -101,7 +101,7 @@ class ComfyTextConditioning:
         self._tokens: tuple[str, ...] = ()
         self._cache: dict[int, _CachedPrompt] = {}
 
-    def condition(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
+    def condition(self, examples: Sequence[Example]) -> ModelArguments | tuple[ModelArguments, ...]:
         """Return the arguments for a batch, or one per example if their texts cannot be concatenated.
 
         Each example is expected to hold one variant; of several, the first one's frame is used.
@@ -111,7 +111,7 @@ class ComfyTextConditioning:
         encoded = {prompt: self._encoded(prompt) for prompt in _distinct(examples)}
         return _collate([self._prepare(encoded.get(e.prompt, e.cond), e.size, self._frame(e)) for e in examples])
 
-    def unconditional(self, subject: Subject) -> Arguments | None:
+    def unconditional(self, subject: Subject) -> ModelArguments | None:
         """Return the arguments for the empty prompt, or None if the subject holds none."""
         if subject.unconditional is None:
             return None
@@ -121,7 +121,7 @@ class ComfyTextConditioning:
         """Return initial vectors ``[count, width]`` for each text encoder, from its embeddings of ``word``."""
         return initial_vectors(self.clip, word, count)
 
-    def condition_per_subject(self, examples: Sequence[Example]) -> Arguments | tuple[Arguments, ...]:
+    def condition_per_subject(self, examples: Sequence[Example]) -> ModelArguments | tuple[ModelArguments, ...]:
         """Return the arguments for a batch of one example per subject, with per-subject adapters on the text encoder.
 
         Raises:
@@ -196,7 +196,7 @@ class ComfyTextConditioning:
             if free < 0 and key != next(reversed(self._cache)):
                 del self._cache[key]
 
-    def arguments(self, conditioning: Any, size: tuple[int, ...]) -> Arguments:
+    def arguments(self, conditioning: Any, size: tuple[int, ...]) -> ModelArguments:
         """Return the arguments for a batch of one latent of ``size = (C, ..., h, w)``."""
         return _collate([self.cached(conditioning, size)])
 
@@ -210,7 +210,7 @@ class ComfyTextConditioning:
             raise ValueError(f"a prompt's conditioning has {len(entries)} parts; training takes one part per image")
         sizes = asdict(frame) if frame is not None else {}
         if self.model.model_config.unet_config.get("guidance_embed"):
-            entries[0].setdefault("guidance", GUIDANCE)
+            entries[0].setdefault("guidance", DISTILLED_GUIDANCE)
         noise = torch.zeros((1, *size), device=self.device)
         (entry,) = comfy.samplers.encode_model_conds(
             self.model.extra_conds, [{**entries[0], **sizes}], noise, self.device, "positive", latent_image=noise
@@ -223,7 +223,7 @@ def _distinct(examples: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(example.prompt for example in examples if example.prompt is not None))
 
 
-def _collate(prepared: Sequence[Conditions]) -> Arguments | tuple[Arguments, ...]:
+def _collate(prepared: Sequence[Conditions]) -> ModelArguments | tuple[ModelArguments, ...]:
     """Concatenate single conditions to one batch as ComfyUI does, or return them one by one if it cannot."""
     first, *others = prepared
     if not others:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.stack_subjects import stack_subjects
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig, PaRaConfig, fused
 from hyperbooth.models.adapters.fused import FusedLowRank, fused_groups
-from hyperbooth.models.adapters.per_sample import stack_subjects
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from torch import Tensor, nn

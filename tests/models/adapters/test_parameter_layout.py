@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.stack_subjects import stack_subjects, unstack_subjects
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.adapters.parameter_layout import ParameterLayout
-from hyperbooth.models.adapters.per_sample import batched_adapter, stack_subjects, unstack_subjects
+from hyperbooth.models.adapters.per_sample import batched_adapter
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 from hyperbooth.models.backbone.frozen_layers import frozen

@@ -16,7 +16,7 @@ from helpers.adapters import link, literal, stack_of
 from helpers.training import PROMPT, output, relative, same_bits, weights
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
-from hyperbooth.models.adapters.weight_update import ProjectOut, apply_updates
+from hyperbooth.models.adapters.weight_update import ProjectOut, total_delta
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
 from hyperbooth.models.metadata.base_fingerprint import with_fingerprint
 from hyperbooth.models.metadata.combine import combine_adapters
@@ -64,9 +64,9 @@ def test_the_stock_loader_on_the_file_is_apply(
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
         stock = comfy.sd.load_lora_for_models(model, clip, file, 0.8, 0.6)
     assert "not loaded" not in caplog.text
-    apply_updates = output(*ours)
-    assert relative(apply_updates, output(*stock)) < 1e-6
-    assert relative(apply_updates, output(model, clip)) > 1e-3
+    applied = output(*ours)
+    assert relative(applied, output(*stock)) < 1e-6
+    assert relative(applied, output(model, clip)) > 1e-3
 
 
 @pytest.mark.parametrize("families", [("para",), ("lidb",), *ORDERS], ids=", ".join)
@@ -320,8 +320,8 @@ def test_a_file_in_other_bases_is_refused_by_the_stock_loader(
     from hyperbooth.models.adapters.lidb import random_bases
 
     save_adapter(stack_of(("lidb",), loaded), tmp_path / "a.safetensors")
-    real = random_bases.checksum
-    monkeypatch.setattr(lidb, "checksum", lambda *key: [number + 0.01 for number in real(*key)])
+    real = random_bases.basis_checksum
+    monkeypatch.setattr(lidb, "basis_checksum", lambda *key: [number + 0.01 for number in real(*key)])
     with torch.inference_mode(), pytest.raises(ValueError, match=r"bases.*seed 3"):
         file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
         comfy.sd.load_lora_for_models(loaded[0], loaded[1], file, 1.0, 1.0)
@@ -374,7 +374,8 @@ def test_half_precision_weights_are_rounded_once() -> None:
     weight, steps = torch.randn(32, 24), [ProjectOut(torch.linalg.qr(torch.randn(32, 2)).Q) for _ in range(3)]
     patch = (1.0, StackWeightAdapter.of(steps), 1.0, None, None)
     got = comfy.lora.calculate_weight([patch], weight.bfloat16(), "w", intermediate_dtype=torch.bfloat16)
-    exact = apply_updates(weight.bfloat16().double(), [ProjectOut(step.q.double()) for step in steps])
+    original = weight.bfloat16().double()
+    exact = original + total_delta([ProjectOut(step.q.double()) for step in steps], original)
     assert relative(got.double(), exact) < 4e-3
 
 

@@ -30,7 +30,7 @@ from hyperbooth.trainers.hypernetwork.batches import SubjectBatches
 from hyperbooth.trainers.hypernetwork.config import HyperNetworkTrainingConfig
 from hyperbooth.trainers.hypernetwork.evaluation import Evaluator
 from hyperbooth.trainers.hypernetwork.feature_cache import FeatureCache
-from hyperbooth.trainers.hypernetwork.loss import DenoisingLoss
+from hyperbooth.trainers.hypernetwork.loss import PredictedAdapterLoss
 from hyperbooth.trainers.hypernetwork.selection import ModelSelection
 from hyperbooth.trainers.hypernetwork.trainer import HyperNetworkTrainer
 from hyperbooth.trainers.reporting.live_view import LiveView
@@ -176,16 +176,16 @@ def test_a_batch_that_does_not_fit_is_split(
     node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory runs out with more than two samples in the model; the result is the same but for rounding."""
-    real = DenoisingLoss._backward
+    real = PredictedAdapterLoss._backward
 
-    def short(loss: DenoisingLoss, theta: Tensor, draw: Draw) -> Any:
+    def short(loss: PredictedAdapterLoss, theta: Tensor, draw: Draw) -> Any:
         if len(draw.examples) > 2:
             raise torch.OutOfMemoryError("no room")
         return real(loss, theta, draw)
 
     inputs = {"steps": 2, "denoising_loss": 1.0, "resume": "start over"}
     whole, losses, _ = trained(node, loaded, small_bank, **inputs)
-    monkeypatch.setattr(DenoisingLoss, "_backward", short)
+    monkeypatch.setattr(PredictedAdapterLoss, "_backward", short)
     split, losses_split, report = trained(node, loaded, small_bank, **inputs)
     assert "micro-batches of 2" in report
     assert losses_split["loss"] == pytest.approx(losses["loss"], rel=1e-4)

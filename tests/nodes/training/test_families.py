@@ -13,9 +13,9 @@ import folder_paths
 import pytest
 import torch
 from helpers.reference import l_simple_eps, l_simple_flow, l_simple_v
+from helpers.stack_subjects import stack_subjects
 from helpers.training import QUIET, lora, relative, train, untouched
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
-from hyperbooth.models.adapters.per_sample import stack_subjects
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import TEXT_PREFIX, select_targets
 from hyperbooth.models.backbone.gradient_checkpointing import gradient_checkpointing

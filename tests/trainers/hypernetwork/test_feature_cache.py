@@ -167,6 +167,6 @@ def test_many_rows_are_read_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     few = RowCache(read, [3, 1, 2])
     assert few([2, 3]).tolist() == [[4], [6]] and asked == [[3], [3, 1, 2]]
-    monkeypatch.setattr(row_cache, "MOST_BYTES", 11)
+    monkeypatch.setattr(row_cache, "MAX_CACHE_BYTES", 11)
     many = RowCache(read, [3, 1, 2])
     assert many([2, 3]).tolist() == [[4], [6]] and asked[2:] == [[3], [2, 3]]

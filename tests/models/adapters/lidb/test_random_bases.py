@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 from hyperbooth.models.adapters import LiDB, LiDBConfig
-from hyperbooth.models.adapters.lidb.random_bases import check_basis_sizes, checksum, random_basis
+from hyperbooth.models.adapters.lidb.random_bases import basis_checksum, check_basis_sizes, random_basis
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target
 
@@ -20,7 +20,7 @@ def test_columns_are_orthonormal(size: int, columns: int) -> None:
 
 def test_the_numbers_are_those_of_every_other_machine() -> None:
     """Written down once: another library, system or device must not give others."""
-    assert checksum("out", 0, 320, 100) == pytest.approx(PROBES, abs=1e-6)
+    assert basis_checksum("out", 0, 320, 100) == pytest.approx(PROBES, abs=1e-6)
     assert random_basis("out", 0, 320, 100).flatten()[[0, 16000, -1]].tolist() == pytest.approx(PROBES, abs=1e-6)
 
 
