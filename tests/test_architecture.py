@@ -21,7 +21,7 @@ ORDER = {
         {"base", "fused", "inject", "layer_context", "low_rank", "targets", "weight_update"},
         {"lora", "full", "lidb", "para"},
         {"families"},
-        {"stack", "parameter_layout", "per_sample"},
+        {"stack", "parameter_layout", "per_sample", "strength_error"},
     ],
     "trainers": [
         {"checks", "torch_globals"},

@@ -198,18 +198,19 @@ class AdapterStack:
             yield partial(_all_disabled, disable)
 
     @torch.no_grad()
-    def as_lora(self, weight_of: WeightOf | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    def as_lora(self, weight_of: WeightOf | None = None, strength: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the whole stack as one plain LoRA: layer name -> ``(up [out, r], down [r, in])`` of scale 1.
 
         Args:
             weight_of: weights of the base model, for families that need them; the other families' factors are exact
                 on every base.
+            strength: of the stack, which the LoRA has at strength 1.
 
         Raises:
             ValueError: a layer's change has no low rank, or depends on a base that is not given.
         """
         return {
-            name: total_low_rank_factors(updates, base_weight(name, updates, weight_of))
+            name: total_low_rank_factors(updates, base_weight(name, updates, weight_of), strength)
             for name, updates in self.weight_updates().items()
         }
 

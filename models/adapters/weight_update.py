@@ -117,15 +117,35 @@ def total_delta(updates: Iterable[WeightUpdate], weight: Tensor | None, strength
     return total
 
 
-def total_low_rank_factors(updates: Iterable[WeightUpdate], weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def total_low_rank_factors(
+    updates: Iterable[WeightUpdate], weight: Tensor | None, strength: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return ``(up [out, r], down [r, in])`` of ``W_n - W_0 = sum_i up_i down_i``.
 
     The factors are concatenated, and r is the sum of the ranks.
+
+    Args:
+        updates: in order of application, at least one.
+        weight: W_0 ``[out, in]``; needed if :func:`depends_on_weight`.
+        strength: factor of every update.
+
+    Raises:
+        ValueError: an update has no low rank, or needs the weight and there is none.
     """
     ups, downs = [], []
     for update in updates:
         up, down = update.low_rank_factors(weight)
+        up = strength * up if strength != 1 else up
         ups.append(up)
         downs.append(down)
         weight = None if weight is None else torch.addmm(weight, up, down)
     return torch.cat(ups, dim=-1), torch.cat(downs, dim=-2)
+
+
+def low_rank_squared_norm(up: Tensor, down: Tensor) -> float:
+    """Return ``||up @ down||_F^2 = <up^T up, down down^T>``, without a matrix of the weight's size.
+
+    The difference of two products is one product, of ``[up, -up']`` and ``[down; down']``; give it in float64, because
+    most of it cancels.
+    """
+    return max(((up.mT @ up) * (down @ down.mT)).sum().item(), 0.0)

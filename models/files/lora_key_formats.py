@@ -70,30 +70,50 @@ class KeyName:
     format: KeyFormat = KOHYA
 
 
-def as_plain_lora(adapter: AdapterStack, weight_of: WeightOf | None = None) -> Adapter:
-    """Return the stack as one LoRA: a single LoRA unchanged, alpha included, and any other as the sum at scale 1.
+def as_plain_lora(adapter: AdapterStack, weight_of: WeightOf | None = None, strength: float = 1.0) -> Adapter:
+    """Return the stack as one LoRA: a single LoRA by its alpha, and any other as the sum at scale 1.
 
     Args:
         adapter: the stack.
         weight_of: layer name -> weight of the base model, for stacks whose change depends on it.
+        strength: of the stack, which the LoRA has at strength 1.
 
     Raises:
         ValueError: a family of the stack has no low-rank form, or needs the base model.
     """
     if [one.family for one in adapter.adapters] == [LoRA.family]:
-        return adapter.adapters[0]
-    plain = {name: LoRA(up, down, alpha=up.shape[-1]) for name, (up, down) in adapter.as_lora(weight_of).items()}
+        return _scaled_lora(adapter.adapters[0], strength)
+    factors = adapter.as_lora(weight_of, strength)
+    plain = {name: LoRA(up, down, alpha=up.shape[-1]) for name, (up, down) in factors.items()}
     return Adapter(LoRA.family, plain, adapter.targets())
 
 
-def comfyui_tensors(adapter: AdapterStack, weight_of: WeightOf | None = None) -> dict[str, Tensor]:
-    """Return the stack under ComfyUI's names: a plain LoRA, and full differences of layers without a low-rank form."""
+def _scaled_lora(adapter: Adapter, strength: float) -> Adapter:
+    """Return the LoRA with its alphas times ``strength``."""
+    if strength == 1:
+        return adapter
+    layers = {
+        n: LoRA(layer.up.detach(), layer.down.detach(), layer.alpha * strength) for n, layer in adapter.layers.items()
+    }
+    return Adapter(LoRA.family, layers, adapter.targets)
+
+
+def comfyui_tensors(
+    adapter: AdapterStack, weight_of: WeightOf | None = None, strength: float = 1.0
+) -> dict[str, Tensor]:
+    """Return the stack under ComfyUI's names: a plain LoRA, and full differences of layers without a low-rank form.
+
+    Args:
+        adapter: the stack.
+        weight_of: layer name -> weight of the base model, for stacks whose change depends on it.
+        strength: of the stack, which the file has at strength 1.
+    """
     targets = adapter.targets()
     dense = {name: updates for name, updates in adapter.weight_updates().items() if is_dense(updates)}
     low_rank = adapter.select_layers(targets.keys() - dense.keys())
-    tensors = layer_tensors(as_plain_lora(low_rank, weight_of)) if low_rank.adapters else {}
+    tensors = layer_tensors(as_plain_lora(low_rank, weight_of, strength)) if low_rank.adapters else {}
     for name, updates in dense.items():
-        delta = total_delta(updates, base_weight(name, updates, weight_of))
+        delta = total_delta(updates, base_weight(name, updates, weight_of), strength)
         tensors[name + DIFFERENCE] = delta.reshape(targets[name].shape)
     return tensors
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..adapters import AdapterLayer
 from ..adapters.stack import AdapterStack
-from ..adapters.weight_update import AddDense, AddLowRank, ProjectOut, WeightUpdate
+from ..adapters.weight_update import AddDense, AddLowRank, ProjectOut, WeightUpdate, low_rank_squared_norm
 from .adapter_file import cast_for_file
 from .lora_import import lora_factors
 from .lora_key_formats import DIFFERENCE
@@ -58,8 +58,7 @@ def _rounded(layer: AdapterLayer, dtype: torch.dtype) -> AdapterLayer:
 def _squared_distance(update: WeightUpdate, other: WeightUpdate | None) -> float:
     """Return ``||dW - dW'||_F^2``, or ``||dW||_F^2`` if ``other`` is None.
 
-    From factors, without a matrix of the weight's size: ``||U D||_F^2 = <U^T U, D D^T>``, where the difference of two
-    products is the product of ``[U, -U']`` and ``[D; D']``. In float64, because most of it cancels.
+    From factors in float64, see :func:`.low_rank_squared_norm`.
     """
     if isinstance(update, AddDense):
         diff = update.diff if other is None else update.diff - other.diff
@@ -68,7 +67,7 @@ def _squared_distance(update: WeightUpdate, other: WeightUpdate | None) -> float
     if other is not None:
         other_up, other_down = _factors(other)
         up, down = torch.cat([up, -other_up], -1), torch.cat([down, other_down], -2)
-    return max(((up.mT @ up) * (down @ down.mT)).sum().item(), 0.0)
+    return low_rank_squared_norm(up, down)
 
 
 def _factors(update: WeightUpdate) -> tuple[Tensor, Tensor]:

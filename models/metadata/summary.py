@@ -1,6 +1,7 @@
 """Report on an adapter stack: contents, metadata, change per block, rank that PaRa removes."""
 
 import datetime
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from ..adapters import PaRa
 from ..adapters.stack import AdapterStack, WeightOf, base_weight
-from ..adapters.weight_update import WeightUpdate, is_dense, total_delta, total_low_rank_factors
+from ..adapters.weight_update import WeightUpdate, is_dense, low_rank_squared_norm, total_delta, total_low_rank_factors
 from .base_fingerprint import MADE_FOR
 
 _BLOCK = re.compile(r"^(?:diffusion_model|text_encoders)\.(?:.*?)(middle_block|\w+?_?blocks?\.\d+|layers\.\d+)")
@@ -65,7 +66,7 @@ def _norm(name: str, steps: Sequence[WeightUpdate], weight_of: WeightOf | None) 
     if is_dense(steps):
         return total_delta(steps, weight).norm().item()
     up, down = total_low_rank_factors(steps, weight)
-    return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+    return math.sqrt(low_rank_squared_norm(up, down))
 
 
 def block_of(name: str) -> str:

@@ -25,11 +25,9 @@ from ..bridge.adapters.patching import (
 from ..bridge.images.vae import to_image
 from ..common import sockets
 from ..common.node import Node
-from .file_formats import BaseModel
+from .file_formats import STRENGTH, BaseModel
 
 logger = logging.getLogger("hyperbooth")
-
-STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
 
 class Apply(Node):
@@ -120,21 +118,29 @@ class ToLoRA(Node):
                     optional=True,
                     tooltip="Its text encoder; only needed for a PaRa that changes the text encoder.",
                 ),
+                io.Float.Input(
+                    "strength",
+                    **STRENGTH,
+                    optional=True,
+                    tooltip="Strength of the adapter that the LoRA has when it is used at 1.",
+                ),
             ],
             outputs=[io.LoraModel.Output(display_name="lora", tooltip="A plain LoRA.")],
         )
 
     @classmethod
-    def execute(cls, adapter: AdapterStack, model: Any, clip: Any = None) -> io.NodeOutput:
-        base = BaseModel(model, clip)
+    def execute(cls, adapter: AdapterStack, model: Any, clip: Any = None, strength: float = 1.0) -> io.NodeOutput:
+        base = BaseModel(model, clip, strength)
         base.require_convertible(adapter)
         if not adapter.adapters:
             raise ValueError("the adapter holds learned embeddings only, which no LoRA can hold; use Apply Adapter, or "
                              "Save Adapter in format 'comfyui' for an embedding file")  # fmt: skip
         if adapter.embeddings:
             logger.warning("Adapter to LoRA: the adapter also holds learned embeddings, which a LoRA leaves out")
-        tensors = layer_tensors(as_plain_lora(adapter, base.weights))
+        tensors = layer_tensors(as_plain_lora(adapter, base.weights_for(adapter), strength))
         base.warn_if_other(adapter)
+        if note := base.strength_note():
+            logger.warning("Adapter to LoRA: %s", note)
         return io.NodeOutput(tensors)
 
 

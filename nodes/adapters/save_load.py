@@ -25,7 +25,7 @@ from ..bridge.folders import (
 )
 from ..common import sockets
 from ..common.node import Node
-from .file_formats import FORMATS, SAVE_DTYPES, BaseModel, FileFormat
+from .file_formats import FORMATS, SAVE_DTYPES, STRENGTH, BaseModel, FileFormat
 
 
 class Save(Node):
@@ -84,6 +84,13 @@ class Save(Node):
                     optional=True,
                     tooltip="Only needed to write a PaRa that changes the text encoder as a plain LoRA.",
                 ),
+                io.Float.Input(
+                    "strength",
+                    **STRENGTH,
+                    optional=True,
+                    tooltip="Strength of the adapter that the plain LoRA has when it is used at 1. Format hyperbooth "
+                    "keeps the adapter as trained: leave 1.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where it was saved, below the output folder.")],
         )
@@ -96,13 +103,13 @@ class Save(Node):
     @classmethod
     def execute(
         cls, adapter: AdapterStack, filename_prefix: str, format: str, precision: str, model: Any = None,
-        trigger: str = "", metadata: bool = True, clip: Any = None,
+        trigger: str = "", metadata: bool = True, clip: Any = None, strength: float = 1.0,
     ) -> io.NodeOutput:  # fmt: skip
         if not is_unicode(trigger):
             raise ValueError(f"trigger {trigger!r:.60} holds invalid Unicode (a lone surrogate); give plain text")
         if trigger.strip():
             adapter = replace(adapter, metadata={**adapter.metadata, "trigger": trigger.strip()})
-        kind, base, dtype = FORMATS[format], BaseModel(model, clip), SAVE_DTYPES[precision]
+        kind, base, dtype = FORMATS[format], BaseModel(model, clip, strength), SAVE_DTYPES[precision]
         embedding = bool(adapter.embeddings) and kind.embedding_files
         with output_file(filename_prefix, ".safetensors") as path:
             if embedding:
@@ -113,7 +120,8 @@ class Save(Node):
             if metadata:
                 entries |= with_hash(kind.metadata(adapter, path.stem.rstrip("_"), base), tensors)
             write_tensors(tensors, path, entries)
-        name, notes = output_name(path), [embedding_usage(path)] if embedding else []
+        name, usage = output_name(path), embedding_usage(path) if embedding else ""
+        notes = filter(None, (usage, base.strength_note()))
         return io.NodeOutput(name, ui={"text": (f"saved {name}{_rounding(kind, adapter, exact, dtype)}", *notes)})
 
 
