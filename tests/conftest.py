@@ -141,6 +141,19 @@ def node() -> Any:
     return run
 
 
+@pytest.fixture
+def shown_images(node: Any, monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
+    """Step -> the image that ComfyUI shows at it, by the hook that its server sets; without it none is drawn."""
+    shown: dict[int, Any] = {}
+
+    def show(done: int, _total: int, preview: Any, node_id: Any = None) -> None:
+        if preview is not None:
+            shown[done] = preview[1]
+
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", show)
+    return shown
+
+
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server with the pack under another folder name, the checkpoint, and four small photographs."""

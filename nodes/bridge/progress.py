@@ -11,6 +11,11 @@ MAX_UPDATE_INTERVAL = 1.0
 out."""
 
 
+def is_image_shown() -> bool:
+    """Return whether ComfyUI passes preview images on: a server does, a script that calls nodes does not."""
+    return comfy.utils.PROGRESS_BAR_HOOK is not None and comfy.utils.PROGRESS_BAR_ENABLED
+
+
 class Progress:
     """Progress callback ``(done, total, image)`` of a node; each call raises if the user has pressed cancel.
 

@@ -17,7 +17,7 @@ from ...trainers.subject_bank.build import BankBuilder
 from ...trainers.subject_bank.config import BankConfig
 from ...trainers.subject_bank.folders import subject_names
 from ..bridge.folders import input_folder, widget_value
-from ..bridge.progress import Progress
+from ..bridge.progress import Progress, is_image_shown
 from ..bridge.subject_banks import (
     accept_folder_state,
     bank_backend,
@@ -190,7 +190,7 @@ def build(
     backend = bank_backend(model, clip, vae, config.options, method.text_encoder)
     builder = BankBuilder(
         config=config, source=source, folder=path, subjects_per_batch=subjects_per_batch, backend=backend,
-        on_progress=_progress(), processes=processes,
+        on_progress=_progress(), draws=is_image_shown(), processes=processes,
     )  # fmt: skip
     result = builder.build()
     accept_folder_state(path)

@@ -24,7 +24,7 @@ from ...trainers.reporting.live_view import LiveView, Sample
 from ...trainers.session import TrainingSession
 from ..bridge.folders import state_folder
 from ..bridge.images.clip_vision import encoder_ref, image_tokens
-from ..bridge.progress import Progress
+from ..bridge.progress import Progress, is_image_shown
 from ..bridge.subject_banks import base_model_record
 from ..bridge.text.conditioning import encode_prompt
 from ..bridge.training_session import training_session
@@ -222,7 +222,8 @@ def train(
 def _live_view(run: HyperNetworkTrainingConfig, progress: Progress, sample: Sample) -> LiveView:
     """Return the view that shows the chart of evaluations at each of them, and before the first step."""
     return LiveView(
-        total=run.steps, on_progress=progress, sample=sample, preview_every=run.evaluate_every, sample_at_start=True
+        total=run.steps, on_progress=progress, sample=sample, preview_every=run.evaluate_every, sample_at_start=True,
+        draws=is_image_shown(),
     )  # fmt: skip
 
 

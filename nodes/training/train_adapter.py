@@ -20,7 +20,7 @@ from ...trainers.reporting.live_view import LiveView
 from ..bridge.adapters.patching import warn_if_other_base
 from ..bridge.folders import output_file, output_name, state_folder
 from ..bridge.model.block_spans import choose_removed_blocks
-from ..bridge.progress import Progress
+from ..bridge.progress import Progress, is_image_shown
 from ..bridge.training_session import training_session
 from ..common import sockets
 from ..common.node import Node
@@ -143,7 +143,11 @@ def train(run: DreamBoothConfig, model: Any, clip: Any, resume: bool) -> DreamBo
             run,
             session,
             live_view=lambda sample: LiveView(
-                total=run.steps, on_progress=progress, sample=sample, preview_every=options.preview_every
+                total=run.steps,
+                on_progress=progress,
+                sample=sample,
+                preview_every=options.preview_every,
+                draws=is_image_shown(),
             ),
             checkpoints=states,
             save_rescued=save_rescued,

@@ -34,6 +34,7 @@ class LiveView:
         sample: makes a sample of the model as it is.
         preview_every: steps between samples; 0 for none.
         sample_at_start: whether a sample is shown before the first step.
+        draws: whether anybody sees images; without, no chart is drawn and no sample is made.
     """
 
     total: int
@@ -41,12 +42,16 @@ class LiveView:
     sample: Sample
     preview_every: int
     sample_at_start: bool = False
+    draws: bool = True
     _sample: Image.Image | None = field(default=None, init=False)
     _drawn: float = field(default=0.0, init=False)
     _cost: float = field(default=0.0, init=False)
 
     def __call__(self, history: History) -> None:
         step = history.step
+        if not self.draws:
+            self.on_progress(step, self.total, None)
+            return
         if step == 0:
             self.on_progress(step, self.total, self.sample() if self.sample_at_start else None)
             return

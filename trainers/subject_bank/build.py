@@ -87,6 +87,7 @@ class BankBuilder:
         subjects_per_batch: subjects in one batch, and in one shard.
         backend: the loaded base model.
         on_progress: called with (steps done, of, image or None); where it raises, finished shards stay.
+        draws: whether anybody sees images of the loss curve.
         processes: this process takes batches ``rank``, ``rank + world_size`` ... of the missing ones; the report
             covers all processes.
 
@@ -100,6 +101,7 @@ class BankBuilder:
     subjects_per_batch: int
     backend: BankBackend
     on_progress: OnProgress
+    draws: bool = True
     processes: ProcessGroup = SINGLE
     trainer: BankTrainer = field(init=False, repr=False)
     manifest: Manifest = field(init=False, repr=False)
@@ -185,7 +187,7 @@ class BankBuilder:
         def _show(step: int, _steps: int, image: Image.Image | None) -> None:
             self.on_progress(done * steps + step * subjects, total * steps, image)
 
-        return LiveView(total=steps, on_progress=_show, sample=lambda: None, preview_every=0)
+        return LiveView(total=steps, on_progress=_show, sample=lambda: None, preview_every=0, draws=self.draws)
 
     def _trained(
         self, prepared: Sequence[PreparedSubject], results: Sequence[TrainedSubject | FailedSubject]

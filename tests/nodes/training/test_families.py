@@ -497,9 +497,12 @@ def test_guidance_of_distilled_models(family: Loaded) -> None:
     assert given == ([torch.tensor([1.0]), torch.tensor([4.0])] if family.name == "flux" else [None, None])
 
 
-def test_batches_of_several_aspects_with_prior_and_previews(family: Loaded, node: Any) -> None:
+def test_batches_of_several_aspects_with_prior_and_previews(
+    family: Loaded, node: Any, shown_images: dict[int, Any]
+) -> None:
     prior = replace(family.subject, class_examples=family.subject.examples[:1])
     options = TrainingOptions(preview_every=2)
     _, loss_map, report = train(node, (family.model,), prior, lora(), 4, batch_size=2, options=options)
     assert all(torch.isfinite(torch.tensor(loss_map["loss"])))
     assert "1 class images" in report
+    assert shown_images[2].width > 512

@@ -57,7 +57,7 @@ class TestCancelledAndQueuedAgain:
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one_and_another_seed_does_not(
-    node: Any, loaded: Any, subject: Any
+    node: Any, loaded: Any, subject: Any, shown_images: dict[int, Any]
 ) -> None:
     train(node, loaded, subject, lora(), 3)
     _, _, longer = train(node, loaded, subject, lora(), 6)

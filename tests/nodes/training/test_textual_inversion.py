@@ -334,11 +334,13 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_every_option_works(node: Any, loaded: Any, named: Any, case: str) -> None:
+def test_every_option_works(
+    node: Any, loaded: Any, named: Any, case: str, shown_images: dict[int, Any]
+) -> None:
     options = replace(QUIET, **OPTIONS[case])
     with all_untouched(*loaded[:2]):
         adapter, loss_map, _ = train(node, loaded, named, inversion(1, 0.05), 3, clip=loaded[1], options=options)
-    assert len(loss_map["loss"]) == 3
+    assert len(loss_map["loss"]) == 3 and shown_images
     vector = adapter.embeddings[0].vectors["clip_l"][0]
     assert torch.isfinite(vector).all()
     change = relative(vector, dog(loaded[1]))

@@ -363,14 +363,11 @@ def test_stock_datasets_train(node: Any, loaded: Any, subject: Any) -> None:
         train(node, loaded, made, lora(text_encoder=True), 1, clip=clip)
 
 
-def test_previews_are_samples_of_the_model_as_it_stands(node: Any, loaded: Any, subject: Any) -> None:
-    from hyperbooth.nodes.bridge.progress import Progress
-
-    shown: dict[int, Any] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "__call__", lambda self, done, total, picture=None: shown.__setitem__(done, picture))
-        train(node, loaded, subject, lora(), 4, options=TrainingOptions(preview_every=2))
-    assert shown[2].width > 512 and shown[4].width > 512
+def test_previews_are_samples_of_the_model_as_it_stands(
+    node: Any, loaded: Any, subject: Any, shown_images: dict[int, Any]
+) -> None:
+    train(node, loaded, subject, lora(), 4, options=TrainingOptions(preview_every=2))
+    assert shown_images[2].width > 512 and shown_images[4].width > 512
 
 
 def test_info_describes_an_adapter(node: Any, loaded: Any, subject: Any) -> None:

@@ -34,3 +34,17 @@ def test_a_sample_before_the_first_step_is_shown_if_asked_for() -> None:
     )  # fmt: skip
     view(History())
     assert shown == [(0, 10, "chart")]
+
+
+def test_where_nobody_sees_images_none_is_made() -> None:
+    def sample() -> Any:
+        raise AssertionError("sampled")
+
+    shown: list[Any] = []
+    view = LiveView(
+        total=4, on_progress=lambda *given: shown.append(given), sample=sample, preview_every=2, sample_at_start=True,
+        draws=False,
+    )  # fmt: skip
+    for step in range(5):
+        view(History(step=step, losses=[1.0] * step))
+    assert shown == [(step, 4, None) for step in range(5)]
