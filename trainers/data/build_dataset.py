@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...models.validation import is_finite
 from ..checks import check_number
-from .augmentation import Augmentation, draw_views
+from .augmentation import Augmentation, View, draw_views
 from .dataset import Example, Subject
 from .preprocessing_report import ImagePlan, class_notes, image_notes
 from .resize import bucket_size
@@ -113,8 +113,10 @@ def _encode_all(
     prompts = ("", *_prompts(plans), *_prompts(class_plans), *([class_prompt] if class_prompt else []))
     conds = {prompt: encoders.encode_prompt(prompt) for prompt in dict.fromkeys(prompts)}
     progress = _Progress(encoders.on_progress, sum(len(plan.views) for plan in (*plans, *class_plans)))
+    known: Latents = {}
     examples, class_examples = (
-        tuple(_encode(plan, encoders, conds[plan.prompt], progress) for plan in part) for part in (plans, class_plans)
+        tuple(_encode(plan, encoders, conds[plan.prompt], progress, known) for plan in part)
+        for part in (plans, class_plans)
     )
     return Subject(
         examples,
@@ -152,16 +154,31 @@ class _Progress:
         self._on_progress(self._done, self._total)
 
 
-def _encode(plan: ImagePlan, encoders: Encoders, cond: Any, progress: _Progress) -> Example:
+Latents = dict[tuple[int, tuple[int, ...], View, tuple[int, int]], Tensor]
+"""(address and shape of an image, variant, size) -> latents: an image that is given several times is encoded once."""
+
+
+def _encode(plan: ImagePlan, encoders: Encoders, cond: Any, progress: _Progress, known: Latents) -> Example:
+    """Encode the variants of an image.
+
+    Args:
+        plan: its preprocessing.
+        encoders: VAE and text encoder.
+        cond: the conditioning of its prompt.
+        progress: of all images.
+        known: the latents so far, extended here.
+    """
     pixels, latents = _rgb(plan.image), []
     for view in plan.views:
-        latent = encoders.encode_image(view.render(pixels, plan.size))
-        if not is_finite(latent, math.inf):
+        key = (plan.image.data_ptr(), tuple(plan.image.shape), view, plan.size)
+        if key not in known:
+            known[key] = encoders.encode_image(view.render(pixels, plan.size))
+        if not is_finite(known[key], math.inf):
             raise ValueError(
                 f"vae gives NaN or infinite values for image {plan.index + 1}; load it in float32, or another one, or "
                 "leave the image out"
             )
-        latents.append(latent)
+        latents.append(known[key])
         progress.advance()
     encoded = torch.cat(latents)
     frames = tuple(view.frame(*plan.shape, plan.size) for view in plan.views)

@@ -119,10 +119,17 @@ def _mask_doubt(plan: ImagePlan) -> str | None:
 
 
 def _duplicates(plans: Sequence[ImagePlan]) -> list[str]:
-    """Return a line for each duplicate: it doubles the weight of its image, which is rarely intended."""
+    """Return a line for each duplicate: it doubles the weight of its image, which is rarely intended.
+
+    The same image in memory is a repeat that was asked for, as by kohya's folders, and no duplicate.
+    """
     first: dict[tuple[tuple[int, int], bytes], int] = {}
+    addresses: set[int] = set()
     notes = []
     for plan in plans:
+        if plan.image.data_ptr() in addresses:
+            continue
+        addresses.add(plan.image.data_ptr())
         content = hashlib.sha256(plan.image.contiguous().cpu().numpy().tobytes()).digest()
         earlier = first.setdefault((plan.shape, content), plan.index)
         if earlier != plan.index:

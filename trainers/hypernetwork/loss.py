@@ -29,7 +29,9 @@ from .feature_cache import ImageIndex
 
 _DRAWS = 1
 FLOAT16_SCALE = 2.0**10
-"""Factor of the loss on its way through a model that computes in float16."""
+"""Factor of the loss on its way through a model that computes in float16, at first."""
+_BACK_OFF = 16.0
+"""Factor by which it falls where a gradient overflows: at most three more passes, down to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +117,19 @@ class PredictedAdapterLoss:
 
     def _backward(self, theta: Tensor, draw: Draw) -> tuple[float, Tensor]:
         """Return the sum of the samples' losses, each with its own adapter, and its gradient ``[n, N]``."""
-        adapter = self._adapter(theta)
         scale = FLOAT16_SCALE if self.session.model.half else 1.0
+        loss, gradient = self._scaled_backward(theta, draw, scale)
+        while scale > 1 and not gradient.isfinite().all():
+            scale = max(scale / _BACK_OFF, 1.0)
+            loss, gradient = self._scaled_backward(theta, draw, scale)
+        return loss, gradient
+
+    def _scaled_backward(self, theta: Tensor, draw: Draw, scale: float) -> tuple[float, Tensor]:
+        """Return loss and gradient, computed with the loss times ``scale``.
+
+        Every batch starts from the same scale, so that a resumed run gives the same bits.
+        """
+        adapter = self._adapter(theta)
         with self.session.injected(AdapterStack((adapter,))):
             loss = self.objective(draw).sum()
             (scale * loss).backward()

@@ -71,7 +71,7 @@ def people(tmp_path: Path) -> Iterator[Path]:
 
 def build(node: Any, quick: Any, **inputs: Any) -> tuple[Bank, str]:
     model, clip, vae = quick
-    inputs = {"method": lidb(), "prompt": PROMPT, "steps": 3, "subjects_per_batch": 3, "seed": 0, "resolution": 64,
+    inputs = {"method": lidb(), "prompt": PROMPT, "steps": 3, "subjects_per_batch": 3, "seed": 0, "resolution": 32,
               "options": FAST, "folder": "people", **inputs}  # fmt: skip
     return node("BuildBank", model=model, clip=clip, vae=vae, **inputs)
 
@@ -82,7 +82,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 def test_each_subject_is_trained_and_the_model_is_unchanged(node: Any, quick: Any, people: Path) -> None:
     with untouched(*quick[:2]):
-        bank, report = build(node, quick, steps=30, method=lidb(text_encoder=True))
+        bank, report = build(node, quick, steps=16, method=lidb(text_encoder=True))
     assert bank.names == ("alice", "bob", "carol") and bank.image_counts == (1, 3, 1)
     assert bank.prompt == PROMPT and bank.theta().shape == (3, bank.layout.parameter_count)
     for entry in bank.entries:
@@ -418,7 +418,7 @@ def test_processes_that_share_the_batches_build_the_same_bank(
     """Each takes every third batch; the last one has none."""
     write_people(people, {"dora": 1})
     whole, _ = build(node, quick, subjects_per_batch=2, bank_name="whole")
-    config = BankConfig(method=lidb(), prompt=PROMPT, steps=3, resolution=64, options=FAST)
+    config = BankConfig(method=lidb(), prompt=PROMPT, steps=3, resolution=32, options=FAST)
     folder = output_folder / "hyperbooth_banks" / "shared"
     for rank in (2, 1, 0):
         with torch.inference_mode():

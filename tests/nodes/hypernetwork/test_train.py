@@ -26,6 +26,7 @@ from hyperbooth.trainers.diffusion.objective import Draw
 from hyperbooth.trainers.engine import checkpoints
 from hyperbooth.trainers.engine.distributed import ProcessGroup
 from hyperbooth.trainers.engine.state import History
+from hyperbooth.trainers.hypernetwork import loss as hypernetwork_loss
 from hyperbooth.trainers.hypernetwork.batches import SubjectBatches
 from hyperbooth.trainers.hypernetwork.config import HyperNetworkTrainingConfig
 from hyperbooth.trainers.hypernetwork.evaluation import Evaluator
@@ -190,6 +191,18 @@ def test_a_batch_that_does_not_fit_is_split(
     assert "micro-batches of 2" in report
     assert losses_split["loss"] == pytest.approx(losses["loss"], rel=1e-4)
     assert relative(split.network.heads, whole.network.heads) < 1e-3
+
+
+def test_a_loss_scale_that_overflows_float16_is_lowered(
+    node: Any, loaded: Any, small_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"steps": 2, "weight_loss": 0.0, "denoising_loss": 1.0, "resume": "start over"}
+    inputs["options"] = replace(QUIET, precision="float16")
+    expected, losses, _ = trained(node, loaded, small_bank, **inputs)
+    monkeypatch.setattr(hypernetwork_loss, "FLOAT16_SCALE", 2.0**30)
+    found, losses_found, _ = trained(node, loaded, small_bank, **inputs)
+    assert losses_found["loss"] == pytest.approx(losses["loss"], rel=1e-3)
+    assert relative(found.network.heads, expected.network.heads) < 1e-3
 
 
 @pytest.mark.parametrize("losses", [(1.0, 0.0), (0.0, 1.0)], ids=["weights", "images"])

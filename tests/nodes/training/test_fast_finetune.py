@@ -61,15 +61,15 @@ def test_before_the_first_step_the_output_is_the_given_adapters(
 def test_trains_on_top_and_leaves_the_rest_unchanged(node: Any, loaded: Any, subject: Any) -> None:
     given = stack_of(("lidb",), loaded, text=True)
     with untouched(*loaded[:2]):
-        adapter, loss_map, report = tuned(node, loaded, subject, given, steps=40, learning_rate=3e-3, batch_size=2)
+        adapter, loss_map, report = tuned(node, loaded, subject, given, steps=18, learning_rate=3e-3, batch_size=2)
     losses = loss_map["loss"]
-    assert len(losses) == 40 and sum(losses[-15:]) < 0.97 * sum(losses[:15])
+    assert len(losses) == 18 and sum(losses[-6:]) < 0.97 * sum(losses[:6])
     assert [one.family for one in adapter.adapters] == ["lidb", "lora"]
     assert same(AdapterStack(adapter.adapters[:1]), given)
     layers = adapter.adapters[1].targets
     assert any(name.startswith("text_encoders.") for name in layers)
     assert all(adapter.adapters[1].layers[name].up.abs().max() > 0 for name in layers)
-    assert report.startswith("lora (rank 3, alpha 3)") and "40 steps of 2" in report
+    assert report.startswith("lora (rank 3, alpha 3)") and "18 steps of 2" in report
     assert report.endswith(f"on top of {given.adapters[0].describe()}")
 
 

@@ -43,9 +43,9 @@ def output(model: Any, cond: torch.Tensor) -> torch.Tensor:
 def test_trains_and_leaves_the_model_unchanged(node: Any, loaded: Any, subject: Any, optimizer: str) -> None:
     options = replace(QUIET, optimizer=optimizer)
     with untouched(*loaded[:2]):
-        adapter, loss_map, report = train(node, loaded, subject, full(), 20, options=options)
+        adapter, loss_map, report = train(node, loaded, subject, full(), 9, options=options)
     losses = loss_map["loss"]
-    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert report.startswith("full (")
     assert all(p.detach().any() for p in adapter.parameters())
 

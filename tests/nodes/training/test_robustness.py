@@ -14,7 +14,8 @@ from hyperbooth.models.files.adapter_file import load_adapter
 from hyperbooth.nodes.bridge.training_session import training_session
 from hyperbooth.trainers.config import TrainingOptions
 from hyperbooth.trainers.dreambooth.loss import DreamBoothLoss
-from hyperbooth.trainers.engine.divergence import WINDOW, Diverged
+from hyperbooth.trainers.engine import divergence, loop
+from hyperbooth.trainers.engine.divergence import Diverged
 from hyperbooth.trainers.engine.memory_plan import MemoryPlan, choose_plan, measure_needs
 
 from tools.small_world.base.model import load as load_small_world
@@ -44,14 +45,14 @@ class TestCancelledAndQueuedAgain:
     ) -> None:
         inputs = {"options": OPTIONS, "clip": loaded[1], **CHANGES[case]}
         method = inputs.pop("method", lora())
-        whole, losses, _ = train(node, loaded, subject, method, 20, **inputs, resume="start over")
+        whole, losses, _ = train(node, loaded, subject, method, 11, **inputs, resume="start over")
         for state in (output_folder / "hyperbooth_states").iterdir():  # with a validation, the best one too
             state.unlink()
         with untouched(*loaded[:2]):
-            for stop in (3, 9):
+            for stop in (3, 7):
                 with interrupted_at(stop):
-                    train(node, loaded, subject, method, 20, **inputs)
-            again, losses_again, report = train(node, loaded, subject, method, 20, **inputs)
+                    train(node, loaded, subject, method, 11, **inputs)
+            again, losses_again, report = train(node, loaded, subject, method, 11, **inputs)
         assert same(whole, again) and losses == losses_again
         assert "resumed at step" in report
 
@@ -88,11 +89,16 @@ def test_a_run_belongs_to_its_sampling_equations(node: Any, loaded: Any, subject
         assert "resumed at step" not in train(node, (model, *loaded[1:]), subject, lora(), 2)[2]
 
 
-def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(node: Any, loaded: Any, subject: Any) -> None:
+def test_a_heavy_prior_that_starts_at_nothing_is_no_divergence(
+    node: Any, loaded: Any, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked as in a long run: with windows of 8 steps, where a run has 64."""
+    for module in (divergence, loop):
+        monkeypatch.setattr(module, "WINDOW", 8)
     options = replace(QUIET, prior_mode="prediction", prior_weight=100.0)
     classy = replace(subject, class_cond=subject.examples[0].cond, class_prompt="a photo of a dog")
-    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=3e-3), 2 * WINDOW, options=options)
-    assert len(loss_map["loss"]) == 2 * WINDOW
+    _, loss_map, _ = train(node, loaded, classy, lora(learning_rate=3e-3), 32, options=options)
+    assert len(loss_map["loss"]) == 32
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +192,7 @@ def test_prior_prediction_preserves_the_class(node: Any, loaded: Any, pictures: 
     drift = {}
     for mode, weight in (("none", 0.0), ("prediction", 10.0)):
         options = replace(QUIET, prior_mode=mode, prior_weight=weight)
-        adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 40, options=options)
+        adapter, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 16, options=options)
         measured = replace(QUIET, prior_mode="prediction")
         with (
             training_session(loaded[0], measured, subject, batch_size=3) as session,

@@ -172,6 +172,18 @@ def test_the_report_names_large_crops_and_duplicates() -> None:
     assert any(re.match("image 3 is .*duplicate of image 1", note) for note in made.notes)
 
 
+def test_an_image_that_is_given_several_times_is_encoded_once_and_no_duplicate() -> None:
+    """As kohya's folders of repeats give it."""
+    encoded: list[Tensor] = []
+    counted = replace(encoders(), encode_image=lambda pixels: encoded.append(pixels) or F.avg_pool2d(pixels, 4))
+    repeated, other = images((32, 32, 3), (32, 48, 3)).images
+    source = SourceImages([repeated, other, repeated, repeated], ["p"] * 4)
+    made = build_dataset(source, FRAMING, counted)
+    assert len(encoded) == 2 and len(made.examples) == 4
+    assert made.examples[0].latents.equal(made.examples[3].latents)
+    assert not any(note.startswith("image 3 is") for note in made.notes)
+
+
 def test_variants_without_crop_or_color_are_one_variant_and_the_report_remarks_on_it() -> None:
     made = build_dataset(images((32, 32, 3)), FRAMING, encoders(), augmentation=Augmentation(variants=8))
     assert len(made.examples[0].latents) == 1

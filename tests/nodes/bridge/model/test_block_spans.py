@@ -167,7 +167,7 @@ def test_the_remaining_blocks_train(loaded: Network, node: Any, storage: str) ->
             (loaded.model,),
             subject,
             method,
-            steps=8,
+            steps=5 if storage == "ram" else 2,
             batch_size=2,
             hollow=HollowedNetConfig(fraction=0.5, samples=2, storage=storage),
         )
