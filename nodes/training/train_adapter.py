@@ -17,7 +17,7 @@ from ...trainers.engine.checkpoints import CheckpointStore
 from ...trainers.engine.state import History
 from ...trainers.hollowed_net.config import HollowedNetConfig
 from ...trainers.reporting.live_view import LiveView
-from ..bridge.adapters.patching import warn_if_other_base
+from ..bridge.adapters.patching import require_own_names, warn_if_other_base
 from ..bridge.folders import output_file, output_name, state_folder
 from ..bridge.model.block_spans import choose_removed_blocks
 from ..bridge.progress import Progress, is_image_shown
@@ -98,6 +98,7 @@ class Train(Node):
         if encodes and clip is None:
             raise ValueError(clip_needed(method))
         if start_from is not None:
+            require_own_names(model, clip, start_from)
             warn_if_other_base(model, clip, start_from)
         run = DreamBoothConfig(
             subject=subject, method=method, options=options or TrainingOptions(), steps=steps, batch_size=batch_size,

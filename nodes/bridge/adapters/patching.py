@@ -19,6 +19,7 @@ from ....models.hypernetwork.predictor import is_predicted
 from ....models.metadata.base_fingerprint import base_distance, recorded_fingerprints
 from ..model.layers import adaptable_layers, architecture, layer_shapes
 from ..text.learned_embeddings import with_embeddings
+from .lora_keys import import_names
 from .weight_adapter import StackWeightAdapter
 
 logger = logging.getLogger("hyperbooth")
@@ -80,9 +81,11 @@ def require_layers_present(model: Any, clip: Any, adapter: AdapterStack) -> None
         adapter: the adapter stack.
 
     Raises:
-        ValueError: a layer is missing or has another shape; the message holds both shapes.
+        ValueError: a layer is missing or has another shape; the message holds both shapes. Or the names are those of
+            another tool's key format.
     """
     shapes = layer_shapes(adaptable_layers(model, clip))
+    require_own_names(model, clip, adapter)
     for name, target in adapter.targets().items():
         if name.startswith(TEXT_PREFIX) and clip is None:
             continue
@@ -92,6 +95,25 @@ def require_layers_present(model: Any, clip: Any, adapter: AdapterStack) -> None
                 f"the adapter was trained on {adapter.metadata.get('base', 'another model')} and does not fit this "
                 f"{architecture(model)}: {name} is {target.shape} in the adapter, {has} in the model"
             )
+
+
+def require_own_names(model: Any, clip: Any, adapter: AdapterStack) -> None:
+    """Check that the adapter names layers as ComfyUI does.
+
+    Names of other tools may begin with ``diffusion_model.`` as ComfyUI's own do, and mean other layers: Z-Image's
+    ``attention.to_q`` is a part of ComfyUI's ``attention.qkv``. Without a model, nothing tells them apart.
+
+    Raises:
+        ValueError: it has a name that only another tool's key format has.
+    """
+    layers = layer_shapes(adaptable_layers(model, clip))
+    unknown = [name for name in adapter.targets() if name not in layers]
+    foreign = [name for name in unknown if name in import_names(model, clip).targets] if unknown else []
+    if foreign:
+        raise ValueError(
+            f"the adapter names {len(foreign)} layers in another tool's key format (such as {foreign[0]}), because it "
+            "was loaded without a model; connect model to Load Adapter"
+        )
 
 
 def base_weights(model: Any, clip: Any = None) -> WeightOf:

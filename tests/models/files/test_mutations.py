@@ -6,14 +6,17 @@ Slow, so that `dev.py test` leaves it out; `python dev.py test -m slow` runs it.
 import json
 import random
 import time
+import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.allocations import LargestTensor
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
 from hyperbooth.models.adapters.parameter_layout import ParameterLayout
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
@@ -36,6 +39,8 @@ pytestmark = pytest.mark.slow
 MUTATIONS = 2000
 SLOWEST = 5.0
 """Seconds that reading a file of a few kilobytes may take."""
+TIMES, ASIDE = 10, 1 << 20
+"""Times a file's size that reading it may allocate, and bytes of Python's own besides (messages, parsed headers)."""
 LAYERS = [Target("diffusion_model.a", (8, 8)), Target("diffusion_model.b", (8, 8))]
 CONFIGS = {
     "lora": LoRAConfig(rank=2), "lidb": LiDBConfig(rank=1, a=4, b=4), "para": PaRaConfig(rank=2), "full": FullConfig()
@@ -297,7 +302,8 @@ def test_changed_files_are_refused_or_what_they_were(tmp_path: Path, name: str) 
         kind.path.write_bytes(damage(whole, chance))
         start = time.monotonic()
         try:
-            found = kind.read()
+            with bounded_memory(kind.path.stat().st_size):
+                found = kind.read()
         except ValueError:
             found = None
         except BaseException as error:  # a panic of the library that reads the file is no Exception
@@ -313,6 +319,19 @@ def test_changed_files_are_refused_or_what_they_were(tmp_path: Path, name: str) 
     if name not in REPAIRED:
         assert outcomes["refused"] > MUTATIONS // 3, outcomes
     print(name, dict(outcomes))
+
+
+@contextmanager
+def bounded_memory(size: int) -> Iterator[None]:
+    """Require that the block allocates no tensor, and no objects of Python, out of proportion to a file of ``size``."""
+    tracemalloc.start()
+    try:
+        with LargestTensor() as tensors_made:
+            yield
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert 8 * tensors_made.values <= TIMES * size + ASIDE and peak <= TIMES * size + ASIDE, (size, peak)
 
 
 def equal(found: list[Tensor], before: list[Tensor]) -> bool:

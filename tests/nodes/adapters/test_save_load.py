@@ -23,6 +23,7 @@ import torch
 from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target, select_targets
+from hyperbooth.models.files.safetensors_io import write_tensors
 from hyperbooth.nodes.adapters.save_load import Save
 from hyperbooth.nodes.bridge.folders import adapter_files, hypernetwork_files
 from hyperbooth.nodes.bridge.model.layers import adaptable_layers, layer_shapes
@@ -504,6 +505,30 @@ def test_half_precision_files_hold_the_same_change(
     (again,) = node("Load", adapter_name=path.name, model=model, clip=clip)
     if format != "diffusers":
         assert all(layer.alpha == pytest.approx(0.7) for layer in again.adapters[0].layers.values())
+
+
+def test_a_file_of_foreign_names_asks_for_the_model_that_translates_them(
+    node: Any, families: Any, folder: Path
+) -> None:
+    """They begin as ComfyUI's own names do: Z-Image's, Krea 2's, and this one of Flux."""
+    model, clip = families("Flux")
+    name = "diffusion_model.single_blocks.0.linear1"
+    _, columns = layer_shapes(adaptable_layers(model))[name]
+    draw = torch.Generator().manual_seed(0)
+    width = model.model.model_config.unet_config["hidden_size"]
+    tensors = {
+        f"{name}_qkv.lora_A.weight": torch.randn(2, columns, generator=draw),
+        f"{name}_qkv.lora_B.weight": torch.randn(3 * width, 2, generator=draw),
+    }
+    (folder / "loras").mkdir()
+    write_tensors(tensors, folder / "loras" / "foreign.safetensors")
+    (without,) = node("Load", adapter_name="foreign.safetensors")
+    with pytest.raises(ValueError, match=rf"{name}_qkv.* model .*Load Adapter"):
+        apply(node, model, clip, without)
+    (adapter,) = node("Load", adapter_name="foreign.safetensors", model=model)
+    ours = changes(*apply(node, model, clip, adapter))
+    theirs = changes(*stock(model, clip, folder / "loras" / "foreign.safetensors"))
+    assert_same_changes(ours, theirs)
 
 
 def test_strength_zero_changes_nothing(node: Any, families: Any, folder: Path) -> None:
