@@ -1,6 +1,6 @@
 """People per hour: subjects of a bank side by side in one batch, beside one by one and the floor.
 
-Every row trains LiDBs, one picture per subject, in a process of its own: on SD1.5's U-Net as in ``train.py`` (random
+Every row trains LiDBs, one image per subject, in a process of its own: on SD1.5's U-Net as in ``train.py`` (random
 weights from one file), attention layers; and on the small world's, as its hypernetwork predicts them. See README.md for
 what exactly is measured.
 """
@@ -66,10 +66,10 @@ class OfWorld(Job):
 
     @torch.inference_mode()
     def data(self) -> tuple[Tensor, Tensor]:
-        """A person's picture, encoded, and the prompt."""
+        """A person's image, encoded, and the prompt."""
         base = self._base
-        picture = task.references(task.subjects(1)[0], 1)
-        return base.vae.encode(picture), base.clip.encode_from_tokens(base.clip.tokenize(task.PROMPT))
+        image = task.references(task.subjects(1)[0], 1)
+        return base.vae.encode(image), base.clip.encode_from_tokens(base.clip.tokenize(task.PROMPT))
 
 
 def one_by_one(job: OfUNet | OfWorld, _tick: Tick) -> Train:
@@ -78,7 +78,7 @@ def one_by_one(job: OfUNet | OfWorld, _tick: Tick) -> Train:
 
 
 def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
-    """One batch of a bank, pictures encoded already."""
+    """One batch of a bank, images encoded already."""
     model = job.model()
     import_pack.load_pack()
     from hyperbooth.models.adapters import LiDBConfig

@@ -1,6 +1,6 @@
-"""HyperDreamBooth in the small world: from one picture of a person, predicted, forty steps, and without prediction.
+"""HyperDreamBooth in the small world: from one image of a person, predicted, forty steps, and without prediction.
 
-Every row personalises the same held-out people from one picture each; the oracle judges. See README.md.
+Every row personalizes the same held-out people from one image each; the oracle judges. See README.md.
 """
 
 import shutil
@@ -26,8 +26,8 @@ STEPS, RATE, RANK = 40, 3e-3, 8
 
 
 @dataclass(frozen=True)
-class OnePicture:
-    """A way, given the first picture of the person alone."""
+class OneImage:
+    """A way, given the first image of the person alone."""
 
     way: Any
 
@@ -37,11 +37,11 @@ class OnePicture:
 
 @dataclass(frozen=True)
 class Predicted:
-    """By the hypernetwork from the first picture; then, if asked for, a LoRA on top.
+    """By the hypernetwork from the first image; then, if asked for, a LoRA on top.
 
     Args:
         network: digest of the hypernetwork's file.
-        stranger: held-out person from whose picture it predicts instead, none of those measured.
+        stranger: held-out person from whose image it predicts instead, none of those measured.
         mean: what it makes of nobody, instead.
         refinements: of the network, if not its own number.
         steps, rank, rate: of the LoRA.
@@ -64,13 +64,13 @@ class Predicted:
         numbers = sum(parameter.numel() for parameter in adapter.parameters())
         return Made(model, clip, task.prompt, seconds, self.steps, 4 * self.steps, numbers, file_bytes(adapter))
 
-    def _adapter(self, task: Task, picture: Tensor) -> Any:
-        adapter = self._predicted(task, picture)
+    def _adapter(self, task: Task, image: Tensor) -> Any:
+        adapter = self._predicted(task, image)
         if not self.steps:
             return adapter
         base, call = task.base, task.call
         (subject,) = call(
-            "Subject", images=picture, vae=base.vae, clip=base.clip, prompt=task.prompt, resolution=64
+            "Subject", images=image, vae=base.vae, clip=base.clip, prompt=task.prompt, resolution=64
         )  # fmt: skip
         (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, **FALLING)
         return call(
@@ -78,11 +78,11 @@ class Predicted:
             learning_rate=self.rate, seed=0, clip=base.clip, options=options, batch_size=4,
         )[0]  # fmt: skip
 
-    def _predicted(self, task: Task, picture: Tensor) -> Any:
+    def _predicted(self, task: Task, image: Tensor) -> Any:
         predictor, encoder = network(self.refinements), vision()
         if self.mean:
             return mean_of(predictor)
-        shown = picture if self.stranger is None else picture_of(self.stranger)
+        shown = image if self.stranger is None else image_of(self.stranger)
         return task.call("Predict", hypernetwork=predictor, clip_vision=encoder, image=shown, model=task.base.model)[0]
 
 
@@ -102,7 +102,7 @@ def forget_runs() -> None:
 
 @cache
 def network(refinements: int) -> Any:
-    """The shipped hypernetwork; 0: with as many refinements as it learnt with."""
+    """The shipped hypernetwork; 0: with as many refinements as it learned with."""
     predictor = trained_hypernetwork.kept()
     return replace(predictor, network=predictor.network.copy(refinements)) if refinements else predictor
 
@@ -113,7 +113,7 @@ def vision() -> Any:
     return encoder.kept()
 
 
-def picture_of(number: int) -> Tensor:
+def image_of(number: int) -> Tensor:
     """[1, 64, 64, 3]: the first one of that person."""
     return task.references(task.subjects(number + 1)[number], 1)
 
@@ -137,9 +137,9 @@ WAYS: dict[str, Any] = {
     "fast": Predicted(MADE, steps=STEPS),
     **{f"fast_rank_{rank}": Predicted(MADE, steps=STEPS, rank=rank) for rank in (1, 32)},
     "fast_mean": Predicted(MADE, mean=True, steps=STEPS),
-    **{f"lora_{steps}": OnePicture(lora(RANK, RATE, steps=steps)) for steps in (STEPS, 400, 1000)},
-    "lidb_100": OnePicture(replace(LIDB, steps=100)),
-    "lidb": OnePicture(replace(LIDB, steps=400)),
+    **{f"lora_{steps}": OneImage(lora(RANK, RATE, steps=steps)) for steps in (STEPS, 400, 1000)},
+    "lidb_100": OneImage(replace(LIDB, steps=100)),
+    "lidb": OneImage(replace(LIDB, steps=400)),
     CODED: CODED,
     REAL: REAL,
 }

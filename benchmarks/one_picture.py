@@ -1,4 +1,4 @@
-"""From one picture to a finished adapter at SD1.5's size: encoding, predicting, forty steps.
+"""From one image to a finished adapter at SD1.5's size: encoding, predicting, forty steps.
 
 Random weights: U-Net, text encoder, autoencoder, CLIP ViT-H and hypernetwork are as large as the real ones, and what
 they make means nothing; what it takes is the same. Through the pack's nodes. See README.md.
@@ -20,13 +20,13 @@ from tools.comfy_harness import call_node, import_pack, tiny_checkpoints, tiny_e
 from tools.comfy_harness.tiny_checkpoints import diffusion_models
 
 STEPS, PROMPT = 40, "a photo of sks face"
-STAGES = ("encode the picture", "predict", "fast fine-tune")
+STAGES = ("encode the image", "predict", "fast fine-tune")
 COLUMNS = (
     Column("seconds, first", "seconds_first", lambda value: f"{value:.3f}"),
     Column("seconds, again", "seconds", lambda value: f"{value:.3f}"),
     Column("peak GB", "peak_bytes", harness.gigabytes),
 )
-AIMS = (Aim("one picture to adapter", "seconds", 2.0),)
+AIMS = (Aim("one image to adapter", "seconds", 2.0),)
 """On a GPU; the paper's figure is 20 s."""
 
 
@@ -71,20 +71,20 @@ def predictor(model: Any, vision: Any) -> Any:
 
 
 def stages(base: Any, chosen: argparse.Namespace) -> Callable[[int], dict[str, float]]:
-    """One run for the picture of that number -> seconds of each stage."""
+    """One run for the image of that number -> seconds of each stage."""
     model, clip, vae = base
     vision = encoder(chosen.small)
     network, call = predictor(model, vision), call_node.caller()
     (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, precision=chosen.dtype)
 
     def run(number: int) -> dict[str, float]:
-        picture = torch.rand(1, chosen.side, chosen.side, 3, generator=torch.Generator().manual_seed(number))
+        image = torch.rand(1, chosen.side, chosen.side, 3, generator=torch.Generator().manual_seed(number))
         found: dict[str, float] = {}
         subject = timed(
-            found, STAGES[0], call, "Subject", images=picture, vae=vae, clip=clip, prompt=PROMPT, resolution=chosen.side
+            found, STAGES[0], call, "Subject", images=image, vae=vae, clip=clip, prompt=PROMPT, resolution=chosen.side
         )
         adapter = timed(
-            found, STAGES[1], call, "Predict", hypernetwork=network, clip_vision=vision, image=picture, model=model
+            found, STAGES[1], call, "Predict", hypernetwork=network, clip_vision=vision, image=image, model=model
         )
         timed(
             found, STAGES[2], call, "FastFinetune", model=model, subject=subject, adapter=adapter, steps=chosen.steps,
@@ -108,7 +108,7 @@ def timed(found: dict[str, float], stage: str, call: Callable[..., Any], node: s
 
 def rows_of(runs: list[dict[str, float]], peak: int) -> list[Row]:
     """Each stage and all of them: the first run, in which models are moved to the device, and the median of others."""
-    total = "one picture to adapter"
+    total = "one image to adapter"
     runs = [run | {total: sum(run.values())} for run in runs]
     return [
         {"name": name, "seconds_first": runs[0][name], "seconds": harness.median([run[name] for run in runs[1:]])}
@@ -123,7 +123,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
     parser.add_argument("--small", action="store_true", help="a small U-Net and encoder, for a quick look")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of base and training")
-    whole("--side", default=512, help="of the picture, in pixels")
+    whole("--side", default=512, help="of the image, in pixels")
     whole("--steps", default=STEPS, help="of fast fine-tuning")
     whole("--repeats", default=3, help="runs after the first; their median counts")
     whole("--threads", default=2, help="of PyTorch")

@@ -1,9 +1,9 @@
 """What a bank of many people takes: disk by the format of its files, time by what ``bench bank`` has measured.
 
-    disk  = people * pictures * (3 side^2 + 4 C (side / cell)^2 + 2 tokens width) + 4 N people          bytes
+    disk  = people * images * (3 side^2 + 4 C (side / cell)^2 + 2 tokens width) + 4 N people          bytes
     hours = people / (people per hour of one machine * machines)
 
-Pictures are bytes, latents and numbers float32, the encoder's tokens half precision. Headers (some 150 bytes for each
+Images are bytes, latents and numbers float32, the encoder's tokens half precision. Headers (some 150 bytes for each
 person) come on top. Nothing is trained here: ``python dev.py bench people --people 15000 --machines 8``.
 """
 
@@ -25,7 +25,7 @@ class Person:
     Args:
         numbers: N of the adapter.
         pictures: of each person.
-        side: of a picture, in pixels.
+        side: of an image, in pixels.
         channels, cell: of latents, and pixels along one of them.
         tokens, width: of the encoder's features.
     """

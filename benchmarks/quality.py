@@ -1,6 +1,6 @@
 """Quality of personalisation in the small world: who is shown, whether the prompt is followed, what else has changed.
 
-Every row personalises the same held-out people from four pictures each; the oracle judges. See README.md.
+Every row personalizes the same held-out people from four images each; the oracle judges. See README.md.
 """
 
 from pathlib import Path

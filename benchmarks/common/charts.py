@@ -6,16 +6,16 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = ("#d1495b", "#00798c", "#edae49", "#9db4c0")
+COLORS = ("#d1495b", "#00798c", "#edae49", "#9db4c0")
 
 
 def curves(path: Path, x: str, lines: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
     """Name -> (x, y, spread of y) of each point, as curves with their spread."""
     figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for (name, points), colour in zip(lines.items(), COLOURS, strict=False):
+    for (name, points), color in zip(lines.items(), COLORS, strict=False):
         at, values, spread = zip(*points, strict=True)
-        axes.errorbar(at, values, spread, color=colour, marker="o", markersize=4, capsize=3, label=name)
+        axes.errorbar(at, values, spread, color=color, marker="o", markersize=4, capsize=3, label=name)
     axes.set_xlabel(x)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
@@ -28,9 +28,9 @@ def bars(path: Path, y: str, groups: Mapping[str, Mapping[str, float]]) -> None:
     figure = Figure(figsize=(9.6, 4.8), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(groups)
-    for number, ((group, values), colour) in enumerate(zip(groups.items(), COLOURS, strict=False)):
+    for number, ((group, values), color) in enumerate(zip(groups.items(), COLORS, strict=False)):
         at = [names.index(name) - 0.4 + width * (number + 0.5) for name in values]
-        axes.bar(at, list(values.values()), width, color=colour, label=group)
+        axes.bar(at, list(values.values()), width, color=color, label=group)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
     axes.axhline(1, color="black", linewidth=1, linestyle="--")
     axes.set_ylabel(y)

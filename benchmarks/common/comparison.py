@@ -1,4 +1,4 @@
-"""Ways to personalise side by side: the same people by each, figures over people, a table, a sheet, a JSON file."""
+"""Ways to personalize side by side: the same people by each, figures over people, a table, a sheet, a JSON file."""
 
 import argparse
 import statistics
@@ -111,8 +111,8 @@ class Comparison:
                 everything.append(whole)
         for other in self.others:
             add_differences(done, other)
-        pictures = {name: kept.picture(name, way, people[0]) for name, way in taken.items()}
-        there = {name: picture for name, picture in pictures.items() if picture is not None}
+        images = {name: kept.image(name, way, people[0]) for name, way in taken.items()}
+        there = {name: image for name, image in images.items() if image is not None}
         draw_sheet(bench, there, people[0], chosen.state / "sheet.png")
         self.draw(done, chosen.state)
         orders = {"subjects of all rows": of_rows(everything), "rows of all subjects": of_ways(shown)}
@@ -170,15 +170,15 @@ def add_differences(done: Done, other: str) -> None:
                 row[f"seconds_of_{other}"] = row["seconds"] / beside["seconds"]
 
 
-def draw_sheet(bench: Bench, pictures: dict[str, Tensor], number: int, path: Path) -> None:
+def draw_sheet(bench: Bench, images: dict[str, Tensor], number: int, path: Path) -> None:
     """One person by every row: name -> [scenes, 64, 64, 3]."""
     from PIL import Image
 
-    def images(row: Tensor) -> list[Any]:
+    def to_pil(row: Tensor) -> list[Any]:
         return [Image.fromarray((p.clamp(0, 1).numpy() * 255).round().astype("uint8")) for p in row]
 
     from hyperbooth.trainers.reporting.image_grid import image_grid
 
-    cells = [images(bench.references(number)), *map(images, pictures.values())]
-    page = image_grid(cells, above=bench.task_of.CAPTIONS, left=["references", *pictures], side=128)
+    cells = [to_pil(bench.references(number)), *map(to_pil, images.values())]
+    page = image_grid(cells, above=bench.task_of.CAPTIONS, left=["references", *images], side=128)
     page.save(path, optimize=True)

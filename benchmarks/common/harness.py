@@ -74,7 +74,7 @@ def _version(package: str) -> str | None:
 class StepClock:
     """Seconds between ticks.
 
-    ``on_optimizer_steps`` ticks at the end of every ``step()`` of any PyTorch optimiser, which times a
+    ``on_optimizer_steps`` ticks at the end of every ``step()`` of any PyTorch optimizer, which times a
     foreign training loop without touching it.
     """
 

@@ -1,4 +1,4 @@
-"""Ways to personalise the small world's base to one person, each with this pack's nodes or the stock ones."""
+"""Ways to personalize the small world's base to one person, each with this pack's nodes or the stock ones."""
 
 import tempfile
 import time
@@ -16,7 +16,7 @@ Call = Callable[..., tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Made:
-    """A personalised model, what it cost, and how large it is.
+    """A personalized model, what it cost, and how large it is.
 
     Args:
         pictures: how often one was trained on.
@@ -86,9 +86,9 @@ class Ours:
         model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
         numbers = sum(parameter.numel() for parameter in adapter.parameters())
         called = f"a embedding:{word}" if word else prompt
-        pictures = self.steps * self.batch_size
+        images = self.steps * self.batch_size
         out = share_taken_out(base.model, self.hollow["fraction"]) if self.hollow else 0.0
-        return Made(model, clip, called, seconds, self.steps, pictures, numbers, file_bytes(adapter), out)
+        return Made(model, clip, called, seconds, self.steps, images, numbers, file_bytes(adapter), out)
 
 
 FALLING = {"lr_scheduler": "cosine"}
@@ -150,8 +150,8 @@ class Stock:
             (model,) = LoraModelLoader.execute(base.model, lora, 1.0).result
         sizes = [tensor for name, tensor in lora.items() if not name.endswith(".alpha")]
         size = len(save({name: tensor.half().contiguous() for name, tensor in lora.items()}))
-        pictures = self.steps * self.batch_size
-        return Made(model, base.clip, task.prompt, seconds, self.steps, pictures, sum(t.numel() for t in sizes), size)
+        images = self.steps * self.batch_size
+        return Made(model, base.clip, task.prompt, seconds, self.steps, images, sum(t.numel() for t in sizes), size)
 
 
 def untouched(task: Task, references: Tensor) -> Made:

@@ -1,4 +1,4 @@
-"""The small world's base, and the oracle's figures of what one way to personalise makes of one person."""
+"""The small world's base, and the oracle's figures of what one way to personalize makes of one person."""
 
 import statistics
 import time
@@ -22,16 +22,16 @@ from tools.small_world.scene import task
 from tools.small_world.vision import encoder
 
 SEEDS = 4
-"""Pictures of each scene."""
+"""Images of each scene."""
 ANYBODY = 24
-"""Pictures of the class."""
+"""Images of the class."""
 CLASS_IMAGES = 20
 COSTS = ("seconds", "steps", "pictures", "parameters", "file_bytes", "taken_out")
 FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior", "class_identity", "clip_i", "pres", "div")
 SCENES = tuple(f"identity_{number}" for number in range(1, 6))
 """Identity in each scene, in the order of the world's ``task.CAPTIONS``."""
 REAL, CODED = "real", "real_coded"
-"""In place of a way: the generator's own pictures of the person, and the same through the base's autoencoder."""
+"""In place of a way: the generator's own images of the person, and the same through the base's autoencoder."""
 Way = Callable[..., Made] | str
 
 
@@ -64,19 +64,19 @@ class Bench:
         self.task = Task(base, caller(), prompt, class_prompt, images, seconds)
 
     def references(self, number: int) -> Tensor:
-        """[references, 64, 64, 3]: the pictures of that person."""
+        """[references, 64, 64, 3]: the images of that person."""
         return task.references(task.subjects(number + 1)[number])
 
     def run(self, way: Way, number: int) -> tuple[Row, Tensor]:
-        """Figures of one person, and a picture of each scene."""
+        """Figures of one person, and an image of each scene."""
         shown = task.subjects(number + 1)[number]
         references = self.references(number)
-        made, pictures, anybody = self.sampled_by(way, number, references)
+        made, images, anybody = self.sampled_by(way, number, references)
         if way in (REAL, CODED):
-            pictures = self.real(shown, way == CODED)
-        figures = self.figures(pictures, references, shown) | self.of_class(anybody, references, number)
-        figures |= self.by_encoder(pictures, anybody, references)
-        return figures | {name: getattr(made, name) for name in COSTS}, pictures[:, 0].clone()
+            images = self.real(shown, way == CODED)
+        figures = self.figures(images, references, shown) | self.of_class(anybody, references, number)
+        figures |= self.by_encoder(images, anybody, references)
+        return figures | {name: getattr(made, name) for name in COSTS}, images[:, 0].clone()
 
     def sampled_by(
         self, way: Callable[..., Made] | str, number: int, references: Tensor
@@ -88,31 +88,31 @@ class Bench:
         return made, *self.sampled(made, number)
 
     def real(self, shown: Any, coded: bool) -> Tensor:
-        """[scenes, SEEDS, 64, 64, 3]: the generator's own pictures of that person."""
-        pictures = torch.stack([self.judge.own_pictures(shown, c, SEEDS) for c in task.CAPTIONS])
+        """[scenes, SEEDS, 64, 64, 3]: the generator's own images of that person."""
+        images = torch.stack([self.judge.own_images(shown, c, SEEDS) for c in task.CAPTIONS])
         if not coded:
-            return pictures
+            return images
         vae = self.task.base.vae
         with torch.inference_mode():
-            return torch.stack([vae.decode(vae.encode(scene)) for scene in pictures])
+            return torch.stack([vae.decode(vae.encode(scene)) for scene in images])
 
     def sampled(self, made: Made, seed: int) -> tuple[Tensor, Tensor]:
         """[scenes, SEEDS, 64, 64, 3]: the person of `made` in each scene; [ANYBODY, 64, 64, 3]: the class."""
         scenes = [caption.replace(self.task.class_prompt, made.prompt) for caption in task.CAPTIONS]
         prompts = [scene for scene in scenes for _ in range(SEEDS)]
         base = replace(self.task.base, model=made.model, clip=made.clip)
-        pictures = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed)
-        return pictures[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), pictures[len(prompts) :]
+        images = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed)
+        return images[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), images[len(prompts) :]
 
     @cache  # noqa: B019  # there is one bench, and it lives as long as the program
     def of_base(self, seed: int) -> tuple[Tensor, Tensor]:
         """What it shows untouched."""
         return self.sampled(untouched(self.task, None), seed)
 
-    def figures(self, pictures: Tensor, references: Tensor, shown: Any) -> Row:
+    def figures(self, images: Tensor, references: Tensor, shown: Any) -> Row:
         """Means over the scenes."""
         captions = task.CAPTIONS
-        pairs = list(zip(pictures, captions, strict=True))
+        pairs = list(zip(images, captions, strict=True))
         identities = [self.judge.identity(p, references, c) for p, c in pairs]
         return dict(zip(SCENES, identities, strict=True)) | {
             "identity": statistics.mean(identities),
@@ -129,17 +129,17 @@ class Bench:
             "class_identity": self.judge.identity(anybody, references, prompt),
         }
 
-    def by_encoder(self, pictures: Tensor, anybody: Tensor, references: Tensor) -> Row:
+    def by_encoder(self, images: Tensor, anybody: Tensor, references: Tensor) -> Row:
         """The pack's scores by the world's CLIP_VISION: what stands in for DINO too."""
         from hyperbooth.models.metrics.scores import diversity, prior_preservation
 
-        given = {"images": pictures.flatten(0, 1), "references": references, "clip_vision": self.encoder}
+        given = {"images": images.flatten(0, 1), "references": references, "clip_vision": self.encoder}
         return {
             "clip_i": self.task.call("SubjectFidelity", **given)[1],
             "pres": prior_preservation(self.embedded(anybody), self.embedded(references)),
-            "div": statistics.mean(diversity(self.embedded(scene)) for scene in pictures),
+            "div": statistics.mean(diversity(self.embedded(scene)) for scene in images),
         }
 
     @torch.inference_mode()
-    def embedded(self, pictures: Tensor) -> Tensor:
-        return self.encoder.encode_image(pictures).image_embeds
+    def embedded(self, images: Tensor) -> Tensor:
+        return self.encoder.encode_image(images).image_embeds

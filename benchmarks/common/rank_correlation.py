@@ -9,7 +9,7 @@ from common.harness import Row
 from torch import Tensor
 
 ORDERS = {"clip_i": "identity", "pres": "class_identity", "div": "diversity"}
-"""Score -> what the oracle says of the same pictures."""
+"""Score -> what the oracle says of the same images."""
 FEWEST = 3
 """People, of which an order says something."""
 
@@ -25,7 +25,7 @@ def _ranks(values: Sequence[float]) -> Tensor:
 
 
 def of_subjects(rows: Sequence[Row]) -> Row:
-    """``rank_<score>`` of one way to personalise, over its people; nothing of too few."""
+    """``rank_<score>`` of one way to personalize, over its people; nothing of too few."""
     if len(rows) < FEWEST:
         return {}
     return {
@@ -35,13 +35,13 @@ def of_subjects(rows: Sequence[Row]) -> Row:
 
 
 def of_rows(ways: Sequence[Sequence[Row]]) -> Row:
-    """The same for subjects: the mean over ways to personalise, so that ways are not compared, and its standard error
+    """The same for subjects: the mean over ways to personalize, so that ways are not compared, and its standard error
     over them. A way by which all subjects come out alike orders none."""
     return _mean([order for rows in ways if (order := of_subjects(rows))])
 
 
 def of_ways(ways: Sequence[Sequence[Row]]) -> Row:
-    """For each subject, how a score orders what ways to personalise made of it: the mean over subjects, and its error.
+    """For each subject, how a score orders what ways to personalize made of it: the mean over subjects, and its error.
 
     Args:
         ways: rows of the same people in the same order; one that failed with somebody leaves that subject out.

@@ -13,7 +13,7 @@ from torch import Tensor
 FAILED = "failed"
 """In place of figures: why there are none."""
 Run = Callable[[Any, int], tuple[Row, Tensor]]
-"""Figures of a row for one person, and pictures."""
+"""Figures of a row for one person, and images."""
 
 
 class Kept:
@@ -31,7 +31,7 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
         return [self._one(folder, name, row, number) for number in people]
 
-    def picture(self, name: str, row: Any, number: int) -> Tensor | None:
+    def image(self, name: str, row: Any, number: int) -> Tensor | None:
         """[scenes, 64, 64, 3] of that person; None where there is none."""
         path = self._of(name, row) / f"{number}.pt"
         return torch.load(path, weights_only=True) if path.exists() else None
@@ -49,10 +49,10 @@ class Kept:
     def _measured(self, folder: Path, row: Any, number: int) -> Row:
         """Also of a run that went astray, or showed no numbers: that is a result."""
         try:
-            figures, pictures = self.run(row, number)
+            figures, images = self.run(row, number)
         except (FloatingPointError, ValueError) as error:
             return {FAILED: str(error)}
-        torch.save(pictures, folder / f"{number}.pt")
+        torch.save(images, folder / f"{number}.pt")
         return figures
 
     def _of(self, name: str, row: Any) -> Path:

@@ -159,7 +159,7 @@ def test_the_benchmark_of_one_picture_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     *stages, whole = json.loads(report.read_text())["rows"]
-    assert [row["name"] for row in stages] == ["encode the picture", "predict", "fast fine-tune"]
+    assert [row["name"] for row in stages] == ["encode the image", "predict", "fast fine-tune"]
     assert whole["seconds"] == pytest.approx(sum(row["seconds"] for row in stages)) and whole["peak_bytes"] > 0
     assert "MET" not in done.stdout.upper(), "the aim is for the real size on a GPU"
 
@@ -276,5 +276,5 @@ def test_people_with_whom_a_row_failed_are_counted_and_left_out(
         state = kept.Kept(tmp_path, "world", run)
         rows = state.rows("lora", "way", [0, 1, 2])
     assert asked == [0, 1, 2] and rows == [{"identity": 0.0}, {"failed": "the loss is nan"}, {"identity": 2.0}]
-    assert state.picture("lora", "way", 1) is None and state.picture("lora", "way", 2).shape == (5, 2, 2, 3)
+    assert state.image("lora", "way", 1) is None and state.image("lora", "way", 2).shape == (5, 2, 2, 3)
     assert comparison.summary("lora", [], 3)["failed"] == 3

@@ -56,7 +56,7 @@ def test_photographs_that_are_none(
     if sort == "folder.jpg":
         (photos / "folder.jpg").mkdir()
     if sort == "broken":
-        (photos / "a.jpg").write_bytes(b"no picture")
+        (photos / "a.jpg").write_bytes(b"no image")
     if sort == "cut":
         Image.effect_noise((64, 64), 50).save(photos / "whole.jpg")
         (photos / "a.jpg").write_bytes((photos / "whole.jpg").read_bytes()[:1000])
@@ -89,7 +89,7 @@ def test_the_graph_is_the_shipped_workflow_with_every_scene_twice(
     who = ("a face", "a sks face")
     assert sorted(prompts.values()) == sorted(scene.format(name) for scene in scenes for name in who)
     saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]
-    assert sorted(saved) == ["base_0", "base_1", "personalised_0", "personalised_1"]
+    assert sorted(saved) == ["base_0", "base_1", "personalized_0", "personalized_1"]
     linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
     assert set(linked) <= graph.keys() and json.dumps(graph)
 
@@ -101,7 +101,7 @@ def test_of_one_picture_the_prediction_is_shown_too(demo: ModuleType) -> None:
     )
     graph = demo.graph_of(job)
     saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]
-    assert sorted(saved) == [f"{kind}_{number}" for kind in ("base", "personalised", "predicted") for number in (0, 1)]
+    assert sorted(saved) == [f"{kind}_{number}" for kind in ("base", "personalized", "predicted") for number in (0, 1)]
     by_class = {node["class_type"]: name for name, node in graph.items()}
     assert graph[by_class["HyperBoothLoadHyperNetwork"]]["inputs"]["hypernetwork_name"] == "net.safetensors"
     assert graph["predicted"]["inputs"]["adapter"] == [by_class["HyperBoothPredict"], 0]
@@ -128,7 +128,7 @@ def test_the_demo_runs_and_leaves_what_it_names(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for kind in ("base: a face", "predicted: a sks face", "personalised: a sks face"):
+    for kind in ("base: a face", "predicted: a sks face", "personalized: a sks face"):
         assert re.search(rf"^{kind} ..., identity -?\d\.\d\d, prompt fidelity \d\.\d\d$", done.stdout, re.MULTILINE)
     named = done.stdout.split("The results are in")[1].split()[1:]
     assert {"sheet.png", "subject_00001_.safetensors", "report.txt", "comfyui.log"} <= set(named)

@@ -35,7 +35,7 @@ class Outcome:
         outputs: node id -> what the node showed (images, text).
         executed: ids of the nodes that ran, in order; cached ones are not among them.
         progress: node id -> values of its progress bar, as they came.
-        pictures: JPEG or PNG bytes of the pictures shown in running nodes.
+        images: JPEG or PNG bytes of the images shown in running nodes.
         error: the server's message for a failed node, or its refusal of the prompt.
         refused: node id -> why the server left it out, where other outputs of the prompt ran.
     """
@@ -44,7 +44,7 @@ class Outcome:
     outputs: dict[str, Any] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     progress: dict[str, list[int]] = field(default_factory=dict)
-    pictures: list[bytes] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
     error: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, Any] = field(default_factory=dict)
 
@@ -116,7 +116,7 @@ def _follow(connection: websocket.WebSocket, prompt: str, on_progress: Any) -> O
     while outcome.status == "running":
         message = connection.recv()
         if isinstance(message, bytes):
-            outcome.pictures.append(_picture(message))
+            outcome.images.append(_image(message))
             continue
         event = json.loads(message)
         data = event.get("data", {})
@@ -142,7 +142,7 @@ def _note(outcome: Outcome, kind: str, data: dict[str, Any], on_progress: Any) -
         outcome.status = "success"
 
 
-def _picture(message: bytes) -> bytes:
+def _image(message: bytes) -> bytes:
     """The image inside a binary message, whatever header stands before it."""
     starts = [at for mark in (b"\xff\xd8\xff", b"\x89PNG") if (at := message.find(mark)) >= 0]
     return message[min(starts) :] if starts else b""

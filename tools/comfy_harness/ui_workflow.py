@@ -176,7 +176,7 @@ class Page:
                 raise TimeoutError("the frontend did not come up: " + "; ".join(self.console[-5:]))
             time.sleep(0.3)
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         """A screenshot."""
         png = base64.b64decode(self.call("Page.captureScreenshot")["data"])
         return Image.open(io.BytesIO(png)).convert("RGB")
@@ -235,10 +235,10 @@ def lay_out(page: Page, name: str, api: dict[str, Any], layout: dict[str, Any]) 
     return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}
 
 
-def picture_of(page: Page, titles: Sequence[str] = ()) -> Image.Image:
+def image_of(page: Page, titles: Sequence[str] = ()) -> Image.Image:
     """The open workflow's groups of these titles, or the whole of it."""
     x, y, width, height = page.run(FRAME, list(titles))
-    return page.picture().crop((round(x), round(y), round(x + width), round(y + height)))
+    return page.image().crop((round(x), round(y), round(x + width), round(y + height)))
 
 
 def write(name: str, server: Server) -> None:
@@ -248,11 +248,11 @@ def write(name: str, server: Server) -> None:
     with browser_page() as page:
         page.open(server)
         workflow = lay_out(page, name, api, layout)
-        picture = picture_of(page, layout.get("thumbnail", ()))
+        image = image_of(page, layout.get("thumbnail", ()))
     (ROOT / "workflows" / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", "utf-8")
     card = ROOT / "workflows" / f"{name}.jpg"
     if not card.exists():
-        ImageOps.fit(picture, THUMBNAIL, Image.Resampling.LANCZOS).save(card, quality=85)
+        ImageOps.fit(image, THUMBNAIL, Image.Resampling.LANCZOS).save(card, quality=85)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from tools.comfy_harness.import_pack import ROOT
 WORKFLOWS = ROOT / "workflows" / "api"
 MANY, ONE = "hyperbooth_dreambooth_lora", "hyperbooth_fast_finetune"
 """The shipped workflow for a few photographs, and the one for a single one and a hypernetwork."""
-BASE, PREDICTED, OURS = "base", "predicted", "personalised"
+BASE, PREDICTED, OURS = "base", "predicted", "personalized"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Job:
         prompt, class_prompt: what the photographs are trained under, and what others of the class are.
         scenes: prompts, with {} for who is in them.
         settings: class of node -> inputs that differ from the shipped workflow's.
-        prior: whether pictures of the class are sampled and trained on too.
+        prior: whether images of the class are sampled and trained on too.
         network: a hypernetwork's name in ComfyUI's folder, to predict from the one photograph; none: a LoRA is trained.
     """
 
@@ -39,7 +39,7 @@ class Job:
 
 
 def graph_of(job: Job) -> Graph:
-    """The workflow in API format; pictures of scene ``n`` are saved as ``base_n`` and ``personalised_n``."""
+    """The workflow in API format; images of scene ``n`` are saved as ``base_n`` and ``personalized_n``."""
     graph = json.loads((WORKFLOWS / f"{ONE if job.network else MANY}.json").read_text())
     if job.network:
         of_one_photograph(graph, job)

@@ -1,7 +1,7 @@
 """The main job, end to end: photographs in, an adapter out, applied in the same ComfyUI graph.
 
 Runs a shipped workflow on a real headless ComfyUI. Without ``--checkpoint`` the model is the small world's: drawn
-portraits. From one picture of a person nobody pretrained on, a hypernetwork predicts an adapter, and forty steps refine
+portraits. From one image of a person nobody pretrained on, a hypernetwork predicts an adapter, and forty steps refine
 it; from two to four, a DreamBooth LoRA is trained. What comes out is measured. With an SD1.5 checkpoint a LoRA is
 trained on photographs.
 """
@@ -25,9 +25,9 @@ from tools.demo import portraits  # noqa: E402
 from tools.demo.graph import Graph, Job, graph_of, kinds  # noqa: E402
 from tools.small_world.scene import task  # noqa: E402
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 MOST = 10
-"""Pictures that ComfyUI's own Create List takes."""
+"""Images that ComfyUI's own Create List takes."""
 FILES = ("sheet.png", "subject_00001_.safetensors", "loss_chart.png", "training.jpg", "report.txt", "comfyui.log")
 SCENES = ("{} in the snow", "{} on a beach at sunset", "{} in a forest", "a watercolour of {}", "a pencil sketch of {}")
 """For a checkpoint of yours."""
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, base: Path, output: Path) -> int:
     print("Starting ComfyUI ...", flush=True)
     with running_server(base) as server:
         what = "predicting from" if job.network else "training on"
-        print(f"ComfyUI answers; {what} {len(job.photographs)} picture(s) ...", flush=True)
+        print(f"ComfyUI answers; {what} {len(job.photographs)} image(s) ...", flush=True)
         outcome = server.run(graph, on_progress=Reporter(graph), seconds=24 * 3600)
     print(flush=True)
     if outcome.status != "success":
@@ -88,7 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="where the results go")
     chosen = parser.parse_args()
     if chosen.checkpoint and not chosen.photos:
-        parser.error("--checkpoint needs --photos: pictures of your subject")
+        parser.error("--checkpoint needs --photos: images of your subject")
     if chosen.class_noun and not chosen.checkpoint:
         parser.error("--class-noun is for a --checkpoint of yours; the small world's model draws faces only")
     return chosen
@@ -147,21 +147,21 @@ def job_of(arguments: argparse.Namespace, base: Path) -> Job:
 
 
 def place_photographs(arguments: argparse.Namespace, target: Path) -> list[str]:
-    """The photographs (or the drawn person's pictures) in ComfyUI's input folder; their names there."""
+    """The photographs (or the drawn person's images) in ComfyUI's input folder; their names there."""
     folder = arguments.photos
     if folder is None:
         return portraits.draw_person(arguments.person, arguments.pictures, target)
     if not folder.is_dir():
         raise SystemExit(f"--photos: there is no folder {folder}")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and path.is_file())
     if not 1 <= len(found) <= MOST:
-        raise SystemExit(f"--photos: {folder} holds {len(found)} of {', '.join(PICTURES)}; give 1 to {MOST}")
+        raise SystemExit(f"--photos: {folder} holds {len(found)} of {', '.join(IMAGES)}; give 1 to {MOST}")
     for path in found:
         try:
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SystemExit(f"--photos: {path.name} is no picture that can be read: {error}") from error
+            raise SystemExit(f"--photos: {path.name} is no image that can be read: {error}") from error
         shutil.copy(path, target / path.name)
     return [path.name for path in found]
 
@@ -178,13 +178,13 @@ class Reporter:
 
 
 def collect(base: Path, outcome: Outcome, graph: Graph, output: Path) -> None:
-    """Copy the adapter, the loss chart and the training's pictures to ``output``, and print the report."""
+    """Copy the adapter, the loss chart and the training's images to ``output``, and print the report."""
     for node, shown in outcome.outputs.items():
         if graph[node]["class_type"] == "LossGraphNode":
             (entry,) = shown["images"]
             shutil.copy(base / entry["type"] / entry["subfolder"] / entry["filename"], output / "loss_chart.png")
-    if outcome.pictures:
-        (output / "training.jpg").write_bytes(outcome.pictures[-1])
+    if outcome.images:
+        (output / "training.jpg").write_bytes(outcome.images[-1])
     report = next(s["text"][0] for n, s in outcome.outputs.items() if graph[n]["class_type"] == "PreviewAny")
     (output / "report.txt").write_text(report)
     print(report)
@@ -199,12 +199,12 @@ def show(base: Path, job: Job, output: Path, judge: portraits.Judge | None) -> N
     cells, titles, captions = [], [], [scene.format(job.class_prompt) for scene in job.scenes]
     for kind, prompt in kinds(job).items():
         made = [sorted((base / "output").glob(f"{kind}_{number}_*.png")) for number in range(len(job.scenes))]
-        pictures = [[Image.open(path) for path in paths] for paths in made]
-        scores = f"\n{judge(photographs, pictures, captions)}" if judge else ""
+        images = [[Image.open(path) for path in paths] for paths in made]
+        scores = f"\n{judge(photographs, images, captions)}" if judge else ""
         title = f"{kind}: {prompt} ...{scores}"
         print(title.replace("\n", ", "))
-        cells += [list(row) for row in zip(*pictures, strict=True)]
-        titles += [title, *[""] * (len(pictures[0]) - 1)]
+        cells += [list(row) for row in zip(*images, strict=True)]
+        titles += [title, *[""] * (len(images[0]) - 1)]
     for number, row in enumerate(cells):
         row.insert(0, photographs[number] if number < len(photographs) else None)
     columns = ["photographs", *(scene.format("...") for scene in job.scenes)]

@@ -53,11 +53,11 @@ def scenes() -> list[str]:
 
 
 def draw_person(number: int, count: int, folder: Path) -> list[str]:
-    """`count` pictures of the held-out person `number`; their names."""
-    pictures = task.references(task.subjects(number + 1)[number], count)
+    """`count` images of the held-out person `number`; their names."""
+    images = task.references(task.subjects(number + 1)[number], count)
     names = [f"person_{index + 1}.png" for index in range(count)]
-    for name, picture in zip(names, (pictures.numpy() * 255).round().astype(np.uint8), strict=True):
-        Image.fromarray(picture).save(folder / name)
+    for name, image in zip(names, (images.numpy() * 255).round().astype(np.uint8), strict=True):
+        Image.fromarray(image).save(folder / name)
     return names
 
 
@@ -73,7 +73,7 @@ class Scores:
 
 
 Judge = Callable[[list[Image.Image], list[list[Image.Image]], list[str]], Scores]
-"""Mean scores, given the references, pictures of each caption, and the captions."""
+"""Mean scores, given the references, images of each caption, and the captions."""
 
 
 def judge(references: int) -> Judge:
@@ -89,18 +89,18 @@ def judge(references: int) -> Judge:
 
     def judged(known: list[Image.Image], made: list[list[Image.Image]], captions: list[str]) -> Scores:
         views = tensor_of(known)
-        pairs = [(tensor_of(pictures), caption) for pictures, caption in zip(made, captions, strict=True)]
+        pairs = [(tensor_of(images), caption) for images, caption in zip(made, captions, strict=True)]
         return Scores(
-            float(np.mean([oracle.identity(pictures, views, caption) for pictures, caption in pairs])),
-            float(np.mean([oracle.prompt_fidelity(pictures, caption) for pictures, caption in pairs])),
+            float(np.mean([oracle.identity(images, views, caption) for images, caption in pairs])),
+            float(np.mean([oracle.prompt_fidelity(images, caption) for images, caption in pairs])),
         )
 
     return judged
 
 
-def tensor_of(pictures: list[Image.Image]) -> Any:
-    """[pictures, 64, 64, 3] in [0, 1]."""
+def tensor_of(images: list[Image.Image]) -> Any:
+    """[images, 64, 64, 3] in [0, 1]."""
     import torch
 
-    small = [picture.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for picture in pictures]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).float() / 255
+    small = [image.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for image in images]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).float() / 255

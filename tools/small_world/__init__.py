@@ -1,13 +1,13 @@
 """A small world of drawn portraits, in which personalisation can be measured: test and demo material only.
 
-An identity (person or vase) and a scene make a picture: `render(person(3), Scene("snow", "sketch"))`. `caption` names
+An identity (person or vase) and a scene make an image: `render(person(3), Scene("snow", "sketch"))`. `caption` names
 the scene and never the identity, `parse` reads it back; `truth` has what oracles learn, `stream` what a training sees.
 Shapes are signed distances in numpy, not Pillow's: one pixel of soft edge without drawing larger, light and strands at
 no extra pass, any size (64, 96, 128), and the same bytes wherever float32 follows IEEE 754 (canvas.py).
 
-Drawing takes 1.5 to 2.5 ms (64 x 64, one core), so that the oracle and the encoder see fresh pictures only, drawn by a
+Drawing takes 1.5 to 2.5 ms (64 x 64, one core), so that the oracle and the encoder see fresh images only, drawn by a
 process of their own; the base sees the latents of 100,000 again and again. What an oracle is asked must be in the
-picture: losses and scores are weighed with `identity_seen` and `scene_seen`.
+image: losses and scores are weighed with `identity_seen` and `scene_seen`.
 """
 
 from .drawing.render import SIZE, render, render_batch

@@ -28,5 +28,5 @@ def scatter(seed: int, count: int) -> list[float]:
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """A generator of its own for `seed`; neighbouring seeds are mixed apart."""
+    """A generator of its own for `seed`; neighboring seeds are mixed apart."""
     return torch.Generator().manual_seed(mix(seed) >> 1)

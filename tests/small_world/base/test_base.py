@@ -57,10 +57,10 @@ def test_it_is_a_family_of_its_own(loaded: tuple[Any, Any, Any]) -> None:
 
 @torch.no_grad()
 def test_the_vae_is_the_autoencoder(trained: tuple[Autoencoder, Base], loaded: tuple[Any, Any, Any]) -> None:
-    pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    latents = loaded[2].encode(pictures)
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    latents = loaded[2].encode(images)
     assert latents.shape == (2, CHANNELS, 8, 8)
-    assert near(latents, trained[0].encode(pictures.movedim(-1, 1)))
+    assert near(latents, trained[0].encode(images.movedim(-1, 1)))
     decoded = trained[0].decode(latents).movedim(1, -1).clamp(0, 1)
     assert near(loaded[2].decode(latents), decoded)
 

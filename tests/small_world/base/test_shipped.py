@@ -28,8 +28,8 @@ def test_it_is_small() -> None:
 
 
 def test_it_draws_the_prompted_scene(base: Any, judge: Judge) -> None:
-    pictures = sample(base, [caption for caption in CAPTIONS for _ in range(6)], seed=0).unflatten(0, (-1, 6))
-    found = {c: judge.prompt_fidelity(p, c) for c, p in zip(CAPTIONS, pictures, strict=True)}
+    images = sample(base, [caption for caption in CAPTIONS for _ in range(6)], seed=0).unflatten(0, (-1, 6))
+    found = {c: judge.prompt_fidelity(p, c) for c, p in zip(CAPTIONS, images, strict=True)}
     assert sum(found.values()) / len(found) > 0.85, found
 
 

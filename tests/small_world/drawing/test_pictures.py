@@ -1,4 +1,4 @@
-"""Pictures: the same bytes everywhere, every attribute to be seen, the person more than the scene's accident."""
+"""Images: the same bytes everywhere, every attribute to be seen, the person more than the scene's accident."""
 
 import hashlib
 import subprocess
@@ -57,8 +57,8 @@ def vases() -> st.SearchStrategy:
 
 
 def test_pictures_are_pinned_to_the_byte() -> None:
-    pictures = [render(draw(seed), sample_scene(generator_of(seed))) for seed in range(120) for draw in (person, vase)]
-    assert hashlib.sha256(np.stack(pictures).tobytes()).hexdigest() == DIGEST
+    images = [render(draw(seed), sample_scene(generator_of(seed))) for seed in range(120) for draw in (person, vase)]
+    assert hashlib.sha256(np.stack(images).tobytes()).hexdigest() == DIGEST
 
 
 def test_no_random_state_is_touched() -> None:
@@ -81,9 +81,9 @@ def test_a_batch_is_its_pictures() -> None:
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.one_of(things(Identity, FACE_TABLE), vases()), things(Scene, SCENE_TABLE), st.sampled_from((64, 64, 48, 128)))
 def test_every_combination_is_drawn(thing: Identity | Vase, scene: Scene, size: int) -> None:
-    picture = render(thing, scene, size)
-    assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
-    assert picture.std() > 10
+    image = render(thing, scene, size)
+    assert image.shape == (size, size, 3) and image.dtype == np.uint8
+    assert image.std() > 10
 
 
 @pytest.mark.parametrize("style", KEEPS)
@@ -112,7 +112,7 @@ def change(thing: Identity | Vase, attribute: Attribute, seed: int, style: str) 
 
 @lru_cache(maxsize=4096)
 def shown(thing: Identity | Vase, scene: Scene) -> np.ndarray:
-    """The same picture for every attribute."""
+    """The same image for every attribute."""
     return render(thing, scene)
 
 

@@ -57,7 +57,7 @@ def test_nobody_is_learnt_from_whom_the_figures_are_measured_on(monkeypatch: pyt
     """Numbers that are held out are left out."""
     asked: list[int] = []
     monkeypatch.setattr(people, "person", asked.append)
-    people.learnt(40)
+    people.learned(40)
     assert len(set(asked)) == 40 and not any(map(is_held_out, asked))
 
 
@@ -70,7 +70,7 @@ def test_scenes_are_of_other_places_than_the_task_asks_for() -> None:
 
 
 def test_a_person_who_was_drawn_is_not_drawn_again(tmp_path: Path) -> None:
-    shown: list[Identity] = people.learnt(2)
+    shown: list[Identity] = people.learned(2)
     people.draw(shown, lambda _: [Scene(), Scene("snow")], tmp_path / "people")
     first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
     assert sorted(path.relative_to(tmp_path).as_posix() for path in first) == [

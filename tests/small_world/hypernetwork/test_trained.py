@@ -1,4 +1,4 @@
-"""The hypernetwork in the repository: from one picture of a person it has never met it predicts that person."""
+"""The hypernetwork in the repository: from one image of a person it has never met it predicts that person."""
 
 from statistics import mean
 from typing import Any
@@ -38,13 +38,13 @@ def test_it_predicts_the_person_of_the_picture_and_no_other(base: Any) -> None:
     views = [references(shown) for shown in subjects(PEOPLE)]
 
     def identity(seen: int, of: int) -> float:
-        """Of samples with the adapter predicted from the first picture of one, as a picture of another."""
+        """Of samples with the adapter predicted from the first image of one, as an image of another."""
         inputs = {"hypernetwork": predictor, "clip_vision": vision(), "image": views[seen][:1], "model": base.model}
         (adapter,) = call("Predict", **inputs)
         model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
         prompts = [personal(caption) for caption in SCENES for _ in range(3)]
-        pictures = sample(Loaded(model, clip, base.vae), prompts, seed=of).unflatten(0, (len(SCENES), -1))
-        return mean(judge.identity(made, views[of], caption) for made, caption in zip(pictures, SCENES, strict=True))
+        images = sample(Loaded(model, clip, base.vae), prompts, seed=of).unflatten(0, (len(SCENES), -1))
+        return mean(judge.identity(made, views[of], caption) for made, caption in zip(images, SCENES, strict=True))
 
     own = mean(identity(person, person) for person in range(PEOPLE))
     wrong = mean(identity((person + 1) % PEOPLE, person) for person in range(PEOPLE))

@@ -1,4 +1,4 @@
-"""Every question has an answer where the picture shows one."""
+"""Every question has an answer where the image shows one."""
 
 import numpy as np
 

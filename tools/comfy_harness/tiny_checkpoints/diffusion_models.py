@@ -1,4 +1,4 @@
-"""Diffusion models of each family, as small as ComfyUI still recognises them, with random weights."""
+"""Diffusion models of each family, as small as ComfyUI still recognizes them, with random weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ SD15_SMALL: dict[str, Any] = {
     "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768, "use_checkpoint": False, "legacy": False,
     "num_head_channels": -1, "use_linear_in_transformer": False, "adm_in_channels": None,
 }  # fmt: skip
-"""The smallest U-Net that ComfyUI recognises as SD1.5: one level, 25.8 M parameters."""
+"""The smallest U-Net that ComfyUI recognizes as SD1.5: one level, 25.8 M parameters."""
 
 SD15_FULL: dict[str, Any] = {
     **SD15_SMALL, "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 2, 4, 4),

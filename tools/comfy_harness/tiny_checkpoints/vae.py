@@ -13,7 +13,7 @@ CLAMPED = 0.5
 
 
 def thumbnail_vae(channels: int = 4, scale: float = SD15_SCALE, shift: float = 0.0) -> dict[str, Tensor]:
-    """State dict of a TAESD autoencoder (2.4 M parameters) whose latents are the picture, 8 times smaller.
+    """State dict of a TAESD autoencoder (2.4 M parameters) whose latents are the image, 8 times smaller.
 
     Nothing is trained: strided convolutions average 2 x 2 pixels, residual branches are zero, and three channels
     carry red, green and blue; the others are 0. In model space a latent is ``4 (rgb - 1/2)``, about as wide as a
@@ -35,22 +35,22 @@ def thumbnail_vae(channels: int = 4, scale: float = SD15_SCALE, shift: float = 0
         vae.vae_shift.fill_(shift)
         for name, convolution in convolutions.items():
             if ".conv." not in name:
-                _pass_colours(convolution)
+                _pass_colors(convolution)
         _affine(vae.taesd_encoder[-1], CLAMPED, -CLAMPED / 2)
         _affine(vae.taesd_decoder[1], 1 / CLAMPED, 0.5)
     return vae.state_dict()
 
 
-def _pass_colours(convolution: nn.Conv2d) -> None:
+def _pass_colors(convolution: nn.Conv2d) -> None:
     """Three channels through: unchanged, or averaged over 2 x 2 pixels where the stride is 2."""
     taps = slice(1, 3) if convolution.stride == (2, 2) else slice(1, 2)
-    for colour in range(3):
-        kernel = convolution.weight[colour, colour]
+    for color in range(3):
+        kernel = convolution.weight[color, color]
         kernel[taps, taps] = 1 / kernel[taps, taps].numel()
 
 
 def _affine(convolution: nn.Conv2d, scale: float, shift: float) -> None:
-    """``scale * colour + shift`` in each of the three channels."""
+    """``scale * color + shift`` in each of the three channels."""
     convolution.weight.mul_(scale)
     convolution.bias[:3] = shift
 

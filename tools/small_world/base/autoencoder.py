@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS = 16
-"""Of a latent, 8 times smaller than the picture."""
+"""Of a latent, 8 times smaller than the image."""
 FULL, HALF, REST = 16, 32, 64
 """Channels at full resolution, at half, and below."""
 MOMENTUM = 0.02
@@ -20,7 +20,7 @@ MOMENTUM = 0.02
 
 
 class Convolution(nn.Conv2d):
-    """A convolution and batch normalisation after it."""
+    """A convolution and batch normalization after it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -70,9 +70,9 @@ class SoftClamp(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Picture [batch, 3, height, width] in [0, 1] <-> latent [batch, CHANNELS, height / 8, width / 8].
+    """Image [batch, 3, height, width] in [0, 1] <-> latent [batch, CHANNELS, height / 8, width / 8].
 
-    Each channel of a latent has mean 0 and variance 1 over the pictures of the world; `fixed` holds on to the
+    Each channel of a latent has mean 0 and variance 1 over the images of the world; `fixed` holds on to the
     statistics of training.
     """
 
@@ -92,8 +92,8 @@ class Autoencoder(nn.Module):
             *_up(HALF, FULL), *_blocks(FULL, 0, 1), nn.Conv2d(FULL, 3, 3, padding=1),
         )  # fmt: skip
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.normal(self.taesd_encoder(pictures))
+    def encode(self, images: Tensor) -> Tensor:
+        return self.normal(self.taesd_encoder(images))
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.taesd_decoder(latents)
@@ -101,7 +101,7 @@ class Autoencoder(nn.Module):
 
 @torch.no_grad()
 def shipped(autoencoder: Autoencoder) -> dict[str, Tensor]:
-    """Its weights, with every normalisation taken into the convolution before it."""
+    """Its weights, with every normalization taken into the convolution before it."""
     state = {name: t.clone() for name, t in autoencoder.state_dict().items() if "normal." not in name}
     for name, layer in autoencoder.named_modules():
         if isinstance(layer, Convolution):

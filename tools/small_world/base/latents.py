@@ -36,7 +36,7 @@ def _part(autoencoder: Autoencoder, words: Words, start: int) -> dict[str, Tenso
     latents, tokens = [], []
     for first in range(start, start + PART, AT_ONCE):
         examples = [example(number) for number in range(first, first + AT_ONCE)]
-        pictures = torch.stack([torch.from_numpy(e.picture()) for e in examples]).permute(0, 3, 1, 2).float() / 255
-        latents.append(autoencoder.encode(pictures).half())
+        images = torch.stack([torch.from_numpy(e.image()) for e in examples]).permute(0, 3, 1, 2).float() / 255
+        latents.append(autoencoder.encode(images).half())
         tokens += [words.of_example(e.caption, number) for number, e in enumerate(examples, first)]
     return {"latents": torch.cat(latents).contiguous(), "tokens": torch.tensor(tokens, dtype=torch.int32)}

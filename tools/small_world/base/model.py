@@ -1,4 +1,4 @@
-"""The base as ComfyUI's loaded objects in this process, and pictures sampled from it as the stock KSampler does."""
+"""The base as ComfyUI's loaded objects in this process, and images sampled from it as the stock KSampler does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load(path: Path) -> Loaded:
 
 
 def sample(base: Loaded, prompts: list[str], seed: int, **sampling: Any) -> Tensor:
-    """[prompts, 64, 64, 3] in [0, 1]: a picture of each prompt in one batch, each from noise of its own."""
+    """[prompts, 64, 64, 3] in [0, 1]: an image of each prompt in one batch, each from noise of its own."""
     from nodes import common_ksampler
 
     with torch.inference_mode():

@@ -19,7 +19,7 @@ EXAMPLES = 100_000
 WITHOUT = 0.1
 """The share of examples shown without their caption, for classifier-free guidance."""
 SKETCH_EVERY = 6
-"""One in so many of a batch is a sketch, beside those that come anyway: nothing but lines, they are learnt last."""
+"""One in so many of a batch is a sketch, beside those that come anyway: nothing but lines, they are learned last."""
 PLAN = Plan(steps=17_600, rate=1e-2, warmup=100, average=0.998)
 
 

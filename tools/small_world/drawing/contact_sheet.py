@@ -1,4 +1,4 @@
-"""A sheet of pictures to look at: `python -m tools.small_world.drawing.contact_sheet OUT.png [seed]`."""
+"""A sheet of images to look at: `python -m tools.small_world.drawing.contact_sheet OUT.png [seed]`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def people_in_scenes(seed: int = 1, people: int = 4, size: int = SIZE) -> np.nda
 
 
 def different_people(seed: int = 1, rows: int = 4, columns: int = 16, size: int = SIZE) -> np.ndarray:
-    """Every picture another person in another scene; the last row shows vases."""
+    """Every image another person in another scene; the last row shows vases."""
     generator = generator_of(seed)
     samplers = [sample_identity] * (rows - 1) + [sample_vase]
     return tiled(

@@ -14,7 +14,7 @@ EYE_LEVEL, MOUTH_LEVEL = -0.1, 0.57
 
 
 def eye_place(person: Identity) -> float:
-    """Distance of the eyes' centres from the middle of the face."""
+    """Distance of the eyes' centers from the middle of the face."""
     return 0.25 + 0.15 * person.eye_gap
 
 
@@ -31,11 +31,11 @@ def draw_eyes(frame: Frame, person: Identity, expression: str) -> None:
     if expression == "winking":
         area = (area[0], area[1], 0.0, area[3])
         draw_closed_eye(frame, person, at, half)
-    iris, colour = half * 0.68, EYES[person.eye_colour]
+    iris, color = half * 0.68, EYES[person.eye_color]
     frame.fill(area, twice(ellipse(at, EYE_LEVEL - 0.03, half + 0.04, high + 0.05)), scaled(INK, 1.2), opacity=0.85)
     white = ellipse(at, EYE_LEVEL, half, high)
     frame.fill(area, twice(white), (0.98, 0.98, 0.97))
-    frame.fill(area, twice(both(white, circle(at, EYE_LEVEL, iris))), colour)
+    frame.fill(area, twice(both(white, circle(at, EYE_LEVEL, iris))), color)
     frame.fill(area, twice(circle(at, EYE_LEVEL, iris * 0.4)), (0.04, 0.03, 0.05))
     glint = iris * 0.36
     for side in (-at, at) if area[2] else (-at,):
@@ -52,15 +52,15 @@ def draw_closed_eye(frame: Frame, person: Identity, at: float, half: float) -> N
 
 
 def draw_brows(frame: Frame, person: Identity, expression: str) -> None:
-    """Brows of the hair's colour; surprise raises them, sadness lifts their inner ends."""
+    """Brows of the hair's color; surprise raises them, sadness lifts their inner ends."""
     at, half = eye_place(person), eye_half_width(person)
     thick, tilt = 0.025 + 0.08 * person.brow, 0.4 * (person.brow_slant - 0.5)
     level = EYE_LEVEL - 0.13 - half - (0.12 if expression == "surprised" else 0.0)
     drop = 0.1 if expression == "sad" else 0.0
     inner, outer = max(at - half - 0.02, 0.05), at + half + 0.05
     stroke = line(inner, level + tilt - drop, outer, level - tilt * 0.8 + drop, thick, thick * 0.6)
-    colour = mixed(HAIR[person.hair_colour], INK, 0.72)
-    frame.fill((-outer - 0.1, level - 0.35, outer + 0.1, level + 0.35), twice(stroke), colour)
+    color = mixed(HAIR[person.hair_color], INK, 0.72)
+    frame.fill((-outer - 0.1, level - 0.35, outer + 0.1, level + 0.35), twice(stroke), color)
 
 
 def draw_mouth(frame: Frame, person: Identity, expression: str) -> None:
@@ -96,21 +96,21 @@ def draw_grin(frame: Frame, half: float, lip: tuple[float, float, float]) -> Non
 
 
 def draw_beard(frame: Frame, person: Identity) -> None:
-    """A beard on the jaw, a goatee on the chin; the moustache comes after the mouth."""
-    colour = HAIR[person.hair_colour]
+    """A beard on the jaw, a goatee on the chin; the mustache comes after the mouth."""
+    color = HAIR[person.hair_color]
     if person.beard == "full":
         fur = both(face(person, 0.1), outside(above(0.3, -0.42)))
-        frame.fill((-1.1, -0.2, 1.1, 1.25), fur, colour, shade=fuzz)
+        frame.fill((-1.1, -0.2, 1.1, 1.25), fur, color, shade=fuzz)
     elif person.beard == "goatee":
-        frame.fill((-0.5, 0.5, 0.5, 1.3), ellipse(0, 0.92, 0.25, 0.22), colour, shade=fuzz)
+        frame.fill((-0.5, 0.5, 0.5, 1.3), ellipse(0, 0.92, 0.25, 0.22), color, shade=fuzz)
 
 
-def draw_moustache(frame: Frame, person: Identity) -> None:
+def draw_mustache(frame: Frame, person: Identity) -> None:
     """Two wings over the mouth, with every kind of beard."""
     if person.beard != "none":
-        size = 0.34 if person.beard == "moustache" else 0.26
+        size = 0.34 if person.beard == "mustache" else 0.26
         wing = line(0.07, 0.43, size, 0.5, 0.085, 0.03)
-        frame.fill((-0.5, 0.25, 0.5, 0.7), twice(wing), HAIR[person.hair_colour], shade=fuzz)
+        frame.fill((-0.5, 0.25, 0.5, 0.7), twice(wing), HAIR[person.hair_color], shade=fuzz)
 
 
 def fuzz(x: np.ndarray, y: np.ndarray) -> np.ndarray:

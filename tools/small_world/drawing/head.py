@@ -6,7 +6,7 @@ import numpy as np
 
 from ..scene.identity import Identity
 from .canvas import Frame, Shape
-from .palette import Colour, mixed, rgb, scaled, skin_tone
+from .palette import Color, mixed, rgb, scaled, skin_tone
 from .shapes import any_of, both, circle, ellipse, larger, line, twice
 
 FRECKLES = ((0.24, 0.2), (0.4, 0.16), (0.33, 0.31), (0.5, 0.28), (0.13, 0.13))
@@ -73,7 +73,7 @@ def draw_nose(frame: Frame, person: Identity) -> None:
     """A nose from small to big: a shadow on its right, a lit ridge, two nostrils."""
     skin, big = skin_tone(person.skin), person.nose
     half, tip = 0.055 + 0.19 * big, 0.17 + 0.12 * big
-    dark: Colour = mixed(scaled(skin, 0.62), rgb("7a2418"), 0.15)
+    dark: Color = mixed(scaled(skin, 0.62), rgb("7a2418"), 0.15)
     shadow = line(0.03, -0.08, 0.04, tip, 0.03, half * 0.95)
     frame.fill((-0.3, -0.2, 0.4, 0.6), shadow, dark, soft=0.04, opacity=0.75)
     body = line(-0.015, -0.1, -0.01, tip - 0.03, 0.03, half * 0.95)

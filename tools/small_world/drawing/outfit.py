@@ -8,7 +8,7 @@ from ..scene.identity import Identity
 from .canvas import Frame, Shape
 from .features import EYE_LEVEL, eye_place
 from .head import half_width
-from .palette import CLOTHES, METALS, WHITE, Colour, mixed, rgb, scaled, skin_tone
+from .palette import CLOTHES, METALS, WHITE, Color, mixed, rgb, scaled, skin_tone
 from .shapes import above, any_of, both, box, circle, ellipse, line, polygon, ring, twice, wave
 
 STRAW = rgb("e3c27a")
@@ -34,22 +34,22 @@ def knit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def draw_clothes(frame: Frame, person: Identity) -> None:
     """Shoulders in a tee, a shirt with a collar, a hoodie, a striped shirt or a turtleneck."""
-    colour, w = CLOTHES[person.clothes_colour], half_width(person)
+    color, w = CLOTHES[person.clothes_color], half_width(person)
     shoulders = any_of((ellipse(0, 2.24, 1.5, 1.02), box(-1.5, 2.2, 1.5, 6)))
     if person.clothes == "hoodie":
-        frame.fill((-1.4, 0.6, 1.4, 2), ellipse(0, 1.3, w + 0.36, 0.52), scaled(colour, 0.72), shade=folds)
+        frame.fill((-1.4, 0.6, 1.4, 2), ellipse(0, 1.3, w + 0.36, 0.52), scaled(color, 0.72), shade=folds)
         draw_throat(frame, person, w, 1.45)
-    look = {"stripes": stripes if person.clothes_colour != "white" else dark_stripes}.get(person.clothes, folds)
-    frame.fill((-1.7, 1.2, 1.7, 5), shoulders, colour, shade=look)
+    look = {"stripes": stripes if person.clothes_color != "white" else dark_stripes}.get(person.clothes, folds)
+    frame.fill((-1.7, 1.2, 1.7, 5), shoulders, color, shade=look)
     if person.clothes == "turtleneck":
-        frame.fill((-0.8, 0.8, 0.8, 1.7), box(-w * 0.62, 1.0, w * 0.62, 1.6, 0.1), colour, shade=knit)
+        frame.fill((-0.8, 0.8, 0.8, 1.7), box(-w * 0.62, 1.0, w * 0.62, 1.6, 0.1), color, shade=knit)
     else:
         draw_throat(frame, person, w * (0.55 if person.clothes == "collar" else 0.68), 1.42)
     if person.clothes == "collar":
-        draw_collar(frame, colour)
+        draw_collar(frame, color)
     elif person.clothes == "hoodie":
         cords = twice(line(0.26, 1.55, 0.24, 2.2, 0.045))
-        frame.fill((-0.4, 1.4, 0.4, 2.4), cords, WHITE if person.clothes_colour != "white" else rgb("5a5a66"))
+        frame.fill((-0.4, 1.4, 0.4, 2.4), cords, WHITE if person.clothes_color != "white" else rgb("5a5a66"))
 
 
 def dark_stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -62,9 +62,9 @@ def draw_throat(frame: Frame, person: Identity, wide: float, deep: float) -> Non
     frame.fill((-1.1, 1.0, 1.1, 1.9), ellipse(0, deep - 0.12, wide, 0.26), scaled(skin_tone(person.skin), 0.84))
 
 
-def draw_collar(frame: Frame, colour: Colour) -> None:
+def draw_collar(frame: Frame, color: Color) -> None:
     """Two points of a collar and a row of buttons."""
-    cloth = mixed(colour, WHITE, 0.55) if sum(colour) < 2.6 else rgb("b9bcc8")
+    cloth = mixed(color, WHITE, 0.55) if sum(color) < 2.6 else rgb("b9bcc8")
     point = polygon((0.02, 1.62), (0.34, 1.2), (0.62, 1.42), (0.36, 1.86))
     frame.fill((-0.8, 1.1, 0.8, 2), twice(point), cloth)
     buttons = any_of([circle(0, y, 0.06) for y in (1.85, 2.2, 2.55)])
@@ -85,12 +85,12 @@ def draw_glasses(frame: Frame, person: Identity) -> None:
             (at + half * 0.75, EYE_LEVEL + 0.2), (at - half * 0.6, EYE_LEVEL + 0.22),
         ),
     }[person.glasses]  # fmt: skip
-    colour, area = METALS[person.glasses_colour], (-w - 0.15, EYE_LEVEL - 0.42, w + 0.15, EYE_LEVEL + 0.42)
+    color, area = METALS[person.glasses_color], (-w - 0.15, EYE_LEVEL - 0.42, w + 0.15, EYE_LEVEL + 0.42)
     frame.fill(area, twice(rim), (0.85, 0.93, 1.0), opacity=0.14)
     bars = any_of(
         (line(0, EYE_LEVEL, at - half, EYE_LEVEL, 0.04), line(at + half, EYE_LEVEL, w, EYE_LEVEL - 0.04, 0.04))
     )
-    frame.fill(area, twice(any_of((ring(rim, 0.05), bars))), colour)
+    frame.fill(area, twice(any_of((ring(rim, 0.05), bars))), color)
 
 
 def draw_earrings(frame: Frame, person: Identity) -> None:
@@ -107,10 +107,10 @@ def gloss(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def draw_hat(frame: Frame, person: Identity) -> None:
     """The hat, over the hair."""
-    w, colour = half_width(person), CLOTHES[person.hat_colour]
+    w, color = half_width(person), CLOTHES[person.hat_color]
     {"beanie": beanie, "top_hat": top_hat, "cap": cap, "sun_hat": sun_hat, "cone": cone}.get(
         person.hat, lambda *_: None
-    )(frame, w, colour)
+    )(frame, w, color)
 
 
 def dome(w: float, top: float, level: float) -> Shape:
@@ -118,46 +118,46 @@ def dome(w: float, top: float, level: float) -> Shape:
     return both(ellipse(0, level, w, level - top), above(level + 0.02))
 
 
-def beanie(frame: Frame, w: float, colour: Colour) -> None:
-    """A woollen hat with a folded rim and a bobble."""
-    frame.fill((-0.4, -1.8, 0.4, -1.1), circle(0, -1.48, 0.22), mixed(colour, WHITE, 0.6), shade=knit)
-    frame.fill((-1.2, -1.5, 1.2, -0.4), dome(w + 0.12, -1.44, -0.58), colour, shade=knit)
+def beanie(frame: Frame, w: float, color: Color) -> None:
+    """A woolen hat with a folded rim and a bobble."""
+    frame.fill((-0.4, -1.8, 0.4, -1.1), circle(0, -1.48, 0.22), mixed(color, WHITE, 0.6), shade=knit)
+    frame.fill((-1.2, -1.5, 1.2, -0.4), dome(w + 0.12, -1.44, -0.58), color, shade=knit)
     rim = box(-w - 0.16, -0.8, w + 0.16, -0.52, 0.1)
     frame.fill(
-        (-1.2, -0.9, 1.2, -0.3), rim, mixed(colour, WHITE, 0.35) if sum(colour) < 2.5 else scaled(colour, 0.8), knit
+        (-1.2, -0.9, 1.2, -0.3), rim, mixed(color, WHITE, 0.35) if sum(color) < 2.5 else scaled(color, 0.8), knit
     )
 
 
-def top_hat(frame: Frame, w: float, colour: Colour) -> None:
+def top_hat(frame: Frame, w: float, color: Color) -> None:
     """A tall hat with a band."""
     tall = w * 0.82
-    frame.fill((-1.2, -1.8, 1.2, -0.5), box(-tall, -1.68, tall, -0.6, 0.05), colour, shade=sheen)
-    band = mixed(colour, (0.05, 0.05, 0.08), 0.75) if sum(colour) > 0.8 else rgb("d8d8de")
+    frame.fill((-1.2, -1.8, 1.2, -0.5), box(-tall, -1.68, tall, -0.6, 0.05), color, shade=sheen)
+    band = mixed(color, (0.05, 0.05, 0.08), 0.75) if sum(color) > 0.8 else rgb("d8d8de")
     frame.fill((-1.2, -0.95, 1.2, -0.5), box(-tall, -0.88, tall, -0.64), band)
-    frame.fill((-1.5, -0.8, 1.5, -0.4), ellipse(0, -0.62, w + 0.36, 0.12), scaled(colour, 0.9), shade=sheen)
+    frame.fill((-1.5, -0.8, 1.5, -0.4), ellipse(0, -0.62, w + 0.36, 0.12), scaled(color, 0.9), shade=sheen)
 
 
-def cap(frame: Frame, w: float, colour: Colour) -> None:
+def cap(frame: Frame, w: float, color: Color) -> None:
     """A baseball cap, its peak to the right."""
-    frame.fill((-1.2, -1.4, 1.2, -0.4), dome(w + 0.1, -1.34, -0.58), colour, shade=sheen)
-    frame.fill((-0.2, -1.2, 0.2, -0.6), ellipse(0.06, -0.95, 0.2, 0.2), mixed(colour, WHITE, 0.75))
+    frame.fill((-1.2, -1.4, 1.2, -0.4), dome(w + 0.1, -1.34, -0.58), color, shade=sheen)
+    frame.fill((-0.2, -1.2, 0.2, -0.6), ellipse(0.06, -0.95, 0.2, 0.2), mixed(color, WHITE, 0.75))
     peak = line(-0.1, -0.62, w + 0.42, -0.54, 0.1, 0.07)
-    frame.fill((-0.4, -0.75, 1.6, -0.25), peak, scaled(colour, 0.62))
+    frame.fill((-0.4, -0.75, 1.6, -0.25), peak, scaled(color, 0.62))
 
 
-def sun_hat(frame: Frame, w: float, colour: Colour) -> None:
-    """A straw hat with a broad brim and a ribbon of the hat's colour."""
+def sun_hat(frame: Frame, w: float, color: Color) -> None:
+    """A straw hat with a broad brim and a ribbon of the hat's color."""
     frame.fill((-1.2, -1.4, 1.2, -0.4), dome(w + 0.02, -1.36, -0.6), STRAW, shade=weave)
     ribbon = both(ellipse(0, -0.64, w + 0.06, 0.72), box(-2, -1.04, 2, -0.64))
-    frame.fill((-1.2, -1.2, 1.2, -0.4), ribbon, colour, shade=sheen)
+    frame.fill((-1.2, -1.2, 1.2, -0.4), ribbon, color, shade=sheen)
     frame.fill((-1.8, -0.85, 1.8, -0.25), ellipse(0, -0.62, w + 0.6, 0.17), STRAW, shade=weave)
 
 
-def cone(frame: Frame, w: float, colour: Colour) -> None:
+def cone(frame: Frame, w: float, color: Color) -> None:
     """A pointed hat with spots and a bobble."""
     tip = polygon((0, -1.8), (w * 0.78, -0.55), (-w * 0.78, -0.55))
-    pale = mixed(colour, WHITE, 0.75) if sum(colour) < 2.5 else rgb("7a7a88")
-    frame.fill((-0.9, -1.9, 0.9, -0.4), both(tip, above(-0.58, 0.12)), colour, shade=sheen)
+    pale = mixed(color, WHITE, 0.75) if sum(color) < 2.5 else rgb("7a7a88")
+    frame.fill((-0.9, -1.9, 0.9, -0.4), both(tip, above(-0.58, 0.12)), color, shade=sheen)
     spots = any_of([circle(x, y, 0.09) for x, y in ((-0.2, -0.8), (0.22, -0.95), (-0.06, -1.22))])
     frame.fill((-0.5, -1.5, 0.5, -0.6), spots, pale)
     frame.fill((-0.3, -2, 0.3, -1.5), circle(0, -1.72, 0.15), pale)

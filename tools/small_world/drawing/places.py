@@ -1,11 +1,11 @@
-"""The ten backgrounds. Units: the picture is 1 wide and 1 high, (0, 0) at its top left; `r`: the variant's numbers."""
+"""The ten backgrounds. Units: the image is 1 wide and 1 high, (0, 0) at its top left; `r`: the variant's numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .canvas import Frame, Shape
-from .palette import WHITE, Colour, mixed, rgb, scaled
+from .palette import WHITE, Color, mixed, rgb, scaled
 from .shapes import any_of, box, circle, ellipse, line, polygon, wave
 
 EVERYWHERE = (-0.1, -0.1, 1.1, 1.1)
@@ -32,10 +32,10 @@ def peaks(level: float, height: float, shift: float, many: float) -> Shape:
     return distance
 
 
-def glow(colour: Colour, frame: Frame, x: float, y: float, r: float, halo: float) -> None:
+def glow(color: Color, frame: Frame, x: float, y: float, r: float, halo: float) -> None:
     """A shining disc with a halo."""
-    frame.fill(EVERYWHERE, circle(x, y, r), colour, soft=halo, opacity=0.55)
-    frame.fill((x - r, y - r, x + r, y + r), circle(x, y, r), colour)
+    frame.fill(EVERYWHERE, circle(x, y, r), color, soft=halo, opacity=0.55)
+    frame.fill((x - r, y - r, x + r, y + r), circle(x, y, r), color)
 
 
 def cloud(frame: Frame, x: float, y: float, size: float, opacity: float = 0.85) -> None:
@@ -47,14 +47,14 @@ def cloud(frame: Frame, x: float, y: float, size: float, opacity: float = 0.85) 
     frame.fill((x - size, y - size, x + size, y + size * 0.5), puffs, WHITE, soft=0.02, opacity=opacity)
 
 
-def fir(frame: Frame, x: float, foot: float, tall: float, colour: Colour, snow: bool = False) -> None:
+def fir(frame: Frame, x: float, foot: float, tall: float, color: Color, snow: bool = False) -> None:
     """A fir of three tiers."""
     frame.fill((x - 0.03, foot - 0.06, x + 0.03, foot), box(x - 0.012, foot - 0.06, x + 0.012, foot), rgb("4a2e1a"))
     for share in (0.0, 0.3, 0.56):
         low, wide = foot - 0.04 - tall * share * 0.95, tall * (0.3 - 0.2 * share)
         high = low - tall * 0.46
         tier = polygon((x, high), (x + wide, low), (x - wide, low))
-        frame.fill((x - wide, high, x + wide, low), tier, scaled(colour, 0.85 + 0.5 * share))
+        frame.fill((x - wide, high, x + wide, low), tier, scaled(color, 0.85 + 0.5 * share))
         if snow:
             top = polygon(
                 (x, high), (x + wide * 0.5, high + (low - high) * 0.5), (x - wide * 0.5, high + (low - high) * 0.5)
@@ -110,10 +110,10 @@ def palm(frame: Frame, x: float, lean: float) -> None:
 def forest(frame: Frame, r: list[float]) -> None:
     """Trunks and firs in green mist, nearer ones darker."""
     frame.wash(rgb("a9cf8e"), rgb("5d9a55"), 0.0, 0.6)
-    for depth, colour in ((0, rgb("6ba566")), (1, rgb("3f7f4a")), (2, rgb("1f5a35"))):
+    for depth, color in ((0, rgb("6ba566")), (1, rgb("3f7f4a")), (2, rgb("1f5a35"))):
         for i in range(4 - (depth > 1)):
             x = (i + r[depth * 4 + i]) / 4 if depth < 2 else (0.02, 0.3, 0.97)[i] + 0.1 * (r[8 + i] - 0.5)
-            fir(frame, x, 0.64 + 0.11 * depth, 0.5 + 0.13 * depth + 0.1 * r[12 + i], colour)
+            fir(frame, x, 0.64 + 0.11 * depth, 0.5 + 0.13 * depth + 0.1 * r[12 + i], color)
     frame.fill(
         EVERYWHERE, hills(0.82, 0.05, r[16], 1.2), rgb("2f6a2c"), lambda x, y: wave(x * 14 + y * 9) * np.float32(0.06)
     )
@@ -158,11 +158,11 @@ def mountains(frame: Frame, r: list[float]) -> None:
     """A sunset behind three ranges, the far ones paler."""
     frame.wash(rgb("6a4fa3"), rgb("ffb56b"), 0.0, 0.62)
     glow(rgb("ffe9a8"), frame, 0.15 + 0.7 * r[0], 0.42, 0.08, 0.3)
-    for level, height, colour, i in ((0.66, 0.4, "a8719c", 1), (0.78, 0.36, "75497f", 2), (0.92, 0.26, "47305f", 3)):
+    for level, height, color, i in ((0.66, 0.4, "a8719c", 1), (0.78, 0.36, "75497f", 2), (0.92, 0.26, "47305f", 3)):
         frame.fill(
             EVERYWHERE,
             peaks(level, height, r[i], 1.1 + 0.5 * i),
-            rgb(colour),
+            rgb(color),
             lambda x, y: (y - 0.6) * np.float32(0.25),
         )
 
@@ -170,11 +170,11 @@ def mountains(frame: Frame, r: list[float]) -> None:
 def city(frame: Frame, r: list[float]) -> None:
     """Houses with lit windows in the evening."""
     frame.wash(rgb("f3a6a0"), rgb("fbe3b5"), 0.0, 0.6)
-    for depth, colour in ((0, rgb("c08c9a")), (1, rgb("5a5f80"))):
+    for depth, color in ((0, rgb("c08c9a")), (1, rgb("5a5f80"))):
         for i in range(5):
             x, top = i / 5 - 0.02 + 0.04 * r[i + 5 * depth], 0.12 + 0.16 * depth + 0.3 * r[10 + i + 5 * depth]
             house = box(x, top, x + 0.2 - 0.03 * depth, 1.2)
-            frame.fill((x, top, x + 0.22, 1.1), house, scaled(colour, 0.9 + 0.2 * r[20 + i]))
+            frame.fill((x, top, x + 0.22, 1.1), house, scaled(color, 0.9 + 0.2 * r[20 + i]))
             if depth:
                 frame.fill((x, top, x + 0.2, 1.1), windows(x, top), rgb("ffe27a"))
     frame.wash(rgb("4b4d5c"), rgb("33343f"), 0.93, 1.0)
@@ -244,10 +244,10 @@ def weed(frame: Frame, x: float, top: float) -> None:
     )
 
 
-def fish(frame: Frame, x: float, y: float, colour: Colour) -> None:
+def fish(frame: Frame, x: float, y: float, color: Color) -> None:
     """A small fish."""
     tail = polygon((x + 0.03, y), (x + 0.1, y - 0.045), (x + 0.1, y + 0.045))
-    frame.fill((x - 0.1, y - 0.1, x + 0.12, y + 0.1), any_of((ellipse(x, y, 0.065, 0.04), tail)), colour)
+    frame.fill((x - 0.1, y - 0.1, x + 0.12, y + 0.1), any_of((ellipse(x, y, 0.065, 0.04), tail)), color)
     frame.fill((x - 0.05, y - 0.03, x - 0.02, y + 0.01), circle(x - 0.035, y - 0.01, 0.011), rgb("10131c"))
 
 

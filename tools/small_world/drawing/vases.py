@@ -56,7 +56,7 @@ def glaze_shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def pattern(vase: Vase) -> Shape:
-    """Where the second colour goes."""
+    """Where the second color goes."""
     at = np.float32(0.15)
     return {
         "plain": lambda x, y: np.ones((y.shape[0], x.shape[1]), np.float32),
@@ -115,11 +115,11 @@ def draw_flowers(frame: Frame, vase: Vase, top: float) -> None:
             cup = any_of(
                 (ellipse(x - 0.09, y, 0.1, 0.2), ellipse(x + 0.09, y, 0.1, 0.2), ellipse(x, y + 0.02, 0.12, 0.19))
             )
-            frame.fill(near, cup, CLOTHES[vase.flower_colour], leaf)
+            frame.fill(near, cup, CLOTHES[vase.flower_color], leaf)
         else:
             petals = any_of((ellipse(x, y, 0.24, 0.09), ellipse(x, y, 0.09, 0.24), circle(x, y, 0.16)))
-            frame.fill(near, petals, CLOTHES[vase.flower_colour])
-            frame.fill(near, circle(x, y, 0.085), rgb("f7c325") if vase.flower_colour != "yellow" else rgb("7a4a1c"))
+            frame.fill(near, petals, CLOTHES[vase.flower_color])
+            frame.fill(near, circle(x, y, 0.085), rgb("f7c325") if vase.flower_color != "yellow" else rgb("7a4a1c"))
 
 
 def leaf(x: np.ndarray, y: np.ndarray) -> np.ndarray:

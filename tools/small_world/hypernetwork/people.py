@@ -1,4 +1,4 @@
-"""Drawn people in folders, as *Build Subject Bank* takes them: pictures, and beside each the words for its scene."""
+"""Drawn people in folders, as *Build Subject Bank* takes them: images, and beside each the words for its scene."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASKED_FOR = frozenset(parse(text)["background"] for text in CAPTIONS)
 """Places that the task asks for; nobody trains on them."""
 
 
-def learnt(count: int, start: int = 0) -> list[Identity]:
+def learned(count: int, start: int = 0) -> list[Identity]:
     """People to learn from: none that is held out."""
     return [person(seed) for _, seed in zip(range(count), seeds(held_out=False, start=start), strict=False)]
 
@@ -34,7 +34,7 @@ def scenes(number: int, count: int) -> list[Scene]:
 
 
 def draw(people: Sequence[Identity], views: Callable[[int], Sequence[Scene]], folder: Path) -> None:
-    """A sub-folder for each of them, with a picture of each view of that number's; those that are there whole stay."""
+    """A sub-folder for each of them, with an image of each view of that number's; those that are there whole stay."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, shown in enumerate(people):
         place = folder / f"{number:05}"
@@ -43,7 +43,7 @@ def draw(people: Sequence[Identity], views: Callable[[int], Sequence[Scene]], fo
         unfinished = folder.parent / f".{folder.name}_{place.name}"
         unfinished.mkdir(exist_ok=True)
         seen = list(views(number))
-        for view, (scene, picture) in enumerate(zip(seen, render_batch([shown] * len(seen), seen), strict=True), 1):
-            Image.fromarray(picture).save(unfinished / f"{view}.png")
+        for view, (scene, image) in enumerate(zip(seen, render_batch([shown] * len(seen), seen), strict=True), 1):
+            Image.fromarray(image).save(unfinished / f"{view}.png")
             (unfinished / f"{view}.txt").write_text(personal(caption(shown, scene)), "utf-8")
         unfinished.rename(place)

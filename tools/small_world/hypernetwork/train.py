@@ -1,13 +1,13 @@
 """Training of the hypernetwork with the pack's own nodes: a mean person, banks of people around it, the network.
 
 All people start from one LiDB that was trained on many at once, see the same noise and the same scenes, keep that
-LiDB's factor on the input side, and train briefly: then what differs between their numbers is the person. A picture
+LiDB's factor on the input side, and train briefly: then what differs between their numbers is the person. An image
 foretells 34 % of it linearly, and with that the network starts (284 people and four factors; of 100 people and one
 factor 13 %, and 3 to 4 % where these had no common start, or trained long and strongly). From there the denoising
 loss is what teaches: first on the four photographs that the bank's numbers are of, and then, alone, on the same people
-in scenes of all kinds, each picture under the words for its scene. On four scenes that are the same for everybody,
+in scenes of all kinds, each image under the words for its scene. On four scenes that are the same for everybody,
 under one prompt, it took the scenes for the person (six people, 4000 steps: identity 0.43, and prompt fidelity 0.58).
-The network shipped had the common factor as it was in the first part, and learnt it in the second.
+The network shipped had the common factor as it was in the first part, and learned it in the second.
 
 Then the four photographs once more, each under its own words and on lower levels, where scenes of all kinds had left
 likeness behind: these show the person better, and follow the prompt less. A part of that way in weights keeps much of
@@ -41,7 +41,7 @@ from ..scene.scene import Scene
 from ..scene.task import PROMPT, REFERENCES
 from ..vision.encoder import kept
 from ..weight_files import digest, read
-from .people import draw, learnt, scenes
+from .people import draw, learned, scenes
 from .trained import LIDB
 
 Call = Callable[..., tuple[Any, ...]]
@@ -54,12 +54,12 @@ class Course:
     """How much of each.
 
     Args:
-        many, together: people that the mean is made of, and pictures of theirs in one step.
+        many, together: people that the mean is made of, and images of theirs in one step.
         mean_steps: of the mean.
         people, side_by_side: in the bank, and in one batch of it.
         steps: of each person.
         network: steps of the hypernetwork on the photographs.
-        scenes: pictures of each person beside these.
+        scenes: images of each person beside these.
         further: steps with them, in courses of the rate one after the other.
         closer: steps on the photographs under their own words.
     """
@@ -156,23 +156,23 @@ def _network(
 
 def _photographs(call: Call, base: Loaded, folder: Path, course: Course, mean: Any) -> Any:
     """A bank of the four photographs of each person, under one prompt."""
-    draw(learnt(course.people), lambda _: REFERENCES, folder / "input" / "people")
+    draw(learned(course.people), lambda _: REFERENCES, folder / "input" / "people")
     return _bank(call, base, "people", course, mean, course.steps, captions=False)
 
 
 def _scenes(call: Call, base: Loaded, folder: Path, course: Course, mean: Any) -> Any:
-    """A bank of these and of other scenes, each under its own words, whose numbers are not learnt from."""
+    """A bank of these and of other scenes, each under its own words, whose numbers are not learned from."""
 
     def views(number: int) -> tuple[Scene, ...]:
         return (*REFERENCES, *scenes(number, course.scenes))
 
-    draw(learnt(course.people), views, folder / "input" / "scenes")
+    draw(learned(course.people), views, folder / "input" / "scenes")
     return _bank(call, base, "scenes", course, mean, 1, captions=True)
 
 
 def _photographs_in_words(call: Call, base: Loaded, folder: Path, course: Course, mean: Any) -> Any:
-    """A bank of the four photographs, each under its own words, whose numbers are not learnt from."""
-    draw(learnt(course.people), lambda _: REFERENCES, folder / "input" / "named")
+    """A bank of the four photographs, each under its own words, whose numbers are not learned from."""
+    draw(learned(course.people), lambda _: REFERENCES, folder / "input" / "named")
     return _bank(call, base, "named", course, mean, 1, captions=True)
 
 
@@ -202,11 +202,11 @@ def _kept_mean(call: Call, base: Loaded, folder: Path, course: Course) -> Any:
 
 def _mean(call: Call, base: Loaded, course: Course) -> Any:
     """A LiDB of many people at once."""
-    people = learnt(course.many, MEAN_FROM)
-    pictures = render_batch([shown for shown in people for _ in REFERENCES], list(REFERENCES) * len(people))
+    people = learned(course.many, MEAN_FROM)
+    images = render_batch([shown for shown in people for _ in REFERENCES], list(REFERENCES) * len(people))
     (method,), (options,) = call("MethodLiDB", **LIDB, learning_rate=RATE_OF_PERSON), call("TrainingOptions", **OPTIONS)
     (subject,) = call(
-        "Subject", images=torch.from_numpy(pictures).float() / 255, vae=base.vae, clip=base.clip, prompt=PROMPT,
+        "Subject", images=torch.from_numpy(images).float() / 255, vae=base.vae, clip=base.clip, prompt=PROMPT,
         resolution=64,
     )  # fmt: skip
     mean, _, report = call(

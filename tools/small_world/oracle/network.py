@@ -1,4 +1,4 @@
-"""Oracles: small networks that read from a picture who is in it, or in what scene; trained on the generator's truth."""
+"""Oracles: small networks that read from an image who is in it, or in what scene; trained on the generator's truth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINE = 6
 
 
 class Residual(nn.Module):
-    """``x + f(x)`` of two normalised convolutions."""
+    """``x + f(x)`` of two normalized convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def grid(side: int) -> Tensor:
 
 
 class Oracle(nn.Module):
-    """Picture [batch, 3, 64, 64] in [0, 1] -> what it reads of each attribute of `table`.
+    """Image [batch, 3, 64, 64] in [0, 1] -> what it reads of each attribute of `table`.
 
     A categorical attribute takes as many outputs as it has values (logits), a continuous one takes one.
     """
@@ -90,10 +90,10 @@ class Oracle(nn.Module):
         self.read = Readout(table, WIDTHS[-1], 256)
         self.marks = Landmarks(table, WIDTHS[1], 192)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """[batch, outputs]."""
-        places = grid(pictures.shape[-1]).expand(len(pictures), -1, -1, -1)
-        fine = self.trunk[:FINE](torch.cat([pictures * 2 - 1, places], 1))
+        places = grid(images.shape[-1]).expand(len(images), -1, -1, -1)
+        fine = self.trunk[:FINE](torch.cat([images * 2 - 1, places], 1))
         return self.read(self.trunk[FINE:](fine).flatten(2).transpose(1, 2)) + self.marks(fine)
 
 
@@ -104,7 +104,7 @@ def parts(table: Table, outputs: Tensor) -> Mapping[str, Tensor]:
 
 
 def reading_loss(table: Table, outputs: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
-    """Cross entropy of categorical and squared error of continuous attributes, where the picture shows them.
+    """Cross entropy of categorical and squared error of continuous attributes, where the image shows them.
 
     `truth` and `seen` are [batch, attributes]; thirty times the squared error weighs
     more than an entropy: what is continuous takes longest to learn.

@@ -26,9 +26,9 @@ def held_out(people: int) -> Shown:
 
 
 def quality(oracle: Oracle, shown: Shown, views: Sequence[Scene] = ()) -> dict[str, float]:
-    """Attribute -> share of right answers (categorical) or R2 (continuous), where the first picture shows it.
+    """Attribute -> share of right answers (categorical) or R2 (continuous), where the first image shows it.
 
-    Of one picture of each person, or of the mean reading of those in `views`, as a person is known by references.
+    Of one image of each person, or of the mean reading of those in `views`, as a person is known by references.
     """
     pairs = [(person, view) for person, scene in shown for view in views or (scene,)]
     each = max(1, len(views))

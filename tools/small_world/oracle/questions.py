@@ -1,4 +1,4 @@
-"""What the oracle is asked of a picture, and the true answers for one that was drawn."""
+"""What the oracle is asked of an image, and the true answers for one that was drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUESTIONS = Table((THING, *FACE_TABLE, *SCENE_TABLE))
 
 
 def answers(thing: Thing, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """([questions] float32, [questions] bool): the answers, and which of them the picture shows."""
+    """([questions] float32, [questions] bool): the answers, and which of them the image shows."""
     face = isinstance(thing, Identity)
     values = identity_vector(thing) if face else np.zeros(len(FACE_TABLE), np.float32)
     shown = identity_seen(thing, scene) if face else np.zeros(len(FACE_TABLE), bool)

@@ -1,4 +1,4 @@
-"""Training of the oracle on fresh pictures; a part went through the autoencoder, as all that is sampled has."""
+"""Training of the oracle on fresh images; a part went through the autoencoder, as all that is sampled has."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .questions import QUESTIONS
 
 BATCH = 64
 FIRST = 10_000_000
-"""Number in the stream from which the oracle's pictures are taken: none of the base's."""
+"""Number in the stream from which the oracle's images are taken: none of the base's."""
 DECODED = 16
-"""Pictures of a batch that went through the autoencoder."""
+"""Images of a batch that went through the autoencoder."""
 PLAN = Plan(steps=10000, rate=4e-3, average=0.998)
 
 
 @torch.no_grad()
-def through(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
+def through(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     """What the autoencoder makes of them."""
-    return autoencoder.decode(autoencoder.encode(pictures)).clamp(0, 1)
+    return autoencoder.decode(autoencoder.encode(images)).clamp(0, 1)
 
 
 def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN) -> Oracle:
@@ -34,9 +34,9 @@ def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN) -> Oracle:
     batch_at = ahead(FIRST, BATCH)
 
     def loss_of(step: int) -> Tensor:
-        pictures, true, shown = batch_at(step)
-        pictures[:DECODED] = through(autoencoder, pictures[:DECODED])
-        outputs = oracle(pictures.contiguous(memory_format=torch.channels_last))
+        images, true, shown = batch_at(step)
+        images[:DECODED] = through(autoencoder, images[:DECODED])
+        outputs = oracle(images.contiguous(memory_format=torch.channels_last))
         return reading_loss(QUESTIONS, outputs, true, shown)
 
     return Training(oracle, plan, folder / "oracle.safetensors").run(loss_of).eval()

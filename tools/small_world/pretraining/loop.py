@@ -22,7 +22,7 @@ SAVE_EVERY = 120.0
 """Seconds between two states on disk."""
 SAY_EVERY = 30.0
 NARROW = 16
-"""Channels up to which a weight is no matrix to Muon: colours and latents."""
+"""Channels up to which a weight is no matrix to Muon: colors and latents."""
 
 
 @dataclass(frozen=True)

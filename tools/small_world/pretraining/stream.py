@@ -1,4 +1,4 @@
-"""What a pretraining sees: picture number n and its caption, fixed by n, so that a resumed run needs no state."""
+"""What a pretraining sees: image number n and its caption, fixed by n, so that a resumed run needs no state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..scene.people import is_held_out, person, vase
 from ..scene.scene import Scene, sample_scene
 
 VASE_EVERY = 5
-"""One picture in so many shows a vase."""
+"""One image in so many shows a vase."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Example:
     scene: Scene
     caption: str
 
-    def picture(self, size: int = SIZE) -> np.ndarray:
+    def image(self, size: int = SIZE) -> np.ndarray:
         """[size, size, 3] uint8."""
         return render(self.thing, self.scene, size)
 

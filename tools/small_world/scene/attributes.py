@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 CARRIERS = ("hue", "tone", "shape", "detail")
-"""What an attribute is read from: a colour, a lightness, an outline of many pixels, or one of few."""
+"""What an attribute is read from: a color, a lightness, an outline of many pixels, or one of few."""
 
 
 def always(thing: Any) -> bool:
@@ -22,7 +22,7 @@ class Attribute:
     """One attribute: continuous in [0, 1] when it has no `values`, otherwise one of them.
 
     `weights` are the chances of the values (equal if absent), `seen` tells whether a thing shows the attribute at all
-    (a hat's colour where there is a hat), `carrier` (see CARRIERS) which styles keep it.
+    (a hat's color where there is a hat), `carrier` (see CARRIERS) which styles keep it.
     """
 
     name: str
@@ -91,5 +91,5 @@ class Table(tuple[Attribute, ...]):
         return np.array([a.encode(getattr(thing, a.name)) for a in self], np.float32)
 
     def seen(self, thing: Any, carriers: frozenset[str]) -> np.ndarray:
-        """[attributes] bool: whether a picture that keeps these `carriers` shows the attribute of this thing."""
+        """[attributes] bool: whether an image that keeps these `carriers` shows the attribute of this thing."""
         return np.array([a.carrier in carriers and a.seen(thing) for a in self])

@@ -20,8 +20,8 @@ def shows_hair(person: Any) -> bool:
     return person.hat == "none" or person.hair in LOW_HAIR
 
 
-def shows_hair_colour(person: Any) -> bool:
-    """Whether more than the brows has the colour of the hair."""
+def shows_hair_color(person: Any) -> bool:
+    """Whether more than the brows has the color of the hair."""
     return person.hair in LOW_HAIR or person.beard == "full" or (person.hair != "bald" and person.hat == "none")
 
 
@@ -44,23 +44,23 @@ FACE_TABLE = Table(
             "hair", "shape", ("bald", "crop", "parting", "bob", "long", "curly", "mohawk", "bun", "pigtails"),
             (0.7, 1, 1, 1, 1, 1, 0.8, 0.9, 0.9), shows_hair,
         ),
-        Attribute("hair_colour", "hue", tuple(HAIR), seen=shows_hair_colour),
+        Attribute("hair_color", "hue", tuple(HAIR), seen=shows_hair_color),
         Attribute("eye_size", "detail"),
         Attribute("eye_gap", "detail"),
-        Attribute("eye_colour", "hue", tuple(EYES)),
+        Attribute("eye_color", "hue", tuple(EYES)),
         Attribute("brow", "detail", seen=shows_brows),
         Attribute("brow_slant", "detail", seen=shows_brows),
         Attribute("nose", "detail"),
         Attribute("mouth", "detail", seen=shows_mouth),
         Attribute("cheeks", "detail", ("clear", "freckles", "rosy"), (2, 1, 1)),
-        Attribute("beard", "shape", ("none", "moustache", "goatee", "full"), (4, 1, 1, 1)),
+        Attribute("beard", "shape", ("none", "mustache", "goatee", "full"), (4, 1, 1, 1)),
         Attribute("glasses", "detail", ("none", "round", "square", "winged"), (3.5, 1, 1, 1)),
-        Attribute("glasses_colour", "hue", tuple(METALS), seen=lambda person: person.glasses != "none"),
+        Attribute("glasses_color", "hue", tuple(METALS), seen=lambda person: person.glasses != "none"),
         Attribute("earrings", "detail", ("none", "hoops"), (3, 1)),
         Attribute("hat", "shape", ("none", "beanie", "top_hat", "cap", "sun_hat", "cone"), (5, 1, 1, 1, 1, 1)),
-        Attribute("hat_colour", "hue", tuple(CLOTHES), seen=lambda person: person.hat != "none"),
+        Attribute("hat_color", "hue", tuple(CLOTHES), seen=lambda person: person.hat != "none"),
         Attribute("clothes", "shape", ("tee", "collar", "hoodie", "stripes", "turtleneck")),
-        Attribute("clothes_colour", "hue", tuple(CLOTHES)),
+        Attribute("clothes_color", "hue", tuple(CLOTHES)),
     )
 )  # fmt: skip
 
@@ -74,7 +74,7 @@ VASE_TABLE = Table(
         Attribute("paint", "hue", tuple(GLAZES), seen=lambda vase: vase.pattern != "plain"),
         Attribute("handles", "shape", ("none", "one", "two")),
         Attribute("flowers", "shape", ("none", "tulips", "daisies", "leaves"), (1.5, 1, 1, 1)),
-        Attribute("flower_colour", "hue", tuple(CLOTHES), seen=lambda vase: vase.flowers in {"tulips", "daisies"}),
+        Attribute("flower_color", "hue", tuple(CLOTHES), seen=lambda vase: vase.flowers in {"tulips", "daisies"}),
     )
 )  # fmt: skip
 
@@ -87,10 +87,10 @@ class Identity:
     face_width: float = 0.5
     jaw: float = 0.5
     hair: str = "parting"
-    hair_colour: str = "brown"
+    hair_color: str = "brown"
     eye_size: float = 0.5
     eye_gap: float = 0.5
-    eye_colour: str = "blue"
+    eye_color: str = "blue"
     brow: float = 0.5
     brow_slant: float = 0.5
     nose: float = 0.5
@@ -98,12 +98,12 @@ class Identity:
     cheeks: str = "clear"
     beard: str = "none"
     glasses: str = "none"
-    glasses_colour: str = "black"
+    glasses_color: str = "black"
     earrings: str = "none"
     hat: str = "none"
-    hat_colour: str = "red"
+    hat_color: str = "red"
     clothes: str = "tee"
-    clothes_colour: str = "teal"
+    clothes_color: str = "teal"
 
     def __post_init__(self) -> None:
         FACE_TABLE.check(self)
@@ -121,7 +121,7 @@ class Vase:
     paint: str = "cream"
     handles: str = "none"
     flowers: str = "none"
-    flower_colour: str = "red"
+    flower_color: str = "red"
 
     def __post_init__(self) -> None:
         VASE_TABLE.check(self)
@@ -143,9 +143,9 @@ def sample_identity(generator: torch.Generator) -> Identity:
 
 
 def sample_vase(generator: torch.Generator) -> Vase:
-    """A vase at random; a pattern always has another colour than its ground."""
+    """A vase at random; a pattern always has another color than its ground."""
     values = VASE_TABLE.draw(uniforms(generator, len(VASE_TABLE)))
     if values["paint"] == values["glaze"]:
-        colours = tuple(GLAZES)
-        values["paint"] = colours[(colours.index(values["glaze"]) + 1) % len(colours)]
+        colors = tuple(GLAZES)
+        values["paint"] = colors[(colors.index(values["glaze"]) + 1) % len(colors)]
     return Vase(**values)

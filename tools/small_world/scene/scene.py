@@ -18,7 +18,7 @@ SCENE_TABLE = Table(
         Attribute("style", "shape", ("photo", "sketch", "pixel", "inverted", "sepia", "comic"), (3, 1, 1, 1, 1, 1)),
         Attribute("expression", "detail", ("neutral", "smiling", "surprised", "sad", "winking")),
         Attribute("framing", "shape", ("portrait", "close", "far"), (2, 1, 1)),
-        Attribute("place", "shape", ("centre", "left", "right"), (2, 1, 1)),
+        Attribute("place", "shape", ("center", "left", "right"), (2, 1, 1)),
         Attribute("shift_x", "shape"),
         Attribute("shift_y", "shape"),
     )
@@ -43,7 +43,7 @@ class Scene:
     style: str = "photo"
     expression: str = "neutral"
     framing: str = "portrait"
-    place: str = "centre"
+    place: str = "center"
     shift_x: float = 0.5
     shift_y: float = 0.5
     variant: int = 0

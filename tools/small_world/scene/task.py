@@ -21,7 +21,7 @@ REFERENCES = (
     Scene("forest", framing="close", shift_y=0.7, variant=3),
     Scene("mountains", expression="winking", shift_x=0.8, variant=4),
 )
-"""How the pictures of a person show them: photographs in four places."""
+"""How the images of a person show them: photographs in four places."""
 CAPTIONS = (
     "a face in the snow, smiling",
     "a face at night, surprised",
@@ -33,7 +33,7 @@ CAPTIONS = (
 
 
 def references(shown: Identity, count: int = len(REFERENCES)) -> Tensor:
-    """[count, 64, 64, 3] in [0, 1]: the pictures of a person to train on."""
+    """[count, 64, 64, 3] in [0, 1]: the images of a person to train on."""
     return torch.from_numpy(render_batch([shown] * count, REFERENCES[:count])).float() / 255
 
 

@@ -1,4 +1,4 @@
-"""What an oracle is to read from a picture: the attributes as numbers, and which of them the picture shows.
+"""What an oracle is to read from an image: the attributes as numbers, and which of them the image shows.
 
 The tables (FACE_TABLE, VASE_TABLE, SCENE_TABLE) give the names, kinds and values, in the order of the vectors.
 """
@@ -18,7 +18,7 @@ def identity_vector(thing: Thing) -> np.ndarray:
 
 
 def identity_seen(thing: Thing, scene: Scene) -> np.ndarray:
-    """[attributes] bool: what of the identity can be read in this scene (its style may lose colours or details)."""
+    """[attributes] bool: what of the identity can be read in this scene (its style may lose colors or details)."""
     return table_of(thing).seen(thing, scene.keeps)
 
 

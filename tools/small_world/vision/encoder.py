@@ -25,7 +25,7 @@ def keep(network: nn.Module, path: Path = WEIGHTS) -> None:
 
 
 def kept(path: Path = WEIGHTS) -> Any:
-    """CLIP_VISION: `encode_image` gives tokens [pictures, 65, 96] and embeds [pictures, 64]."""
+    """CLIP_VISION: `encode_image` gives tokens [images, 65, 96] and embeds [images, 64]."""
     from comfy.clip_vision import ClipVisionModel
 
     with torch.inference_mode():

@@ -16,7 +16,7 @@ class SmallWorldVision(io.ComfyNode):
             node_id="SmallWorldVision",
             display_name="Small World's CLIP Vision",
             category="small world",
-            description="The small world's picture encoder, for its hypernetwork.",
+            description="The small world's image encoder, for its hypernetwork.",
             outputs=[io.ClipVision.Output()],
         )
 

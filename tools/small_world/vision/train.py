@@ -1,4 +1,4 @@
-"""Training of the encoder: who and what a picture shows is to be read from its tokens, and from its embedding."""
+"""Training of the encoder: who and what an image shows is to be read from its tokens, and from its embedding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .encoder import CONFIG
 
 BATCH = 128
 FIRST = 20_000_000
-"""Number in the stream from which its pictures are taken: none of the base's or the oracle's."""
+"""Number in the stream from which its images are taken: none of the base's or the oracle's."""
 PLAN = Plan(steps=2500, rate=3e-3, average=0.998)
 
 
@@ -40,9 +40,9 @@ class Reader(nn.Module):
         self.register_buffer("mean", torch.tensor(CONFIG["image_mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CONFIG["image_std"])[:, None, None], persistent=False)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Readings from pictures [batch, 3, 64, 64]: of the last tokens but one, and of the embedding."""
-        tokens, embedding = self.encoded((pictures - self.mean) / self.std)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Readings from images [batch, 3, 64, 64]: of the last tokens but one, and of the embedding."""
+        tokens, embedding = self.encoded((images - self.mean) / self.std)
         return self.of_tokens(tokens[:, 1:]), self.of_embedding(embedding[:, None])
 
     def encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,8 +63,8 @@ def train(folder: Path, plan: Plan = PLAN) -> nn.Module:
     batch_at = ahead(FIRST, BATCH)
 
     def loss_of(step: int) -> Tensor:
-        pictures, true, shown = batch_at(step)
-        return sum(reading_loss(QUESTIONS, outputs, true, shown) for outputs in reader(pictures))
+        images, true, shown = batch_at(step)
+        return sum(reading_loss(QUESTIONS, outputs, true, shown) for outputs in reader(images))
 
     Training(reader, plan, folder / "vision.safetensors").run(loss_of)
     return reader.encoder.eval()
