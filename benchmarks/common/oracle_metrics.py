@@ -1,4 +1,4 @@
-"""The small world's base, and the oracle's figures of what one way to personalize makes of one person."""
+"""Measure by the oracle what a personalization method makes of the small world's base for one person."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from common.harness import Row
-from common.methods import Made, Task, untouched
+from common.methods import PersonalizedModel, Task, untouched
 from common.result_cache import digest
 from torch import Tensor
 
@@ -22,25 +22,25 @@ from tools.small_world.scene import task
 from tools.small_world.vision import encoder
 
 SEEDS = 4
-"""Images of each scene."""
+"""Images per scene."""
 ANYBODY = 24
-"""Images of the class."""
+"""Images of the class prompt."""
 CLASS_IMAGES = 20
 COSTS = ("seconds", "steps", "pictures", "parameters", "file_bytes", "taken_out")
 FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior", "class_identity", "clip_i", "pres", "div")
-SCENES = tuple(f"identity_{number}" for number in range(1, 6))
+SCENES = tuple(f"identity_{scene}" for scene in range(1, 6))
 """Identity in each scene, in the order of the world's ``task.CAPTIONS``."""
 REAL, CODED = "real", "real_coded"
-"""In place of a way: the generator's own images of the person, and the same through the base's autoencoder."""
-Way = Callable[..., Made] | str
+"""Values in place of a method: the generator's own images of the person, plain or through the base's autoencoder."""
+Method = Callable[..., PersonalizedModel] | str
 
 
-class Bench:
-    """The loaded base, the judge, and what both need.
+class Evaluator:
+    """Evaluate methods: the loaded base, the oracle and the encoder.
 
     Args:
-        folder: for the base as a checkpoint, and for what training leaves in ComfyUI's output folder.
-        threads: of PyTorch, on which seconds depend.
+        folder: holds the base as a checkpoint, and ComfyUI's output folder.
+        threads: threads of PyTorch, on which the seconds depend.
     """
 
     def __init__(self, folder: Path, threads: int) -> None:
@@ -59,36 +59,36 @@ class Bench:
         base = model.load(folder / f"small_world_{self.digest}.safetensors")
         began = time.perf_counter()
         prompt, class_prompt = task.PROMPT, task.CLASS_PROMPT
-        images = [model.sample(base, [class_prompt], 1000 + number) for number in range(CLASS_IMAGES)]
+        images = [model.sample(base, [class_prompt], 1000 + index) for index in range(CLASS_IMAGES)]
         seconds = time.perf_counter() - began
         self.task = Task(base, caller(), prompt, class_prompt, images, seconds)
 
     def references(self, number: int) -> Tensor:
-        """[references, 64, 64, 3]: the images of that person."""
+        """Return the images of held-out person ``number``, [references, 64, 64, 3]."""
         return task.references(task.subjects(number + 1)[number])
 
-    def run(self, way: Way, number: int) -> tuple[Row, Tensor]:
-        """Figures of one person, and an image of each scene."""
+    def run(self, method: Method, number: int) -> tuple[Row, Tensor]:
+        """Return the figures of one person, and an image of each scene."""
         shown = task.subjects(number + 1)[number]
         references = self.references(number)
-        made, images, anybody = self.sampled_by(way, number, references)
-        if way in (REAL, CODED):
-            images = self.real(shown, way == CODED)
+        made, images, anybody = self.sampled_by(method, number, references)
+        if method in (REAL, CODED):
+            images = self.real(shown, method == CODED)
         figures = self.figures(images, references, shown) | self.of_class(anybody, references, number)
         figures |= self.by_encoder(images, anybody, references)
         return figures | {name: getattr(made, name) for name in COSTS}, images[:, 0].clone()
 
     def sampled_by(
-        self, way: Callable[..., Made] | str, number: int, references: Tensor
-    ) -> tuple[Made, Tensor, Tensor]:
-        """What that way makes, and shows of the person and of the class."""
-        if way in (REAL, CODED, untouched):
+        self, method: Callable[..., PersonalizedModel] | str, number: int, references: Tensor
+    ) -> tuple[PersonalizedModel, Tensor, Tensor]:
+        """Return the personalized model, and its samples of the person and of the class."""
+        if method in (REAL, CODED, untouched):
             return untouched(self.task, references), *self.of_base(number)
-        made = way(self.task, references)
+        made = method(self.task, references)
         return made, *self.sampled(made, number)
 
     def real(self, shown: Any, coded: bool) -> Tensor:
-        """[scenes, SEEDS, 64, 64, 3]: the generator's own images of that person."""
+        """Return the generator's own images of the person, [scenes, SEEDS, 64, 64, 3]."""
         images = torch.stack([self.judge.own_images(shown, c, SEEDS) for c in task.CAPTIONS])
         if not coded:
             return images
@@ -96,21 +96,21 @@ class Bench:
         with torch.inference_mode():
             return torch.stack([vae.decode(vae.encode(scene)) for scene in images])
 
-    def sampled(self, made: Made, seed: int) -> tuple[Tensor, Tensor]:
-        """[scenes, SEEDS, 64, 64, 3]: the person of `made` in each scene; [ANYBODY, 64, 64, 3]: the class."""
+    def sampled(self, made: PersonalizedModel, seed: int) -> tuple[Tensor, Tensor]:
+        """Return samples of the person in each scene, [scenes, SEEDS, 64, 64, 3], and of the class, [ANYBODY, ...]."""
         scenes = [caption.replace(self.task.class_prompt, made.prompt) for caption in task.CAPTIONS]
         prompts = [scene for scene in scenes for _ in range(SEEDS)]
         base = replace(self.task.base, model=made.model, clip=made.clip)
         images = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed)
         return images[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), images[len(prompts) :]
 
-    @cache  # noqa: B019  # there is one bench, and it lives as long as the program
+    @cache  # noqa: B019  # there is one evaluator, and it lives as long as the program
     def of_base(self, seed: int) -> tuple[Tensor, Tensor]:
-        """What it shows untouched."""
+        """Return samples of the unmodified base."""
         return self.sampled(untouched(self.task, None), seed)
 
     def figures(self, images: Tensor, references: Tensor, shown: Any) -> Row:
-        """Means over the scenes."""
+        """Return the oracle's figures, means over the scenes."""
         captions = task.CAPTIONS
         pairs = list(zip(images, captions, strict=True))
         identities = [self.judge.identity(p, references, c) for p, c in pairs]
@@ -121,7 +121,7 @@ class Bench:
         }
 
     def of_class(self, anybody: Tensor, references: Tensor, number: int) -> Row:
-        """How different the people are that the class prompt shows, beside the base's, and how alike the person."""
+        """Return the spread of people under the class prompt, relative to the base's, and their identity."""
         spread = [self.judge.people_spread(faces) for faces in (anybody, self.of_base(number)[1])]
         prompt = task.CLASS_PROMPT
         return {
@@ -130,7 +130,7 @@ class Bench:
         }
 
     def by_encoder(self, images: Tensor, anybody: Tensor, references: Tensor) -> Row:
-        """The pack's scores by the world's CLIP_VISION: what stands in for DINO too."""
+        """Return the pack's scores by the world's CLIP_VISION, which stands in for DINO too."""
         from hyperbooth.models.metrics.scores import diversity, prior_preservation
 
         given = {"images": images.flatten(0, 1), "references": references, "clip_vision": self.encoder}
