@@ -16,6 +16,8 @@ from common.rank_correlation import ORDERS, correlate_methods, correlate_rows, c
 from common.result_cache import FAILED, ResultCache
 from torch import Tensor
 
+from tools.small_world.scene import task
+
 FIRST, PEOPLE = 41, 20
 """The people reported; held-out people before these were used to choose settings, and the demo shows number 40."""
 COLUMNS = (
@@ -180,5 +182,5 @@ def draw_sheet(evaluator: Evaluator, images: dict[str, Tensor], person: int, pat
     from hyperbooth.trainers.reporting.image_grid import image_grid
 
     cells = [to_pil(evaluator.references(person)), *map(to_pil, images.values())]
-    page = image_grid(cells, above=evaluator.task_of.CAPTIONS, left=["references", *images], side=128)
+    page = image_grid(cells, above=task.CAPTIONS, left=["references", *images], side=128)
     page.save(path, optimize=True)
