@@ -1,4 +1,4 @@
-"""Autoencoders that nobody trained."""
+"""Make untrained autoencoders."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ CLAMPED = 0.5
 
 
 def thumbnail_vae(channels: int = 4, scale: float = SD15_SCALE, shift: float = 0.0) -> dict[str, Tensor]:
-    """State dict of a TAESD autoencoder (2.4 M parameters) whose latents are the image, 8 times smaller.
+    """Return the state dict of a TAESD autoencoder (2.4 M parameters) whose latents are the image, 8 times smaller.
 
     Nothing is trained: strided convolutions average 2 x 2 pixels, residual branches are zero, and three channels
     carry red, green and blue; the others are 0. In model space a latent is ``4 (rgb - 1/2)``, about as wide as a
     real one's.
 
     Args:
-        channels: of the latent: 4 for U-Nets, 16 for SD3 and Flux.
-        scale: the latent format's; model space is ``scale (latent - shift)``.
-        shift: likewise.
+        channels: channels of the latent: 4 for U-Nets, 16 for SD3 and Flux.
+        scale: scale of the latent format; model space is ``scale (latent - shift)``.
+        shift: shift of the latent format.
     """
     from comfy.taesd.taesd import TAESD
 
@@ -42,7 +42,7 @@ def thumbnail_vae(channels: int = 4, scale: float = SD15_SCALE, shift: float = 0
 
 
 def _pass_colors(convolution: nn.Conv2d) -> None:
-    """Three channels through: unchanged, or averaged over 2 x 2 pixels where the stride is 2."""
+    """Pass three channels: unchanged, or averaged over 2 x 2 pixels if the stride is 2."""
     taps = slice(1, 3) if convolution.stride == (2, 2) else slice(1, 2)
     for color in range(3):
         kernel = convolution.weight[color, color]
@@ -50,7 +50,7 @@ def _pass_colors(convolution: nn.Conv2d) -> None:
 
 
 def _affine(convolution: nn.Conv2d, scale: float, shift: float) -> None:
-    """``scale * color + shift`` in each of the three channels."""
+    """Compose the convolution with ``scale * color + shift`` in each of the three channels."""
     convolution.weight.mul_(scale)
     convolution.bias[:3] = shift
 
@@ -62,7 +62,7 @@ SD15_VAE: dict[str, Any] = {
 
 
 def sd15_vae(seed: int = 4) -> dict[str, Tensor]:
-    """State dict of an autoencoder of SD1.5's size (84 M parameters), random: for what encoding takes."""
+    """Return the state dict of an autoencoder of SD1.5's size (84 M parameters), random, to measure encoding."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     return fill(AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4), seed).state_dict()
