@@ -89,7 +89,7 @@ class Evaluator:
 
     def real(self, shown: Any, coded: bool) -> Tensor:
         """Return the generator's own images of the person, [scenes, SEEDS, 64, 64, 3]."""
-        images = torch.stack([self.judge.own_images(shown, c, SEEDS) for c in task.CAPTIONS])
+        images = torch.stack([self.judge.generator_images(shown, c, SEEDS) for c in task.CAPTIONS])
         if not coded:
             return images
         vae = self.task.base.vae

@@ -1,4 +1,4 @@
-"""A hypernetwork trained by two processes, one of which is killed, equals the one that the node trains."""
+"""Test that a hypernetwork trained by two processes, one of which is killed, equals the one that the node trains."""
 
 import re
 import sys

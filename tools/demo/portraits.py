@@ -11,7 +11,7 @@ from PIL import Image
 from tools.comfy_harness.import_pack import import_comfyui
 from tools.comfy_harness.symlinks import link
 from tools.small_world.scene import task
-from tools.small_world.weight_files import there
+from tools.small_world.weight_files import existing
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "HyperBoothSubject": {"resolution": 64, "crop": 0.0, "colour": 0.0},
@@ -41,7 +41,7 @@ def write_network(folder: Path) -> str:
     """Link the world's hypernetwork into ``folder``; return its name."""
     from tools.small_world.hypernetwork.trained import WEIGHTS
 
-    weights = there(WEIGHTS)
+    weights = existing(WEIGHTS)
     folder.mkdir(parents=True, exist_ok=True)
     link(weights, folder / "small_world.safetensors")
     return "small_world.safetensors"

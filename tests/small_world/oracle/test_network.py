@@ -1,4 +1,4 @@
-"""Oracles' outputs and their loss; how well they read is for a training to show."""
+"""Test the oracles' outputs and their loss; test_trained.py tests their quality."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tools.small_world.scene.truth import identity_seen, identity_vector
 
 
 def examples(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images of people in scenes, what is true of them, and what of it is to be seen."""
+    """Return images of people in scenes, their attributes, and which attributes are visible."""
     generator = torch.Generator().manual_seed(0)
     pairs = [(person(number), sample_scene(generator)) for number in range(count)]
     images = torch.from_numpy(np.stack([render(*pair) for pair in pairs])).permute(0, 3, 1, 2).float() / 255

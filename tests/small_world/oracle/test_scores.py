@@ -1,4 +1,4 @@
-"""Scores of the generator's own images: what is 1 by definition, and what is 0."""
+"""Test scores of the generator's own images, which are 1 or 0 by definition."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_people_who_are_one_are_no_spread(judge: Judge) -> None:
 
 
 def test_diversity_is_one_for_the_generator_and_zero_for_one_picture(judge: Judge) -> None:
-    own = judge.own_images(PEOPLE[0], CAPTIONS[0], 60)
+    own = judge.generator_images(PEOPLE[0], CAPTIONS[0], 60)
     assert judge.diversity(own, CAPTIONS[0], PEOPLE[0]) == pytest.approx(1, abs=0.1)
     assert judge.diversity(own[:1].expand(4, -1, -1, -1), CAPTIONS[0], PEOPLE[0]) == 0
 

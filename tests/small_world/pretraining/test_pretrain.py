@@ -1,4 +1,4 @@
-"""Every network of the world can be pretrained, stopped, and kept; how well it does is seen on what is kept."""
+"""Test that every network of the world can be pretrained, resumed, and saved."""
 
 from pathlib import Path
 

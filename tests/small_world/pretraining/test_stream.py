@@ -1,4 +1,4 @@
-"""The stream that a pretraining reads: fixed by its number, without anyone who is held out."""
+"""Test the pretraining examples: determined by their index, without held-out people."""
 
 import numpy as np
 

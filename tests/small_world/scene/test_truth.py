@@ -1,4 +1,4 @@
-"""Tables, vectors, people: what oracles are trained on and tested with."""
+"""Test tables, vectors and people, the oracle's training targets."""
 
 from dataclasses import asdict, fields
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Hair: a part behind the head and a part over the forehead, with strands. Units as in head.py."""
+"""Draw hair: a part behind the head and a part over the forehead, with strands. Units as in head.py."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .shapes import above, any_of, both, box, circle, ellipse, line, twice, wave
 
 
 def hair_color(person: Identity) -> Color:
-    """The color of the hair."""
+    """Return the color of the hair."""
     return HAIR[person.hair_color]
 
 
 def strands(lean: float, fine: float = 2.6) -> Shape:
-    """Strands that run down, spreading from the crown, with a gleam across them; `lean` sweeps them to one side."""
+    """Return the shade of strands that spread from the crown, with a gleam; `lean` sweeps them to one side."""
 
     def shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         along = y + np.float32(1.6)
@@ -30,14 +30,14 @@ def strands(lean: float, fine: float = 2.6) -> Shape:
 
 
 def curls(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Curls: a lattice of light and dark knots, lit from above."""
+    """Return the shade of curls: a lattice of light and dark knots, lit from above."""
     u, v = x + wave(y * np.float32(1.3)) * np.float32(0.13), y + wave(x * np.float32(1.7)) * np.float32(0.15)
     knot = wave(u * np.float32(2.9) + v * np.float32(0.9)) + wave(v * np.float32(3.1) - u * np.float32(1.1))
     return knot * np.float32(0.14) - (np.float32(0.16) + (y + np.float32(0.3)) * np.float32(0.09))
 
 
 def draw_hair_behind(frame: Frame, person: Identity) -> None:
-    """What of the hair lies behind neck and shoulders."""
+    """Draw the hair behind neck and shoulders."""
     w, color = half_width(person), scaled(hair_color(person), 0.8)
     if person.hair == "long":
         flow = any_of((ellipse(0, -0.2, w + 0.26, 1.02), box(-w - 0.26, -0.2, w + 0.26, 1.75, 0.25)))
@@ -54,7 +54,7 @@ def draw_hair_behind(frame: Frame, person: Identity) -> None:
 
 
 def hairline(person: Identity) -> Shape | None:
-    """Where the forehead ends (negative above it), or None for a bald head."""
+    """Return the signed distance to the hairline (negative above it), or None for a bald head."""
     w = half_width(person)
     if person.hair in {"bald", "mohawk"}:
         return None
@@ -72,13 +72,13 @@ def hairline(person: Identity) -> Shape | None:
 
 
 def sweep(x: np.ndarray) -> np.ndarray:
-    """Distance from the parting, at x = -0.28: small to its left, falling far to its right."""
+    """Return the distance from the parting, at x = -0.28: small to its left, falling far to its right."""
     side = x + np.float32(0.28)
     return np.maximum(side, side * np.float32(-1.1)) + np.maximum(side - np.float32(0.62), 0) * np.float32(2.4)
 
 
 def draw_hair_over(frame: Frame, person: Identity) -> None:
-    """The hair on the head; with a hat, the hat covers its upper part."""
+    """Draw the hair on the head; with a hat, the hat covers its upper part."""
     w, color, line_ = half_width(person), hair_color(person), hairline(person)
     if line_ is not None:
         skull = ellipse(0, -0.06, w + 0.13, 1.08 if person.hair in {"crop", "curly"} else 1.14)
@@ -91,7 +91,7 @@ def draw_hair_over(frame: Frame, person: Identity) -> None:
 
 
 def draw_extras(frame: Frame, person: Identity) -> None:
-    """A gleaming scalp, the locks of long hair, a bun, a crest: what stands out from the cap."""
+    """Draw what stands out from the cap of hair: a gleaming scalp, locks, a bun or a crest."""
     w, color = half_width(person), hair_color(person)
     if person.hair in {"long", "bob"}:
         down = 1.55 if person.hair == "long" else 0.8
@@ -110,7 +110,7 @@ def draw_extras(frame: Frame, person: Identity) -> None:
 
 
 def draw_crest(frame: Frame, color: Color) -> None:
-    """A mohawk: five spikes that fan out over a strip of hair."""
+    """Draw a mohawk: five spikes that fan out over a strip of hair."""
     tips = ((-0.42, -1.42), (-0.22, -1.6), (0.0, -1.68), (0.22, -1.6), (0.42, -1.42))
     spikes = [line(x * 0.45, -0.82, x, y, 0.17, 0.03) for x, y in tips]
     strip = both(ellipse(0, -0.78, 0.26, 0.36), above(-0.5))
@@ -118,7 +118,7 @@ def draw_crest(frame: Frame, color: Color) -> None:
 
 
 def bun_shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A ball wound of strands, lit from the upper left."""
+    """Return the shade of a bun of strands, lit from the upper left."""
     return wave(x * np.float32(1.6) - y * np.float32(2.6)) * np.float32(0.16) - (x + y + np.float32(1.3)) * np.float32(
         0.2
     )

@@ -1,4 +1,4 @@
-"""How a painted image is shown: photo, sketch, pixel art, inverted, sepia, comic. Images [3, n, n] in [0, 1]."""
+"""Apply a style to a painted image [3, n, n] in [0, 1]: photo, sketch, pixel art, inverted, sepia or comic."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ PIXEL = 3
 
 
 def gray(image: np.ndarray) -> np.ndarray:
-    """[n, n] lightness."""
+    """Return the lightness, [n, n]."""
     return image[0] * np.float32(0.3) + image[1] * np.float32(0.59) + image[2] * np.float32(0.11)
 
 
 def edges(image: np.ndarray) -> np.ndarray:
-    """[n, n] largest step of any channel to the next pixel on the right or below."""
+    """Return the largest step of any channel to the next pixel on the right or below, [n, n]."""
     strength = np.zeros_like(image)
     strength[:, :, :-1] = np.abs(image[:, :, 1:] - image[:, :, :-1])
     strength[:, :-1] = np.maximum(strength[:, :-1], np.abs(image[:, 1:] - image[:, :-1]))
@@ -24,7 +24,7 @@ def edges(image: np.ndarray) -> np.ndarray:
 
 
 def sketch(image: np.ndarray) -> np.ndarray:
-    """Pencil on paper: outlines, and hatching where it is dark."""
+    """Return a pencil drawing on paper: outlines, and hatching in dark areas."""
     light = gray(image)
     steps = np.arange(light.shape[0], dtype=np.float32) * np.float32(64 / light.shape[0] / 4)
     hatch = wave(steps[None, :] + steps[:, None]) * np.minimum(np.maximum(np.float32(0.62) - light, 0), np.float32(0.4))
@@ -35,7 +35,7 @@ def sketch(image: np.ndarray) -> np.ndarray:
 
 
 def sepia(image: np.ndarray) -> np.ndarray:
-    """An old brown photograph with dark corners."""
+    """Return an old brown photograph with dark corners."""
     light = gray(image)
     t = np.arange(light.shape[0], dtype=np.float32) * np.float32(2 / light.shape[0]) - np.float32(1)
     light = light * (np.float32(1.04) - np.float32(0.14) * (t * t)[None, :] - np.float32(0.14) * (t * t)[:, None])
@@ -44,7 +44,7 @@ def sepia(image: np.ndarray) -> np.ndarray:
 
 
 def comic(image: np.ndarray) -> np.ndarray:
-    """Flat, strong colors and black outlines."""
+    """Return a comic with flat, strong colors and black outlines."""
     light = gray(image)
     strong = light + (image - light) * np.float32(1.35)
     flat = np.floor(strong * np.float32(5) + np.float32(0.5)) * np.float32(0.2)
@@ -53,19 +53,19 @@ def comic(image: np.ndarray) -> np.ndarray:
 
 
 def pixel(image: np.ndarray) -> np.ndarray:
-    """Few, strong colors; render() draws this style on few pixels and repeats each."""
+    """Return few, strong colors; render() draws this style with few pixels and repeats each."""
     light = gray(image)
     strong = light + (image - light) * np.float32(1.2)
     return np.floor(strong * np.float32(8) + np.float32(0.5)) * np.float32(0.125)
 
 
 def inverted(image: np.ndarray) -> np.ndarray:
-    """A negative."""
+    """Return a negative."""
     return np.float32(1) - image
 
 
 def photo(image: np.ndarray) -> np.ndarray:
-    """As painted."""
+    """Return the image unchanged."""
     return image
 
 

@@ -1,4 +1,4 @@
-"""What the oracle reads, as numbers that can be compared: with the truth, or with what it reads from other images."""
+"""Compare the oracle's readings with the ground truth, or with readings of other images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .network import Oracle, parts
 from .questions import QUESTIONS
 
 Reading = Mapping[str, Tensor]
-"""Attribute -> [images, values] chances of each value, or [images, 1] in [0, 1] of a continuous one."""
+"""Attribute -> [images, values] probabilities of each value, or [images, 1] in [0, 1] if continuous."""
 AT_ONCE = 100
 
 
 @torch.inference_mode()
 def read(oracle: Oracle, images: Tensor) -> Reading:
-    """The reading of images [images, 64, 64, 3] in [0, 1], as ComfyUI has them."""
+    """Return the reading of images [images, 64, 64, 3] in [0, 1], ComfyUI's format."""
     outputs = torch.cat([oracle(part.movedim(-1, 1).float()) for part in images.split(AT_ONCE)])
     return {
         a.name: part.softmax(1) if a.values else part.clamp(0, 1)
@@ -29,7 +29,7 @@ def read(oracle: Oracle, images: Tensor) -> Reading:
 
 
 def person_of(reading: Reading) -> Identity:
-    """Who the images show, taken together: the values that are most likely on average."""
+    """Return the person that the images show, by the mean reading's most probable values."""
     chosen = {}
     for a in FACE_TABLE:
         mean = reading[a.name].mean(0)
@@ -38,9 +38,9 @@ def person_of(reading: Reading) -> Identity:
 
 
 def agreement(first: Reading, second: Reading, scene: Scene, person: Identity | None = None) -> Tensor:
-    """[images]: mean over the attributes of identity that `scene` shows of `person` (of everybody if None).
+    """Return the mean agreement over the attributes that `scene` shows of `person` (of every person if None), [images].
 
-    Of a categorical attribute the chance that both name one value, ``sum p q``; of a continuous one
+    The agreement of a categorical attribute is the probability of equal values, ``sum p q``, that of a continuous one
     ``max(0, 1 - 2 |x - y|)``. The readings' images are broadcast against each other.
     """
     if person is None:

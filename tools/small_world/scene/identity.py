@@ -1,4 +1,4 @@
-"""Who is drawn: people and vases. Nothing in here depends on the scene, and no caption names any of it."""
+"""Define identities: people and vases. They do not depend on the scene, and no caption names their attributes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..random_draws import uniforms
 from .attributes import Attribute, Table
 
 LOW_HAIR = frozenset({"bob", "long", "curly", "pigtails"})
-"""Hair that comes out under a hat, so that its shape is still to be told."""
+"""Hair that extends below a hat, so that its shape remains visible."""
 
 
 def shows_hair(person: Any) -> bool:
-    """Whether the shape of the hair is to be told: a hat hides all that is short or grows upwards."""
+    """Return whether the shape of the hair is visible: a hat hides hair that is short or grows upwards."""
     return person.hat == "none" or person.hair in LOW_HAIR
 
 
 def shows_hair_color(person: Any) -> bool:
-    """Whether more than the brows has the color of the hair."""
+    """Return whether more than the brows shows the color of the hair."""
     return person.hair in LOW_HAIR or person.beard == "full" or (person.hair != "bald" and person.hat == "none")
 
 
 def shows_mouth(person: Any) -> bool:
-    """Whether no beard covers the corners of the mouth and the jaw."""
+    """Return whether no beard covers the corners of the mouth and the jaw."""
     return person.beard != "full"
 
 
 def shows_brows(person: Any) -> bool:
-    """Whether no rim of the glasses lies over the brows."""
+    """Return whether no rim of the glasses lies over the brows."""
     return person.glasses != "winged"
 
 
@@ -133,17 +133,17 @@ Thing = Identity | Vase
 
 
 def table_of(thing: Thing) -> Table:
-    """The table that describes this kind of thing."""
+    """Return the table that describes this kind of thing."""
     return FACE_TABLE if isinstance(thing, Identity) else VASE_TABLE
 
 
 def sample_identity(generator: torch.Generator) -> Identity:
-    """A person at random."""
+    """Return a random person."""
     return Identity(**FACE_TABLE.draw(uniforms(generator, len(FACE_TABLE))))
 
 
 def sample_vase(generator: torch.Generator) -> Vase:
-    """A vase at random; a pattern always has another color than its ground."""
+    """Return a random vase; a pattern always has another color than its ground."""
     values = VASE_TABLE.draw(uniforms(generator, len(VASE_TABLE)))
     if values["paint"] == values["glaze"]:
         colors = tuple(GLAZES)

@@ -1,4 +1,4 @@
-"""Where, how and in what mood a thing is shown: all that a caption may name."""
+"""Define scenes: background, style, expression, framing and placement, which a caption may name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEEPS = {
     "sketch": frozenset({"shape", "detail"}),
     "pixel": frozenset({"hue", "tone", "shape"}),
 }
-"""What of a thing each style leaves to be read: see attributes.CARRIERS."""
+"""Style -> carriers (see attributes.CARRIERS) that it keeps."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Scene:
 
     @property
     def keeps(self) -> frozenset[str]:
-        """What this scene's style leaves to be read of the thing in it."""
+        """Return the carriers that this scene's style keeps."""
         return KEEPS[self.style]
 
 
 def sample_scene(generator: torch.Generator) -> Scene:
-    """A scene at random."""
+    """Return a random scene."""
     draws = uniforms(generator, len(SCENE_TABLE) + 1)
     return Scene(**SCENE_TABLE.draw(draws), variant=int(next(draws) * (1 << 31)))

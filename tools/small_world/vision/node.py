@@ -1,4 +1,4 @@
-"""The encoder as a node: the stock *Load CLIP Vision* knows no vision model this small."""
+"""Provide the encoder as a node: the stock *Load CLIP Vision* recognizes no vision model this small."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .encoder import kept
 
 
 class SmallWorldVision(io.ComfyNode):
-    """-> CLIP_VISION."""
+    """Node that returns the small world's CLIP_VISION."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
