@@ -27,7 +27,7 @@ STEPS, RATE, RANK = 40, 3e-3, 8
 
 @dataclass(frozen=True)
 class OneImage:
-    """A method that is given the first image of the person only."""
+    """Call a method with the first image of the person only."""
 
     method: Any
 

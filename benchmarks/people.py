@@ -20,7 +20,7 @@ MACHINES = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Person:
-    """Sizes of one person in a bank; the defaults are SD1.5 at 512 x 512 and CLIP ViT-H.
+    """Hold the sizes of one person in a bank; the defaults are SD1.5 at 512 x 512 and CLIP ViT-H.
 
     Args:
         numbers: N, parameters of the adapter.

@@ -37,7 +37,7 @@ Done = dict[str, Row]
 
 @dataclass(frozen=True)
 class Derived:
-    """A method that depends on the figures of other rows.
+    """Make a method from the figures of other rows.
 
     Args:
         needs: names of those rows; they come before it.
@@ -50,7 +50,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A benchmark of personalization methods.
+    """Benchmark personalization methods against each other.
 
     Args:
         name: name of its results file.

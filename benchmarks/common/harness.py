@@ -112,7 +112,7 @@ def _between(stamps: Sequence[float]) -> list[float]:
 
 @dataclass
 class Peak:
-    """The peak memory of the process inside the block; set when the block ends."""
+    """Hold the peak memory of the process inside a block; it is set when the block ends."""
 
     bytes: int = 0
 
@@ -219,7 +219,7 @@ def median(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: its heading, the figure's key in a row, and its format."""
+    """Describe one column of the table: its heading, the figure's key in a row, and its format."""
 
     heading: str
     figure: str
@@ -258,7 +258,7 @@ def _cell(row: Row, column: Column) -> str:
 
 @dataclass(frozen=True)
 class Aim:
-    """A target: the ``figure`` of ``row`` is at most ``limit``, or at least ``limit`` with ``least``."""
+    """Set a target: the ``figure`` of ``row`` is at most ``limit``, or at least ``limit`` with ``least``."""
 
     row: str
     figure: str

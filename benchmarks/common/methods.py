@@ -1,4 +1,4 @@
-"""Methods that personalize the small world's base to one person, with this pack's nodes or the stock ones."""
+"""Personalize the small world's base to one person by methods of this pack's nodes or the stock ones."""
 
 import tempfile
 import time
@@ -16,7 +16,7 @@ Call = Callable[..., tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class PersonalizedModel:
-    """A personalized model, its training cost and its size.
+    """Hold a personalized model, its training cost and its size.
 
     Args:
         model: MODEL with the adapter.
@@ -39,7 +39,7 @@ class PersonalizedModel:
 
 @dataclass(frozen=True)
 class Task:
-    """The loaded base, the prompts and a caller of the pack's nodes.
+    """Hold the loaded base, the prompts and a caller of the pack's nodes.
 
     Args:
         base: MODEL, CLIP and VAE.
@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ours:
-    """A method of the pack: a node, its inputs other than the defaults, and the training settings."""
+    """Train by a method of the pack: a node, its inputs other than the defaults, and the training settings."""
 
     node: str
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def file_bytes(adapter: Any) -> int:
 
 @dataclass(frozen=True)
 class Stock:
-    """The stock Train LoRA node, in float32 and without checkpointing, which would slow it down.
+    """Train by the stock Train LoRA node, in float32 and without checkpointing, which would slow it down.
 
     All inputs except ``steps``, ``batch_size`` and ``learning_rate`` have the node's defaults.
     """

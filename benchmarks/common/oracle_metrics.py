@@ -23,7 +23,7 @@ from tools.small_world.vision import encoder
 
 SEEDS = 4
 """Images per scene."""
-ANYBODY = 24
+CLASS_SAMPLES = 24
 """Images of the class prompt."""
 CLASS_IMAGES = 20
 COSTS = ("seconds", "steps", "pictures", "parameters", "file_bytes", "taken_out")
@@ -71,11 +71,11 @@ class Evaluator:
         """Return the figures of one person, and an image of each scene."""
         shown = task.subjects(number + 1)[number]
         references = self.references(number)
-        made, images, anybody = self.sampled_by(method, number, references)
+        made, images, class_samples = self.sampled_by(method, number, references)
         if method in (REAL, CODED):
             images = self.real(shown, method == CODED)
-        figures = self.figures(images, references, shown) | self.of_class(anybody, references, number)
-        figures |= self.by_encoder(images, anybody, references)
+        figures = self.figures(images, references, shown) | self.of_class(class_samples, references, number)
+        figures |= self.by_encoder(images, class_samples, references)
         return figures | {name: getattr(made, name) for name in COSTS}, images[:, 0].clone()
 
     def sampled_by(
@@ -97,11 +97,11 @@ class Evaluator:
             return torch.stack([vae.decode(vae.encode(scene)) for scene in images])
 
     def sampled(self, made: PersonalizedModel, seed: int) -> tuple[Tensor, Tensor]:
-        """Return samples of the person in each scene, [scenes, SEEDS, 64, 64, 3], and of the class, [ANYBODY, ...]."""
+        """Return samples of the person, [scenes, SEEDS, 64, 64, 3], and of the class, [CLASS_SAMPLES, 64, 64, 3]."""
         scenes = [caption.replace(self.task.class_prompt, made.prompt) for caption in task.CAPTIONS]
         prompts = [scene for scene in scenes for _ in range(SEEDS)]
         base = replace(self.task.base, model=made.model, clip=made.clip)
-        images = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed)
+        images = self.model.sample(base, prompts + [self.task.class_prompt] * CLASS_SAMPLES, seed)
         return images[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), images[len(prompts) :]
 
     @cache  # noqa: B019  # there is one evaluator, and it lives as long as the program
@@ -120,23 +120,23 @@ class Evaluator:
             "diversity": statistics.mean(self.judge.diversity(p, c, shown) for p, c in pairs),
         }
 
-    def of_class(self, anybody: Tensor, references: Tensor, number: int) -> Row:
+    def of_class(self, class_samples: Tensor, references: Tensor, number: int) -> Row:
         """Return the spread of people under the class prompt, relative to the base's, and their identity."""
-        spread = [self.judge.people_spread(faces) for faces in (anybody, self.of_base(number)[1])]
+        spread = [self.judge.people_spread(faces) for faces in (class_samples, self.of_base(number)[1])]
         prompt = task.CLASS_PROMPT
         return {
             "class_prior": spread[0] / spread[1],
-            "class_identity": self.judge.identity(anybody, references, prompt),
+            "class_identity": self.judge.identity(class_samples, references, prompt),
         }
 
-    def by_encoder(self, images: Tensor, anybody: Tensor, references: Tensor) -> Row:
+    def by_encoder(self, images: Tensor, class_samples: Tensor, references: Tensor) -> Row:
         """Return the pack's scores by the world's CLIP_VISION, which stands in for DINO too."""
         from hyperbooth.models.metrics.scores import diversity, prior_preservation
 
         given = {"images": images.flatten(0, 1), "references": references, "clip_vision": self.encoder}
         return {
             "clip_i": self.task.call("SubjectFidelity", **given)[1],
-            "pres": prior_preservation(self.embedded(anybody), self.embedded(references)),
+            "pres": prior_preservation(self.embedded(class_samples), self.embedded(references)),
             "div": statistics.mean(diversity(self.embedded(scene)) for scene in images),
         }
 

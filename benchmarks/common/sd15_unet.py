@@ -21,7 +21,7 @@ PROMPT = (1, 77, 768)
 
 @dataclass(frozen=True)
 class RowSetup:
-    """The setup of a row.
+    """Describe what a row runs.
 
     Args:
         weights: weights file of the U-Net.
@@ -68,7 +68,7 @@ def write_weights(path: Path, small: bool) -> None:
 
 @dataclass(frozen=True)
 class UNetBenchmark:
-    """A benchmark whose rows each run in a process of their own, on the same weights.
+    """Run a benchmark with one process per row, all on the same weights.
 
     Args:
         name: name of the report.

@@ -19,7 +19,7 @@ Prepare = Callable[[Server], Graph]
 
 @dataclass
 class Endurance:
-    """The outcome of a kill test.
+    """Hold the outcome of a kill test.
 
     Args:
         kills: number of times that the server was killed while it trained.
@@ -57,7 +57,7 @@ def survive(base: Path, prepare: Prepare, kills: int, seed: int, log: Callable[[
 
 
 class _ServerRun:
-    """One run of the server, from its start to its end or kill, and the steps that its Train node reported."""
+    """Follow one run of the server until its end or kill, and the steps that its Train node reports."""
 
     def __init__(self, server: Server, graph: Graph):
         self.server, self.graph, self.train = server, graph, find(graph, "HyperBoothTrain")

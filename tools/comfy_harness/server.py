@@ -28,7 +28,7 @@ START_SECONDS = 180
 
 @dataclass
 class Outcome:
-    """The outcome of one prompt.
+    """Hold the outcome of one prompt.
 
     Args:
         status: ``success``, ``error`` or ``interrupted``.
@@ -54,7 +54,7 @@ class Outcome:
 
 
 class Server:
-    """A running ComfyUI.
+    """Control a running ComfyUI.
 
     Args:
         port: port on 127.0.0.1.

@@ -133,7 +133,7 @@ async (titles) => {
 
 
 class Page:
-    """A page in headless Chromium, controlled over its debugging protocol.
+    """Control a page in headless Chromium over its debugging protocol.
 
     Args:
         connection: websocket connection to the page.

@@ -16,7 +16,7 @@ BASE, PREDICTED, OURS = "base", "predicted", "personalized"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The changes to the shipped workflow.
+    """Describe the changes to the shipped workflow.
 
     Args:
         images: names of image files in ComfyUI's input folder.

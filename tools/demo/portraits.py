@@ -63,7 +63,7 @@ def draw_person(number: int, count: int, folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Scores:
-    """Identity (1: the person, 0: other people) and prompt fidelity (share of the named attributes)."""
+    """Hold identity (1: the person, 0: other people) and prompt fidelity (share of the named attributes)."""
 
     identity: float
     prompt_fidelity: float

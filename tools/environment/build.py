@@ -47,7 +47,7 @@ def ensure_environment(layout: Layout, with_comfyui: bool) -> None:
 
 
 class Builder:
-    """One build under the lock, with its clock, its log, and its steps."""
+    """Run one build under the lock, with its clock, its log, and its steps."""
 
     def __init__(self, layout: Layout, lock_fd: int):
         self.layout = layout

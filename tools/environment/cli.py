@@ -19,7 +19,7 @@ from .serve import address, has_accelerator, prepare_base, server_arguments
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a command runs in: a complete environment and a ComfyUI."""
+    """Hold what a command runs in: a complete environment and a ComfyUI."""
 
     layout: Layout
     comfyui: Path
@@ -159,7 +159,7 @@ def _wait_for(arguments: Sequence[str], env: dict[str, str], cwd: Path | None) -
 
 @dataclass(frozen=True)
 class Command:
-    """One command of dev.py: its help, its function and its check."""
+    """Describe one command of dev.py: its help, its function and its check."""
 
     summary: str
     help: str

@@ -2,4 +2,4 @@
 
 
 class DevError(Exception):
-    """A failure that the developer can remedy; the message tells how."""
+    """Report a failure that the developer can remedy; the message tells how."""

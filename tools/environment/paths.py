@@ -40,7 +40,7 @@ def environment_key(lock: bytes) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of one environment within the cache folder."""
+    """Define the paths of one environment within the cache folder."""
 
     root: Path
     key: str

@@ -21,7 +21,7 @@ few_clip_l = partial(clip_l, options=FEW_LAYERS)
 
 @dataclass(frozen=True)
 class Family:
-    """The small checkpoint of one model family.
+    """Describe the small checkpoint of one model family.
 
     Args:
         architecture: ComfyUI's name of the architecture.

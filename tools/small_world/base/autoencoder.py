@@ -20,7 +20,7 @@ MOMENTUM = 0.02
 
 
 class Convolution(nn.Conv2d):
-    """A convolution followed by batch normalization."""
+    """Apply a convolution, then batch normalization."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -38,7 +38,7 @@ class Convolution(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """``relu(f(x) + x)`` of three convolutions, under TAESD's names."""
+    """Compute ``relu(f(x) + x)`` with three convolutions, under TAESD's names."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ def _blocks(channels: int, learned: int, all: int = 3) -> list[nn.Module]:
 
 
 class SoftClamp(nn.Module):
-    """``3 tanh(x / 3)``, the first layer of TAESD's decoder."""
+    """Compute ``3 tanh(x / 3)``, the first layer of TAESD's decoder."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 3 * torch.tanh(x / 3)
 
 
 class Autoencoder(nn.Module):
-    """Image [batch, 3, height, width] in [0, 1] <-> latent [batch, CHANNELS, height / 8, width / 8].
+    """Map images [batch, 3, height, width] in [0, 1] to latents [batch, CHANNELS, height / 8, width / 8] and back.
 
     Each channel of a latent has mean 0 and variance 1 over the images of the world; these are the running
     statistics of training.

@@ -20,7 +20,7 @@ SAMPLING: dict[str, Any] = {"steps": 20, "cfg": 2.5, "sampler_name": "dpmpp_2m",
 
 @dataclass(frozen=True)
 class Loaded:
-    """MODEL, CLIP and VAE of the stock loader."""
+    """Hold MODEL, CLIP and VAE of the stock loader."""
 
     model: Any
     clip: Any

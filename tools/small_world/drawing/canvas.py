@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 
 
 class Frame:
-    """The coordinates of a canvas, and its drawing operations."""
+    """Define the coordinates of a canvas, and draw on it."""
 
     def __init__(
         self, pixels: np.ndarray, side: float, center: tuple[float, float], unit: float, tint: Color = WHITE

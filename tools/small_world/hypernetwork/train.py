@@ -51,7 +51,7 @@ MEAN_FROM = 1 << 24
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The sizes and steps of all parts of the training.
+    """Define sizes and steps of all parts of the training.
 
     Args:
         mean_people: people of the mean adapter.

@@ -18,7 +18,7 @@ FINE = 6
 
 
 class Residual(nn.Module):
-    """``x + f(x)`` of two normalized convolutions."""
+    """Compute ``x + f(x)`` with two normalized convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

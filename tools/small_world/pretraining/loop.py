@@ -27,7 +27,7 @@ NARROW = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule of a training.
+    """Define the schedule of a training.
 
     Args:
         steps: total number of steps.

@@ -19,7 +19,7 @@ VASE_EVERY = 5
 
 @dataclass(frozen=True)
 class Example:
-    """A thing in a scene, and its caption."""
+    """Hold a thing in a scene, and its caption."""
 
     thing: Thing
     scene: Scene

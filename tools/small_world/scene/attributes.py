@@ -19,7 +19,7 @@ def always(thing: Any) -> bool:
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute: continuous in [0, 1] when it has no `values`, otherwise one of them.
+    """Describe one attribute: continuous in [0, 1] if it has no `values`, otherwise one of them.
 
     `weights` are relative probabilities of the values (equal if absent), `seen` tells whether a thing shows the
     attribute at all (the hat's color needs a hat), `carrier` (see CARRIERS) determines which styles keep it.
@@ -69,7 +69,7 @@ class Attribute:
 
 
 class Table(tuple[Attribute, ...]):
-    """The attributes of one kind of thing, in the order of its vector."""
+    """List the attributes of one kind of thing, in the order of its vector."""
 
     __slots__ = ()
 

@@ -81,7 +81,7 @@ VASE_TABLE = Table(
 
 @dataclass(frozen=True)
 class Identity:
-    """A person: see FACE_TABLE for the values; numbers run from 0 (least) to 1 (most)."""
+    """Describe a person; FACE_TABLE has the values, and numbers range from 0 to 1."""
 
     skin: float = 0.3
     face_width: float = 0.5
@@ -111,7 +111,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Vase:
-    """A vase: see VASE_TABLE for the values."""
+    """Describe a vase; VASE_TABLE has the values."""
 
     form: str = "amphora"
     width: float = 0.5

@@ -37,7 +37,7 @@ KEEPS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene: see SCENE_TABLE for the values. `variant` moves the things in the background (trees, stars, clouds)."""
+    """Describe a scene; SCENE_TABLE has the values, and `variant` moves trees, stars or clouds of the background."""
 
     background: str = "studio"
     style: str = "photo"

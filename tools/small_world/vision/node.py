@@ -8,7 +8,7 @@ from .encoder import kept
 
 
 class SmallWorldVision(io.ComfyNode):
-    """Node that returns the small world's CLIP_VISION."""
+    """Return the small world's CLIP_VISION."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -20,7 +20,7 @@ PLAN = Plan(steps=2500, rate=3e-3, average=0.998)
 
 
 class Reader(nn.Module):
-    """The encoder, and two heads that are used in training only."""
+    """Train the encoder with two heads that are used in training only."""
 
     def __init__(self) -> None:
         super().__init__()
