@@ -1,8 +1,8 @@
-"""People per hour: subjects of a bank side by side in one batch, beside one by one and the floor.
+"""Measure people per hour of a subject bank: several subjects in one batch, one by one, and the floor.
 
-Every row trains LiDBs, one picture per subject, in a process of its own: on SD1.5's U-Net as in ``train.py`` (random
-weights from one file), attention layers; and on the small world's, as its hypernetwork predicts them. See README.md for
-what exactly is measured.
+Every row trains LiDBs, one image per subject, in a process of its own: on SD1.5's U-Net as in ``train.py`` (random
+weights from one file), attention layers; and on the small world's, with the LiDB that its hypernetwork predicts. See
+README.md for what exactly is measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ import torch
 import train
 from common import harness
 from common.harness import Aim, Column, Row
-from common.sd15_unet import Job, UNetBench
+from common.sd15_unet import RowSetup, UNetBenchmark
 from torch import Tensor
 from train import Tick, Train
 
@@ -24,23 +24,23 @@ from tools.small_world.scene import task
 
 LEARNING_RATE = 1e-3
 STEPS_EACH = 100
-"""Steps of a subject, for the figure of people per hour."""
+"""Steps per subject for the figure of people per hour."""
 
 
 @dataclass(frozen=True)
-class OfUNet(Job):
-    """A row on SD1.5's U-Net."""
+class UNetSetup(RowSetup):
+    """Set up a row on SD1.5's U-Net."""
 
     targets: ClassVar[str] = "attention"
 
     def lidb(self) -> dict[str, Any]:
-        """Settings of LiDB: the paper's."""
+        """Return the LiDB settings of the paper."""
         return {"rank": 1, "a": 100, "b": 50}
 
 
 @dataclass(frozen=True)
-class OfWorld(Job):
-    """A row on the small world's base, whose steps are short: it runs more of them."""
+class WorldSetup(RowSetup):
+    """Set up a row on the small world's base; its steps are short, so it runs :attr:`MORE` times as many."""
 
     targets: ClassVar[str] = "all linear and convolution"
     MORE: ClassVar[int] = 20
@@ -50,7 +50,7 @@ class OfWorld(Job):
         return self.MORE * self.steps + 1
 
     def lidb(self) -> dict[str, Any]:
-        """What the world's hypernetwork predicts."""
+        """Return the settings of the LiDB that the world's hypernetwork predicts."""
         kept = trained_hypernetwork.LIDB
         return {name: kept[name] for name in ("rank", "a", "b")}
 
@@ -66,20 +66,20 @@ class OfWorld(Job):
 
     @torch.inference_mode()
     def data(self) -> tuple[Tensor, Tensor]:
-        """A person's picture, encoded, and the prompt."""
+        """Return the latent of one image of a person, and the conditioning of the prompt."""
         base = self._base
-        picture = task.references(task.subjects(1)[0], 1)
-        return base.vae.encode(picture), base.clip.encode_from_tokens(base.clip.tokenize(task.PROMPT))
+        image = task.references(task.subjects(1)[0], 1)
+        return base.vae.encode(image), base.clip.encode_from_tokens(base.clip.tokenize(task.PROMPT))
 
 
-def one_by_one(job: OfUNet | OfWorld, _tick: Tick) -> Train:
-    """A run of *Train Adapter* with LiDB: what each subject costs by itself."""
-    return train.personalizing(job, "lidb", job.lidb(), job.targets, memory="as set")
+def one_by_one(setup: UNetSetup | WorldSetup, _tick: Tick) -> Train:
+    """Return a run of *Train Adapter* with LiDB: the cost of one subject trained alone."""
+    return train.personalizing(setup, "lidb", setup.lidb(), setup.targets, memory="as set")
 
 
-def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
-    """One batch of a bank, pictures encoded already."""
-    model = job.model()
+def batched(setup: UNetSetup | WorldSetup, _tick: Tick, batch_size: int) -> Train:
+    """Return a run that trains one batch of a bank on latents."""
+    model = setup.model()
     import_pack.load_pack()
     from hyperbooth.models.adapters import LiDBConfig
     from hyperbooth.nodes.bridge.training_session import training_session
@@ -88,54 +88,58 @@ def side_by_side(job: OfUNet | OfWorld, _tick: Tick, together: int) -> Train:
     from hyperbooth.trainers.subject_bank.config import BankConfig
     from hyperbooth.trainers.subject_bank.trainer import BankTrainer
 
-    options = TrainingOptions(precision=job.dtype, memory="as set")
-    method = Method(family="lidb", config=LiDBConfig(**job.lidb()), targets=job.targets, learning_rate=LEARNING_RATE)
-    config = BankConfig(method=method, prompt="a photo of sks face", steps=job.updates, options=options)
+    options = TrainingOptions(precision=setup.dtype, memory="as set")
+    method = Method(
+        family="lidb", config=LiDBConfig(**setup.lidb()), targets=setup.targets, learning_rate=LEARNING_RATE
+    )
+    config = BankConfig(method=method, prompt="a photo of sks face", steps=setup.updates, options=options)
 
     @torch.inference_mode()
     def run() -> Any:
-        latent, prompt = job.data()
+        latent, prompt = setup.data()
         cond = [[prompt, {}]]
-        subjects = [Subject((Example(latent + i, cond, config.prompt),)) for i in range(together)]
-        with training_session(model, options, subjects[0], batch_size=together) as bench:
-            trainer = BankTrainer(config=config, start=config.start(bench.model.shapes), subjects_per_batch=together)
-            return trainer.train(bench, subjects, lambda _subjects: lambda _history: None)
+        subjects = [Subject((Example(latent + i, cond, config.prompt),)) for i in range(batch_size)]
+        with training_session(model, options, subjects[0], batch_size=batch_size) as session:
+            trainer = BankTrainer(
+                config=config, start=config.start(session.model.shapes), subjects_per_batch=batch_size
+            )
+            return trainer.train(session, subjects, lambda _subjects: lambda _history: None)
 
     return run
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A row.
+class RowSpec:
+    """Describe one row.
 
     Args:
-        of: which network.
-        make: what runs.
-        together: subjects in a step.
-        floor: name of the row with two forwards of its batch.
+        setup_class: selects the network.
+        make: makes the run from the setup and the clock's tick.
+        batch_size: subjects per step.
+        floor: name of the row with two forwards of the same batch.
     """
 
-    of: type[OfUNet | OfWorld]
+    setup_class: type[UNetSetup | WorldSetup]
     make: Callable[[Any, Tick], Train]
-    together: int
+    batch_size: int
     floor: str
 
 
-def rows_of(of: type[OfUNet | OfWorld], prefix: str, together: tuple[int, ...]) -> dict[str, Measured]:
-    """One by one and so many at once, each beside its floor."""
+def rows_of(setup_class: type[UNetSetup | WorldSetup], prefix: str, batch_sizes: tuple[int, ...]) -> dict[str, RowSpec]:
+    """Return the rows of one network: one by one and each batch size, each with its floor."""
     rows = {
-        f"{prefix}floor": Measured(of, train.floor, 1, f"{prefix}floor"),
-        f"{prefix}one_by_one": Measured(of, one_by_one, 1, f"{prefix}floor"),
+        f"{prefix}floor": RowSpec(setup_class, train.floor, 1, f"{prefix}floor"),
+        f"{prefix}one_by_one": RowSpec(setup_class, one_by_one, 1, f"{prefix}floor"),
     }
-    for n in together:
+    for n in batch_sizes:
         floor = f"{prefix}floor_{n}"
-        rows[floor] = Measured(of, partial(train.floor, together=n), n, floor)
-        rows[f"{prefix}bank_{n}"] = Measured(of, partial(side_by_side, together=n), n, floor)
+        rows[floor] = RowSpec(setup_class, partial(train.floor, batch_size=n), n, floor)
+        rows[f"{prefix}bank_{n}"] = RowSpec(setup_class, partial(batched, batch_size=n), n, floor)
     return rows
 
 
 WORLD = "world_"
-ROWS = rows_of(OfUNet, "", (4, 16)) | rows_of(OfWorld, WORLD, (16, 50))
+ROWS = rows_of(UNetSetup, "", (4, 16)) | rows_of(WorldSetup, WORLD, (16, 50))
 
 COLUMNS = (
     Column("s per step", "seconds_per_step", harness.seconds),
@@ -147,29 +151,30 @@ COLUMNS = (
 )
 
 AIMS = tuple(Aim(name, "times_own_floor", 1.15) for name in ("bank_4", "bank_16", "world_bank_16", "world_bank_50"))
-"""Against two forwards of the same batch: there is nothing to gain from a batch that forwards do not gain from it."""
+"""Relative to two forwards of the same batch, since a training step gains no more from batching than forwards do."""
 
 
-def measure(name: str, job: Job) -> Row:
-    """Run one row in this process."""
+def measure(name: str, setup: RowSetup) -> Row:
+    """Run one row in this process and return its figures."""
     row = ROWS[name]
-    job = row.of(**vars(job))
+    setup = row.setup_class(**vars(setup))
     clock = harness.StepClock()
-    run = row.make(job, clock.tick)
+    run = row.make(setup, clock.tick)
     with harness.peak_memory() as peak, clock.on_optimizer_steps():
         run()
     seconds = harness.median(clock.seconds)
     return {
-        "seconds_per_step": seconds, "steps": len(clock.seconds), "subjects": row.together, "peak_bytes": peak.bytes,
-        "seconds_per_subject": seconds / row.together, "people_per_hour": 3600 * row.together / (STEPS_EACH * seconds),
-        "steps_each": STEPS_EACH, "dtype": job.dtype,
+        "seconds_per_step": seconds, "steps": len(clock.seconds), "subjects": row.batch_size, "peak_bytes": peak.bytes,
+        "seconds_per_subject": seconds / row.batch_size,
+        "people_per_hour": 3600 * row.batch_size / (STEPS_EACH * seconds), "steps_each": STEPS_EACH,
+        "dtype": setup.dtype,
     }  # fmt: skip
 
 
 def compare(rows: Mapping[str, Row]) -> None:
-    """Each beside the floor of its own batch, and beside one by one on the same network."""
+    """Add each row's ratios to the floor of its batch and to one by one on the same network."""
     for name, row in rows.items():
-        alone = f"{WORLD if ROWS[name].of is OfWorld else ''}one_by_one"
+        alone = f"{WORLD if ROWS[name].setup_class is WorldSetup else ''}one_by_one"
         floor, single = (rows.get(other, {}).get("seconds_per_step") for other in (ROWS[name].floor, alone))
         if "seconds_per_step" in row and floor:
             row["times_own_floor"] = row["seconds_per_step"] / floor
@@ -179,4 +184,4 @@ def compare(rows: Mapping[str, Row]) -> None:
 
 if __name__ == "__main__":
     needed = {f"{kind}_{n}": size for kind, n, size in (("bank", 4, 3), ("bank", 16, 6), ("floor", 16, 3))}
-    UNetBench("bank", __file__, __doc__, list(ROWS), measure, compare, COLUMNS, AIMS, needed, steps=4).main()
+    UNetBenchmark("bank", __file__, __doc__, list(ROWS), measure, compare, COLUMNS, AIMS, needed, steps=4).main()

@@ -1,6 +1,6 @@
-"""Convolutions of SD1.5's depths on the CPU: oneDNN beside the matrix product of ``models/im2col.py``.
+"""Compare convolutions of SD1.5's depths on the CPU: oneDNN and the matrix product of ``models/backbone/im2col.py``.
 
-Forward and backward to the input, float32, batch 1, side by side in this process; the fastest of several calls.
+Forward and backward to the input, float32, batch 1, in one process; the fastest of several calls.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SHAPES = [
     (1280, 1280, 4), (2560, 1280, 4), (1280, 1280, 8), (2560, 1280, 8), (1280, 1280, 12), (1280, 1280, 16),
     (640, 640, 16), (320, 320, 32),
 ]  # fmt: skip
-"""Channels in, channels out, places per side."""
+"""Channels in, channels out, positions per side."""
 CALLS = 6
 
 COLUMNS = (
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def fastest(call: Callable[[], object]) -> float:
-    """Milliseconds of the fastest of :data:`CALLS` calls after one to warm up."""
+    """Return the milliseconds of the fastest of :data:`CALLS` calls after one to warm up."""
     call()
     seconds = []
     for _ in range(CALLS):
@@ -43,7 +43,7 @@ def fastest(call: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def measure(channels_in: int, channels_out: int, side: int) -> Row:
-    """Forward and backward of one 3 x 3 convolution, both ways."""
+    """Measure forward and backward of one 3 x 3 convolution by both implementations."""
     from hyperbooth.models.backbone import im2col
 
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)

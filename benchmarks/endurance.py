@@ -1,4 +1,4 @@
-"""What a real server stands: a training killed twenty times, and fifty trainings one after another."""
+"""Test the endurance of a real server: a training killed twenty times, and fifty trainings one after another."""
 
 import argparse
 import tempfile
@@ -14,7 +14,7 @@ KILLS = 20
 STEPS, EVERY = 400, 5
 PROMPTS = 50
 SETTLED = 5
-"""Prompts after which the server has loaded what it keeps."""
+"""Number of prompts after which the server's memory is at its steady state."""
 
 KILL_COLUMNS = (
     Column("kills", "kills"),
@@ -31,7 +31,7 @@ PROMPT_COLUMNS = (
 
 
 def kills(folder: Path, checkpoint: Path, count: int) -> Row:
-    """A training killed ``count`` times at random moments, beside the same one never killed."""
+    """Compare a training killed ``count`` times at random moments with the same one never killed."""
     from safetensors.torch import load_file
 
     prepare = kill_test.with_states(api_graphs.small_job(checkpoint.name, STEPS), EVERY)
@@ -46,12 +46,12 @@ def kills(folder: Path, checkpoint: Path, count: int) -> Row:
 
 
 def prompts(folder: Path, checkpoint: Path, count: int) -> Row:
-    """``count`` prompts in one server, each training anew; its memory after the fifth and after the last."""
-    job = api_graphs.small_job(checkpoint.name, steps=3)
+    """Run ``count`` trainings in one server; measure its memory after the fifth and after the last."""
+    graph = api_graphs.small_job(checkpoint.name, steps=3)
     held: list[int] = []
     with server.running_server(server.prepare_job(folder / "prompts", checkpoint)) as running:
         for index in range(count):
-            outcome = running.run(api_graphs.changed(job, "HyperBoothTrain", seed=index))
+            outcome = running.run(api_graphs.changed(graph, "HyperBoothTrain", seed=index))
             assert outcome.status == "success", outcome.message
             held.append(psutil.Process(running.process.pid).memory_info().rss)
     settled = held[SETTLED - 1]

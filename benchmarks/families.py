@@ -1,4 +1,4 @@
-"""Time, memory and size of each family of adapters, at equal rank, on the same model.
+"""Measure time, memory and size of each adapter family, at equal rank, on the same model.
 
 Every row trains SD1.5's U-Net as in ``train.py`` (random weights from one file, float32, batch 1), in a process of
 its own. See README.md for what exactly is measured.
@@ -13,7 +13,7 @@ import torch
 import train
 from common import harness
 from common.harness import Aim, Column, Row
-from common.sd15_unet import Job, UNetBench, add_ratios
+from common.sd15_unet import RowSetup, UNetBenchmark, add_ratios
 
 RANK = 4
 
@@ -23,15 +23,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "para": {"settings": {"rank": RANK}},
     "full": {"settings": {}, "targets": "all weights", "optimizer": "adafactor"},
 }
-"""For ``full``, AdamW keeps 7 GB that adafactor does not, and the machine of the kept run has 24 in all."""
+"""``full`` uses adafactor: AdamW's state is 7 GB larger, and the machine of the saved result has 24 GB in all."""
 
 NEEDED_TIMES_WEIGHTS = {"full": 4.5}
-"""Memory that a row needs, in sizes of the weights; 2 for the others."""
+"""Memory that a row needs, as a multiple of the weights' size; 2 for all others."""
 
 RATIOS = {
     "seconds_per_step": "times_lora", "cpu_seconds_per_step": "cpu_times_lora", "peak_bytes": "peak_times_lora",
 }  # fmt: skip
-"""Figure -> the name of its ratio to LoRA's."""
+"""Figure -> name of its ratio to LoRA's."""
 
 AIMS = (
     Aim("lidb", "times_lora", 1.1),
@@ -54,10 +54,10 @@ COLUMNS = (
 )
 
 
-def measure(name: str, job: Job) -> Row:
-    """Run one row in this process."""
+def measure(name: str, setup: RowSetup) -> Row:
+    """Run one row in this process and return its figures."""
     clock, row = harness.StepClock(), {"targets": "attention", "optimizer": "adamw", **ROWS[name]}
-    personalize = train.personalizing(job, name, **row)
+    personalize = train.personalizing(setup, name, **row)
     with harness.peak_memory() as peak, clock.on_optimizer_steps():
         adapter = personalize()
     return {
@@ -69,7 +69,7 @@ def measure(name: str, job: Job) -> Row:
 
 
 def file_bytes(adapter: Any) -> int:
-    """What Save Adapter's own format takes in float32."""
+    """Return the size of the adapter in Save Adapter's own format in float32."""
     from hyperbooth.models.files.adapter_file import save_adapter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -84,4 +84,6 @@ def compare(rows: Mapping[str, Row]) -> None:
 
 
 if __name__ == "__main__":
-    UNetBench("families", __file__, __doc__, list(ROWS), measure, compare, COLUMNS, AIMS, NEEDED_TIMES_WEIGHTS).main()
+    UNetBenchmark(
+        "families", __file__, __doc__, list(ROWS), measure, compare, COLUMNS, AIMS, NEEDED_TIMES_WEIGHTS
+    ).main()

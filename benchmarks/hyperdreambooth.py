@@ -1,6 +1,6 @@
-"""HyperDreamBooth in the small world: from one picture of a person, predicted, forty steps, and without prediction.
+"""Evaluate HyperDreamBooth in the small world: from one image, by prediction, forty steps, and without prediction.
 
-Every row personalises the same held-out people from one picture each; the oracle judges. See README.md.
+Every row personalizes the same held-out people from one image each; the oracle judges. See README.md.
 """
 
 import shutil
@@ -12,7 +12,7 @@ from typing import Any
 
 from common.comparison import Comparison
 from common.harness import Aim
-from common.methods import FALLING, Made, Ours, Task, file_bytes, lora, untouched
+from common.methods import FALLING, Ours, PersonalizedModel, Task, file_bytes, lora, untouched
 from common.oracle_metrics import CODED, REAL
 from common.result_cache import digest
 from torch import Tensor
@@ -22,29 +22,31 @@ from tools.small_world.scene import task
 from tools.small_world.vision import encoder
 
 STEPS, RATE, RANK = 40, 3e-3, 8
-"""Of fast fine-tuning."""
+"""Settings of fast fine-tuning."""
 
 
 @dataclass(frozen=True)
-class OnePicture:
-    """A way, given the first picture of the person alone."""
+class OneImage:
+    """Call a method with the first image of the person only."""
 
-    way: Any
+    method: Any
 
-    def __call__(self, task: Task, references: Tensor) -> Made:
-        return self.way(task, references[:1])
+    def __call__(self, task: Task, references: Tensor) -> PersonalizedModel:
+        return self.method(task, references[:1])
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """By the hypernetwork from the first picture; then, if asked for, a LoRA on top.
+    """Predict an adapter from the first image by the hypernetwork; then, optionally, train a LoRA on top.
 
     Args:
         network: digest of the hypernetwork's file.
-        stranger: held-out person from whose picture it predicts instead, none of those measured.
-        mean: what it makes of nobody, instead.
-        refinements: of the network, if not its own number.
-        steps, rank, rate: of the LoRA.
+        stranger: held-out person, none of those measured, whose image is given instead: the shuffled baseline.
+        mean: whether to take the mean prediction instead.
+        refinements: refinement iterations; 0 for the number that the network was trained with.
+        steps: steps of the LoRA; 0 for none.
+        rank: rank of the LoRA.
+        rate: learning rate of the LoRA.
     """
 
     network: str
@@ -55,22 +57,24 @@ class Predicted:
     rank: int = RANK
     rate: float = RATE
 
-    def __call__(self, task: Task, references: Tensor) -> Made:
+    def __call__(self, task: Task, references: Tensor) -> PersonalizedModel:
         network(self.refinements), vision()  # loaded before the clock runs
         forget_runs()
         adapter, seconds = timed(lambda: self._adapter(task, references[:1]))
         base, call = task.base, task.call
         model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
-        numbers = sum(parameter.numel() for parameter in adapter.parameters())
-        return Made(model, clip, task.prompt, seconds, self.steps, 4 * self.steps, numbers, file_bytes(adapter))
+        parameter_count = sum(parameter.numel() for parameter in adapter.parameters())
+        return PersonalizedModel(
+            model, clip, task.prompt, seconds, self.steps, 4 * self.steps, parameter_count, file_bytes(adapter)
+        )
 
-    def _adapter(self, task: Task, picture: Tensor) -> Any:
-        adapter = self._predicted(task, picture)
+    def _adapter(self, task: Task, image: Tensor) -> Any:
+        adapter = self._predicted(task, image)
         if not self.steps:
             return adapter
         base, call = task.base, task.call
         (subject,) = call(
-            "Subject", images=picture, vae=base.vae, clip=base.clip, prompt=task.prompt, resolution=64
+            "Subject", images=image, vae=base.vae, clip=base.clip, prompt=task.prompt, resolution=64
         )  # fmt: skip
         (options,) = call("TrainingOptions", preview_every=0, checkpoint_every=0, **FALLING)
         return call(
@@ -78,23 +82,23 @@ class Predicted:
             learning_rate=self.rate, seed=0, clip=base.clip, options=options, batch_size=4,
         )[0]  # fmt: skip
 
-    def _predicted(self, task: Task, picture: Tensor) -> Any:
+    def _predicted(self, task: Task, image: Tensor) -> Any:
         predictor, encoder = network(self.refinements), vision()
         if self.mean:
             return mean_of(predictor)
-        shown = picture if self.stranger is None else picture_of(self.stranger)
+        shown = image if self.stranger is None else image_of(self.stranger)
         return task.call("Predict", hypernetwork=predictor, clip_vision=encoder, image=shown, model=task.base.model)[0]
 
 
 def timed(make: Callable[[], Any]) -> tuple[Any, float]:
-    """What it makes, and the seconds that takes."""
+    """Return the result of ``make``, and the seconds that it took."""
     began = time.perf_counter()
     made = make()
     return made, time.perf_counter() - began
 
 
 def forget_runs() -> None:
-    """*Fast Fine-tune* goes on with a run of the same inputs, if there is one."""
+    """Delete training states: *Fast Fine-tune* would resume an earlier run of the same inputs."""
     from hyperbooth.nodes.bridge.folders import state_folder
 
     shutil.rmtree(state_folder(), ignore_errors=True)
@@ -102,44 +106,46 @@ def forget_runs() -> None:
 
 @cache
 def network(refinements: int) -> Any:
-    """The shipped hypernetwork; 0: with as many refinements as it learnt with."""
+    """Return the shipped hypernetwork; 0 refinements: as many as it was trained with."""
     predictor = trained_hypernetwork.kept()
     return replace(predictor, network=predictor.network.copy(refinements)) if refinements else predictor
 
 
 @cache
 def vision() -> Any:
-    """Its encoder."""
+    """Return the image encoder of the hypernetwork."""
     return encoder.kept()
 
 
-def picture_of(number: int) -> Tensor:
-    """[1, 64, 64, 3]: the first one of that person."""
+def image_of(number: int) -> Tensor:
+    """Return the first image of held-out person ``number``, [1, 64, 64, 3]."""
     return task.references(task.subjects(number + 1)[number], 1)
 
 
 def mean_of(predictor: Any) -> Any:
-    """What the hypernetwork makes of nobody."""
+    """Return the mean prediction of the hypernetwork as an adapter stack."""
     from hyperbooth.models.adapters.stack import AdapterStack
 
     return AdapterStack((predictor.network.layout.unpack(predictor.network.mean_prediction().detach()),))
 
 
-MADE = digest(trained_hypernetwork.WEIGHTS.read_bytes()) if trained_hypernetwork.WEIGHTS.exists() else "not trained yet"
+NETWORK = (
+    digest(trained_hypernetwork.WEIGHTS.read_bytes()) if trained_hypernetwork.WEIGHTS.exists() else "not trained yet"
+)
 LIDB = Ours("MethodLiDB", {**trained_hypernetwork.LIDB, "learning_rate": 1e-2}, options=FALLING)
-"""Of the layers and spaces that the hypernetwork predicts in."""
-WAYS: dict[str, Any] = {
+"""LiDB on the layers and bases that the hypernetwork predicts for."""
+METHODS: dict[str, Any] = {
     "base": untouched,
-    "mean": Predicted(MADE, mean=True),
-    "wrong": Predicted(MADE, stranger=0),
-    "predicted": Predicted(MADE),
-    "predicted_1": Predicted(MADE, refinements=1),
-    "fast": Predicted(MADE, steps=STEPS),
-    **{f"fast_rank_{rank}": Predicted(MADE, steps=STEPS, rank=rank) for rank in (1, 32)},
-    "fast_mean": Predicted(MADE, mean=True, steps=STEPS),
-    **{f"lora_{steps}": OnePicture(lora(RANK, RATE, steps=steps)) for steps in (STEPS, 400, 1000)},
-    "lidb_100": OnePicture(replace(LIDB, steps=100)),
-    "lidb": OnePicture(replace(LIDB, steps=400)),
+    "mean": Predicted(NETWORK, mean=True),
+    "wrong": Predicted(NETWORK, stranger=0),
+    "predicted": Predicted(NETWORK),
+    "predicted_1": Predicted(NETWORK, refinements=1),
+    "fast": Predicted(NETWORK, steps=STEPS),
+    **{f"fast_rank_{rank}": Predicted(NETWORK, steps=STEPS, rank=rank) for rank in (1, 32)},
+    "fast_mean": Predicted(NETWORK, mean=True, steps=STEPS),
+    **{f"lora_{steps}": OneImage(lora(RANK, RATE, steps=steps)) for steps in (STEPS, 400, 1000)},
+    "lidb_100": OneImage(replace(LIDB, steps=100)),
+    "lidb": OneImage(replace(LIDB, steps=400)),
     CODED: CODED,
     REAL: REAL,
 }
@@ -153,4 +159,4 @@ AIMS = (
 OTHERS = ("base", "mean", "wrong", "lidb", "lora_1000")
 
 if __name__ == "__main__":
-    Comparison("hyperdreambooth", __doc__, WAYS, AIMS, OTHERS, check=trained_hypernetwork.kept).main()
+    Comparison("hyperdreambooth", __doc__, METHODS, AIMS, OTHERS, check=trained_hypernetwork.kept).main()

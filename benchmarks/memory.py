@@ -1,4 +1,4 @@
-"""Memory and time of a training step with Hollowed Net, beside inference, plain LoRA, checkpointing and the stock node.
+"""Compare memory and time of a training step: Hollowed Net, inference, plain LoRA, checkpointing, the stock node.
 
 Every row works on SD1.5's U-Net as in ``train.py`` (random weights from one file, batch 1), in a process of its own,
 in two precisions and at two sizes. See README.md for what exactly is measured.
@@ -15,45 +15,45 @@ import train
 from common import harness
 from common.charts import bars
 from common.harness import Aim, Column, Row
-from common.sd15_unet import Job, UNetBench, add_ratios
+from common.sd15_unet import RowSetup, UNetBenchmark, add_ratios
 from train import Tick, Train
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)
 SAMPLES = 4
-"""On record: what one sample takes is reported, and more take in proportion."""
+"""Samples with cached activations; the bytes of one sample are reported, and more take in proportion."""
 LORA = {"rank": train.RANK, "alpha": train.RANK}
 
 
-def inference(job: Job, tick: Tick) -> Train:
-    """One forward per step, without gradients: what sampling takes, with the attention that training has."""
-    model = job.model()
+def inference(setup: RowSetup, tick: Tick) -> Train:
+    """Return a run of one forward per step, without gradients: sampling, with the attention that training uses."""
+    model = setup.model()
     import comfy.model_management
 
     @torch.inference_mode()
     def run() -> None:
         comfy.model_management.load_models_gpu([model])
-        latent, prompt = (tensor.to(model.load_device) for tensor in job.data())
-        for _ in range(job.updates):
+        latent, prompt = (tensor.to(model.load_device) for tensor in setup.data())
+        for _ in range(setup.updates):
             train.forward(model, latent, prompt)
             tick()
 
     return run
 
 
-def ours(job: Job, _tick: Tick, fraction: float | None = None, checkpointing: bool = False) -> Train:
-    """The pack, on the whole network or on a hollow one."""
+def ours(setup: RowSetup, _tick: Tick, fraction: float | None = None, checkpointing: bool = False) -> Train:
+    """Return a training by the pack, on the whole network or with removed blocks."""
     hollow = {"fraction": fraction, "samples": SAMPLES, "storage": "ram"} if fraction else None
     return train.personalizing(
-        job, "lora", LORA, "attention", hollow, lambda *_: RECORDED.append(time.perf_counter()),
+        setup, "lora", LORA, "attention", hollow, lambda *_: RECORDED.append(time.perf_counter()),
         gradient_checkpointing=checkpointing, memory="as set",
     )  # fmt: skip
 
 
 RECORDED: list[float] = []
-"""When each sample was on record, in this process."""
+"""Times at which each sample's activations were cached in this process."""
 
 
-ROWS: dict[str, Callable[[Job, Tick], Train]] = {
+ROWS: dict[str, Callable[[RowSetup, Tick], Train]] = {
     "inference": inference,
     "lora": ours,
     "lora_checkpointing": partial(ours, checkpointing=True),
@@ -67,7 +67,7 @@ ROWS: dict[str, Callable[[Job, Tick], Train]] = {
 }
 
 RATIOS = ("inference", "lora", "lora_checkpointing")
-"""Rows that others are measured against."""
+"""Rows to which the others are compared."""
 
 COLUMNS = (
     Column("s per step", "seconds_per_step", harness.seconds),
@@ -76,10 +76,10 @@ COLUMNS = (
     Column("/ inference", "peak_times_inference", harness.times),
     Column("/ lora", "peak_times_lora", harness.times),
     Column("/ checkpointing", "peak_times_lora_checkpointing", harness.times),
-    Column("less taken out, / inference", "left_times_inference", harness.times),
+    Column("less removed, / inference", "left_times_inference", harness.times),
     Column("/ lora", "left_times_lora", harness.times),
     Column("/ checkpointing", "left_times_lora_checkpointing", harness.times),
-    Column("beside weights, / lora", "activations_times_lora", harness.times),
+    Column("without weights, / lora", "activations_times_lora", harness.times),
     Column("recording s per sample", "recording_seconds", harness.seconds),
     Column("recorded per sample", "recorded_bytes", lambda value: f"{value:,.0f}"),
 )
@@ -93,27 +93,27 @@ AIMS = (
 )
 
 
-def measure(name: str, job: Job) -> Row:
-    """Run one row in this process."""
+def measure(name: str, setup: RowSetup) -> Row:
+    """Run one row in this process and return its figures."""
     clock = harness.StepClock()
-    run = ROWS[name](job, clock.tick)
+    run = ROWS[name](setup, clock.tick)
     with harness.peak_memory() as peak, clock.on_optimizer_steps():
         made = run()
-    row = {"seconds_per_step": harness.median(clock.seconds), "peak_bytes": peak.bytes, "latent": job.latent}
-    numbers = job.weights.stat().st_size // 4  # the file is in float32
-    row |= {"dtype": job.dtype, "weights_bytes": numbers * getattr(torch, job.dtype).itemsize}
+    row = {"seconds_per_step": harness.median(clock.seconds), "peak_bytes": peak.bytes, "latent": setup.latent}
+    parameter_count = setup.weights.stat().st_size // 4  # the file is in float32
+    row |= {"dtype": setup.dtype, "weights_bytes": parameter_count * getattr(torch, setup.dtype).itemsize}
     if not (name.startswith("hollow") and made):
         return row
-    return row | of_hollow(job, name) | {"recording_seconds": min(b - a for a, b in pairwise(RECORDED))}
+    return row | of_hollow(setup, name) | {"recording_seconds": min(b - a for a, b in pairwise(RECORDED))}
 
 
-def of_hollow(job: Job, name: str) -> Row:
-    """What is recorded of one sample, the output of the last block taken out; and the weights taken out."""
+def of_hollow(setup: RowSetup, name: str) -> Row:
+    """Return the bytes of one sample's cached activations, and of the removed blocks' weights."""
     from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 
-    model = job.model()
+    model = setup.model()
     hollow = choose_removed_blocks(model.model.diffusion_model, float(name.split("_")[1])).hollow
-    latent, prompt = job.data()
+    latent, prompt = setup.data()
     with torch.inference_mode(), hollow.recording() as records:
         train.forward(model, latent, prompt)
     return {
@@ -123,14 +123,14 @@ def of_hollow(job: Job, name: str) -> Row:
 
 
 def compare(rows: Mapping[str, Row]) -> None:
-    """Also what is held beside the weights, and what stays on a device that the weights taken out can leave."""
+    """Add ratios, memory in addition to the weights, and memory without the removed blocks' weights."""
     add_ratios(rows, "seconds_per_step", {other: f"times_{other}" for other in RATIOS})
     add_ratios(rows, "peak_bytes", {other: f"peak_times_{other}" for other in RATIOS})
     for row in rows.values():
         if "peak_bytes" in row:
             row["activations_bytes"] = row["peak_bytes"] - row["weights_bytes"]
             row["left_bytes"] = row["peak_bytes"]
-        if "taken_out_bytes" in row and not torch.cuda.is_available():  # where they have not left
+        if "taken_out_bytes" in row and not torch.cuda.is_available():  # the removed weights are still in main memory
             row.pop("left_bytes")
             if "peak_bytes" in rows.get("inference", {}):  # the recording runs the whole network
                 row["left_bytes"] = max(row["peak_bytes"] - row["taken_out_bytes"], rows["inference"]["peak_bytes"])
@@ -139,7 +139,7 @@ def compare(rows: Mapping[str, Row]) -> None:
 
 
 def chart(path: Path, rows: Sequence[Row]) -> None:
-    """Memory of every row in every case, of hollow ones less what is taken out, beside inference's."""
+    """Draw each row's memory in every case relative to inference, hollow rows without the removed weights."""
     groups: dict[str, dict[str, float]] = {}
     for row in rows:
         name, _, case = row["name"].partition(", ")
@@ -148,7 +148,7 @@ def chart(path: Path, rows: Sequence[Row]) -> None:
     bars(path, "memory / inference", groups)
 
 
-BENCH = UNetBench(
+BENCHMARK = UNetBenchmark(
     "memory",
     __file__,
     __doc__,
@@ -166,4 +166,4 @@ BENCH = UNetBench(
 )
 
 if __name__ == "__main__":
-    BENCH.main()
+    BENCHMARK.main()

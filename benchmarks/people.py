@@ -1,9 +1,9 @@
-"""What a bank of many people takes: disk by the format of its files, time by what ``bench bank`` has measured.
+"""Estimate a bank of many people: disk by the format of its files, time by what ``bench bank`` has measured.
 
     disk  = people * pictures * (3 side^2 + 4 C (side / cell)^2 + 2 tokens width) + 4 N people          bytes
     hours = people / (people per hour of one machine * machines)
 
-Pictures are bytes, latents and numbers float32, the encoder's tokens half precision. Headers (some 150 bytes for each
+Pixels are bytes, latents and parameters float32, the encoder's tokens half precision. Headers (some 150 bytes for each
 person) come on top. Nothing is trained here: ``python dev.py bench people --people 15000 --machines 8``.
 """
 
@@ -20,14 +20,16 @@ MACHINES = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Person:
-    """Sizes of one person in a bank; the defaults are SD1.5 at 512 x 512 and CLIP ViT-H.
+    """Hold the sizes of one person in a bank; the defaults are SD1.5 at 512 x 512 and CLIP ViT-H.
 
     Args:
-        numbers: N of the adapter.
-        pictures: of each person.
-        side: of a picture, in pixels.
-        channels, cell: of latents, and pixels along one of them.
-        tokens, width: of the encoder's features.
+        numbers: N, parameters of the adapter.
+        pictures: images of each person.
+        side: side of an image in pixels.
+        channels: channels of the latents.
+        cell: pixels along one latent position.
+        tokens: tokens of the encoder's features.
+        width: width of the encoder's features.
     """
 
     numbers: int = 30_000
@@ -40,18 +42,18 @@ class Person:
 
     @property
     def in_shards(self) -> int:
-        """Bytes in the bank's shards."""
+        """Return the bytes in the bank's shards."""
         latents = 4 * self.channels * (self.side // self.cell) ** 2
         return 4 * self.numbers + self.pictures * (3 * self.side**2 + latents)
 
     @property
     def in_features(self) -> int:
-        """Bytes in the features beside them."""
+        """Return the bytes in the feature files."""
         return 2 * self.pictures * self.tokens * self.width
 
 
 def people_per_hour(path: Path = MEASURED) -> tuple[float, str] | None:
-    """The fastest of the rows that ``bench bank`` has measured, and on what; None before it ran."""
+    """Return the fastest row that ``bench bank`` has measured, and its machine; None before it ran."""
     if not path.is_file():
         return None
     measured = json.loads(path.read_text("utf-8"))
@@ -62,7 +64,7 @@ def people_per_hour(path: Path = MEASURED) -> tuple[float, str] | None:
 
 
 def table(person: Person, people: Sequence[int], machines: Sequence[int], pace: float | None) -> str:
-    """Markdown: a row for each number of people, a column of hours for each number of machines."""
+    """Return a Markdown table: a row for each number of people, a column of hours for each number of machines."""
     hours = [f"hours on {count}" for count in machines] if pace else []
     head = ["people", "shards", "features", *hours]
     rows = [
@@ -82,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, nargs="+", default=PEOPLE)
     parser.add_argument("--machines", type=int, nargs="+", default=MACHINES)
-    parser.add_argument("--per-hour", type=float, help="people per hour of one machine, as a bank's report says")
+    parser.add_argument("--per-hour", type=float, help="people per hour of one machine, from the report of a bank")
     for name, size in vars(Person()).items():
         parser.add_argument(f"--{name}", type=int, default=size)
     given = vars(parser.parse_args())

@@ -1,6 +1,6 @@
-"""Quality of personalisation in the small world: who is shown, whether the prompt is followed, what else has changed.
+"""Evaluate personalization in the small world: identity, prompt fidelity, diversity and the class prior.
 
-Every row personalises the same held-out people from four pictures each; the oracle judges. See README.md.
+Every row personalizes the same held-out people from four images each; the oracle judges. See README.md.
 """
 
 from pathlib import Path
@@ -13,26 +13,26 @@ from common.methods import FALLING, Ours, Stock, lora, untouched
 from common.oracle_metrics import CODED, REAL
 
 FASTER = 5e-3
-"""The rate of our rows, ten times the stock trainer's; its alpha divides what that does by eight."""
+"""Learning rate of our rows, ten times the stock trainer's, whose alpha also divides its effect by eight."""
 
 
 def same_time(done: Done) -> Stock:
-    """The stock trainer with as many steps, to the nearest ten, as it does of 500 in the time of `lora_8`."""
+    """Return the stock trainer with as many steps, to the nearest ten, as it does in the time of ``lora_8``."""
     pace = done["stock_500"]["seconds"] / done["stock_500"]["steps"]
     return Stock(steps=max(10, 10 * round(done["lora_8"]["seconds"] / pace / 10)))
 
 
 def draw_hollow(done: Done, folder: Path) -> None:
-    """Identity and prompt fidelity over what is taken out, from plain LoRA on: Hollowed Net's Figure 5."""
+    """Draw identity and prompt fidelity over the removed share of the U-Net, as in Hollowed Net's Figure 5."""
     rows = [r for name, r in done.items() if "identity" in r and (name == "lora_8" or name.startswith("hollow_"))]
     rows.sort(key=lambda row: row["taken_out"])
     if len(rows) > 1:
         figures = ("identity", "prompt_fidelity")
         lines = {f: [(row["taken_out"], row[f], row[f"{f}_std"]) for row in rows] for f in figures}
-        curves(folder / "hollow.png", "share of the U-Net taken out", lines)
+        curves(folder / "hollow.png", "removed share of the U-Net", lines)
 
 
-WAYS: dict[str, Any] = {
+METHODS: dict[str, Any] = {
     "base": untouched,
     **{f"lora_{rank}": lora(rank) for rank in (1, 4, 8)},
     "lora_8_prior": lora(prior=True),
@@ -64,7 +64,7 @@ AIMS = (
     Aim("hollow_0.4", "prompt_fidelity_to_lora_8", 0.0, least=True),
 )
 OTHERS = ("base", "stock_500", "stock_500_faster", "lora_8")
-"""Rows to which all are compared."""
+"""Rows to which all rows are compared."""
 
 if __name__ == "__main__":
-    Comparison("quality", __doc__, WAYS, AIMS, OTHERS, draw_hollow).main()
+    Comparison("quality", __doc__, METHODS, AIMS, OTHERS, draw_hollow).main()

@@ -1,1 +1,1 @@
-"""Development tools shared by dev.py, tests, demo and benchmarks; the node pack never imports them."""
+"""Share development tools between dev.py, tests, demo and benchmarks; the node pack never imports them."""

@@ -1,4 +1,4 @@
-"""What every benchmark needs: one process per row, clocks, peak memory, the table and the JSON file."""
+"""Provide what every benchmark needs: one process per row, clocks, peak memory, the table and the JSON file."""
 
 import json
 import os
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 
 def machine(threads: int) -> Row:
-    """What the figures were measured on; nothing that names the machine or its owner."""
+    """Describe the machine that the figures were measured on, without its name or its owner's."""
     import torch
 
     return {
@@ -72,10 +72,10 @@ def _version(package: str) -> str | None:
 
 @dataclass
 class StepClock:
-    """Seconds between ticks.
+    """Measure the seconds between ticks.
 
-    ``on_optimizer_steps`` ticks at the end of every ``step()`` of any PyTorch optimiser, which times a
-    foreign training loop without touching it.
+    ``on_optimizer_steps`` ticks at the end of every ``step()`` of any PyTorch optimizer, which times the training loop
+    of another package without changing it.
     """
 
     stamps: list[float] = field(default_factory=list)
@@ -97,12 +97,12 @@ class StepClock:
 
     @property
     def seconds(self) -> list[float]:
-        """One figure per step but the first, whose start nobody saw: it is the warm-up."""
+        """Return one figure per step except the first, the warm-up, whose start is unknown."""
         return _between(self.stamps)
 
     @property
     def cpu_seconds(self) -> list[float]:
-        """What the process's threads computed in them, whatever else the machine was doing."""
+        """Return the processor time of the process in the same steps, which a busy machine disturbs less."""
         return _between(self.cpu_stamps)
 
 
@@ -112,17 +112,17 @@ def _between(stamps: Sequence[float]) -> list[float]:
 
 @dataclass
 class Peak:
-    """The most memory that the process held inside the block; known after it."""
+    """Hold the peak memory of the process inside a block; it is set when the block ends."""
 
     bytes: int = 0
 
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure the memory of the block.
+    """Measure the peak memory of the block.
 
-    With CUDA: what PyTorch allocated on the device. Else the resident set, file pages included: on Linux the
-    kernel's own high-water mark, reset on entry, which misses nothing; elsewhere samples.
+    With CUDA this is what PyTorch allocated on the device. Otherwise it is the resident set, file pages included: on
+    Linux the kernel's high-water mark, reset on entry; elsewhere it is sampled.
     """
     import torch
 
@@ -169,7 +169,7 @@ def in_own_process(script: str, arguments: Sequence[str]) -> Row:
     """Run ``script`` and return the last JSON line that it printed.
 
     Raises:
-        RuntimeError: it failed; what it logged is on the screen.
+        RuntimeError: the script failed; its output is printed to stderr.
     """
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -180,7 +180,7 @@ def in_own_process(script: str, arguments: Sequence[str]) -> Row:
 
 
 def best_of(name: str, runs: Iterable[Row], figure: str) -> Row:
-    """The run with the smallest ``figure``, and the largest beside it: on a busy machine the least disturbed counts."""
+    """Return the run with the smallest ``figure``, the least disturbed one, and the largest as ``<figure>_worst``."""
     runs = list(runs)
     whole = [run for run in runs if "skipped" not in run]
     if not whole:
@@ -190,18 +190,18 @@ def best_of(name: str, runs: Iterable[Row], figure: str) -> Row:
 
 
 def in_turn(names: Sequence[str], run: Callable[[str], Row], repeats: int, figure: str) -> dict[str, Row]:
-    """Every row ``repeats`` times in turn, so that a disturbance hits all alike; the best of each by ``figure``."""
+    """Run every row ``repeats`` times in turn, so that a disturbance affects all alike; return the best of each."""
     runs: dict[str, list[Row]] = {name: [] for name in names}
-    for number in range(repeats):
+    for index in range(repeats):
         for name in names:
             runs[name].append(done := run(name))
-            words = done.get("skipped") or f"{done[figure]:.3f} {figure}"
-            print(f"run {number + 1} of {repeats}, {name}: {words}", file=sys.stderr, flush=True)
+            outcome = done.get("skipped") or f"{done[figure]:.3f} {figure}"
+            print(f"run {index + 1} of {repeats}, {name}: {outcome}", file=sys.stderr, flush=True)
     return {name: best_of(name, of_row, figure) for name, of_row in runs.items()}
 
 
 def in_own_process_if_it_fits(script: str, arguments: Sequence[str], needed: float) -> Row:
-    """:func:`in_own_process`; a skipped row if it fails, or if the machine lacks the ``needed`` bytes for it."""
+    """Call :func:`in_own_process`; return a skipped row if it fails or if fewer than ``needed`` bytes are free."""
     import torch
 
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
@@ -219,7 +219,7 @@ def median(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: its heading, the figure's name in a row, and how to write it."""
+    """Describe one column of the table: its heading, the figure's key in a row, and its format."""
 
     heading: str
     figure: str
@@ -239,7 +239,7 @@ def times(value: float) -> str:
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Rows under headings, names to the left, figures to the right; a skipped row shows its reason."""
+    """Format rows under headings, names to the left, figures to the right; a skipped row shows its reason."""
     cells = [["", *(column.heading for column in columns)]]
     cells += [[row["name"], *(_cell(row, column) for column in columns)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -258,7 +258,7 @@ def _cell(row: Row, column: Column) -> str:
 
 @dataclass(frozen=True)
 class Aim:
-    """``row``'s ``figure`` is to be at most ``limit``, or at least."""
+    """Set a target: the ``figure`` of ``row`` is at most ``limit``, or at least ``limit`` with ``least``."""
 
     row: str
     figure: str
@@ -267,16 +267,16 @@ class Aim:
 
     def verdict(self, rows: Mapping[str, Row]) -> str:
         value = rows.get(self.row, {}).get(self.figure)
-        words = f"{self.row} {self.figure} at {'least' if self.least else 'most'} {self.limit:g}"
+        target = f"{self.row} {self.figure} at {'least' if self.least else 'most'} {self.limit:g}"
         if value is None:
-            return f"not measured  {words}"
+            return f"not measured  {target}"
         met = value >= self.limit if self.least else value <= self.limit
-        return f"{'met' if met else 'NOT MET':<12}  {words}: {value:.3f}"
+        return f"{'met' if met else 'NOT MET':<12}  {target}: {value:.3f}"
 
 
-def write_json(bench: str, machine: Row, rows: Sequence[Row], *paths: Path) -> None:
-    """The report at each of ``paths``, whole or not at all."""
-    text = json.dumps({"bench": bench, "machine": machine, "rows": list(rows)}, indent=2) + "\n"
+def write_json(benchmark: str, machine: Row, rows: Sequence[Row], *paths: Path) -> None:
+    """Write the report to each of ``paths`` atomically."""
+    text = json.dumps({"bench": benchmark, "machine": machine, "rows": list(rows)}, indent=2) + "\n"
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")

@@ -1,4 +1,4 @@
-"""Ways to personalise the small world's base to one person, each with this pack's nodes or the stock ones."""
+"""Personalize the small world's base to one person by methods of this pack's nodes or the stock ones."""
 
 import tempfile
 import time
@@ -15,12 +15,15 @@ Call = Callable[..., tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
-class Made:
-    """A personalised model, what it cost, and how large it is.
+class PersonalizedModel:
+    """Hold a personalized model, its training cost and its size.
 
     Args:
-        pictures: how often one was trained on.
-        taken_out: share of the network's numbers that was out of it while it trained.
+        model: MODEL with the adapter.
+        clip: CLIP with the adapter.
+        prompt: prompt for the person.
+        pictures: number of image presentations in training, steps x batch size.
+        taken_out: share of the network's parameters in blocks that were removed while it trained.
     """
 
     model: Any
@@ -36,14 +39,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Task:
-    """The loaded base, and the nodes.
+    """Hold the loaded base, the prompts and a caller of the pack's nodes.
 
     Args:
-        base: with MODEL, CLIP and VAE.
-        call: runs a node of the pack, see ``devkit.call``.
-        prompt, class_prompt: of the person, and of anybody.
-        class_images: for prior preservation.
-        class_seconds: what sampling them took.
+        base: MODEL, CLIP and VAE.
+        call: runs a node of the pack, see :func:`tools.comfy_harness.call_node.caller`.
+        prompt: prompt for the person.
+        class_prompt: prompt for the class.
+        class_images: images for prior preservation.
+        class_seconds: seconds that sampling them took.
     """
 
     base: Any
@@ -56,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ours:
-    """A method of the pack: a node, what differs from its defaults, and how it is trained."""
+    """Train by a method of the pack: a node, its inputs other than the defaults, and the training settings."""
 
     node: str
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -66,10 +70,10 @@ class Ours:
     options: dict[str, Any] = field(default_factory=dict)
     hollow: dict[str, Any] | None = None
 
-    def __call__(self, task: Task, references: Tensor) -> Made:
+    def __call__(self, task: Task, references: Tensor) -> PersonalizedModel:
         base, call = task.base, task.call
-        word = self.inputs.get("token")
-        prompt = f"a {word}" if word else task.prompt
+        token = self.inputs.get("token")
+        prompt = f"a {token}" if token else task.prompt
         others = {"class_prompt": task.class_prompt, "class_images": task.class_images} if self.prior else {}
         began = time.perf_counter()
         (subject,) = call(
@@ -84,32 +88,34 @@ class Ours:
         )  # fmt: skip
         seconds = time.perf_counter() - began + (task.class_seconds if self.prior else 0.0)
         model, clip = call("Apply", model=base.model, adapter=adapter, strength_model=1.0, clip=base.clip)
-        numbers = sum(parameter.numel() for parameter in adapter.parameters())
-        called = f"a embedding:{word}" if word else prompt
-        pictures = self.steps * self.batch_size
-        out = share_taken_out(base.model, self.hollow["fraction"]) if self.hollow else 0.0
-        return Made(model, clip, called, seconds, self.steps, pictures, numbers, file_bytes(adapter), out)
+        parameter_count = sum(parameter.numel() for parameter in adapter.parameters())
+        called = f"a embedding:{token}" if token else prompt
+        images = self.steps * self.batch_size
+        removed = removed_share(base.model, self.hollow["fraction"]) if self.hollow else 0.0
+        return PersonalizedModel(
+            model, clip, called, seconds, self.steps, images, parameter_count, file_bytes(adapter), removed
+        )
 
 
 FALLING = {"lr_scheduler": "cosine"}
-"""Training Options that were chosen on other people; else their defaults."""
+"""Training Options that were chosen on other people; all others keep their defaults."""
 
 
 def lora(rank: int = 8, rate: float = 5e-3, **more: Any) -> Ours:
-    """LoRA in every inner layer; the rate was chosen on other people."""
+    """Return LoRA on every inner layer; the learning rate was chosen on other people."""
     inputs = {"rank": rank, "alpha": float(rank), "targets": "all linear and convolution", "learning_rate": rate}
     return Ours("MethodLoRA", inputs, options=FALLING, **more)
 
 
-def share_taken_out(model: Any, fraction: float) -> float:
-    """Of the numbers: the cut that comes nearest to the fraction asked for."""
+def removed_share(model: Any, fraction: float) -> float:
+    """Return the share of parameters in the removed blocks, for the possible cut nearest to ``fraction``."""
     from hyperbooth.nodes.bridge.model.block_spans import choose_removed_blocks
 
     return choose_removed_blocks(model.model.diffusion_model, fraction).fraction
 
 
 def file_bytes(adapter: Any) -> int:
-    """What Save Adapter's own format takes in half precision."""
+    """Return the size of the adapter in Save Adapter's own format in half precision."""
     from hyperbooth.models.files.adapter_file import save_adapter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -120,15 +126,17 @@ def file_bytes(adapter: Any) -> int:
 
 @dataclass(frozen=True)
 class Stock:
-    """The stock Train LoRA node, in float32 and without checkpointing (which would slow it down); else as it is set
-    when it is added to a graph, but for `steps`, `batch_size` and `learning_rate`."""
+    """Train by the stock Train LoRA node, in float32 and without checkpointing, which would slow it down.
+
+    All inputs except ``steps``, ``batch_size`` and ``learning_rate`` have the node's defaults.
+    """
 
     steps: int = 500
     batch_size: int = 1
     rank: int = 8
     learning_rate: float = 5e-4
 
-    def __call__(self, task: Task, references: Tensor) -> Made:
+    def __call__(self, task: Task, references: Tensor) -> PersonalizedModel:
         from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
 
         base = task.base
@@ -150,10 +158,12 @@ class Stock:
             (model,) = LoraModelLoader.execute(base.model, lora, 1.0).result
         sizes = [tensor for name, tensor in lora.items() if not name.endswith(".alpha")]
         size = len(save({name: tensor.half().contiguous() for name, tensor in lora.items()}))
-        pictures = self.steps * self.batch_size
-        return Made(model, base.clip, task.prompt, seconds, self.steps, pictures, sum(t.numel() for t in sizes), size)
+        images = self.steps * self.batch_size
+        return PersonalizedModel(
+            model, base.clip, task.prompt, seconds, self.steps, images, sum(t.numel() for t in sizes), size
+        )
 
 
-def untouched(task: Task, references: Tensor) -> Made:
-    """The base as it is, asked for anybody."""
-    return Made(task.base.model, task.base.clip, task.class_prompt)
+def untouched(task: Task, references: Tensor) -> PersonalizedModel:
+    """Return the unmodified base with the class prompt."""
+    return PersonalizedModel(task.base.model, task.base.clip, task.class_prompt)

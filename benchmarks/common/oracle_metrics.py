@@ -1,4 +1,4 @@
-"""The small world's base, and the oracle's figures of what one way to personalise makes of one person."""
+"""Measure by the oracle what a personalization method makes of the small world's base for one person."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from common.harness import Row
-from common.methods import Made, Task, untouched
+from common.methods import PersonalizedModel, Task, untouched
 from common.result_cache import digest
 from torch import Tensor
 
@@ -22,25 +22,25 @@ from tools.small_world.scene import task
 from tools.small_world.vision import encoder
 
 SEEDS = 4
-"""Pictures of each scene."""
-ANYBODY = 24
-"""Pictures of the class."""
+"""Images per scene."""
+CLASS_SAMPLES = 24
+"""Images of the class prompt."""
 CLASS_IMAGES = 20
 COSTS = ("seconds", "steps", "pictures", "parameters", "file_bytes", "taken_out")
 FIGURES = ("identity", "prompt_fidelity", "diversity", "class_prior", "class_identity", "clip_i", "pres", "div")
-SCENES = tuple(f"identity_{number}" for number in range(1, 6))
+SCENES = tuple(f"identity_{scene}" for scene in range(1, 6))
 """Identity in each scene, in the order of the world's ``task.CAPTIONS``."""
 REAL, CODED = "real", "real_coded"
-"""In place of a way: the generator's own pictures of the person, and the same through the base's autoencoder."""
-Way = Callable[..., Made] | str
+"""Values in place of a method: the generator's own images of the person, plain or through the base's autoencoder."""
+Method = Callable[..., PersonalizedModel] | str
 
 
-class Bench:
-    """The loaded base, the judge, and what both need.
+class Evaluator:
+    """Evaluate methods: the loaded base, the oracle and the encoder.
 
     Args:
-        folder: for the base as a checkpoint, and for what training leaves in ComfyUI's output folder.
-        threads: of PyTorch, on which seconds depend.
+        folder: holds the base as a checkpoint, and ComfyUI's output folder.
+        threads: threads of PyTorch, on which the seconds depend.
     """
 
     def __init__(self, folder: Path, threads: int) -> None:
@@ -59,60 +59,60 @@ class Bench:
         base = model.load(folder / f"small_world_{self.digest}.safetensors")
         began = time.perf_counter()
         prompt, class_prompt = task.PROMPT, task.CLASS_PROMPT
-        images = [model.sample(base, [class_prompt], 1000 + number) for number in range(CLASS_IMAGES)]
+        images = [model.sample(base, [class_prompt], 1000 + index) for index in range(CLASS_IMAGES)]
         seconds = time.perf_counter() - began
         self.task = Task(base, caller(), prompt, class_prompt, images, seconds)
 
     def references(self, number: int) -> Tensor:
-        """[references, 64, 64, 3]: the pictures of that person."""
+        """Return the images of held-out person ``number``, [references, 64, 64, 3]."""
         return task.references(task.subjects(number + 1)[number])
 
-    def run(self, way: Way, number: int) -> tuple[Row, Tensor]:
-        """Figures of one person, and a picture of each scene."""
+    def run(self, method: Method, number: int) -> tuple[Row, Tensor]:
+        """Return the figures of one person, and an image of each scene."""
         shown = task.subjects(number + 1)[number]
         references = self.references(number)
-        made, pictures, anybody = self.sampled_by(way, number, references)
-        if way in (REAL, CODED):
-            pictures = self.real(shown, way == CODED)
-        figures = self.figures(pictures, references, shown) | self.of_class(anybody, references, number)
-        figures |= self.by_encoder(pictures, anybody, references)
-        return figures | {name: getattr(made, name) for name in COSTS}, pictures[:, 0].clone()
+        made, images, class_samples = self.sampled_by(method, number, references)
+        if method in (REAL, CODED):
+            images = self.real(shown, method == CODED)
+        figures = self.figures(images, references, shown) | self.of_class(class_samples, references, number)
+        figures |= self.by_encoder(images, class_samples, references)
+        return figures | {name: getattr(made, name) for name in COSTS}, images[:, 0].clone()
 
     def sampled_by(
-        self, way: Callable[..., Made] | str, number: int, references: Tensor
-    ) -> tuple[Made, Tensor, Tensor]:
-        """What that way makes, and shows of the person and of the class."""
-        if way in (REAL, CODED, untouched):
+        self, method: Callable[..., PersonalizedModel] | str, number: int, references: Tensor
+    ) -> tuple[PersonalizedModel, Tensor, Tensor]:
+        """Return the personalized model, and its samples of the person and of the class."""
+        if method in (REAL, CODED, untouched):
             return untouched(self.task, references), *self.of_base(number)
-        made = way(self.task, references)
+        made = method(self.task, references)
         return made, *self.sampled(made, number)
 
     def real(self, shown: Any, coded: bool) -> Tensor:
-        """[scenes, SEEDS, 64, 64, 3]: the generator's own pictures of that person."""
-        pictures = torch.stack([self.judge.own_pictures(shown, c, SEEDS) for c in task.CAPTIONS])
+        """Return the generator's own images of the person, [scenes, SEEDS, 64, 64, 3]."""
+        images = torch.stack([self.judge.generator_images(shown, c, SEEDS) for c in task.CAPTIONS])
         if not coded:
-            return pictures
+            return images
         vae = self.task.base.vae
         with torch.inference_mode():
-            return torch.stack([vae.decode(vae.encode(scene)) for scene in pictures])
+            return torch.stack([vae.decode(vae.encode(scene)) for scene in images])
 
-    def sampled(self, made: Made, seed: int) -> tuple[Tensor, Tensor]:
-        """[scenes, SEEDS, 64, 64, 3]: the person of `made` in each scene; [ANYBODY, 64, 64, 3]: the class."""
+    def sampled(self, made: PersonalizedModel, seed: int) -> tuple[Tensor, Tensor]:
+        """Return samples of the person, [scenes, SEEDS, 64, 64, 3], and of the class, [CLASS_SAMPLES, 64, 64, 3]."""
         scenes = [caption.replace(self.task.class_prompt, made.prompt) for caption in task.CAPTIONS]
         prompts = [scene for scene in scenes for _ in range(SEEDS)]
         base = replace(self.task.base, model=made.model, clip=made.clip)
-        pictures = self.model.sample(base, prompts + [self.task.class_prompt] * ANYBODY, seed)
-        return pictures[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), pictures[len(prompts) :]
+        images = self.model.sample(base, prompts + [self.task.class_prompt] * CLASS_SAMPLES, seed)
+        return images[: len(prompts)].unflatten(0, (len(scenes), SEEDS)), images[len(prompts) :]
 
-    @cache  # noqa: B019  # there is one bench, and it lives as long as the program
+    @cache  # noqa: B019  # there is one evaluator, and it lives as long as the program
     def of_base(self, seed: int) -> tuple[Tensor, Tensor]:
-        """What it shows untouched."""
+        """Return samples of the unmodified base."""
         return self.sampled(untouched(self.task, None), seed)
 
-    def figures(self, pictures: Tensor, references: Tensor, shown: Any) -> Row:
-        """Means over the scenes."""
+    def figures(self, images: Tensor, references: Tensor, shown: Any) -> Row:
+        """Return the oracle's figures, means over the scenes."""
         captions = task.CAPTIONS
-        pairs = list(zip(pictures, captions, strict=True))
+        pairs = list(zip(images, captions, strict=True))
         identities = [self.judge.identity(p, references, c) for p, c in pairs]
         return dict(zip(SCENES, identities, strict=True)) | {
             "identity": statistics.mean(identities),
@@ -120,26 +120,26 @@ class Bench:
             "diversity": statistics.mean(self.judge.diversity(p, c, shown) for p, c in pairs),
         }
 
-    def of_class(self, anybody: Tensor, references: Tensor, number: int) -> Row:
-        """How different the people are that the class prompt shows, beside the base's, and how alike the person."""
-        spread = [self.judge.people_spread(faces) for faces in (anybody, self.of_base(number)[1])]
+    def of_class(self, class_samples: Tensor, references: Tensor, number: int) -> Row:
+        """Return the spread of people under the class prompt, relative to the base's, and their identity."""
+        spread = [self.judge.people_spread(faces) for faces in (class_samples, self.of_base(number)[1])]
         prompt = task.CLASS_PROMPT
         return {
             "class_prior": spread[0] / spread[1],
-            "class_identity": self.judge.identity(anybody, references, prompt),
+            "class_identity": self.judge.identity(class_samples, references, prompt),
         }
 
-    def by_encoder(self, pictures: Tensor, anybody: Tensor, references: Tensor) -> Row:
-        """The pack's scores by the world's CLIP_VISION: what stands in for DINO too."""
+    def by_encoder(self, images: Tensor, class_samples: Tensor, references: Tensor) -> Row:
+        """Return the pack's scores by the world's CLIP_VISION, which stands in for DINO too."""
         from hyperbooth.models.metrics.scores import diversity, prior_preservation
 
-        given = {"images": pictures.flatten(0, 1), "references": references, "clip_vision": self.encoder}
+        given = {"images": images.flatten(0, 1), "references": references, "clip_vision": self.encoder}
         return {
             "clip_i": self.task.call("SubjectFidelity", **given)[1],
-            "pres": prior_preservation(self.embedded(anybody), self.embedded(references)),
-            "div": statistics.mean(diversity(self.embedded(scene)) for scene in pictures),
+            "pres": prior_preservation(self.embedded(class_samples), self.embedded(references)),
+            "div": statistics.mean(diversity(self.embedded(scene)) for scene in images),
         }
 
     @torch.inference_mode()
-    def embedded(self, pictures: Tensor) -> Tensor:
-        return self.encoder.encode_image(pictures).image_embeds
+    def embedded(self, images: Tensor) -> Tensor:
+        return self.encoder.encode_image(images).image_embeds

@@ -1,4 +1,4 @@
-"""Whether a score orders subjects, and adapters of a subject, as the oracle does: Spearman's rank correlation."""
+"""Measure by Spearman's rank correlation whether a score orders subjects and adapters as the oracle does."""
 
 import math
 import statistics
@@ -9,13 +9,13 @@ from common.harness import Row
 from torch import Tensor
 
 ORDERS = {"clip_i": "identity", "pres": "class_identity", "div": "diversity"}
-"""Score -> what the oracle says of the same pictures."""
+"""Score -> the oracle's figure for the same images."""
 FEWEST = 3
-"""People, of which an order says something."""
+"""Smallest number of people for which a correlation is reported."""
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Correlation of the ranks; equal values share the mean of theirs. NaN where all of one side are equal."""
+    """Return the correlation of the ranks; ties share their mean rank. NaN if all values of one side are equal."""
     return torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1].item()
 
 
@@ -24,8 +24,8 @@ def _ranks(values: Sequence[float]) -> Tensor:
     return (v[:, None] > v).sum(1) + 0.5 * ((v[:, None] == v).sum(1) - 1)
 
 
-def of_subjects(rows: Sequence[Row]) -> Row:
-    """``rank_<score>`` of one way to personalise, over its people; nothing of too few."""
+def correlate_subjects(rows: Sequence[Row]) -> Row:
+    """Return ``rank_<score>`` of one method over its people; empty for fewer than :data:`FEWEST`."""
     if len(rows) < FEWEST:
         return {}
     return {
@@ -34,26 +34,28 @@ def of_subjects(rows: Sequence[Row]) -> Row:
     }
 
 
-def of_rows(ways: Sequence[Sequence[Row]]) -> Row:
-    """The same for subjects: the mean over ways to personalise, so that ways are not compared, and its standard error
-    over them. A way by which all subjects come out alike orders none."""
-    return _mean([order for rows in ways if (order := of_subjects(rows))])
+def correlate_rows(methods: Sequence[Sequence[Row]]) -> Row:
+    """Return the mean and the standard error over methods of :func:`correlate_subjects`.
+
+    The mean over methods compares subjects only. A method that makes all subjects alike orders none and is left out.
+    """
+    return _mean([order for rows in methods if (order := correlate_subjects(rows))])
 
 
-def of_ways(ways: Sequence[Sequence[Row]]) -> Row:
-    """For each subject, how a score orders what ways to personalise made of it: the mean over subjects, and its error.
+def correlate_methods(methods: Sequence[Sequence[Row]]) -> Row:
+    """Return the mean and the standard error over subjects of how a score orders the methods for one subject.
 
     Args:
-        ways: rows of the same people in the same order; one that failed with somebody leaves that subject out.
+        methods: rows of the same people in the same order; a subject for whom a method failed is left out.
     """
     people = [
-        rows for rows in zip(*ways, strict=True) if all(truth in row for row in rows for truth in ORDERS.values())
+        rows for rows in zip(*methods, strict=True) if all(truth in row for row in rows for truth in ORDERS.values())
     ]
-    return _mean([order for rows in people if (order := of_subjects(rows))])
+    return _mean([order for rows in people if (order := correlate_subjects(rows))])
 
 
 def _mean(found: Sequence[Row]) -> Row:
-    """Mean and standard error of each correlation."""
+    """Return mean and standard error of each correlation."""
     row: Row = {}
     if not found:
         return row

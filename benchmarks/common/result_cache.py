@@ -1,4 +1,4 @@
-"""Figures of a long benchmark, kept as they come."""
+"""Cache the figures of a long benchmark on disk as they are measured."""
 
 import hashlib
 import json
@@ -11,48 +11,48 @@ from common.harness import Row
 from torch import Tensor
 
 FAILED = "failed"
-"""In place of figures: why there are none."""
+"""Key in place of figures: the reason for the failure."""
 Run = Callable[[Any, int], tuple[Row, Tensor]]
-"""Figures of a row for one person, and pictures."""
+"""(row, person) -> figures and images."""
 
 
-class Kept:
-    """Figures that were measured already, in a folder; a run that was stopped goes on.
+class ResultCache:
+    """Cache figures in a folder, so that a stopped run resumes.
 
-    They are of these weights (`world`), and of a row with these settings; a change of the pack itself is not seen.
+    An entry belongs to the weights (``world``) and the settings of the row; a change of the pack itself is not noticed.
     """
 
     def __init__(self, folder: Path, world: str, run: Run) -> None:
         self.folder, self.world, self.run = folder, world, run
 
     def rows(self, name: str, row: Any, people: list[int]) -> list[Row]:
-        """Figures of each person."""
+        """Return the figures of each person."""
         folder = self._of(name, row)
         folder.mkdir(parents=True, exist_ok=True)
         return [self._one(folder, name, row, number) for number in people]
 
-    def picture(self, name: str, row: Any, number: int) -> Tensor | None:
-        """[scenes, 64, 64, 3] of that person; None where there is none."""
+    def image(self, name: str, row: Any, number: int) -> Tensor | None:
+        """Return the images of that person, [scenes, 64, 64, 3], or None."""
         path = self._of(name, row) / f"{number}.pt"
         return torch.load(path, weights_only=True) if path.exists() else None
 
     def _one(self, folder: Path, name: str, row: Any, number: int) -> Row:
         path = folder / f"{number}.json"
         if not path.exists():
-            figures = self._measured(folder, row, number)
+            figures = self._measure(folder, row, number)
             path.with_suffix(".part").write_text(json.dumps(figures))
             path.with_suffix(".part").replace(path)
-            said = (f"{key} {value:.3g}" if key != FAILED else f"failed: {value}" for key, value in figures.items())
-            print(f"{name}, person {number}:", *said, flush=True)
+            shown = (f"{key} {value:.3g}" if key != FAILED else f"failed: {value}" for key, value in figures.items())
+            print(f"{name}, person {number}:", *shown, flush=True)
         return json.loads(path.read_text())
 
-    def _measured(self, folder: Path, row: Any, number: int) -> Row:
-        """Also of a run that went astray, or showed no numbers: that is a result."""
+    def _measure(self, folder: Path, row: Any, number: int) -> Row:
+        """Measure one row; a diverged run is a result too."""
         try:
-            figures, pictures = self.run(row, number)
+            figures, images = self.run(row, number)
         except (FloatingPointError, ValueError) as error:
             return {FAILED: str(error)}
-        torch.save(pictures, folder / f"{number}.pt")
+        torch.save(images, folder / f"{number}.pt")
         return figures
 
     def _of(self, name: str, row: Any) -> Path:
@@ -61,5 +61,5 @@ class Kept:
 
 
 def digest(*parts: bytes) -> str:
-    """Of all of them, in order."""
+    """Return a digest of all parts, in order."""
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]

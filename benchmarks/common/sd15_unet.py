@@ -1,4 +1,4 @@
-"""What the benchmarks on SD1.5's U-Net share: the job of a row, the command line, and rows beside each other."""
+"""Share between the benchmarks on SD1.5's U-Net the setup of a row, the command line and ratios of rows."""
 
 import argparse
 import json
@@ -20,15 +20,15 @@ PROMPT = (1, 77, 768)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a row is to run.
+class RowSetup:
+    """Describe what a row runs.
 
     Args:
-        weights: file of the U-Net.
-        small: it is ``SD15_SMALL``, else ``SD15_FULL``.
-        steps: steps to measure; one more comes before them as the warm-up.
+        weights: weights file of the U-Net.
+        small: whether the U-Net is ``SD15_SMALL``; otherwise it is ``SD15_FULL``.
+        steps: steps to measure; one warm-up step comes before them.
         latent: side of the latents.
-        dtype: of weights and computation.
+        dtype: precision of weights and computation.
     """
 
     weights: Path
@@ -43,14 +43,14 @@ class Job:
 
     @torch.inference_mode()
     def model(self) -> Any:
-        """MODEL by the stock loader of diffusion models, under inference mode as in the server."""
+        """Return MODEL by the stock loader of diffusion models, under inference mode as in the server."""
         import_pack.import_comfyui()
         import comfy.sd
 
         return comfy.sd.load_diffusion_model(str(self.weights), model_options={"dtype": getattr(torch, self.dtype)})
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """A latent and a prompt's conditioning; random, since time and memory do not depend on them."""
+        """Return a latent and a prompt's conditioning; random, since time and memory do not depend on their values."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(1, 4, self.latent, self.latent, generator=generator), torch.randn(
             PROMPT, generator=generator
@@ -58,7 +58,7 @@ class Job:
 
 
 def write_weights(path: Path, small: bool) -> None:
-    """The U-Net that every row loads."""
+    """Write the weights of the U-Net that every row loads."""
     from safetensors.torch import save_file
 
     import_pack.import_comfyui()
@@ -67,28 +67,31 @@ def write_weights(path: Path, small: bool) -> None:
 
 
 @dataclass(frozen=True)
-class UNetBench:
-    """A benchmark whose rows each run in a process of their own, on the same weights.
+class UNetBenchmark:
+    """Run a benchmark with one process per row, all on the same weights.
 
     Args:
-        name: of the report.
-        script: the file that makes it, started again for every row.
-        about: what ``--help`` says.
-        rows: their names.
+        name: name of the report.
+        script: the benchmark's file, started again for every row.
+        about: text of ``--help``.
+        rows: names of the rows.
         measure: runs one row in its process.
-        compare: adds to rows (name -> figures) what they are beside each other.
-        columns, aims: of the table under which they are printed.
-        needed: memory that a row needs, in sizes of the weights; 2 for the others.
-        steps, repeats: unless asked for otherwise.
-        dtypes, latents: every combination is measured.
-        chart: draws all rows into a file beside the report.
+        compare: adds ratios between rows to rows (name -> figures).
+        columns: columns of the table.
+        aims: aims that are printed under the table.
+        needed: row -> memory that it needs, as a multiple of the weights' size; 2 for all others.
+        steps: default of ``--steps``.
+        repeats: default of ``--repeats``.
+        dtypes: precisions; every combination with ``latents`` is measured.
+        latents: sides of the latents.
+        chart: draws all rows into a file next to the report.
     """
 
     name: str
     script: str
     about: str
     rows: Sequence[str]
-    measure: Callable[[str, Job], Row]
+    measure: Callable[[str, RowSetup], Row]
     compare: Callable[[Mapping[str, Row]], None]
     columns: Sequence[Column]
     aims: Sequence[Aim]
@@ -106,14 +109,14 @@ class UNetBench:
             write_weights(chosen.write_weights, chosen.small)
             print("{}")
         elif chosen.row:
-            job = Job(chosen.weights, chosen.small, chosen.steps, chosen.latent, chosen.dtype)
-            print(json.dumps(self.measure(chosen.row, job)))
+            setup = RowSetup(chosen.weights, chosen.small, chosen.steps, chosen.latent, chosen.dtype)
+            print(json.dumps(self.measure(chosen.row, setup)))
         else:
             with tempfile.TemporaryDirectory() as folder:
                 self._report(chosen, Path(folder) / "unet.safetensors")
 
     def _report(self, chosen: argparse.Namespace, weights: Path) -> None:
-        """Make the weights, measure the rows, print and keep the result."""
+        """Write the weights, measure the rows, print and save the result."""
         size = ["--small"] if chosen.small else []
         harness.in_own_process(self.script, ["--write-weights", str(weights), *size])
         passed = ["--weights", str(weights), "--steps", str(chosen.steps), "--threads", str(chosen.threads), *size]
@@ -130,14 +133,16 @@ class UNetBench:
             if not chosen.small:
                 print(*(aim.verdict(rows) for aim in self.aims), sep="\n")
             kept += [row | ({"name": f"{row['name']}, {case}"} if len(cases) > 1 else {}) for row in rows.values()]
-        whole = not (chosen.small or chosen.rows or chosen.dtype or chosen.latent)  # a quick look replaces no kept run
+        whole = not (
+            chosen.small or chosen.rows or chosen.dtype or chosen.latent
+        )  # a partial run replaces no saved result
         paths = ([harness.RESULTS / f"{self.name}.json"] if whole else []) + ([chosen.json] if chosen.json else [])
         harness.write_json(self.name, harness.machine(chosen.threads), kept, *paths)
         for path in paths if self.chart else ():
             self.chart(path.with_suffix(".png"), kept)
 
     def _case(self, chosen: argparse.Namespace, weights: Path, passed: Sequence[str]) -> dict[str, Row]:
-        """The best of each row's runs, with what they are beside each other."""
+        """Return the best run of each row, with the ratios between rows."""
 
         def run(name: str) -> Row:
             needed = self.needed.get(name, 2) * weights.stat().st_size
@@ -152,10 +157,10 @@ class UNetBench:
         known = ", ".join(self.rows)
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
         parser.add_argument("--rows", type=lambda text: text.split(","), metavar="A,B", help=f"of {known}")
-        parser.add_argument("--small", action="store_true", help="a U-Net of 26 M parameters, for a quick look")
+        parser.add_argument("--small", action="store_true", help="a U-Net of 26 M parameters, for a quick run")
         parser.add_argument("--steps", type=int, default=self.steps, help="measured steps of a run, after a warm-up")
         parser.add_argument("--repeats", type=int, default=self.repeats, help="runs of each row; the fastest counts")
-        parser.add_argument("--threads", type=int, default=2, help="of PyTorch, the same for every row")
+        parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch, the same for every row")
         parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="one precision only")
         parser.add_argument("--latent", type=int, choices=(8, 32, 64), help="one side of the latents only")
         parser.add_argument("--row", choices=self.rows, help=argparse.SUPPRESS)
@@ -168,7 +173,7 @@ class UNetBench:
 
 
 def add_ratios(rows: Mapping[str, Row], figure: str, others: Mapping[str, str]) -> None:
-    """``figure`` of each row as a multiple of another row's (its name -> that ratio's)."""
+    """Add the ``figure`` of each row as a multiple of another row's (its name -> the ratio's name)."""
     for row in rows.values():
         for other, ratio in others.items():
             if figure in row and figure in rows.get(other, {}):

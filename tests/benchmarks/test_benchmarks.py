@@ -1,4 +1,4 @@
-"""What all benchmarks rest on: clock, peak memory, processes, table and report. No figures are asserted."""
+"""Test what all benchmarks share: clock, peak memory, processes, table and report. No figures are asserted."""
 
 import json
 import mmap
@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def opened(name: str) -> ModuleType:
-    """A module of the benchmarks, which are scripts: their folder is on ``sys.path`` while they run."""
+    """Import a module of the benchmarks, which are scripts: their folder is on ``sys.path`` while they run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         return import_module(name)
@@ -120,7 +120,7 @@ def test_report_names_bench_machine_and_rows(harness: ModuleType, tmp_path: Path
 
 
 def small_run(folder: Path, name: str, *rows: str) -> list[Any]:
-    """Those rows of a benchmark on the small U-Net; what is kept in results takes the large one and every row."""
+    """Run rows of a benchmark on the small U-Net; saved results need the large one and every row."""
     report = folder / "report.json"
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--small", "--rows", ",".join(rows)]
     command += ["--steps", "1", "--repeats", "1", "--latent", "8", "--threads", "1", "--json", str(report)]
@@ -147,7 +147,7 @@ def test_the_bank_benchmark_runs(tmp_path: Path) -> None:
     assert bank["times_own_floor"] == pytest.approx(bank["seconds_per_step"] / floor["seconds_per_step"])
     assert bank["speed_up"] == pytest.approx(alone["seconds_per_step"] / bank["seconds_per_subject"])
     assert world["steps"] == 20, "steps of the small world are short"
-    assert "speed_up" not in world and "times_own_floor" not in world, "nothing of the other network is beside it"
+    assert "speed_up" not in world and "times_own_floor" not in world, "there is no ratio to the other network"
 
 
 def test_the_benchmark_of_one_picture_runs(tmp_path: Path) -> None:
@@ -157,13 +157,13 @@ def test_the_benchmark_of_one_picture_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     *stages, whole = json.loads(report.read_text())["rows"]
-    assert [row["name"] for row in stages] == ["encode the picture", "predict", "fast fine-tune"]
+    assert [row["name"] for row in stages] == ["encode the image", "predict", "fast fine-tune"]
     assert whole["seconds"] == pytest.approx(sum(row["seconds"] for row in stages)) and whole["peak_bytes"] > 0
     assert "MET" not in done.stdout.upper(), "the aim is for the real size on a GPU"
 
 
 def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
-    """The formula beside files; and no hours before anything is measured."""
+    """Compare the formula with files; without a measurement there are no hours."""
     people = opened("people")
     layout = ParameterLayout.of(
         Adapter.create("lidb", [Target("a", (4, 4))], LiDBConfig(rank=1, a=2, b=2), torch.Generator())
@@ -188,12 +188,12 @@ def test_bytes_of_people_are_those_of_a_shard(tmp_path: Path) -> None:
 
 
 def data_bytes(path: Path) -> int:
-    """Of a safetensors file, without its header."""
+    """Return the size of a safetensors file without its header."""
     return path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
 
 
 def test_a_rank_correlation_is_spearmans(order: ModuleType) -> None:
-    """``1 - 6 sum d^2 / (n (n^2 - 1))`` of the ranks, where none are equal; equal ones share theirs."""
+    """Without ties it is ``1 - 6 sum d^2 / (n (n^2 - 1))`` of the ranks; ties share their mean rank."""
     a, b = [3.0, 1.0, 2.0, 10.0, -4.0], [0.1, 0.4, 0.2, 0.9, 0.3]
     ranks = [[sorted(values).index(v) for v in values] for values in (a, b)]
     squares = sum((x - y) ** 2 for x, y in zip(*ranks, strict=True))
@@ -203,44 +203,44 @@ def test_a_rank_correlation_is_spearmans(order: ModuleType) -> None:
 
 
 def test_subjects_are_ordered_within_each_way_to_personalise(order: ModuleType) -> None:
-    """A way that is better in all scores orders no subject."""
+    """A method that is better in all scores orders no subject."""
 
     def people(shift: float, sign: float) -> list[dict[str, float]]:
-        said = {name: None for pair in order.ORDERS.items() for name in pair}
-        return [{name: shift + (sign if name in order.ORDERS else 1) * i for name in said} for i in range(4)]
+        names = {name: None for pair in order.ORDERS.items() for name in pair}
+        return [{name: shift + (sign if name in order.ORDERS else 1) * i for name in names} for i in range(4)]
 
-    together = order.of_rows([people(0, 1), people(100, -1)])
-    assert together["rank_clip_i"] == pytest.approx(0) and together["rank_clip_i_error"] == pytest.approx(1)
-    assert order.of_rows([people(0, 1)]) == {f"rank_{score}": pytest.approx(1) for score in order.ORDERS}
-    assert order.of_subjects(people(0, 1)[:2]) == {}
-    assert order.of_rows([people(0, 1), people(0, 0)])["rank_clip_i"] == pytest.approx(1)
+    both = order.correlate_rows([people(0, 1), people(100, -1)])
+    assert both["rank_clip_i"] == pytest.approx(0) and both["rank_clip_i_error"] == pytest.approx(1)
+    assert order.correlate_rows([people(0, 1)]) == {f"rank_{score}": pytest.approx(1) for score in order.ORDERS}
+    assert order.correlate_subjects(people(0, 1)[:2]) == {}
+    assert order.correlate_rows([people(0, 1), people(0, 0)])["rank_clip_i"] == pytest.approx(1)
 
 
 def test_ways_are_ordered_within_each_subject(order: ModuleType) -> None:
-    """However far subjects are apart; somebody with whom a way failed is left out."""
+    """Differences between subjects do not matter; a subject for whom a method failed is left out."""
 
-    def way(value: float) -> list[dict[str, float]]:
-        said = {name: None for pair in order.ORDERS.items() for name in pair}
-        return [dict.fromkeys(said, 100 * person + value) for person in range(3)]
+    def method(value: float) -> list[dict[str, float]]:
+        names = {name: None for pair in order.ORDERS.items() for name in pair}
+        return [dict.fromkeys(names, 100 * person + value) for person in range(3)]
 
-    ways = [way(value) for value in (0.3, 0.1, 0.2)]
-    assert order.of_ways(ways)["rank_clip_i"] == pytest.approx(1)
-    for person, row in enumerate(ways[0]):
+    methods = [method(value) for value in (0.3, 0.1, 0.2)]
+    assert order.correlate_methods(methods)["rank_clip_i"] == pytest.approx(1)
+    for person, row in enumerate(methods[0]):
         row["clip_i"] = -1.0 if person else row["clip_i"]
-    assert order.of_ways(ways)["rank_clip_i"] == pytest.approx((1 - 0.5 - 0.5) / 3)
-    ways[1][0] = {"failed": "nan"}
-    assert order.of_ways(ways)["rank_clip_i"] == pytest.approx(-0.5)
+    assert order.correlate_methods(methods)["rank_clip_i"] == pytest.approx((1 - 0.5 - 0.5) / 3)
+    methods[1][0] = {"failed": "nan"}
+    assert order.correlate_methods(methods)["rank_clip_i"] == pytest.approx(-0.5)
 
 
 def test_the_stock_trainer_gets_as_many_steps_as_fit_into_our_time(
     harness: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole number: the stock node counts with it."""
+    """The number of steps is an integer, as the stock node requires."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     quality = import_module("quality")
-    way = quality.same_time({"stock_500": {"seconds": 36.4, "steps": 500}, "lora_8": {"seconds": 10.0}})
-    assert way.steps == 140 and isinstance(way.steps, int)
-    assert set(quality.WAYS["stock_same_time"].needs) == {"lora_8", "stock_500"}
+    method = quality.same_time({"stock_500": {"seconds": 36.4, "steps": 500}, "lora_8": {"seconds": 10.0}})
+    assert method.steps == 140 and isinstance(method.steps, int)
+    assert set(quality.METHODS["stock_same_time"].needs) == {"lora_8", "stock_500"}
 
 
 @pytest.mark.parametrize("name", ["quality", "hyperdreambooth"])
@@ -248,31 +248,33 @@ def test_every_aim_of_a_comparison_is_a_figure_of_a_row(
     name: str, harness: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    bench, judged, comparison = (import_module(name) for name in (name, "common.oracle_metrics", "common.comparison"))
-    figures = dict.fromkeys([*judged.FIGURES, *judged.SCENES], 0.5) | dict.fromkeys(judged.COSTS, 1)
-    done = {name: comparison.summary(name, [figures] * 2, 0) for name in bench.WAYS}
-    for other in bench.OTHERS:
+    benchmark, metrics, comparison = (
+        import_module(name) for name in (name, "common.oracle_metrics", "common.comparison")
+    )
+    figures = dict.fromkeys([*metrics.FIGURES, *metrics.SCENES], 0.5) | dict.fromkeys(metrics.COSTS, 1)
+    done = {name: comparison.summary(name, [figures] * 2, 0) for name in benchmark.METHODS}
+    for other in benchmark.OTHERS:
         comparison.add_differences(done, other)
-    assert [aim for aim in bench.AIMS if aim.figure not in done[aim.row]] == []
+    assert [aim for aim in benchmark.AIMS if aim.figure not in done[aim.row]] == []
 
 
 def test_people_with_whom_a_row_failed_are_counted_and_left_out(
     harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that went astray is a result: it neither ends the others nor is it tried again."""
+    """A diverged run is a result: it neither stops the others nor is repeated."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    kept, comparison = import_module("common.result_cache"), import_module("common.comparison")
+    result_cache, comparison = import_module("common.result_cache"), import_module("common.comparison")
     asked: list[int] = []
 
-    def run(way: str, number: int) -> tuple[dict[str, float], torch.Tensor]:
+    def run(method: str, number: int) -> tuple[dict[str, float], torch.Tensor]:
         asked.append(number)
         if number == 1:
             raise FloatingPointError("the loss is nan")
         return {"identity": float(number)}, torch.zeros(5, 2, 2, 3)
 
     for _ in range(2):
-        state = kept.Kept(tmp_path, "world", run)
-        rows = state.rows("lora", "way", [0, 1, 2])
+        cache = result_cache.ResultCache(tmp_path, "world", run)
+        rows = cache.rows("lora", "method", [0, 1, 2])
     assert asked == [0, 1, 2] and rows == [{"identity": 0.0}, {"failed": "the loss is nan"}, {"identity": 2.0}]
-    assert state.picture("lora", "way", 1) is None and state.picture("lora", "way", 2).shape == (5, 2, 2, 3)
+    assert cache.image("lora", "method", 1) is None and cache.image("lora", "method", 2).shape == (5, 2, 2, 3)
     assert comparison.summary("lora", [], 3)["failed"] == 3

@@ -1,4 +1,4 @@
-"""Command-line arguments have the names, defaults and limits of the nodes' inputs."""
+"""Test that command-line arguments have the names, defaults and limits of the nodes' inputs."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A bank built by two processes equals the node's, also if one process is killed; errors are one line."""
+"""Test that a bank built by two processes equals the node's, also if one is killed, and that errors are one line."""
 
 import logging
 import re
@@ -95,8 +95,8 @@ class InThisProcess:
     """Run the command's job on ComfyUI as it is loaded here: starting one takes seven seconds.
 
     Args:
-        runner: the checkpoint and the output folder.
-        capsys: what the job prints.
+        runner: holds the checkpoint and the output folder.
+        capsys: captures the job's output.
     """
 
     def __init__(self, runner: CommandRunner, capsys: pytest.CaptureFixture[str]):
@@ -129,19 +129,19 @@ def without_text_encoder(checkpoint: Path) -> bytes:
     return save({name: value for name, value in load_file(checkpoint).items() if "cond_stage_model" not in name})
 
 
-WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
+INVALID: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "a LoRA": (lambda _: save({"lora_up.weight": torch.zeros(2, 2)}), ""),
     "text": (lambda _: b"no checkpoint", ""),
     "no text encoder": (without_text_encoder, "text encoder"),
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("kind", INVALID)
 def test_a_file_that_is_not_a_whole_checkpoint_is_named(job: InThisProcess, checkpoint: Path, kind: str) -> None:
-    make, said = WRONG[kind]
-    (path := job.runner.outputs / "wrong.safetensors").write_bytes(make(checkpoint))
+    make, message = INVALID[kind]
+    (path := job.runner.outputs / "invalid.safetensors").write_bytes(make(checkpoint))
     line = job.error(path)
-    assert line.startswith(f"build_bank.py: error: --checkpoint '{path}' ") and said in line
+    assert line.startswith(f"build_bank.py: error: --checkpoint '{path}' ") and message in line
 
 
 def test_a_diverged_run_is_one_line(job: InThisProcess, checkpoint: Path) -> None:

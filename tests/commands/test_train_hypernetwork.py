@@ -1,4 +1,4 @@
-"""A hypernetwork trained by two processes, one of which is killed, equals the one that the node trains."""
+"""Test that a hypernetwork trained by two processes, one of which is killed, equals the one that the node trains."""
 
 import re
 import sys
@@ -84,7 +84,7 @@ def states(runner: CommandRunner) -> list[Path]:
 def test_two_processes_train_the_network_of_the_node_though_one_is_killed(
     node: Any, loaded: Any, runner: CommandRunner, vision: Path
 ) -> None:
-    """A batch of 5 is split into 2 and 3. A process is killed once the first state is on disk."""
+    """A batch of 5 is split into 2 and 3, and a process is killed once the first state is on disk."""
     arguments = [*ARGUMENTS, "--clip-vision", str(vision)]
     output = runner.run("train_hypernetwork", arguments, 2, lambda: len(states(runner)) > 0)
     resumed = re.search(r"resumed at step (\d+)", output)

@@ -35,7 +35,7 @@ def test_the_shipped_workflow_runs(server: Server, graph: Graph) -> None:
     assert outcome.status == "success", outcome.message
     train = find(graph, "HyperBoothTrain")
     assert outcome.progress[train][-1] == 8
-    assert any(Image.open(io.BytesIO(data)).width >= 512 for data in outcome.pictures), "the loss curve was shown"
+    assert any(Image.open(io.BytesIO(data)).width >= 512 for data in outcome.images), "the loss curve was shown"
     assert picture(server, outcome, graph).shape == (64, 64, 3)
     assert "8 steps of 1 on 4 images, 2 class images" in outcome.outputs[find(graph, "PreviewAny")]["text"][0]
     tensors = load_file(saved(server, graph, outcome))

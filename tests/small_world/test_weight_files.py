@@ -1,4 +1,4 @@
-"""Networks on disk are written whole, and a missing one says how it is made."""
+"""Test that networks are written atomically, and that the message for a missing one tells how to train it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The demo's arguments and files: what is wrong is said in one sentence, before anything is computed."""
+"""Test the demo's arguments and files: errors are one sentence, before anything is computed."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def demo() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("--person -1", "'-1' is no whole number from 0 to 999"),
         ("--person 1000", "'1000' is no whole number"),
@@ -34,11 +34,11 @@ def demo() -> ModuleType:
         ("--photos pictures --class-noun dog", "--class-noun is for a --checkpoint"),
     ],
 )
-def test_bad_arguments(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys, line: str, said: str) -> None:
+def test_bad_arguments(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys, line: str, message: str) -> None:
     monkeypatch.setattr(sys, "argv", ["demo", *line.split()])
     with pytest.raises(SystemExit):
         demo.parse()
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def arguments(**given: object) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def test_photographs_that_are_none(
     if sort == "folder.jpg":
         (photos / "folder.jpg").mkdir()
     if sort == "broken":
-        (photos / "a.jpg").write_bytes(b"no picture")
+        (photos / "a.jpg").write_bytes(b"no image")
     if sort == "cut":
         Image.effect_noise((64, 64), 50).save(photos / "whole.jpg")
         (photos / "a.jpg").write_bytes((photos / "whole.jpg").read_bytes()[:1000])
@@ -66,7 +66,7 @@ def test_photographs_that_are_none(
     for number in range({"many": 11, "huge": 1}.get(sort, 0)):
         Image.new("RGB", (8, 8)).save(photos / f"{number}.png")
     with pytest.raises(SystemExit, match="--photos: "):
-        demo.place_photographs(arguments(photos=photos), target)
+        demo.place_images(arguments(photos=photos), target)
     assert not list(target.iterdir())
 
 
@@ -80,28 +80,28 @@ def test_an_output_that_is_a_file(demo: ModuleType, tmp_path: Path) -> None:
 def test_the_graph_is_the_shipped_workflow_with_every_scene_twice(
     demo: ModuleType, tmp_path: Path, prior: bool
 ) -> None:
-    names = demo.place_photographs(arguments(pictures=3), tmp_path)
+    names = demo.place_images(arguments(pictures=3), tmp_path)
     assert [Image.open(tmp_path / name).size for name in names] == [(64, 64)] * 3
     scenes = ["{} in the snow", "{} at night, beside a facet"]
-    graph = demo.graph_of(demo.Job(names, "small.safetensors", "a sks face", "a face", scenes, prior=prior))
+    graph = demo.graph_of(demo.DemoConfig(names, "small.safetensors", "a sks face", "a face", scenes, prior=prior))
     assert ("HyperBoothClassImages" in {node["class_type"] for node in graph.values()}) == prior
     prompts = {n: node["inputs"]["text"] for n, node in graph.items() if "text" in node["inputs"] and "_" in n}
     who = ("a face", "a sks face")
     assert sorted(prompts.values()) == sorted(scene.format(name) for scene in scenes for name in who)
     saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]
-    assert sorted(saved) == ["base_0", "base_1", "personalised_0", "personalised_1"]
-    linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
-    assert set(linked) <= graph.keys() and json.dumps(graph)
+    assert sorted(saved) == ["base_0", "base_1", "personalized_0", "personalized_1"]
+    sources = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert set(sources) <= graph.keys() and json.dumps(graph)
 
 
 def test_of_one_picture_the_prediction_is_shown_too(demo: ModuleType) -> None:
     scenes = ["{} in the snow", "{} at night"]
-    job = demo.Job(
+    config = demo.DemoConfig(
         ["a.png"], "small.safetensors", "a sks face", "a face", scenes, prior=False, network="net.safetensors"
     )
-    graph = demo.graph_of(job)
+    graph = demo.graph_of(config)
     saved = [node["inputs"]["filename_prefix"] for node in graph.values() if node["class_type"] == "SaveImage"]
-    assert sorted(saved) == [f"{kind}_{number}" for kind in ("base", "personalised", "predicted") for number in (0, 1)]
+    assert sorted(saved) == [f"{kind}_{number}" for kind in ("base", "personalized", "predicted") for number in (0, 1)]
     by_class = {node["class_type"]: name for name, node in graph.items()}
     assert graph[by_class["HyperBoothLoadHyperNetwork"]]["inputs"]["hypernetwork_name"] == "net.safetensors"
     assert graph["predicted"]["inputs"]["adapter"] == [by_class["HyperBoothPredict"], 0]
@@ -110,12 +110,12 @@ def test_of_one_picture_the_prediction_is_shown_too(demo: ModuleType) -> None:
     assert {source for name, source in sampled.items() if name.startswith("base_")} == {
         by_class["CheckpointLoaderSimple"]
     }
-    linked = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
-    assert set(linked) <= graph.keys() and json.dumps(graph)
+    sources = [value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert set(sources) <= graph.keys() and json.dumps(graph)
 
 
 def test_the_demo_runs_and_leaves_what_it_names(tmp_path: Path) -> None:
-    """As the command does, with few steps, on a real ComfyUI."""
+    """Run the command with few steps on a real ComfyUI."""
     command = [
         sys.executable,
         str(ROOT / "tools" / "demo" / "main.py"),
@@ -128,7 +128,7 @@ def test_the_demo_runs_and_leaves_what_it_names(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for kind in ("base: a face", "predicted: a sks face", "personalised: a sks face"):
+    for kind in ("base: a face", "predicted: a sks face", "personalized: a sks face"):
         assert re.search(rf"^{kind} ..., identity -?\d\.\d\d, prompt fidelity \d\.\d\d$", done.stdout, re.MULTILINE)
     named = done.stdout.split("The results are in")[1].split()[1:]
     assert {"sheet.png", "subject_00001_.safetensors", "report.txt", "comfyui.log"} <= set(named)

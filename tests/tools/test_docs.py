@@ -1,4 +1,4 @@
-"""Files that the documentation names exist."""
+"""Test that files and links in the documentation exist."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 HISTORY = ROOT / "docs" / "changelog.md"
-"""Names files as they were."""
+"""The changelog names files as they were at the time."""
 PATH = re.compile(r"`((?:models|trainers|nodes|tools|tests|commands|benchmarks|docs|workflows|web)/[\w./-]+)`")
 
 

@@ -1,4 +1,4 @@
-"""dev.py without building anything: what it decides, what it refuses, and what it says."""
+"""Test dev.py without building anything: its decisions, refusals and messages."""
 
 import ast
 import hashlib
@@ -24,13 +24,13 @@ posix_only = pytest.mark.skipif(os.name == "nt", reason="needs processes that in
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A cache folder of the test's own, and the environment it would hold for this checkout."""
+def layout(tmp_path, monkeypatch):
+    """Return the layout of a temporary cache folder for this checkout."""
     monkeypatch.setenv("HYPERBOOTH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    found = paths.Layout.of_checkout()
-    found.root.mkdir()
-    return found
+    layout = paths.Layout.of_checkout()
+    layout.root.mkdir()
+    return layout
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def nothing_built(monkeypatch):
     monkeypatch.setattr(cli, "ensure_environment", lambda *a, **k: pytest.fail("an environment was built"))
 
 
-def make_python(place: paths.Layout) -> None:
-    place.python.parent.mkdir(parents=True, exist_ok=True)
-    place.python.touch()
+def make_python(layout: paths.Layout) -> None:
+    layout.python.parent.mkdir(parents=True, exist_ok=True)
+    layout.python.touch()
 
 
 # The command line
@@ -69,26 +69,26 @@ def test_comfyui_without_a_path_is_refused(given):
 
 
 @pytest.mark.parametrize("given", [[], ["--help"], ["-h"], ["help"]])
-def test_help_builds_nothing_and_names_every_command(given, capsys, place, nothing_built):
+def test_help_builds_nothing_and_names_every_command(given, capsys, layout, nothing_built):
     assert cli.dispatch(given) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name}" in shown for name in ("demo", "test", "serve", "bench", "env", "clean"))
-    assert str(place.root) in shown
+    assert str(layout.root) in shown
 
 
 @pytest.mark.parametrize("name", [*cli.COMMANDS, "clean"])
-def test_every_command_has_help_that_builds_nothing(name, capsys, place, nothing_built):
+def test_every_command_has_help_that_builds_nothing(name, capsys, layout, nothing_built):
     assert cli.dispatch([name, "--help"]) == 0
     assert f"dev.py {name}: " in capsys.readouterr().out
 
 
-def test_unknown_command_is_named_with_the_known_ones(place, nothing_built):
+def test_unknown_command_is_named_with_the_known_ones(layout, nothing_built):
     with pytest.raises(DevError, match=r"'tset'.*demo, test, serve"):
         cli.dispatch(["tset"])
 
 
 @pytest.mark.parametrize("given", [[], ["no-such"], ["common"], ["common/harness"], ["../dev"]])
-def test_unknown_benchmark_lists_the_known_ones_before_building(given, tmp_path, monkeypatch, place, nothing_built):
+def test_unknown_benchmark_lists_the_known_ones_before_building(given, tmp_path, monkeypatch, layout, nothing_built):
     (tmp_path / "benchmarks" / "common").mkdir(parents=True)
     for name in ("speed.py", "memory.py", "common/harness.py"):
         (tmp_path / "benchmarks" / name).touch()
@@ -97,25 +97,25 @@ def test_unknown_benchmark_lists_the_known_ones_before_building(given, tmp_path,
         cli.dispatch(["bench", *given])
 
 
-def test_a_folder_without_main_py_is_no_comfyui(tmp_path, place, nothing_built):
+def test_a_folder_without_main_py_is_no_comfyui(tmp_path, layout, nothing_built):
     with pytest.raises(DevError, match=r"not a ComfyUI folder.*main\.py"):
         cli.dispatch(["test", "--comfyui", str(tmp_path)])
 
 
-def test_the_users_comfyui_is_used_and_none_fetched(tmp_path, monkeypatch, place):
+def test_the_users_comfyui_is_used_and_none_fetched(tmp_path, monkeypatch, layout):
     (tmp_path / "main.py").touch()
     asked = []
     monkeypatch.setattr(cli, "ensure_environment", lambda _, with_comfyui: asked.append(with_comfyui))
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    assert cli.workplace(None).comfyui == tmp_path
+    assert cli.workspace(None).comfyui == tmp_path
     assert asked == [False]
 
 
-def test_child_gets_its_places_and_no_other_pythons_settings(tmp_path, monkeypatch, place):
+def test_child_gets_its_places_and_no_other_pythons_settings(tmp_path, monkeypatch, layout):
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    env = cli.Workplace(place, tmp_path).env_for_numbers()
+    env = cli.Workspace(layout, tmp_path).env_for_computation()
     assert env["COMFYUI_PATH"] == str(tmp_path)
     assert env["HYPERBOOTH_ROOT"] == str(ROOT)
     assert env["OMP_NUM_THREADS"] == "7"
@@ -125,21 +125,21 @@ def test_child_gets_its_places_and_no_other_pythons_settings(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "threads"), [([], "1"), (["--durations=5"], "1"), (["tests/tools/test_environment.py"], "2")]
 )
-def test_the_whole_suite_runs_in_two_processes_of_one_thread(arguments, threads, tmp_path, monkeypatch, place):
+def test_the_whole_suite_runs_in_two_processes_of_one_thread(arguments, threads, tmp_path, monkeypatch, layout):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
     started = []
     monkeypatch.setattr(cli, "become", lambda command, env, folder: started.append((command, env)))
-    cli.run_test(cli.Workplace(place, tmp_path), arguments)
+    cli.run_test(cli.Workspace(layout, tmp_path), arguments)
     ((command, env),) = started
     assert ("-n2" in command) == (threads == "1") and env["OMP_NUM_THREADS"] == threads
 
 
-def test_fast_runs_the_unit_tests_alone_in_two_processes(tmp_path, monkeypatch, place):
+def test_fast_runs_the_unit_tests_alone_in_two_processes(tmp_path, monkeypatch, layout):
     started = []
     monkeypatch.setattr(cli, "become", lambda command, env, folder: started.append(command))
-    cli.run_test(cli.Workplace(place, tmp_path), ["--fast", "-q"])
-    assert [word for word in started[0] if str(word).startswith("tests/")] == list(cli.UNIT_TESTS)
+    cli.run_test(cli.Workspace(layout, tmp_path), ["--fast", "-q"])
+    assert [argument for argument in started[0] if str(argument).startswith("tests/")] == list(cli.UNIT_TESTS)
     assert "-n2" in started[0] and "-q" in started[0] and "--fast" not in started[0]
     assert all((ROOT / path).exists() for path in cli.UNIT_TESTS)
 
@@ -206,48 +206,48 @@ def test_lock_has_all_that_was_asked_for():
 # Building
 
 
-def test_without_the_marker_nothing_counts_as_built(place):
-    make_python(place)
-    assert not build.is_built(place)
-    place.marker.touch()
-    assert build.is_built(place)
-    place.python.unlink()
-    assert not build.is_built(place)
+def test_without_the_marker_nothing_counts_as_built(layout):
+    make_python(layout)
+    assert not build.is_built(layout)
+    layout.marker.touch()
+    assert build.is_built(layout)
+    layout.python.unlink()
+    assert not build.is_built(layout)
 
 
-def test_an_interrupted_environment_is_built_from_scratch(place, monkeypatch):
-    make_python(place)
-    (place.venv / "half-installed").touch()
+def test_an_interrupted_environment_is_built_from_scratch(layout, monkeypatch):
+    make_python(layout)
+    (layout.venv / "half-installed").touch()
     steps = []
 
     def step(builder, what, command):
         steps.append(command)
-        make_python(place)
+        make_python(layout)
 
     monkeypatch.setattr(build, "require_space", lambda *a: None)
     monkeypatch.setattr(build.Builder, "run", step)
-    build.ensure_environment(place, with_comfyui=False)
-    assert build.is_built(place)
-    assert not (place.venv / "half-installed").exists()
+    build.ensure_environment(layout, with_comfyui=False)
+    assert build.is_built(layout)
+    assert not (layout.venv / "half-installed").exists()
     assert steps[0][1:3] == ["-m", "venv"]
     assert steps[1][-4:] == ["install", "--progress-bar", "off", "--no-deps", "-r", str(ROOT / "dev.lock")][-4:]
-    build.ensure_environment(place, with_comfyui=False)
+    build.ensure_environment(layout, with_comfyui=False)
     assert len(steps) == 2
 
 
-def test_a_failed_step_leaves_no_marker_and_shows_the_log(place, monkeypatch):
+def test_a_failed_step_leaves_no_marker_and_shows_the_log(layout, monkeypatch):
     monkeypatch.setattr(build, "require_space", lambda *a: None)
     failing = [sys.executable, "-c", "import sys; sys.exit('something went quite wrong')"]
     real = build.Builder.run
     monkeypatch.setattr(build.Builder, "run", lambda builder, what, command: real(builder, what, failing))
     with pytest.raises(DevError, match="quite wrong") as failure:
-        build.ensure_environment(place, with_comfyui=False)
-    assert str(place.log) in str(failure.value)
-    assert not build.is_built(place)
+        build.ensure_environment(layout, with_comfyui=False)
+    assert str(layout.log) in str(failure.value)
+    assert not build.is_built(layout)
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("output", "remedy"),
     [
         ("ERROR: [Errno 28] No space left on device", "disk is full"),
         (
@@ -259,37 +259,37 @@ def test_a_failed_step_leaves_no_marker_and_shows_the_log(place, monkeypatch):
         ("ERROR: No matching distribution found for torch==2.11.0", "Python 3"),
     ],
 )
-def test_common_failures_come_with_a_remedy(said, told, tmp_path):
+def test_common_failures_come_with_a_remedy(output, remedy, tmp_path):
     log = tmp_path / "log"
-    log.write_text(f"much before\n{said}\n")
+    log.write_text(f"earlier output\n{output}\n")
     explained = build.explain_failure("installing", log)
-    assert told in explained
-    assert said.splitlines()[-1] in explained
+    assert remedy in explained
+    assert output.splitlines()[-1] in explained
 
 
-def test_too_little_disk_is_said_before_building(place, monkeypatch):
-    usage = shutil.disk_usage(place.root)._replace(free=1_500_000_000)
+def test_too_little_disk_is_said_before_building(layout, monkeypatch):
+    usage = shutil.disk_usage(layout.root)._replace(free=1_500_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DevError, match=r"1\.5 GB free, about \d+\.0 GB needed") as refusal:
-        build.ensure_environment(place, with_comfyui=True)
+        build.ensure_environment(layout, with_comfyui=True)
     assert "HYPERBOOTH_CACHE" in str(refusal.value)
-    assert not place.venv.exists()
+    assert not layout.venv.exists()
 
 
-def test_clean_removes_others_and_keeps_this(place, capsys):
-    make_python(place)
-    place.marker.touch()
-    place.serve.mkdir()
-    other = place.root / "env-0123456789abcdef"
+def test_clean_removes_others_and_keeps_this(layout, capsys):
+    make_python(layout)
+    layout.marker.touch()
+    layout.serve.mkdir()
+    other = layout.root / "env-0123456789abcdef"
     (other / "venv").mkdir(parents=True)
     (other / "venv" / "file").write_bytes(b"x" * 20_000_000)
-    old = place.root / "comfyui-0.29.0-00000000"
+    old = layout.root / "comfyui-0.29.0-00000000"
     old.mkdir()
     assert cli.dispatch(["clean"]) == 0
     assert not other.exists()
     assert not old.exists()
-    assert build.is_built(place)
-    assert place.serve.is_dir()
+    assert build.is_built(layout)
+    assert layout.serve.is_dir()
     assert "0.02 GB freed" in capsys.readouterr().out
 
 
@@ -343,21 +343,21 @@ from tools.environment import build, paths
 def step(builder, what, command):
     print(what, flush=True)
     time.sleep(0.5)
-    place.python.parent.mkdir(parents=True, exist_ok=True)
-    place.python.touch()
+    layout.python.parent.mkdir(parents=True, exist_ok=True)
+    layout.python.touch()
 build.require_space = lambda *a: None
 build.Builder.run = step
-place = paths.Layout.of_checkout()
-build.ensure_environment(place, with_comfyui=False)
+layout = paths.Layout.of_checkout()
+build.ensure_environment(layout, with_comfyui=False)
 """
 
 
-def test_two_builds_at_once_build_once(place):
+def test_two_builds_at_once_build_once(layout):
     both = [run_with_checkout(BUILD) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
+    output = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert "".join(said).count("installing ComfyUI's requirements") == 1
-    assert build.is_built(place)
+    assert "".join(output).count("installing ComfyUI's requirements") == 1
+    assert build.is_built(layout)
 
 
 # The archive
@@ -426,14 +426,14 @@ def test_the_hash_is_checked(tmp_path):
         comfyui_source.check_sha256(archive)
 
 
-def test_another_archive_than_the_pinned_one_is_never_unpacked(place, monkeypatch):
+def test_another_archive_than_the_pinned_one_is_never_unpacked(layout, monkeypatch):
     def download(builder, what, command, *arguments):
-        make_archive(place.root / "download" / "c.tar.gz", {"c/vendor/ComfyUI/main.py": b""})
+        make_archive(layout.root / "download" / "c.tar.gz", {"c/vendor/ComfyUI/main.py": b""})
 
     monkeypatch.setattr(build.Builder, "pip", download)
     with pytest.raises(DevError, match="Nothing was unpacked"):
-        build.Builder(place, -1).fetch_comfyui()
-    assert not place.comfyui.exists()
+        build.Builder(layout, -1).fetch_comfyui()
+    assert not layout.comfyui.exists()
 
 
 # serve

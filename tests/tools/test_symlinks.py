@@ -1,4 +1,4 @@
-"""Second names of files and folders, with symbolic links and without."""
+"""Test second names of files and folders, with and without symbolic links."""
 
 import os
 from pathlib import Path

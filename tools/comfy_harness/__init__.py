@@ -1,4 +1,4 @@
-"""What tests, demo and benchmarks share: a real ComfyUI server, small checkpoints, the pack by path.
+"""Provide tests, demo and benchmarks with a real ComfyUI server, small checkpoints, and the pack imported by path.
 
-Nothing of the pack imports this.
+No module of the pack imports this one.
 """

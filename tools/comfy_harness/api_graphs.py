@@ -1,4 +1,4 @@
-"""The shipped API workflow as a program would change and queue it."""
+"""Change the shipped API workflows as a program would before queuing them."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ SUFFIX = ".safetensors"
 
 
 def small_job(checkpoint: str, steps: int = 8, name: str = "hyperbooth_dreambooth_lora") -> Graph:
-    """A shipped workflow (the main job) on a small checkpoint, at a size for two cores."""
+    """Return a shipped workflow on a small checkpoint, with sizes for two cores."""
     graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
     sizes: dict[str, dict[str, Any]] = {
         "CheckpointLoaderSimple": {"ckpt_name": checkpoint},
@@ -33,19 +33,19 @@ def small_job(checkpoint: str, steps: int = 8, name: str = "hyperbooth_dreamboot
 
 
 def find(graph: Graph, kind: str) -> str:
-    """The id of the first node of that class."""
+    """Return the id of the first node of class ``kind``."""
     return next(name for name, node in graph.items() if node["class_type"] == kind)
 
 
 def changed(graph: Graph, kind: str, **inputs: Any) -> Graph:
-    """A copy in which that node has other inputs."""
+    """Return a copy in which the first node of class ``kind`` has other inputs."""
     other = copy.deepcopy(graph)
     other[find(other, kind)]["inputs"].update(inputs)
     return other
 
 
 def with_options(server: Server, graph: Graph, **inputs: Any) -> Graph:
-    """A copy whose Train node has Training Options: these, and the server's defaults for the required others."""
+    """Return a copy whose Train node has Training Options: ``inputs``, and the server's defaults for the others."""
     info = server.get("/object_info/HyperBoothTrainingOptions")["HyperBoothTrainingOptions"]
     defaults = {name: spec[1]["default"] for name, spec in info["input"]["required"].items()}
     other = changed(graph, "HyperBoothTrain", options=["options", 0])
@@ -54,6 +54,6 @@ def with_options(server: Server, graph: Graph, **inputs: Any) -> Graph:
 
 
 def saved(server: Server, graph: Graph, outcome: Outcome) -> Path:
-    """The file that Save Adapter wrote."""
+    """Return the path of the file that Save Adapter wrote."""
     text = outcome.outputs[find(graph, "HyperBoothSave")]["text"][0]
     return server.output / (text.removeprefix("saved ").split(SUFFIX)[0] + SUFFIX)

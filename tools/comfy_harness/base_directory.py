@@ -1,4 +1,4 @@
-"""What keeps a ComfyUI within a base directory. Standard library only."""
+"""Keep ComfyUI within a base directory. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def arguments(base: Path) -> list[str]:
-    """For ComfyUI's main.py: models, input, output and custom nodes are in `base`, and so is the database.
+    """Return arguments for ComfyUI's main.py that put models, input, output, custom nodes and database in ``base``.
 
-    Its default place is ComfyUI's own folder, where the user's own ComfyUI may be holding it.
+    The database is in ComfyUI's folder by default, where another ComfyUI of the user may hold its lock.
     """
     return ["--base-directory", str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}"]

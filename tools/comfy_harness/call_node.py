@@ -1,4 +1,4 @@
-"""The pack's nodes in this process, called as ComfyUI calls them."""
+"""Call the pack's nodes in this process as ComfyUI calls them."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from .import_pack import load_pack
 
 
 def node_classes() -> dict[str, Any]:
-    """Node id -> its class."""
+    """Return node id -> node class."""
     extension = asyncio.run(load_pack().comfy_entrypoint())
     asyncio.run(extension.on_load())
     return {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(extension.get_node_list())}
 
 
 def caller() -> Callable[..., tuple[Any, ...]]:
-    """``call("LoRA", rank=4)`` runs a node under inference mode, as the server does, and gives its outputs.
+    """Return a function that runs a node, as in ``call("MethodLoRA", rank=4)``, and returns its outputs.
 
-    Required inputs that are not given take the schema's defaults.
+    The node runs under inference mode, as in the server. Required inputs that are not given take the schema's defaults.
     """
     import torch
 
@@ -36,5 +36,5 @@ def caller() -> Callable[..., tuple[Any, ...]]:
 
 
 def _default(spec: Any) -> Any:
-    """What the input shows at first."""
+    """Return the input's default value."""
     return spec.options[0] if spec.default is None and getattr(spec, "options", None) else spec.default

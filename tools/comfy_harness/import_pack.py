@@ -25,7 +25,7 @@ def load_pack(name: str = "hyperbooth") -> ModuleType:
 
 
 def comfyui_path() -> Path:
-    """The ComfyUI to work with, named by COMFYUI_PATH (dev.py sets it)."""
+    """Return the ComfyUI folder that COMFYUI_PATH names (dev.py sets it)."""
     path = os.environ.get("COMFYUI_PATH")
     if not path or not (Path(path) / "main.py").is_file():
         raise RuntimeError("COMFYUI_PATH names no ComfyUI; run this through 'python dev.py ...'")

@@ -1,4 +1,4 @@
-"""A queued training that is killed again and again, on a real server: what is left of it?"""
+"""Kill a queued training repeatedly on a real server, and check the files that it leaves."""
 
 import random
 import threading
@@ -14,18 +14,18 @@ from .api_graphs import Graph, find, saved, with_options
 from .server import Outcome, Server, running_server
 
 Prepare = Callable[[Server], Graph]
-"""Gives the graph to queue, once the server can say what its nodes take."""
+"""Returns the graph to queue, given a server that can describe its nodes' inputs."""
 
 
 @dataclass
 class Endurance:
-    """What kills left.
+    """Hold the outcome of a kill test.
 
     Args:
-        kills: how often the server was killed while it trained.
-        lost: most steps that a restart had to do again, over all kills.
+        kills: number of times that the server was killed while it trained.
+        lost: largest number of steps that a restart had to repeat.
         broken: files that could not be read after a kill.
-        result: the adapter's file of the run that came to its end.
+        result: adapter file of the run that completed.
     """
 
     kills: int = 0
@@ -35,17 +35,17 @@ class Endurance:
 
 
 def survive(base: Path, prepare: Prepare, kills: int, seed: int, log: Callable[[str], None] = print) -> Endurance:
-    """Queue a training, kill the server at a random moment of it, start it again, ``kills`` times; then let it end."""
+    """Queue a training, kill and restart the server at random moments ``kills`` times, then let the training finish."""
     outcome, chance, reached = Endurance(), random.Random(seed), 0
     while outcome.result is None:
         with running_server(base) as server:
             graph = prepare(server)
             patience = chance.uniform(0.0, 3.0) if outcome.kills < kills else None
-            watched = _Watched(server, graph)
-            last = watched.run(patience)
-            if watched.first is not None:
-                outcome.lost = max(outcome.lost, reached - (watched.first - 1))
-            reached = max(reached, watched.seen)
+            server_run = _ServerRun(server, graph)
+            last = server_run.run(patience)
+            if server_run.first is not None:
+                outcome.lost = max(outcome.lost, reached - (server_run.first - 1))
+            reached = max(reached, server_run.seen)
             if last is not None:
                 assert last.status == "success", last.message
                 outcome.result = saved(server, graph, last)
@@ -56,8 +56,8 @@ def survive(base: Path, prepare: Prepare, kills: int, seed: int, log: Callable[[
     return outcome
 
 
-class _Watched:
-    """One life of the server: the steps its Train node showed."""
+class _ServerRun:
+    """Follow one run of the server until its end or kill, and the steps that its Train node reports."""
 
     def __init__(self, server: Server, graph: Graph):
         self.server, self.graph, self.train = server, graph, find(graph, "HyperBoothTrain")
@@ -66,7 +66,7 @@ class _Watched:
         self._started = threading.Event()
 
     def run(self, patience: float | None) -> Outcome | None:
-        """The outcome, or None if the server was killed ``patience`` seconds after its first training step."""
+        """Return the outcome, or None if the server was killed ``patience`` seconds after its first training step."""
         if patience is not None:
             threading.Thread(target=self._kill_after, args=(patience,), daemon=True).start()
         try:
@@ -88,7 +88,7 @@ class _Watched:
 
 
 def _unreadable(base: Path) -> list[str]:
-    """Files under the output folder that are not whole."""
+    """Return the files under the output folder that cannot be read completely."""
     broken = []
     for path in (base / "output").rglob("*.safetensors"):
         try:
@@ -101,5 +101,5 @@ def _unreadable(base: Path) -> list[str]:
 
 
 def with_states(graph: Graph, every: int) -> Prepare:
-    """The graph with a state on disk every so many steps."""
+    """Return the graph with a checkpoint on disk every ``every`` steps."""
     return lambda server: with_options(server, graph, checkpoint_every=every, preview_every=0)

@@ -1,4 +1,4 @@
-"""A real headless ComfyUI with the pack, driven over its API and websocket as users' programs do."""
+"""Run a real headless ComfyUI with the pack, and drive it over its API and websocket as users' programs do."""
 
 import json
 import os
@@ -28,23 +28,23 @@ START_SECONDS = 180
 
 @dataclass
 class Outcome:
-    """What became of one prompt.
+    """Hold the outcome of one prompt.
 
     Args:
         status: ``success``, ``error`` or ``interrupted``.
-        outputs: node id -> what the node showed (images, text).
+        outputs: node id -> the node's displayed output (images, text).
         executed: ids of the nodes that ran, in order; cached ones are not among them.
-        progress: node id -> values of its progress bar, as they came.
-        pictures: JPEG or PNG bytes of the pictures shown in running nodes.
+        progress: node id -> values of its progress bar, in order of arrival.
+        images: JPEG or PNG bytes of the images shown in running nodes.
         error: the server's message for a failed node, or its refusal of the prompt.
-        refused: node id -> why the server left it out, where other outputs of the prompt ran.
+        refused: node id -> why the server did not run it, when it ran other outputs of the prompt.
     """
 
     status: str
     outputs: dict[str, Any] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     progress: dict[str, list[int]] = field(default_factory=dict)
-    pictures: list[bytes] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
     error: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, Any] = field(default_factory=dict)
 
@@ -54,19 +54,19 @@ class Outcome:
 
 
 class Server:
-    """A running ComfyUI.
+    """Control a running ComfyUI.
 
     Args:
-        port: where it answers on 127.0.0.1.
-        base: its base directory, with ``models``, ``input``, ``output``.
-        process: the server itself.
+        port: port on 127.0.0.1.
+        base: base directory, with ``models``, ``input``, ``output``.
+        process: the server's process.
     """
 
     def __init__(self, port: int, base: Path, process: subprocess.Popen):
         self.port, self.base, self.process, self.client = port, base, process, uuid.uuid4().hex
 
     def kill(self) -> None:
-        """SIGKILL, as the kernel does when memory is short: nothing can be tidied up."""
+        """Send SIGKILL, as the kernel does when memory is short: the server cannot clean up."""
         self.process.kill()
         self.process.wait()
 
@@ -107,7 +107,7 @@ class Server:
             connection.close()
 
     def interrupt(self) -> None:
-        """ComfyUI's cancel button."""
+        """Interrupt the running prompt, as ComfyUI's cancel button does."""
         self.post("/interrupt", {})
 
 
@@ -116,11 +116,11 @@ def _follow(connection: websocket.WebSocket, prompt: str, on_progress: Any) -> O
     while outcome.status == "running":
         message = connection.recv()
         if isinstance(message, bytes):
-            outcome.pictures.append(_picture(message))
+            outcome.images.append(_image_bytes(message))
             continue
         event = json.loads(message)
         data = event.get("data", {})
-        if data.get("prompt_id") == prompt:  # on connecting, the last node of the prompt before comes without an id
+        if data.get("prompt_id") == prompt:  # a message on the previous prompt has no id
             _note(outcome, event["type"], data, on_progress)
     return outcome
 
@@ -142,14 +142,14 @@ def _note(outcome: Outcome, kind: str, data: dict[str, Any], on_progress: Any) -
         outcome.status = "success"
 
 
-def _picture(message: bytes) -> bytes:
-    """The image inside a binary message, whatever header stands before it."""
+def _image_bytes(message: bytes) -> bytes:
+    """Return the image in a binary message without the header before it."""
     starts = [at for mark in (b"\xff\xd8\xff", b"\x89PNG") if (at := message.find(mark)) >= 0]
     return message[min(starts) :] if starts else b""
 
 
 def prepare_base(base: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
-    """A base directory for a server with the pack linked into ``custom_nodes``."""
+    """Make a base directory for a server, with the pack linked into ``custom_nodes``."""
     for folder in ("models/checkpoints", "models/loras", "input", "output", "custom_nodes", "user", "temp"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link(ROOT, base / "custom_nodes" / pack_folder)
@@ -157,12 +157,12 @@ def prepare_base(base: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
 
 
 def add_small_world(base: Path) -> None:
-    """The small world among the custom nodes of ``base``: its checkpoint opens there."""
+    """Link the small world into the custom nodes of ``base``, so that the server can load its checkpoint."""
     link(ROOT / "tools" / "small_world", base / "custom_nodes" / "small_world")
 
 
 def prepare_job(base: Path, checkpoint: Path, pack_folder: str = "ComfyUI-HyperBooth") -> Path:
-    """The same with a checkpoint and four small photographs of different sizes, for the shipped workflows."""
+    """Call :func:`prepare_base`; add a checkpoint and four images of different sizes for the shipped workflows."""
     prepare_base(base, pack_folder)
     link(checkpoint, base / "models" / "checkpoints" / checkpoint.name)
     for index in range(4):
@@ -175,7 +175,7 @@ def prepare_job(base: Path, checkpoint: Path, pack_folder: str = "ComfyUI-HyperB
 
 @contextmanager
 def running_server(base: Path, arguments: Sequence[str] = ()) -> Iterator[Server]:
-    """Start ComfyUI on ``base``, wait until it answers, stop it at the end. Its log is ``base/server.log``."""
+    """Start ComfyUI on ``base``, wait until it responds, and stop it at the end. Its log is ``base/server.log``."""
     port = _free_port()
     device = [] if _has_accelerator() else ["--cpu"]
     command = [
@@ -219,6 +219,6 @@ def _has_accelerator() -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

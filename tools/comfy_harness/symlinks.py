@@ -1,4 +1,4 @@
-"""Files and folders under a second name, also where a system allows no symbolic links. Standard library only."""
+"""Give files and folders a second name, also where the system allows no symbolic links. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def link(source: Path, name: Path) -> None:
-    """``name`` leads to the file or folder ``source``, if there is no ``name`` yet.
+    """Make ``name`` a link to the file or folder ``source``, unless ``name`` exists.
 
     Windows may allow only a junction (of a folder) or a hard link (of a file), or only a copy.
     """
@@ -36,11 +36,11 @@ def _file(source: Path, name: Path) -> None:
 
 
 def unlink(name: Path) -> None:
-    """Take away what :func:`link` made, and nothing of what it leads to."""
+    """Remove what :func:`link` made, but not its target."""
     if name.is_symlink() or name.is_file():
         name.unlink()
     elif name.exists():
         try:
-            name.rmdir()  # a junction: removes the link, not what it shows
+            name.rmdir()  # a junction: removes the link, not its target
         except OSError:
             shutil.rmtree(name)  # a copy

@@ -1,4 +1,4 @@
-"""Small encoders with random weights, in folders as on Hugging Face."""
+"""Write small image encoders with random weights, in folders as on Hugging Face."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ SMALL: dict[str, Any] = {
 SMALL_CLIP_VISION: dict[str, Any] = {
     **SMALL, "model_type": "clip_vision_model", "hidden_act": "gelu", "num_channels": 3, "projection_dim": 16
 }  # fmt: skip
-"""For ComfyUI's own ``ClipVisionModel``: tokens ``[batch, 17, 32]``."""
+"""Configuration for ComfyUI's own ``ClipVisionModel``: tokens ``[batch, 17, 32]``."""
 SIZES: dict[str, Any] = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
-"""Of the preprocessing: a shortest edge, then a middle square, as CLIP's and DINOv2's."""
+"""Sizes of the preprocessing: shortest edge, then center crop, as for CLIP and DINOv2."""
 
 
 def write_dino(folder: Path, seed: int = 0) -> Path:
-    """DINO's layout: a ViT, and its square preprocessing."""
+    """Write an encoder in DINO's layout: a ViT, and its square preprocessing."""
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
     torch.manual_seed(seed)
@@ -30,7 +30,7 @@ def write_dino(folder: Path, seed: int = 0) -> Path:
 
 
 def write_dinov2(folder: Path, seed: int = 0) -> Path:
-    """DINOv2's layout."""
+    """Write an encoder in DINOv2's layout."""
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def write_dinov2(folder: Path, seed: int = 0) -> Path:
 
 
 def write_clip(folder: Path, seed: int = 0) -> Path:
-    """CLIP's layout, with its own tokenizer."""
+    """Write an encoder in CLIP's layout, with its tokenizer."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     torch.manual_seed(seed)
@@ -54,11 +54,11 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
 
 
 BLOCK = 999_983
-"""Numbers that are drawn, and repeated; a prime, so that no two rows of a weight are alike."""
+"""Number of random values, which are repeated; a prime, so that no two rows of a weight are equal."""
 
 
 def write_clip_vision(path: Path, seed: int = 0) -> Path:
-    """CLIP ViT-L/14's vision model: the smallest that the stock Load CLIP Vision knows (600 MB)."""
+    """Write CLIP ViT-L/14's vision model, the smallest that the stock Load CLIP Vision recognizes (600 MB)."""
     import comfy.clip_vision
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Workflows for people from workflows for programs, laid out by a short description.
+"""Make UI workflows from API workflows, laid out by a short description.
 
 ``python -m tools.comfy_harness.ui_workflow hyperbooth_dreambooth_lora`` reads ``workflows/api/<name>.json`` and
 ``tools/comfy_harness/layouts/<name>.json`` and has ComfyUI's own frontend, in headless Chromium, write
@@ -10,7 +10,7 @@ A layout names every node once, in groups of columns from left to right:
 |----------|-------------------------------------------------------------------------------------------|
 | groups   | list of ``title``, ``color``, ``columns``: lists of node ids from top to bottom           |
 | notes    | own id -> ``title``, ``text`` (Markdown, a list of lines)                                 |
-| sizes    | id -> ``[width, height]``, where the node's own least size is not what people want        |
+| sizes    | id -> ``[width, height]``, where the node's minimum size is not the best                  |
 | settings | id -> widget -> value, for what an API workflow does not hold (``control_after_generate``)|
 | lanes    | ids whose links run along a lane of reroutes below the groups, not behind other nodes     |
 | models   | id -> the model files the frontend offers to download when they are missing               |
@@ -43,17 +43,17 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0",
 ]  # fmt: skip
 SETTINGS = {"Comfy.TutorialCompleted": True, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
-"""Of the frontend: no welcome screen, and text at every zoom."""
+"""Settings of the frontend: no welcome screen, and text at every zoom."""
 WINDOW = {"width": 3840, "height": 2160}
 """Large, so that the frontend's own panels lie far from the graph in the middle."""
 THUMBNAIL = (480, 480)
 """Square, as the cards of the template browser."""
-PLACES = {"title": 30, "between": 60, "inside": 20, "apart": 60}
+GAPS = {"title": 30, "between": 60, "inside": 20, "apart": 60}
 """Height of a node's title bar, and gaps: between nodes (Nodes 2.0 draws them up to 50 higher), inside a group's
 edge, between columns."""
 
 LAY_OUT = """
-async ({name, api, layout, places}) => {
+async ({name, api, layout, gaps}) => {
   await app.loadApiJson(api, name);
   const graph = app.rootGraph, laidOut = new Set();
   const nodes = Object.fromEntries(Object.keys(api).map(id => [id, graph.getNodeById(id)]));
@@ -70,33 +70,33 @@ async ({name, api, layout, places}) => {
   let left = 0;
   for (const {title, color, columns} of layout.groups) {
     const group = new LiteGraph.LGraphGroup(title);
-    let x = left + places.inside, bottom = 0;
+    let x = left + gaps.inside, bottom = 0;
     for (const column of columns) {
       const width = Math.max(...column.map(id => size(id)[0]));
-      let y = places.title + places.inside;
+      let y = gaps.title + gaps.inside;
       for (const id of column) {
         if (laidOut.has(id)) throw new Error(`layout: node ${id} is named twice`);
         laidOut.add(id);
         nodes[id].setSize([width, size(id)[1]]);
-        nodes[id].pos = [x, y + places.title];
-        y += places.title + size(id)[1] + places.between;
+        nodes[id].pos = [x, y + gaps.title];
+        y += gaps.title + size(id)[1] + gaps.between;
       }
-      x += width + places.apart;
-      bottom = Math.max(bottom, y - places.between + places.inside);
+      x += width + gaps.apart;
+      bottom = Math.max(bottom, y - gaps.between + gaps.inside);
     }
     group.color = color;
     group.pos = [left, 0];
-    group.size = [x - places.apart + places.inside - left, bottom];
+    group.size = [x - gaps.apart + gaps.inside - left, bottom];
     graph.add(group);
-    left += group.size[0] + places.apart;
+    left += group.size[0] + gaps.apart;
   }
   const height = Math.max(...graph.groups.map(group => group.size[1]));
   for (const group of graph.groups) group.size = [group.size[0], height];
   (layout.lanes ?? []).forEach(id => nodes[id].outputs.forEach((output, slot) => {
     const links = output.links.map(link => graph.links.get(link)), step = 20 * slot, stops = new Map();
-    const goal = link => graph.getNodeById(link.target_id).pos[0] - places.apart + step / 2;
-    const y = height + 2 * places.inside + step;
-    let last = graph.setReroute({pos: [nodes[id].pos[0] + nodes[id].size[0] + places.apart - step / 2, y]});
+    const goal = link => graph.getNodeById(link.target_id).pos[0] - gaps.apart + step / 2;
+    const y = height + 2 * gaps.inside + step;
+    let last = graph.setReroute({pos: [nodes[id].pos[0] + nodes[id].size[0] + gaps.apart - step / 2, y]});
     for (const x of [...new Set(links.map(goal))].sort((a, b) => a - b))
       stops.set(x, last = graph.setReroute({pos: [x, y], parentId: last.id}));
     for (const link of links) {
@@ -106,7 +106,7 @@ async ({name, api, layout, places}) => {
     }
   }));
   const missing = Object.keys(nodes).filter(id => !laidOut.has(id));
-  if (missing.length) throw new Error(`layout: no place for node ${missing.join(", ")}`);
+  if (missing.length) throw new Error(`layout: no position for node ${missing.join(", ")}`);
   return graph.serialize();
 }
 """
@@ -133,10 +133,10 @@ async (titles) => {
 
 
 class Page:
-    """A page in headless Chromium, spoken to over its debugging protocol.
+    """Control a page in headless Chromium over its debugging protocol.
 
     Args:
-        connection: to the page.
+        connection: websocket connection to the page.
     """
 
     def __init__(self, connection: websocket.WebSocket):
@@ -146,7 +146,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """One command of the protocol; console messages that come meanwhile are kept in ``console``."""
+        """Send one command of the protocol; store console messages that arrive meanwhile in ``console``."""
         self._calls += 1
         self._connection.send(json.dumps({"id": self._calls, "method": method, "params": parameters}))
         while True:
@@ -159,7 +159,7 @@ class Page:
         return message["result"]
 
     def run(self, function: str, argument: Any = None) -> Any:
-        """What a JavaScript function, asynchronous or not, gives for ``argument`` (both as JSON)."""
+        """Call a JavaScript function, asynchronous or not; argument and result pass as JSON."""
         expression = f"({function})({json.dumps(argument)})"
         answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
@@ -167,7 +167,7 @@ class Page:
         return answer["result"].get("value")
 
     def open(self, server: Server) -> None:
-        """Load the frontend and wait until it takes workflows."""
+        """Load the frontend and wait until it accepts workflows."""
         server.post("/settings", SETTINGS)
         self.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
         until = time.monotonic() + 120
@@ -176,15 +176,15 @@ class Page:
                 raise TimeoutError("the frontend did not come up: " + "; ".join(self.console[-5:]))
             time.sleep(0.3)
 
-    def picture(self) -> Image.Image:
-        """A screenshot."""
+    def screenshot(self) -> Image.Image:
+        """Return a screenshot of the page."""
         png = base64.b64decode(self.call("Page.captureScreenshot")["data"])
         return Image.open(io.BytesIO(png)).convert("RGB")
 
     def _note(self, event: str, data: Any) -> None:
         if event == "Runtime.consoleAPICalled":
-            words = [str(a.get("value", a.get("description", ""))) for a in data["args"]]
-            self.console.append(f"{data['type']}: {' '.join(words)}")
+            values = [str(a.get("value", a.get("description", ""))) for a in data["args"]]
+            self.console.append(f"{data['type']}: {' '.join(values)}")
         elif event == "Runtime.exceptionThrown":
             self.console.append(f"exception: {data['exceptionDetails']}")
         elif event == "Log.entryAdded":
@@ -194,7 +194,7 @@ class Page:
 
 @contextmanager
 def browser_page() -> Iterator[Page]:
-    """A blank page in a Chromium of its own."""
+    """Open an empty page in a new Chromium."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         raise RuntimeError("no Chromium on PATH; install it (Debian: apt install chromium)")
@@ -225,34 +225,34 @@ def _page_address(port_file: Path, process: subprocess.Popen) -> str:
 
 
 def lay_out(page: Page, name: str, api: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any]:
-    """The UI workflow of ``api``; it stays open on the page.
+    """Return the UI workflow of ``api``; it stays open on the page.
 
     Raises:
-        RuntimeError: the layout leaves a node without a place, or names one twice.
+        RuntimeError: the layout leaves a node out, or names one twice.
     """
-    workflow = page.run(LAY_OUT, {"name": name, "api": api, "layout": layout, "places": PLACES})
+    workflow = page.run(LAY_OUT, {"name": name, "api": api, "layout": layout, "gaps": GAPS})
     workflow["extra"].pop("ds", None)
     return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}
 
 
-def picture_of(page: Page, titles: Sequence[str] = ()) -> Image.Image:
-    """The open workflow's groups of these titles, or the whole of it."""
+def screenshot_of(page: Page, titles: Sequence[str] = ()) -> Image.Image:
+    """Return a screenshot of the open workflow's groups of these titles, or of all of it."""
     x, y, width, height = page.run(FRAME, list(titles))
-    return page.picture().crop((round(x), round(y), round(x + width), round(y + height)))
+    return page.screenshot().crop((round(x), round(y), round(x + width), round(y + height)))
 
 
 def write(name: str, server: Server) -> None:
-    """Write ``workflows/<name>.json``, and ``.jpg`` if there is none: results make a better one."""
+    """Write ``workflows/<name>.json``, and ``.jpg`` if there is none."""
     api = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
     layout = json.loads((ROOT / "tools" / "comfy_harness" / "layouts" / f"{name}.json").read_text("utf-8"))
     with browser_page() as page:
         page.open(server)
         workflow = lay_out(page, name, api, layout)
-        picture = picture_of(page, layout.get("thumbnail", ()))
+        image = screenshot_of(page, layout.get("thumbnail", ()))
     (ROOT / "workflows" / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", "utf-8")
     card = ROOT / "workflows" / f"{name}.jpg"
     if not card.exists():
-        ImageOps.fit(picture, THUMBNAIL, Image.Resampling.LANCZOS).save(card, quality=85)
+        ImageOps.fit(image, THUMBNAIL, Image.Resampling.LANCZOS).save(card, quality=85)
 
 
 def main() -> None:

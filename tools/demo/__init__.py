@@ -1,1 +1,1 @@
-"""The demo: run a shipped workflow on a real headless ComfyUI and measure the result."""
+"""Run a shipped workflow on a real headless ComfyUI and measure the result."""

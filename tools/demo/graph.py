@@ -1,4 +1,4 @@
-"""The shipped workflow for this demo's photographs and model, and the same five scenes with and without the adapter."""
+"""Change a shipped workflow to the demo's images and model, and sample five scenes with and without the adapter."""
 
 import copy
 import json
@@ -10,25 +10,26 @@ from tools.comfy_harness.import_pack import ROOT
 
 WORKFLOWS = ROOT / "workflows" / "api"
 MANY, ONE = "hyperbooth_dreambooth_lora", "hyperbooth_fast_finetune"
-"""The shipped workflow for a few photographs, and the one for a single one and a hypernetwork."""
-BASE, PREDICTED, OURS = "base", "predicted", "personalised"
+"""The shipped workflow for several images, and the one for a single image and a hypernetwork."""
+BASE, PREDICTED, OURS = "base", "predicted", "personalized"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the workflow is changed to.
+class DemoConfig:
+    """Describe the changes to the shipped workflow.
 
     Args:
-        photographs: names in ComfyUI's input folder.
-        checkpoint: its name in ComfyUI's folder.
-        prompt, class_prompt: what the photographs are trained under, and what others of the class are.
-        scenes: prompts, with {} for who is in them.
-        settings: class of node -> inputs that differ from the shipped workflow's.
-        prior: whether pictures of the class are sampled and trained on too.
-        network: a hypernetwork's name in ComfyUI's folder, to predict from the one photograph; none: a LoRA is trained.
+        images: names of image files in ComfyUI's input folder.
+        checkpoint: name of the checkpoint in ComfyUI's folder.
+        prompt: prompt for the subject.
+        class_prompt: prompt for the class.
+        scenes: prompts, with {} in place of the subject.
+        settings: node class -> inputs that differ from the shipped workflow's.
+        prior: whether images of the class are sampled for prior preservation.
+        network: name of a hypernetwork in ComfyUI's folder, which predicts from the one image; None: a LoRA is trained.
     """
 
-    photographs: list[str]
+    images: list[str]
     checkpoint: str
     prompt: str
     class_prompt: str
@@ -38,81 +39,83 @@ class Job:
     network: str | None = None
 
 
-def graph_of(job: Job) -> Graph:
-    """The workflow in API format; pictures of scene ``n`` are saved as ``base_n`` and ``personalised_n``."""
-    graph = json.loads((WORKFLOWS / f"{ONE if job.network else MANY}.json").read_text())
-    if job.network:
-        of_one_photograph(graph, job)
+def graph_of(config: DemoConfig) -> Graph:
+    """Return the workflow in API format; images of scene ``n`` are saved as ``base_n`` and ``personalized_n``."""
+    graph = json.loads((WORKFLOWS / f"{ONE if config.network else MANY}.json").read_text())
+    if config.network:
+        set_one_image(graph, config)
     else:
-        of_many_photographs(graph, job)
+        set_images(graph, config)
     settings = {
-        **job.settings,
-        "CheckpointLoaderSimple": {"ckpt_name": job.checkpoint},
-        "HyperBoothSave": {"filename_prefix": "loras/subject", "trigger": job.prompt},
+        **config.settings,
+        "CheckpointLoaderSimple": {"ckpt_name": config.checkpoint},
+        "HyperBoothSave": {"filename_prefix": "loras/subject", "trigger": config.prompt},
     }
     for node in graph.values():
         node["inputs"].update(settings.get(node["class_type"], {}))
         given = node["inputs"].keys()
-        node["inputs"].update({k: v for k, v in prompts(job).items() if k in given})
-    add_scenes(graph, job)
+        node["inputs"].update({k: v for k, v in prompts(config).items() if k in given})
+    add_scenes(graph, config)
     return graph
 
 
-def prompts(job: Job) -> dict[str, str]:
-    """The names of inputs that hold a prompt."""
-    return {"prompt": job.prompt, "class_prompt": job.class_prompt}
+def prompts(config: DemoConfig) -> dict[str, str]:
+    """Return the values of the inputs that hold a prompt."""
+    return {"prompt": config.prompt, "class_prompt": config.class_prompt}
 
 
-def of_one_photograph(graph: Graph, job: Job) -> None:
-    """Predicted by the small world's hypernetwork, whose encoder has a node of its own."""
-    graph[find(graph, "LoadImage")]["inputs"]["image"] = job.photographs[0]
+def set_one_image(graph: Graph, config: DemoConfig) -> None:
+    """Set the image and the small world's hypernetwork, whose encoder has a node of its own."""
+    graph[find(graph, "LoadImage")]["inputs"]["image"] = config.images[0]
     graph[find(graph, "CLIPVisionLoader")] |= {"class_type": "SmallWorldVision", "inputs": {}}
-    graph[find(graph, "HyperBoothLoadHyperNetwork")]["inputs"]["hypernetwork_name"] = job.network
+    graph[find(graph, "HyperBoothLoadHyperNetwork")]["inputs"]["hypernetwork_name"] = config.network
 
 
-def of_many_photographs(graph: Graph, job: Job) -> None:
-    """As many Load Image nodes as there are photographs; without class images, if there are to be none."""
-    if not job.prior:
+def set_images(graph: Graph, config: DemoConfig) -> None:
+    """Add a Load Image node for each image; remove the class images unless ``prior`` is set."""
+    if not config.prior:
         graph.pop(find(graph, "HyperBoothClassImages"))
         graph[find(graph, "HyperBoothSubject")]["inputs"].pop("class_images")
     for name in [name for name, node in graph.items() if node["class_type"] == "LoadImage"]:
         del graph[name]
-    gather = graph[find(graph, "CreateList")]["inputs"]
-    gather.clear()
-    for index, photograph in enumerate(job.photographs):
-        graph[f"photograph_{index}"] = {"class_type": "LoadImage", "inputs": {"image": photograph}}
-        gather[f"inputs.input{index}"] = [f"photograph_{index}", 0]
+    inputs = graph[find(graph, "CreateList")]["inputs"]
+    inputs.clear()
+    for index, image in enumerate(config.images):
+        graph[f"image_{index}"] = {"class_type": "LoadImage", "inputs": {"image": image}}
+        inputs[f"inputs.input{index}"] = [f"image_{index}", 0]
 
 
-def kinds(job: Job) -> dict[str, str]:
-    """What each scene is sampled with -> who is in its prompt."""
-    return {BASE: job.class_prompt, **({PREDICTED: job.prompt} if job.network else {}), OURS: job.prompt}
+def kinds(config: DemoConfig) -> dict[str, str]:
+    """Return the model with which each scene is sampled -> the subject in its prompt."""
+    return {BASE: config.class_prompt, **({PREDICTED: config.prompt} if config.network else {}), OURS: config.prompt}
 
 
-def add_scenes(graph: Graph, job: Job) -> None:
-    """In place of the workflow's one sample: each scene, by the model as it was loaded, with the adapter that was
-    predicted, if one was, and with the one that was trained."""
+def add_scenes(graph: Graph, config: DemoConfig) -> None:
+    """Replace the workflow's one sample by samples of each scene with each model of :func:`kinds`.
+
+    These are the base, the base with the predicted adapter if there is one, and the base with the trained adapter.
+    """
     sampler, apply = find(graph, "KSampler"), find(graph, "HyperBoothApply")
     decode, save = find(graph, "VAEDecode"), find(graph, "SaveImage")
     text = graph[sampler]["inputs"]["positive"][0]
     parts = {name: graph.pop(name) for name in (sampler, decode, save, text)}
-    models = {BASE: find(graph, "CheckpointLoaderSimple"), OURS: apply}  # each gives a model, then a clip
-    if job.network:
+    models = {BASE: find(graph, "CheckpointLoaderSimple"), OURS: apply}  # each outputs a model, then a clip
+    if config.network:
         models[PREDICTED] = PREDICTED
-        graph[PREDICTED] = renamed(
+        graph[PREDICTED] = redirected(
             graph[apply], {find(graph, "HyperBoothFastFinetune"): find(graph, "HyperBoothPredict")}
         )
-    for number, scene in enumerate(job.scenes):
-        for kind, who in kinds(job).items():
+    for number, scene in enumerate(config.scenes):
+        for kind, who in kinds(config).items():
             names = {name: f"{kind}_{number}_{name}" for name in parts}
             for name, node in parts.items():
-                graph[names[name]] = renamed(node, {**names, apply: models[kind]})
+                graph[names[name]] = redirected(node, {**names, apply: models[kind]})
             graph[names[text]]["inputs"]["text"] = scene.format(who)
             graph[names[save]]["inputs"]["filename_prefix"] = f"{kind}_{number}"
 
 
-def renamed(node: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A copy that takes what came from a node in `names` from that node's copy."""
+def redirected(node: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return a copy of ``node`` whose inputs from nodes in ``names`` come from their copies."""
     node = copy.deepcopy(node)
     for name, value in node["inputs"].items():
         if isinstance(value, list):

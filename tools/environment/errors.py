@@ -1,5 +1,5 @@
-"""The one kind of failure the developer is told about in plain words."""
+"""Define the error that dev.py prints without a traceback."""
 
 
 class DevError(Exception):
-    """Something went wrong that the developer can do something about; the message says what."""
+    """Report a failure that the developer can remedy; the message tells how."""

@@ -1,4 +1,4 @@
-"""A lock between processes that the operating system takes back when its holder dies, however it dies."""
+"""Lock between processes by a file lock that the operating system releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ else:
 
 @contextmanager
 def exclusive(path: Path, waiting: str) -> Iterator[int]:
-    """Hold the lock at `path`; while another process holds it, say `waiting` once and wait.
+    """Hold the lock at `path`; while another process holds it, print `waiting` once and wait.
 
-    Gives the file descriptor. A child process that inherits it keeps the lock held even if this process is
+    Yields the file descriptor. A child process that inherits it keeps the lock held even if this process is
     killed, so a pip left behind never writes into a folder that the next run is rebuilding.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

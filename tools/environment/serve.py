@@ -1,4 +1,4 @@
-"""Prepare what `serve` gives to ComfyUI: a folder for models and results, with the pack linked in."""
+"""Prepare ComfyUI for `serve`: a base directory for models and results, with the pack linked in."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def prepare_base(base: Path, comfyui: Path) -> None:
         if kind.is_dir():
             (base / "models" / kind.name).mkdir(parents=True, exist_ok=True)
     pack = base / "custom_nodes" / PACK
-    unlink(pack)  # it may show another checkout, or be a copy of what this one was
+    unlink(pack)  # it may lead to another checkout, or be an outdated copy of this one
     link(CHECKOUT, pack)
 
 
 def server_arguments(base: Path, given: Sequence[str], accelerator: bool) -> list[str]:
-    """The arguments for ComfyUI's main.py; what the user gave comes last and so wins."""
+    """Return the arguments for ComfyUI's main.py; the user's come last and take precedence."""
     cpu = [] if accelerator or "--cpu" in given else ["--cpu"]
     return [*base_directory.arguments(base), *cpu, *given]
 
 
 def has_accelerator(python: Path) -> bool:
-    """Whether the environment's torch sees a GPU of any kind; without one ComfyUI stops unless told --cpu."""
+    """Return whether the environment's torch sees a GPU; without one ComfyUI stops unless given --cpu."""
     question = "import sys, torch; sys.exit(not torch.accelerator.is_available())"
     return subprocess.run([str(python), "-I", "-c", question], capture_output=True).returncode == 0
 
 
 def address(arguments: Sequence[str]) -> str:
-    """The URL to open, from ComfyUI's own options."""
+    """Return the URL to open, from ComfyUI's own options."""
     port = option_value(arguments, "--port") or "8188"
     return f"http://127.0.0.1:{port}"
 
 
 def option_value(arguments: Sequence[str], name: str) -> str | None:
-    """The value of the last `name VALUE` or `name=VALUE` among the arguments."""
+    """Return the value of the last `name VALUE` or `name=VALUE` among the arguments."""
     found = None
     for index, argument in enumerate(arguments):
         if argument.startswith(name + "="):

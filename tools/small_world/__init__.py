@@ -1,13 +1,13 @@
-"""A small world of drawn portraits, in which personalisation can be measured: test and demo material only.
+"""Provide a small world of drawn portraits in which personalization can be measured: test and demo material only.
 
-An identity (person or vase) and a scene make a picture: `render(person(3), Scene("snow", "sketch"))`. `caption` names
-the scene and never the identity, `parse` reads it back; `truth` has what oracles learn, `stream` what a training sees.
-Shapes are signed distances in numpy, not Pillow's: one pixel of soft edge without drawing larger, light and strands at
-no extra pass, any size (64, 96, 128), and the same bytes wherever float32 follows IEEE 754 (canvas.py).
+An identity (person or vase) and a scene make an image: `render(person(3), Scene("snow", "sketch"))`. `caption` names
+the scene and never the identity, and `parse` is its inverse; `truth` holds the oracle's targets, `stream` the training
+examples. Shapes are signed distances in numpy instead of Pillow's: one pixel of soft edge without supersampling, light
+and strands without an extra pass, any size (64, 96, 128), and the same bytes wherever float32 follows IEEE 754.
 
-Drawing takes 1.5 to 2.5 ms (64 x 64, one core), so that the oracle and the encoder see fresh pictures only, drawn by a
-process of their own; the base sees the latents of 100,000 again and again. What an oracle is asked must be in the
-picture: losses and scores are weighed with `identity_seen` and `scene_seen`.
+Drawing takes 1.5 to 2.5 ms (64 x 64, one core), so the oracle and the encoder train on new images only, drawn by a
+separate process; the base trains on the latents of 100,000 repeatedly. The oracle is evaluated only on attributes that
+the image shows: losses and scores are masked by `identity_seen` and `scene_seen`.
 """
 
 from .drawing.render import SIZE, render, render_batch
@@ -19,7 +19,7 @@ from .scene.truth import identity_seen, identity_vector, scene_seen, scene_vecto
 
 
 async def comfy_entrypoint():
-    """With this folder among ComfyUI's custom nodes, the stock *Load Checkpoint* opens the world's model."""
+    """Register the world's model family, so that *Load Checkpoint* loads its checkpoint, and return its node."""
     from comfy_api.latest import ComfyExtension
 
     from .base.family import register

@@ -1,4 +1,4 @@
-"""Numbers of networks on disk: written whole, and missed in a sentence."""
+"""Store network weights on disk: atomic writes, and a message for a missing file."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """The file is there whole or not at all."""
+    """Write the file atomically."""
     temporary = path.with_suffix(".part")
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
     os.replace(temporary, path)
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In half precision, whole numbers as they are."""
+    """Return the tensors in half precision, integers unchanged."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A name for these numbers: what was made with others is not taken for theirs."""
+    """Return a digest of the tensors' names and values, for cache keys."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]
 
 
-def there(path: Path) -> Path:
-    """A file of the repository that a training writes.
+def existing(path: Path) -> Path:
+    """Return the path of a file that a training writes, if it exists.
 
     Raises:
-        FileNotFoundError: it is not trained yet; the message says how.
+        FileNotFoundError: it is not trained yet; the message tells how to train it.
     """
     if not path.exists():
         part = path.parent.name
@@ -47,5 +47,5 @@ def there(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The numbers in a file that is :func:`there`."""
-    return load_file(there(path))
+    """Return the tensors of an existing file, see :func:`existing`."""
+    return load_file(existing(path))

@@ -1,4 +1,4 @@
-"""The world's model in ComfyUI: what the stock loader makes of the file is what was trained."""
+"""Test that the stock loader reproduces the world's trained model in ComfyUI."""
 
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from tools.small_world.base.autoencoder import CHANNELS, Autoencoder
 from tools.small_world.base.checkpoint import checkpoint, pack
 from tools.small_world.base.family import register
 from tools.small_world.base.network import Base, base_loss, noise_levels
-from tools.small_world.base.tokenizer import Words
+from tools.small_world.base.tokenizer import CaptionTokenizer
 
 CAPTIONS = ["a face in the snow, smiling, as a sketch", "a vase", ""]
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Autoencoder, Base]:
-    """Networks with numbers as a training could leave them: exact in half precision, and nowhere zero."""
-    autoencoder, base = Autoencoder().eval(), Base(Words())
+    """Return networks with random nonzero parameters that are exact in half precision."""
+    autoencoder, base = Autoencoder().eval(), Base(CaptionTokenizer())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in [*autoencoder.parameters(), *base.parameters()]:
@@ -46,7 +46,7 @@ def loaded(trained: tuple[Autoencoder, Base], tmp_path_factory: pytest.TempPathF
 
 
 def near(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-3) -> bool:
-    """Within half precision's rounding of the weights."""
+    """Return whether the relative difference is within the rounding of the weights to half precision."""
     return ((ours - theirs).norm() / theirs.norm()).item() < tolerance
 
 
@@ -57,28 +57,28 @@ def test_it_is_a_family_of_its_own(loaded: tuple[Any, Any, Any]) -> None:
 
 @torch.no_grad()
 def test_the_vae_is_the_autoencoder(trained: tuple[Autoencoder, Base], loaded: tuple[Any, Any, Any]) -> None:
-    pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    latents = loaded[2].encode(pictures)
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    latents = loaded[2].encode(images)
     assert latents.shape == (2, CHANNELS, 8, 8)
-    assert near(latents, trained[0].encode(pictures.movedim(-1, 1)))
+    assert near(latents, trained[0].encode(images.movedim(-1, 1)))
     decoded = trained[0].decode(latents).movedim(1, -1).clamp(0, 1)
     assert near(loaded[2].decode(latents), decoded)
 
 
 @torch.no_grad()
 def test_the_clip_is_the_text_encoder(trained: tuple[Autoencoder, Base], loaded: tuple[Any, Any, Any]) -> None:
-    words, clip = Words(), loaded[1]
+    tokenizer, clip = CaptionTokenizer(), loaded[1]
     for caption in [*CAPTIONS, "a sks face, in sepia"]:
         ((cond, _),) = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
-        assert near(cond, trained[1].context(torch.tensor([words.padded(words.ids(caption))])))
+        assert near(cond, trained[1].context(torch.tensor([tokenizer.padded(tokenizer.ids(caption))])))
 
 
 @torch.no_grad()
 def test_the_model_estimates_what_was_trained(trained: tuple[Autoencoder, Base], loaded: tuple[Any, Any, Any]) -> None:
-    """ComfyUI's model gives ``x0 = x - sigma eps`` for noisy latents ``x``."""
-    base, words, model = trained[1], Words(), loaded[0]
+    """ComfyUI's model returns ``x0 = x - sigma eps`` for noisy latents ``x``."""
+    base, tokenizer, model = trained[1], CaptionTokenizer(), loaded[0]
     comfy.model_management.load_models_gpu([model])
-    tokens = torch.tensor([words.padded(words.ids(CAPTIONS[0]))])
+    tokens = torch.tensor([tokenizer.padded(tokenizer.ids(CAPTIONS[0]))])
     noisy = torch.randn(1, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(2)) * 5
     step = torch.tensor([600])
     sigma = noise_levels()[step]
@@ -94,20 +94,20 @@ def test_the_noise_schedule_is_comfyuis(loaded: tuple[Any, Any, Any]) -> None:
 
 def test_everything_in_the_base_is_trained(trained: tuple[Autoencoder, Base]) -> None:
     base = trained[1]
-    words = Words()
-    tokens = torch.tensor([words.padded(words.ids(caption)) for caption in CAPTIONS])
+    tokenizer = CaptionTokenizer()
+    tokens = torch.tensor([tokenizer.padded(tokenizer.ids(caption)) for caption in CAPTIONS])
     latents = torch.randn(len(CAPTIONS), CHANNELS, 8, 8)
     base_loss(base, latents, tokens, noise_levels(), torch.Generator().manual_seed(0)).backward()
     assert [name for name, p in base.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
 
 
 def test_a_strange_word_stands_before_the_noun() -> None:
-    words = Words()
-    plain = words.padded(words.ids(CAPTIONS[0]))
-    found = [words.of_example(CAPTIONS[0], number) for number in range(200)]
-    strange = [tokens for tokens in found if tokens != plain]
-    assert 10 < len(strange) < 60
-    for tokens in strange:
+    tokenizer = CaptionTokenizer()
+    plain = tokenizer.padded(tokenizer.ids(CAPTIONS[0]))
+    found = [tokenizer.of_example(CAPTIONS[0], number) for number in range(200)]
+    with_rare_token = [tokens for tokens in found if tokens != plain]
+    assert 10 < len(with_rare_token) < 60
+    for tokens in with_rare_token:
         assert len(tokens) == 77 and tokens[:2] + tokens[3:] == plain[:-1]
 
 

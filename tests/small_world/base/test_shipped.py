@@ -1,4 +1,4 @@
-"""The base in the repository: it draws what it is asked for, and different people."""
+"""Test the repository's base: it draws the prompted scenes, and different people."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ def test_it_is_small() -> None:
 
 
 def test_it_draws_the_prompted_scene(base: Any, judge: Judge) -> None:
-    pictures = sample(base, [caption for caption in CAPTIONS for _ in range(6)], seed=0).unflatten(0, (-1, 6))
-    found = {c: judge.prompt_fidelity(p, c) for c, p in zip(CAPTIONS, pictures, strict=True)}
+    images = sample(base, [caption for caption in CAPTIONS for _ in range(6)], seed=0).unflatten(0, (-1, 6))
+    found = {c: judge.prompt_fidelity(p, c) for c, p in zip(CAPTIONS, images, strict=True)}
     assert sum(found.values()) / len(found) > 0.85, found
 
 
@@ -39,13 +39,13 @@ def test_seeds_give_different_people(base: Any, judge: Judge) -> None:
 
 @torch.inference_mode()
 def test_the_end_of_a_text_tells_strange_words_apart(base: Any) -> None:
-    """As much as half of what an expression changes, or prior preservation has nothing to go by."""
+    """The difference is at least half that of an expression, which prior preservation needs."""
 
     def end(text: str) -> torch.Tensor:
         return base.clip.encode_from_tokens(base.clip.tokenize(text))[0, 10:]
 
-    anybody = end(CLASS_PROMPT)
-    smiling = (end(f"{CLASS_PROMPT}, smiling") - anybody).norm()
+    class_end = end(CLASS_PROMPT)
+    smiling = (end(f"{CLASS_PROMPT}, smiling") - class_end).norm()
     for one, other in (("a sks face", CLASS_PROMPT), ("a sks face", "a zwx face")):
         assert (end(one) - end(other)).norm() > smiling / 2
 

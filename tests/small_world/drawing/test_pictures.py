@@ -1,4 +1,4 @@
-"""Pictures: the same bytes everywhere, every attribute to be seen, the person more than the scene's accident."""
+"""Test images: equal bytes everywhere, visible attributes, and people that differ more than placements."""
 
 import hashlib
 import subprocess
@@ -33,11 +33,11 @@ from tools.small_world.scene.scene import KEEPS, SCENE_TABLE, Scene, sample_scen
 ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "340a5c5e297ffd844caeb0bbf4434cea1960a37fb2224060bd31b97ad1e3431b"
 LEAST = 0.25
-"""Root mean square difference, in levels of 255, that an attribute makes at least (median person) when it changes."""
+"""Smallest root mean square difference, on the scale of 255, that a change of an attribute makes."""
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Root mean square difference in levels."""
+    """Return the root mean square difference on the scale of 255."""
     return float(np.sqrt(((one.astype(float) - other) ** 2).mean()))
 
 
@@ -46,7 +46,7 @@ def values_of(attribute: Attribute) -> st.SearchStrategy:
 
 
 def things(kind: type, table: tuple) -> st.SearchStrategy:
-    """Any thing of this kind, also the rarest combinations."""
+    """Return a strategy for any thing of this kind, including rare combinations."""
     return st.fixed_dictionaries({a.name: values_of(a) for a in table}).map(lambda d: kind(**d))
 
 
@@ -57,8 +57,8 @@ def vases() -> st.SearchStrategy:
 
 
 def test_pictures_are_pinned_to_the_byte() -> None:
-    pictures = [render(draw(seed), sample_scene(generator_of(seed))) for seed in range(120) for draw in (person, vase)]
-    assert hashlib.sha256(np.stack(pictures).tobytes()).hexdigest() == DIGEST
+    images = [render(draw(seed), sample_scene(generator_of(seed))) for seed in range(120) for draw in (person, vase)]
+    assert hashlib.sha256(np.stack(images).tobytes()).hexdigest() == DIGEST
 
 
 def test_no_random_state_is_touched() -> None:
@@ -81,9 +81,9 @@ def test_a_batch_is_its_pictures() -> None:
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.one_of(things(Identity, FACE_TABLE), vases()), things(Scene, SCENE_TABLE), st.sampled_from((64, 64, 48, 128)))
 def test_every_combination_is_drawn(thing: Identity | Vase, scene: Scene, size: int) -> None:
-    picture = render(thing, scene, size)
-    assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
-    assert picture.std() > 10
+    image = render(thing, scene, size)
+    assert image.shape == (size, size, 3) and image.dtype == np.uint8
+    assert image.std() > 10
 
 
 @pytest.mark.parametrize("style", KEEPS)
@@ -97,7 +97,7 @@ def test_every_attribute_a_style_keeps_changes_the_picture(kind: str, style: str
 
 
 def change(thing: Identity | Vase, attribute: Attribute, seed: int, style: str) -> float | None:
-    """The difference between two values of an attribute, or None where the thing shows it in one of them only."""
+    """Return the difference between two values of an attribute, or None unless both are visible."""
     at = getattr(thing, attribute.name)
     pair = attribute.values[attribute.values.index(at) - 1] if attribute.values else (at + 0.5) % 1.0
     try:
@@ -112,7 +112,7 @@ def change(thing: Identity | Vase, attribute: Attribute, seed: int, style: str) 
 
 @lru_cache(maxsize=4096)
 def shown(thing: Identity | Vase, scene: Scene) -> np.ndarray:
-    """The same picture for every attribute."""
+    """Render a thing in a scene; cached, since every attribute uses the same image."""
     return render(thing, scene)
 
 
@@ -128,7 +128,7 @@ def test_every_attribute_of_the_scene_changes_the_picture(attribute: Attribute) 
 
 @pytest.mark.parametrize("style", KEEPS)
 def test_a_person_is_nearer_to_oneself_than_to_others(style: str) -> None:
-    """In one scene: a change of the person's place in it (a few pixels) is less than a change of the person."""
+    """In one scene, moving the person by a few pixels changes the image less than another person does."""
     for seed in range(12):
         scene = replace(sample_scene(generator_of(seed)), style=style, shift_x=0.5, shift_y=0.5)
         here = render(person(seed), scene)
@@ -138,7 +138,7 @@ def test_a_person_is_nearer_to_oneself_than_to_others(style: str) -> None:
 
 
 def test_colours_are_those_of_the_identity() -> None:
-    """In the middle of the forehead of a bald person is the skin, in every place (within the light of the place)."""
+    """The middle of a bald person's forehead shows the skin on every background, tinted by its light."""
     for background in dict(zip(SCENE_TABLE.names(), SCENE_TABLE, strict=True))["background"].values:
         tones = [render(Identity(skin=s, hair="bald"), Scene(background))[20, 31].mean() for s in (0.0, 0.5, 1.0)]
         assert tones[0] - tones[1] > 40 and tones[1] - tones[2] > 40

@@ -1,4 +1,4 @@
-"""Oracles' outputs and their loss; how well they read is for a training to show."""
+"""Test the oracles' outputs and their loss; test_trained.py tests their quality."""
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from tools.small_world.scene.truth import identity_seen, identity_vector
 
 
 def examples(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures of people in scenes, what is true of them, and what of it is to be seen."""
+    """Return images of people in scenes, their attributes, and which attributes are visible."""
     generator = torch.Generator().manual_seed(0)
     pairs = [(person(number), sample_scene(generator)) for number in range(count)]
-    pictures = torch.from_numpy(np.stack([render(*pair) for pair in pairs])).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(np.stack([render(*pair) for pair in pairs])).permute(0, 3, 1, 2).float() / 255
     truth = torch.from_numpy(np.stack([identity_vector(thing) for thing, _ in pairs]))
-    return pictures, truth, torch.from_numpy(np.stack([identity_seen(*pair) for pair in pairs]))
+    return images, truth, torch.from_numpy(np.stack([identity_seen(*pair) for pair in pairs]))
 
 
 @pytest.mark.parametrize("table", [FACE_TABLE, SCENE_TABLE], ids=["identity", "scene"])
@@ -31,9 +31,9 @@ def test_every_attribute_has_its_outputs(table: tuple) -> None:
 
 def test_what_a_picture_does_not_show_is_not_asked() -> None:
     torch.manual_seed(0)
-    pictures, truth, seen = examples(6)
+    images, truth, seen = examples(6)
     assert not seen.all() and seen.any()
-    outputs = Oracle(FACE_TABLE).eval()(pictures)
+    outputs = Oracle(FACE_TABLE).eval()(images)
     other = torch.where(seen, truth, 0.0)
     assert not torch.equal(other, truth)
     assert reading_loss(FACE_TABLE, outputs, truth, seen) == reading_loss(FACE_TABLE, outputs, other, seen)
@@ -41,12 +41,12 @@ def test_what_a_picture_does_not_show_is_not_asked() -> None:
 
 def test_it_learns_faces_by_heart() -> None:
     torch.manual_seed(0)
-    pictures, truth, seen = examples(12)
+    images, truth, seen = examples(12)
     oracle = Oracle(FACE_TABLE)
     optimizer = torch.optim.AdamW(oracle.parameters(), lr=2e-3)
     losses = []
     for _ in range(40):
-        loss = reading_loss(FACE_TABLE, oracle(pictures), truth, seen)
+        loss = reading_loss(FACE_TABLE, oracle(images), truth, seen)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

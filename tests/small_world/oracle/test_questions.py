@@ -1,4 +1,4 @@
-"""Every question has an answer where the picture shows one."""
+"""Test that every question has an answer if the image shows one."""
 
 import numpy as np
 

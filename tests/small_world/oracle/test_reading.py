@@ -1,4 +1,4 @@
-"""Readings compared: the formulas on readings without an error."""
+"""Test the comparison of readings on readings without errors."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ PEOPLE = [person(number) for number in range(40)]
 
 
 def truth(people: list[Identity]) -> Reading:
-    """What a reading of these people would be without an error; their identity only."""
+    """Return the exact reading of these people, for the attributes of identity."""
     values = torch.from_numpy(np.stack([FACE_TABLE.vector(person) for person in people]))
     return {
         a.name: F.one_hot(values[:, n].long(), len(a.values)).float() if a.values else values[:, n : n + 1]

@@ -1,4 +1,4 @@
-"""The oracle in the repository reads people nobody trained on."""
+"""Test that the repository's oracle reads held-out people."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ from tools.small_world.scene.scene import SCENE_TABLE
 from tools.small_world.scene.task import REFERENCES
 
 IDENTITY, SCENE = FACE_TABLE.names(), SCENE_TABLE.names()
-"""What is asked of people, and of scenes."""
+"""Names of the questions about people, and about scenes."""
 
 
 def mean(found: dict[str, float], names: Iterable[str], categorical: bool) -> float:

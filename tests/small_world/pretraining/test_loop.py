@@ -1,4 +1,4 @@
-"""A pretraining that was stopped goes on as if it had not been."""
+"""Test that a stopped pretraining resumes with the same result."""
 
 from pathlib import Path
 

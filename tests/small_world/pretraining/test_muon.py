@@ -1,4 +1,4 @@
-"""Muon's step is along the orthogonal factor, of every shape."""
+"""Test that Muon's step is along the orthogonal factor for every shape."""
 
 import pytest
 import torch

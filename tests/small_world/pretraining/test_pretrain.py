@@ -1,4 +1,4 @@
-"""Every network of the world can be pretrained, stopped, and kept; how well it does is seen on what is kept."""
+"""Test that every network of the world can be pretrained, resumed, and saved."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_each_is_trained_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_faces_weigh_most() -> None:
-    _, weights = train_autoencoder.pictures_of(1, 3)
+    _, weights = train_autoencoder.images_of(1, 3)
     assert weights.shape == (3, 1, 64, 64)
     for weight in weights:
         assert set(weight.unique().tolist()) == {1.0, train_autoencoder.HEAD, train_autoencoder.FACE}

@@ -1,4 +1,4 @@
-"""The stream that a pretraining reads: fixed by its number, without anyone who is held out."""
+"""Test the pretraining examples: determined by their index, without held-out people."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from tools.small_world.scene.scene import SCENE_TABLE
 def test_examples_depend_on_their_number_alone() -> None:
     first, again = ([example(n) for n in range(start, 46)] for start in (40, 42))
     assert first[2:] == again
-    assert np.array_equal(first[3].picture(), again[1].picture()) and first[3].picture().shape == (64, 64, 3)
+    assert np.array_equal(first[3].image(), again[1].image()) and first[3].image().shape == (64, 64, 3)
 
 
 def test_nobody_held_out_is_seen() -> None:

@@ -1,4 +1,4 @@
-"""Tables, vectors, people: what oracles are trained on and tested with."""
+"""Test tables, vectors and people, the oracle's training targets."""
 
 from dataclasses import asdict, fields
 from itertools import islice
@@ -38,9 +38,9 @@ def test_vectors_hold_values_and_indices() -> None:
 def test_what_a_picture_does_not_show_is_masked() -> None:
     names = FACE_TABLE.names()
     plain = dict(zip(names, identity_seen(Identity(), Scene()), strict=True))
-    assert plain["hair"] and not plain["hat_colour"] and not plain["glasses_colour"]
+    assert plain["hair"] and not plain["hat_color"] and not plain["glasses_color"]
     drawn = dict(zip(names, identity_seen(Identity(hat="cap"), Scene(style="sketch")), strict=True))
-    assert drawn["hat"] and not (drawn["hat_colour"] or drawn["skin"] or drawn["hair"])
+    assert drawn["hat"] and not (drawn["hat_color"] or drawn["skin"] or drawn["hair"])
     assert not scene_seen(Vase(), Scene())[SCENE_TABLE.names().index("expression")]
     assert set(KEEPS) == set(dict(zip(SCENE_TABLE.names(), SCENE_TABLE, strict=True))["style"].values)
 

@@ -1,4 +1,4 @@
-"""The encoder in ComfyUI is what was trained, and tells people apart that nobody trained on."""
+"""Test that the encoder in ComfyUI equals the trained one, and distinguishes held-out people."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ def test_comfyui_encodes_as_it_was_trained(tmp_path: Path) -> None:
     torch.manual_seed(0)
     reader = Reader().eval()
     keep(reader.encoder, tmp_path / "encoder.safetensors")
-    pictures = torch.rand(3, 64, 64, 3)
+    images = torch.rand(3, 64, 64, 3)
     with torch.inference_mode():
-        output = kept(tmp_path / "encoder.safetensors").encode_image(pictures)
-        tokens, embedding = reader.encoded((pictures.movedim(-1, 1) - reader.mean) / reader.std)
+        output = kept(tmp_path / "encoder.safetensors").encode_image(images)
+        tokens, embedding = reader.encoded((images.movedim(-1, 1) - reader.mean) / reader.std)
     assert tokens.shape == (3, 65, CONFIG["hidden_size"]) and embedding.shape == (3, CONFIG["projection_dim"])
     assert torch.allclose(output.penultimate_hidden_states, tokens, atol=0.02 * tokens.std().item())
     assert torch.allclose(output.image_embeds, embedding, atol=0.02 * embedding.std().item())

@@ -1,4 +1,4 @@
-"""Small checkpoints in the real layouts, with random weights, made on the spot."""
+"""Make small checkpoints in the real layouts, with random weights."""
 
 from .diffusion_models import SD15_FULL, SD15_SMALL, sd15_unet
 from .families import FAMILIES, Family, write, write_sd15

@@ -1,4 +1,4 @@
-"""Diffusion models of each family, as small as ComfyUI still recognises them, with random weights."""
+"""Make diffusion models of each family with random weights, of the smallest size that ComfyUI recognizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ SD15_SMALL: dict[str, Any] = {
     "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768, "use_checkpoint": False, "legacy": False,
     "num_head_channels": -1, "use_linear_in_transformer": False, "adm_in_channels": None,
 }  # fmt: skip
-"""The smallest U-Net that ComfyUI recognises as SD1.5: one level, 25.8 M parameters."""
+"""The smallest U-Net that ComfyUI recognizes as SD1.5: one resolution, 25.8 M parameters."""
 
 SD15_FULL: dict[str, Any] = {
     **SD15_SMALL, "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 2, 4, 4),
@@ -26,22 +26,22 @@ SD2_SMALL: dict[str, Any] = {
     "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 1, 1, 1), "transformer_depth": [1, *[0] * 7],
     "transformer_depth_output": [1, *[0] * 11], "transformer_depth_middle": -1,
 }  # fmt: skip
-"""SD2 with as many blocks as ComfyUI's test for a v model needs (it reads `output_blocks.11`), each level as narrow
-as the first."""
+"""SD2 with as many blocks as ComfyUI's test for a v model needs (it reads `output_blocks.11`), all resolutions as
+narrow as the first."""
 
 SDXL_SMALL: dict[str, Any] = {
     **SD2_SMALL, "context_dim": 2048, "num_classes": "sequential", "adm_in_channels": 2816,
     "num_res_blocks": [2, 2, 2], "channel_mult": (1, 1, 1), "transformer_depth": [0, 0, 1, 1, 2, 2],
     "transformer_depth_output": [0, 0, 0, 0, 0, 1, 0, 0, 1],
 }  # fmt: skip
-"""SDXL by the transformer depths of Segmind Vega, each level as narrow as the first."""
+"""SDXL by the transformer depths of Segmind Vega, all resolutions as narrow as the first."""
 
 SD3_SMALL: dict[str, Any] = {
     "depth": 2, "patch_size": 2, "in_channels": 16, "out_channels": 16, "adm_in_channels": 2048, "input_size": None,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
     "num_patches": 96 * 96, "pos_embed_max_size": 96, "qk_norm": "rms", "x_block_self_attn_layers": [0],
 }  # fmt: skip
-"""SD3.5 medium's layout: width 64 per block, so two blocks of 128; the table of positions is half the real one's side,
+"""SD3.5 medium's layout: width 64 per block, so two blocks of 128; the position table has half the real side length,
 which is still more than a session copies."""
 
 FLUX_SMALL: dict[str, Any] = {
@@ -66,7 +66,7 @@ PIXART_SMALL: dict[str, Any] = {
 
 
 def fill(network: nn.Module, seed: int) -> nn.Module:
-    """Random weights of a scale that keeps activations near 1; norms are identities."""
+    """Fill a network with random weights that keep activations near 1; norms are identities."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in network.named_parameters():
@@ -81,14 +81,14 @@ def fill(network: nn.Module, seed: int) -> nn.Module:
 
 
 def sd15_unet(config: dict[str, Any] = SD15_SMALL, seed: int = 0) -> dict[str, Tensor]:
-    """State dict of a U-Net, without prefix."""
+    """Return the state dict of a U-Net, without prefix."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return _filled(UNetModel, config, seed)
 
 
 def sd2_unet(seed: int = 0) -> dict[str, Tensor]:
-    """SD2's, 75 M parameters; ComfyUI takes it for a v model if one bias is as uneven as training made the real one."""
+    """Return SD2's U-Net, 75 M parameters; one bias is uneven, by which ComfyUI recognizes a v model."""
     tensors = sd15_unet(SD2_SMALL, seed)
     bias = tensors["output_blocks.11.1.transformer_blocks.0.norm1.bias"]
     bias.normal_(0, 0.2, generator=torch.Generator().manual_seed(seed))
@@ -96,19 +96,19 @@ def sd2_unet(seed: int = 0) -> dict[str, Tensor]:
 
 
 def sdxl_unet(seed: int = 0) -> dict[str, Tensor]:
-    """SDXL's, 84 M parameters."""
+    """Return SDXL's U-Net, 84 M parameters."""
     return sd15_unet(SDXL_SMALL, seed)
 
 
 def sd3_mmdit(config: dict[str, Any] = SD3_SMALL, seed: int = 0) -> dict[str, Tensor]:
-    """SD3.5's, 2.0 M parameters, with the norms of queries and keys and one second self-attention."""
+    """Return SD3.5's MMDiT, 2.0 M parameters, with the norms of queries and keys and one second self-attention."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
     return _filled(OpenAISignatureMMDITWrapper, config, seed)
 
 
 def flux_dit(config: dict[str, Any] = FLUX_SMALL, seed: int = 0) -> dict[str, Tensor]:
-    """Flux's, 4.1 M parameters; norms are called ``scale``, as in the published files."""
+    """Return Flux's DiT, 4.1 M parameters; norms are called ``scale``, as in the published files."""
     from comfy.ldm.flux.model import Flux
 
     tensors = _filled(Flux, config, seed)
@@ -116,15 +116,15 @@ def flux_dit(config: dict[str, Any] = FLUX_SMALL, seed: int = 0) -> dict[str, Te
 
 
 def flux2_dit(config: dict[str, Any] = FLUX2_SMALL, seed: int = 0) -> dict[str, Tensor]:
-    """Flux.2's: 128 channels, one modulation for all blocks."""
+    """Return Flux.2's DiT: 128 channels, one modulation for all blocks."""
     return flux_dit(config, seed)
 
 
 def pixart_dit(config: dict[str, Any] = PIXART_SMALL, seed: int = 0) -> dict[str, Tensor]:
-    """PixArt Sigma's: an eps DiT that also gives variances, which ComfyUI drops."""
+    """Return PixArt Sigma's DiT, an eps model that also outputs variances, which ComfyUI drops."""
     from comfy.ldm.pixart.pixartms import PixArtMS
 
-    positions = torch.zeros(1, 32 * 32, config["hidden_size"])  # in files for its size alone: 512 pixels
+    positions = torch.zeros(1, 32 * 32, config["hidden_size"])  # read only for its size, 512 pixels
     return {**_filled(PixArtMS, config, seed), "pos_embed": positions}
 
 

@@ -1,4 +1,4 @@
-"""Whole checkpoints of each family, for the stock Load Checkpoint."""
+"""Write complete checkpoints of each model family, for the stock Load Checkpoint."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ few_clip_l = partial(clip_l, options=FEW_LAYERS)
 
 @dataclass(frozen=True)
 class Family:
-    """One family's small checkpoint.
+    """Describe the small checkpoint of one model family.
 
     Args:
-        architecture: ComfyUI's name for what it is.
-        parts: prefix in the file -> what makes the tensors under it.
-        text_options: the loader's ``te_model_options``, for text encoders of other than their usual size.
+        architecture: ComfyUI's name of the architecture.
+        parts: prefix in the file -> function that makes the tensors under it.
+        text_options: the loader's ``te_model_options``, for text encoders of another size than usual.
     """
 
     architecture: str
@@ -71,7 +71,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def write(path: Path, family: Family, dtype: torch.dtype = torch.float16) -> Path:
-    """The checkpoint at ``path``; kept if it is there already."""
+    """Write the checkpoint to ``path``, unless the file exists."""
     if path.exists():
         return path
     parts = {prefix: make() for prefix, make in family.parts.items()}
@@ -86,7 +86,7 @@ def write(path: Path, family: Family, dtype: torch.dtype = torch.float16) -> Pat
 def write_sd15(
     path: Path, config: dict[str, Any] = SD15_SMALL, dtype: torch.dtype = torch.float16, vae: Make = thumbnail_vae
 ) -> Path:  # fmt: skip
-    """An SD1.5 checkpoint with a U-Net of the size that ``config`` says."""
+    """Write an SD1.5 checkpoint with a U-Net of the size in ``config``, unless the file exists."""
     sd15 = FAMILIES["sd15"]
     parts = {**sd15.parts, DIFFUSION: partial(sd15_unet, config), "first_stage_model.": vae}
     return write(path, Family(sd15.architecture, parts), dtype)

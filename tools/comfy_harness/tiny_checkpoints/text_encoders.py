@@ -1,8 +1,7 @@
-"""Text encoders with random weights; those of the larger families with few layers.
+"""Make text encoders with random weights; those of the larger families have few layers.
 
-ComfyUI builds a text encoder from a configuration of its own, which a loader's ``te_model_options`` may change
-(``clip_g_model_config`` and so on). :data:`FEW_LAYERS` does: width, vocabulary, tokenizer and everything around stay
-the real ones'.
+ComfyUI builds a text encoder from its own configuration, which a loader's ``te_model_options`` may change
+(``clip_g_model_config`` and so on). :data:`FEW_LAYERS` does so; width, vocabulary and tokenizer stay the real ones.
 """
 
 from typing import Any
@@ -13,18 +12,18 @@ from torch import Tensor
 from .diffusion_models import fill
 
 T5_WIDTH = 128
-"""Of 4096; Flux's text entrance takes whatever width its weight has."""
+"""Instead of 4096; Flux's text input layer takes the width of its weight."""
 
 FEW_LAYERS: dict[str, Any] = {
     "clip_l_model_config": {"num_hidden_layers": 3},
     "clip_g_model_config": {"num_hidden_layers": 3, "intermediate_size": 1280},
     "t5xxl_model_config": {"num_layers": 2, "d_model": T5_WIDTH, "d_ff": 256, "num_heads": 2},
 }
-"""For ``te_model_options``. CLIP's third layer is there because SDXL reads the last but one."""
+"""Values for ``te_model_options``. CLIP has three layers because SDXL reads the last but one."""
 
 
 def clip_l(seed: int = 1, options: dict[str, Any] | None = None) -> dict[str, Tensor]:
-    """State dict of CLIP-L: 12 layers and 123 M parameters, or 60 M with :data:`FEW_LAYERS`."""
+    """Return the state dict of CLIP-L: 12 layers and 123 M parameters, or 60 M with :data:`FEW_LAYERS`."""
     from comfy.sd1_clip import SDClipModel
 
     encoder = SDClipModel(dtype=torch.float32, model_options=options or {})
@@ -32,14 +31,14 @@ def clip_l(seed: int = 1, options: dict[str, Any] | None = None) -> dict[str, Te
 
 
 def clip_g(seed: int = 2) -> dict[str, Tensor]:
-    """SDXL's second, of few layers: 95 M parameters, two thirds of them the vocabulary."""
+    """Return SDXL's second text encoder with few layers: 95 M parameters, two thirds of them the vocabulary."""
     from comfy.sdxl_clip import SDXLClipG
 
     return fill(SDXLClipG(dtype=torch.float32, model_options=FEW_LAYERS).transformer, seed).state_dict()
 
 
 def clip_h(seed: int = 2) -> dict[str, Tensor]:
-    """SD2's, of few layers. It has no name of its own among the options and answers to CLIP-L's."""
+    """Return SD2's text encoder with few layers. ComfyUI loads it under CLIP-L's options."""
     from comfy.text_encoders.sd2_clip import SD2ClipHModel
 
     return fill(SD2ClipHModel(dtype=torch.float32, model_options=H_OPTIONS).transformer, seed).state_dict()
@@ -49,7 +48,7 @@ H_OPTIONS: dict[str, Any] = {"model_name": "clip_h", "clip_h_model_config": {"nu
 
 
 def t5(seed: int = 3) -> dict[str, Tensor]:
-    """Flux's second, of few layers and narrow: 4.5 M parameters instead of 4.7 billion."""
+    """Return Flux's second text encoder, narrow and with few layers: 4.5 M parameters instead of 4.7 billion."""
     from comfy.text_encoders.sd3_clip import T5XXLModel
 
     return fill(T5XXLModel(dtype=torch.float32, model_options=FEW_LAYERS).transformer, seed).state_dict()

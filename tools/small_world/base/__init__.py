@@ -1,1 +1,1 @@
-"""A pretrained model of the small world: its networks, and how they are trained (see `..pretraining.pretrain`)."""
+"""Define the small world's pretrained model: its networks and their training (see `..pretraining.pretrain`)."""

@@ -1,7 +1,7 @@
-"""The world's autoencoder: TAESD's structure (ComfyUI's `comfy.taesd`) with fewer channels, and fewer blocks.
+"""Define the world's autoencoder: TAESD's structure (ComfyUI's `comfy.taesd`) with fewer channels and blocks.
 
-ComfyUI knows one size of TAESD. What is missing here is zero there: a missing channel is a zero channel, a missing
-block is the ReLU that is left of it. So `widened` gives a state dict that the stock VAE loads, with the same outputs.
+ComfyUI supports one size of TAESD. `widened` pads the state dict with zeros to that size: a missing channel becomes a
+zero channel, and of a missing block only its ReLU remains. The stock VAE loads it, with the same outputs.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS = 16
-"""Of a latent, 8 times smaller than the picture."""
+"""Channels of a latent, whose side is an eighth of the image's."""
 FULL, HALF, REST = 16, 32, 64
 """Channels at full resolution, at half, and below."""
 MOMENTUM = 0.02
-"""Of the running statistics."""
+"""Momentum of the running statistics."""
 
 
 class Convolution(nn.Conv2d):
-    """A convolution and batch normalisation after it."""
+    """Apply a convolution, then batch normalization."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -30,7 +30,7 @@ class Convolution(nn.Conv2d):
         return self.normal(super().forward(x))
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that does both."""
+        """Return weight and bias of one equivalent convolution."""
         normal = self.normal
         scale = normal.weight / (normal.running_var + normal.eps).sqrt()
         bias = (self.bias - normal.running_mean) * scale + normal.bias
@@ -38,7 +38,7 @@ class Convolution(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """``relu(f(x) + x)`` of three convolutions, under TAESD's names."""
+    """Compute ``relu(f(x) + x)`` with three convolutions, under TAESD's names."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,16 +63,16 @@ def _blocks(channels: int, learned: int, all: int = 3) -> list[nn.Module]:
 
 
 class SoftClamp(nn.Module):
-    """``3 tanh(x / 3)``, with which TAESD's decoder begins."""
+    """Compute ``3 tanh(x / 3)``, the first layer of TAESD's decoder."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 3 * torch.tanh(x / 3)
 
 
 class Autoencoder(nn.Module):
-    """Picture [batch, 3, height, width] in [0, 1] <-> latent [batch, CHANNELS, height / 8, width / 8].
+    """Map images [batch, 3, height, width] in [0, 1] to latents [batch, CHANNELS, height / 8, width / 8] and back.
 
-    Each channel of a latent has mean 0 and variance 1 over the pictures of the world; `fixed` holds on to the
+    Each channel of a latent has mean 0 and variance 1 over the images of the world; these are the running
     statistics of training.
     """
 
@@ -92,8 +92,8 @@ class Autoencoder(nn.Module):
             *_up(HALF, FULL), *_blocks(FULL, 0, 1), nn.Conv2d(FULL, 3, 3, padding=1),
         )  # fmt: skip
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.normal(self.taesd_encoder(pictures))
+    def encode(self, images: Tensor) -> Tensor:
+        return self.normal(self.taesd_encoder(images))
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.taesd_decoder(latents)
@@ -101,7 +101,7 @@ class Autoencoder(nn.Module):
 
 @torch.no_grad()
 def shipped(autoencoder: Autoencoder) -> dict[str, Tensor]:
-    """Its weights, with every normalisation taken into the convolution before it."""
+    """Return the weights, with every normalization folded into the convolution before it."""
     state = {name: t.clone() for name, t in autoencoder.state_dict().items() if "normal." not in name}
     for name, layer in autoencoder.named_modules():
         if isinstance(layer, Convolution):
@@ -115,7 +115,7 @@ def shipped(autoencoder: Autoencoder) -> dict[str, Tensor]:
 
 
 def widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same autoencoder as ComfyUI's TAESD: zeros wherever `state` has nothing."""
+    """Return the state dict padded with zeros to ComfyUI's TAESD."""
     from comfy.taesd.taesd import TAESD
 
     full = {name: torch.zeros_like(t) for name, t in TAESD(latent_channels=CHANNELS).state_dict().items()}

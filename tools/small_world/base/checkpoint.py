@@ -1,4 +1,4 @@
-"""The world's weights as they are kept in the repository, and as a checkpoint for the stock *Load Checkpoint*."""
+"""Store the world's weights in the repository, and write them as a checkpoint for the stock *Load Checkpoint*."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..weight_files import halved, read, write
 from .autoencoder import Autoencoder, shipped, widened
 from .family import CONTEXT
 from .network import Base
-from .tokenizer import Words, first_vectors
+from .tokenizer import CaptionTokenizer, initial_vectors
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
-"""Half precision; only what was trained: vectors of words that no caption holds are made from their seed."""
+"""The trained weights in half precision; vectors of tokens that occur in no caption are drawn from their seed."""
 TABLE = "embeddings.token_embedding.weight"
 
 
@@ -26,7 +26,7 @@ def pack(autoencoder: Autoencoder, base: Base, path: Path = WEIGHTS) -> None:
 
 
 def checkpoint(path: Path, weights: Path = WEIGHTS) -> Path:
-    """The checkpoint at `path`, in half precision; needs ComfyUI, and kept if it is there already."""
+    """Write the checkpoint to `path` in half precision, unless it exists; requires ComfyUI."""
     if not path.exists():
         tensors = _unpacked(read(weights))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,8 +38,8 @@ def _unpacked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t.float() for name, t in weights.items() if name.startswith(prefix)}
 
-    vectors = first_vectors(CONTEXT)
-    vectors[torch.tensor(Words().known)] = weights["rows"].float()
+    vectors = initial_vectors(CONTEXT)
+    vectors[torch.tensor(CaptionTokenizer().known)] = weights["rows"].float()
     text = part("text.") | {TABLE: vectors}
     return (
         {f"model.diffusion_model.{name}": tensor for name, tensor in part("unet.").items()}

@@ -1,6 +1,6 @@
-"""The world's model family for ComfyUI: Stable Diffusion's structure, a few million numbers.
+"""Define the world's model family for ComfyUI: Stable Diffusion's structure with a few million parameters.
 
-:func:`register` tells ComfyUI of it; then the stock *Load Checkpoint* opens the world's checkpoint.
+:func:`register` adds it to ComfyUI; then the stock *Load Checkpoint* loads the world's checkpoint.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ UNET = {
     "use_linear_in_transformer": False, "context_dim": CONTEXT,
     "use_temporal_resblock": False, "use_temporal_attention": False,
 }  # fmt: skip
-"""What ComfyUI finds out from the checkpoint; HEADS beside it cannot be read off."""
+"""The configuration that ComfyUI detects from the checkpoint; it cannot detect HEADS."""
 
 
 class Latents(comfy.latent_formats.LatentFormat):
-    """The autoencoder's latents have variance 1 already."""
+    """Define the latent format without scaling: the autoencoder's latents have variance 1."""
 
     latent_channels = CHANNELS
 
 
 class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
-    """CLIP's words, for embeddings of the world's width."""
+    """Tokenize as CLIP, for embeddings of the world's width."""
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
         class Narrow(comfy.sd1_clip.SDTokenizer):
@@ -52,7 +52,7 @@ class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
 
 
 class TextEncoder(comfy.sd1_clip.SDClipModel):
-    """CLIP's text model with two layers."""
+    """Encode text by CLIP's text model with two layers."""
 
     def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
         super().__init__(
@@ -62,14 +62,14 @@ class TextEncoder(comfy.sd1_clip.SDClipModel):
 
 
 class Clip(comfy.sd1_clip.SD1ClipModel):
-    """The CLIP object's model."""
+    """Define the model of the CLIP object."""
 
     def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
         super().__init__(device, dtype, model_options or {}, clip_name="l", clip_model=TextEncoder)
 
 
 class Portraits(comfy.supported_models.SD15):
-    """Drawn portraits: the predicted quantity, the noise schedule and the names in files are SD1.5's."""
+    """Define the model family of drawn portraits: prediction type, noise schedule and names in files are SD1.5's."""
 
     unet_config = {name: UNET[name] for name in ("context_dim", "model_channels", "in_channels", "channel_mult")}
     unet_extra_config = HEADS
@@ -83,6 +83,6 @@ class Portraits(comfy.supported_models.SD15):
 
 
 def register() -> None:
-    """Have ComfyUI know the family; a second call changes nothing."""
+    """Register the family with ComfyUI; a second call changes nothing."""
     if Portraits not in comfy.supported_models.models:
         comfy.supported_models.models.append(Portraits)

@@ -1,4 +1,4 @@
-"""The base as ComfyUI's loaded objects in this process, and pictures sampled from it as the stock KSampler does."""
+"""Load the base as ComfyUI's objects in this process, and sample images from it as the stock KSampler does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .checkpoint import checkpoint
 from .family import register
 
 SAMPLING: dict[str, Any] = {"steps": 20, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
-"""What suits the base; names as the stock KSampler has them."""
+"""The base's sampling settings, by the names of the stock KSampler."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """MODEL, CLIP and VAE of the stock loader."""
+    """Hold MODEL, CLIP and VAE of the stock loader."""
 
     model: Any
     clip: Any
@@ -28,7 +28,7 @@ class Loaded:
 
 
 def load(path: Path) -> Loaded:
-    """The base from the checkpoint at `path`, which is written if it is not there; the U-Net computes in float32."""
+    """Load the base from the checkpoint at `path`, which is written unless it exists; the U-Net computes in float32."""
     import comfy.sd
 
     register()
@@ -38,7 +38,7 @@ def load(path: Path) -> Loaded:
 
 
 def sample(base: Loaded, prompts: list[str], seed: int, **sampling: Any) -> Tensor:
-    """[prompts, 64, 64, 3] in [0, 1]: a picture of each prompt in one batch, each from noise of its own."""
+    """Return one image per prompt, sampled in one batch from independent noise, [prompts, 64, 64, 3] in [0, 1]."""
     from nodes import common_ksampler
 
     with torch.inference_mode():

@@ -1,19 +1,19 @@
-"""The U-Net and the text encoder as ComfyUI builds them, with numbers to begin a training from."""
+"""Build the U-Net and the text encoder as ComfyUI does, with initial parameters for training."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from .prompt_conditioning import telling_loss
-from .tokenizer import Words, first_vectors
+from .prompt_conditioning import rare_token_loss
+from .tokenizer import CaptionTokenizer, initial_vectors
 
-TELLING = 0.05
-"""Weight of the text encoder's own loss."""
+RARE_TOKEN_WEIGHT = 0.05
+"""Weight of the text encoder's auxiliary loss."""
 
 
-def beginning(module: nn.Module) -> nn.Module:
-    """ComfyUI's layers come without numbers; these are PyTorch's own first ones."""
+def initialize(module: nn.Module) -> nn.Module:
+    """Initialize ComfyUI's layers, which come uninitialized, as PyTorch does."""
     for layer in module.modules():
         for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
             if isinstance(layer, kind):
@@ -22,13 +22,13 @@ def beginning(module: nn.Module) -> nn.Module:
 
 
 class Base(nn.Module):
-    """Noise estimate of noisy latents under tokens; state dict: `unet.`, `text.` as ComfyUI names them, and `rows`.
+    """Estimate the noise of noisy latents given tokens; state dict: `unet.`, `text.` as ComfyUI names them, and `rows`.
 
     Args:
-        words: whose known tokens' vectors (`rows`) are trained.
+        tokenizer: the vectors of its known tokens (`rows`) are trained.
     """
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, tokenizer: CaptionTokenizer) -> None:
         super().__init__()
         import comfy.ops
         from comfy.clip_model import CLIPTextModel
@@ -39,25 +39,25 @@ class Base(nn.Module):
 
         ops = comfy.ops.disable_weight_init
         self.attention = attention_pytorch
-        self.unet = beginning(UNetModel(**UNET, **HEADS, dtype=torch.float32, operations=ops))
-        self.text = beginning(CLIPTextModel(TEXT, torch.float32, "cpu", ops).text_model)
+        self.unet = initialize(UNetModel(**UNET, **HEADS, dtype=torch.float32, operations=ops))
+        self.text = initialize(CLIPTextModel(TEXT, torch.float32, "cpu", ops).text_model)
         self.text.embeddings.token_embedding = None
         nn.init.normal_(self.text.embeddings.position_embedding.weight, std=0.05)
-        vectors = first_vectors(CONTEXT)
-        self.rows = nn.Parameter(vectors[words.known].clone())
-        places = torch.full((len(vectors),), -1)
-        places[words.known] = torch.arange(len(words.known))
+        vectors = initial_vectors(CONTEXT)
+        self.rows = nn.Parameter(vectors[tokenizer.known].clone())
+        row_of_token = torch.full((len(vectors),), -1)
+        row_of_token[tokenizer.known] = torch.arange(len(tokenizer.known))
         self.register_buffer("vectors", vectors, persistent=False)
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", row_of_token, persistent=False)
         for name, layer in self.unet.named_modules():
             if name.endswith(("out_layers.3", "proj_out", "out.2")):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
     def context(self, tokens: Tensor) -> Tensor:
-        """[batch, 77] -> [batch, 77, width]: CLIP's text model; its own forward writes over what a gradient needs."""
-        places = self.places[tokens]
-        vectors = torch.where((places >= 0)[..., None], self.rows[places.clamp(min=0)], self.vectors[tokens])
+        """Run CLIP's text model, [batch, 77] -> [batch, 77, width]; its own forward modifies activations in place."""
+        rows = self.places[tokens]
+        vectors = torch.where((rows >= 0)[..., None], self.rows[rows.clamp(min=0)], self.vectors[tokens])
         x = vectors + self.text.embeddings.position_embedding.weight
         mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu_(1)
         for layer in self.text.encoder.layers:
@@ -65,8 +65,8 @@ class Base(nn.Module):
             x = x + layer.mlp(layer.layer_norm2(x))
         return self.text.final_layer_norm(x)
 
-    def strange(self, tokens: Tensor) -> Tensor:
-        """[batch, 77, width]: vectors of the tokens that no caption holds, zero for all others."""
+    def rare_token_vectors(self, tokens: Tensor) -> Tensor:
+        """Return the vectors of tokens that occur in no caption, zero for all others, [batch, 77, width]."""
         return self.vectors[tokens] * (self.places[tokens] < 0)[..., None]
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
@@ -74,16 +74,16 @@ class Base(nn.Module):
 
 
 def noise_levels() -> Tensor:
-    """[1000] sigma of Stable Diffusion's schedule, as ComfyUI has it."""
+    """Return the sigmas of Stable Diffusion's schedule as in ComfyUI, [1000]."""
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     remaining = torch.cumprod(1 - beta, 0)
     return ((1 - remaining) / remaining).sqrt().float()
 
 
 def base_loss(base: Base, latents: Tensor, tokens: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean of ``min(SNR, 5) / SNR |eps - eps_hat|^2`` (Hang et al. 2023, Min-SNR-gamma) over random noise levels.
+    """Return the mean of ``min(SNR, 5) / SNR |eps - eps_hat|^2`` over random noise levels.
 
-    The text encoder's :func:`telling_loss` is added.
+    The weighting is Min-SNR-gamma (Hang et al. 2023). The text encoder's :func:`rare_token_loss` is added.
     """
     timesteps = torch.randint(len(sigmas), (len(latents),), generator=generator)
     sigma = sigmas[timesteps][:, None, None, None]
@@ -91,5 +91,5 @@ def base_loss(base: Base, latents: Tensor, tokens: Tensor, sigmas: Tensor, gener
     context = base.context(tokens)
     estimate = base.unet((latents + sigma * noise) / (sigma**2 + 1).sqrt(), timesteps, context=context)
     weight = (5 * sigma**2).clamp(max=1)
-    told = telling_loss(context, tokens, base.strange(tokens))
-    return (weight * (estimate - noise) ** 2).mean() + TELLING * told
+    auxiliary = rare_token_loss(context, tokens, base.rare_token_vectors(tokens))
+    return (weight * (estimate - noise) ** 2).mean() + RARE_TOKEN_WEIGHT * auxiliary

@@ -1,7 +1,7 @@
-"""What contrastive training gave CLIP's text encoder: the end of a text tells its words apart, strange ones too.
+"""Define an auxiliary loss by which the text encoder's end-of-text outputs encode rare tokens.
 
-Without it the encoder passes over a strange word, "a sks face" and "a face" come out nearly the same, and no training
-with prior preservation can keep the two apart.
+CLIP's contrastive training has this effect. Without it the encoder ignores a rare token, "a sks face" and "a face"
+have nearly the same encoding, and no training with prior preservation can separate the two.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from .tokenizer import END, SPREAD
 
-TOLD = 16
-"""Numbers of a strange word that the end of its text tells."""
+CODE_SIZE = 16
+"""Size of the code of a rare token that the end-of-text outputs predict."""
 
 
 def _directions(width: int, seed: int) -> Tensor:
-    """[width, TOLD] orthonormal columns."""
-    return torch.linalg.qr(torch.randn(width, TOLD, generator=torch.Generator().manual_seed(seed)))[0]
+    """Return orthonormal columns, [width, CODE_SIZE]."""
+    return torch.linalg.qr(torch.randn(width, CODE_SIZE, generator=torch.Generator().manual_seed(seed)))[0]
 
 
-def telling_loss(context: Tensor, tokens: Tensor, strange: Tensor) -> Tensor:
-    """Mean of ``|R' c - P' v / deviation|^2``: what the end of the text says of the strange word in it.
+def rare_token_loss(context: Tensor, tokens: Tensor, rare_vectors: Tensor) -> Tensor:
+    """Return the mean of ``|R' c - P' v / deviation|^2``: the error of the code that the end-of-text outputs predict.
 
-    c is the mean of `context` [batch, 77, width] over the marks of the end, v the sum of the vectors `strange`
-    [batch, 77, width] (zero where a token is known); R and P are fixed, random and orthonormal.
+    c is the mean of `context` [batch, 77, width] over the end-of-text tokens, v the sum of `rare_vectors`
+    [batch, 77, width] (zero for known tokens); R and P are fixed, random and orthonormal.
     """
     ends = (tokens == END)[..., None].to(context.dtype)
-    said = ((context * ends).sum(1) / ends.sum(1)) @ _directions(context.shape[-1], 1)
-    return (said - strange.sum(1) / SPREAD @ _directions(context.shape[-1], 2)).square().mean()
+    predicted = ((context * ends).sum(1) / ends.sum(1)) @ _directions(context.shape[-1], 1)
+    return (predicted - rare_vectors.sum(1) / SPREAD @ _directions(context.shape[-1], 2)).square().mean()

@@ -1,4 +1,4 @@
-"""Training of the autoencoder."""
+"""Train the autoencoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..drawing.render import SIZE, UNITS, centre
+from ..drawing.render import SIZE, UNITS, center
 from ..pretraining.loop import Plan, Training
 from ..pretraining.stream import example
 from ..scene.scene import Scene
@@ -16,22 +16,22 @@ from .autoencoder import Autoencoder
 
 BATCH = 32
 HEAD, FACE = 2.0, 8.0
-"""Most pixels show places, which are soon learnt: without weights they come out sharp, and faces blurred."""
+"""Weights of pixels of the head and the face: most pixels show backgrounds, and without weights faces stay blurred."""
 NOISE = 0.02
-"""Deviation of what is added to latents in training: what lies closer together than this must look alike."""
+"""Standard deviation of the noise added to latents in training, so that nearby latents decode to similar images."""
 PLAN = Plan(steps=10_800, rate=5e-3, average=0.998)
 
 
-def pictures_of(start: int, count: int) -> tuple[Tensor, Tensor]:
-    """([count, 3, 64, 64] in [0, 1], [count, 1, 64, 64]): examples `start` ... and their `importance`."""
+def images_of(start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return images from `start` on, [count, 3, 64, 64] in [0, 1], and their `importance`, [count, 1, 64, 64]."""
     examples = [example(number) for number in range(start, start + count)]
-    pictures = torch.from_numpy(np.stack([e.picture() for e in examples])).permute(0, 3, 1, 2).float() / 255
-    return pictures, torch.stack([importance(e.scene) for e in examples])
+    images = torch.from_numpy(np.stack([e.image() for e in examples])).permute(0, 3, 1, 2).float() / 255
+    return images, torch.stack([importance(e.scene) for e in examples])
 
 
 def importance(scene: Scene) -> Tensor:
-    """[1, 64, 64]: HEAD times as much within the head as in the background, FACE times within the face."""
-    x, y = centre(scene)
+    """Return the pixel weights, [1, 64, 64]: HEAD within the head, FACE within the face, 1 in the background."""
+    x, y = center(scene)
     line = (torch.arange(SIZE) + 0.5) / SIZE
     across, down = (line - x) / UNITS[scene.framing], (line[:, None] - y) / UNITS[scene.framing]
     weight = torch.ones(SIZE, SIZE)
@@ -40,13 +40,13 @@ def importance(scene: Scene) -> Tensor:
     return weight[None]
 
 
-def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of neighbouring pixels, to the right and down."""
-    return pictures.diff(dim=3), pictures.diff(dim=2)
+def edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences of horizontally and vertically adjacent pixels."""
+    return images.diff(dim=3), images.diff(dim=2)
 
 
 def reconstruction_loss(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean absolute error of colours and of edges: a blurred edge costs, where it would cost colour little."""
+    """Return the weighted mean absolute error of colors and of edges; the latter penalizes blur."""
     loss = ((made - real).abs() * weight).mean()
     right, down = (m - r for m, r in zip(edges(made), edges(real), strict=True))
     loss = loss + (right.abs() * weight[..., 1:]).mean() + (down.abs() * weight[:, :, 1:]).mean()
@@ -54,12 +54,12 @@ def reconstruction_loss(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
 
 
 def train(folder: Path, plan: Plan = PLAN) -> Autoencoder:
-    """The trained autoencoder; its state is in `folder`, and an unfinished one there is continued."""
+    """Train the autoencoder; its state is in `folder`, and an unfinished training there is resumed."""
     torch.manual_seed(0)
     autoencoder = Autoencoder()
 
     def loss_of(step: int) -> Tensor:
-        real, weight = pictures_of(step * BATCH, BATCH)
+        real, weight = images_of(step * BATCH, BATCH)
         real = real.contiguous(memory_format=torch.channels_last)
         latents = autoencoder.encode(real)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))

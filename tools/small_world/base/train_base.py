@@ -1,4 +1,4 @@
-"""Training of the U-Net and its text encoder on the autoencoder's latents."""
+"""Train the U-Net and its text encoder on the autoencoder's latents."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..pretraining.stream import example
 from .autoencoder import Autoencoder
 from .latents import make
 from .network import Base, base_loss, noise_levels
-from .tokenizer import Words
+from .tokenizer import CaptionTokenizer
 
 BATCH = 64
 EXAMPLES = 100_000
-WITHOUT = 0.1
-"""The share of examples shown without their caption, for classifier-free guidance."""
+UNCONDITIONAL = 0.1
+"""Fraction of examples with an empty prompt, for classifier-free guidance."""
 SKETCH_EVERY = 6
-"""One in so many of a batch is a sketch, beside those that come anyway: nothing but lines, they are learnt last."""
+"""One in so many examples of a batch is an additional sketch, the style that is learned last."""
 PLAN = Plan(steps=17_600, rate=1e-2, warmup=100, average=0.998)
 
 
 def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN, examples: int = EXAMPLES) -> Base:
-    """The trained base; its state is in `folder`, and an unfinished one there is continued."""
-    words = Words()
-    latents, tokens = make(folder / "latents", autoencoder, words, examples)
+    """Train the base; its state is in `folder`, and an unfinished training there is resumed."""
+    tokenizer = CaptionTokenizer()
+    latents, tokens = make(folder / "latents", autoencoder, tokenizer, examples)
     torch.manual_seed(0)
-    base, sigmas = Base(words), noise_levels()
-    nothing = torch.tensor(words.padded(words.ids("")))
+    base, sigmas = Base(tokenizer), noise_levels()
+    empty_prompt = torch.tensor(tokenizer.padded(tokenizer.ids("")))
     sketches = torch.tensor([number for number in range(examples) if example(number).scene.style == "sketch"])
 
     def loss_of(step: int) -> Tensor:
@@ -38,7 +38,7 @@ def train(folder: Path, autoencoder: Autoencoder, plan: Plan = PLAN, examples: i
         more = BATCH // SKETCH_EVERY
         chosen[:more] = sketches[torch.randint(len(sketches), (more,), generator=generator)]
         shown = tokens[chosen].long()
-        shown[torch.rand(BATCH, generator=generator) < WITHOUT] = nothing
+        shown[torch.rand(BATCH, generator=generator) < UNCONDITIONAL] = empty_prompt
         return base_loss(base, latents[chosen].float(), shown, sigmas, generator)
 
     return Training(base, plan, folder / "base.safetensors").run(loss_of).eval()

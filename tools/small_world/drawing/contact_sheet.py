@@ -1,4 +1,4 @@
-"""A sheet of pictures to look at: `python -m tools.small_world.drawing.contact_sheet OUT.png [seed]`."""
+"""Write a contact sheet of images: `python -m tools.small_world.drawing.contact_sheet OUT.png [seed]`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = (
     Scene("snow", "sketch", "smiling"), Scene("city", "sketch", place="right"), Scene("beach", "sepia", "smiling"),
     Scene("forest", "comic"), Scene("meadow", "inverted"), Scene("beach", "pixel", "smiling"),
 )  # fmt: skip
-"""Scenes that show every background, style and expression."""
+"""Scenes that cover every background, style and expression."""
 
 
 def tiled(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
@@ -29,13 +29,13 @@ def tiled(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def people_in_scenes(seed: int = 1, people: int = 4, size: int = SIZE) -> np.ndarray:
-    """One person per row, over SHOWN."""
+    """Return a grid with one person per row, in the scenes of SHOWN."""
     generator = generator_of(seed)
     return tiled([[render(p, s, size) for s in SHOWN] for p in (sample_identity(generator) for _ in range(people))])
 
 
 def different_people(seed: int = 1, rows: int = 4, columns: int = 16, size: int = SIZE) -> np.ndarray:
-    """Every picture another person in another scene; the last row shows vases."""
+    """Return a grid of different people in different scenes; the last row shows vases."""
     generator = generator_of(seed)
     samplers = [sample_identity] * (rows - 1) + [sample_vase]
     return tiled(

@@ -1,4 +1,4 @@
-"""Eyes, brows, mouth and beard: what an expression moves. Units as in head.py."""
+"""Draw eyes, brows, mouth and beard, which change with the expression. Units as in head.py."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from .shapes import above, bent, both, box, circle, ellipse, line, moved, outsid
 EYE_LEVEL, MOUTH_LEVEL = -0.1, 0.57
 
 
-def eye_place(person: Identity) -> float:
-    """Distance of the eyes' centres from the middle of the face."""
+def eye_offset(person: Identity) -> float:
+    """Return the distance of the eyes' centers from the middle of the face."""
     return 0.25 + 0.15 * person.eye_gap
 
 
 def eye_half_width(person: Identity) -> float:
-    """Half the width of an eye."""
+    """Return half the width of an eye."""
     return 0.145 + 0.1 * person.eye_size
 
 
 def draw_eyes(frame: Frame, person: Identity, expression: str) -> None:
-    """White, iris, pupil, highlight and lashes; surprise opens the eyes, a wink closes the right one."""
-    at, half = eye_place(person), eye_half_width(person)
+    """Draw white, iris, pupil, highlight and lashes; surprise opens the eyes, a wink closes the right one."""
+    at, half = eye_offset(person), eye_half_width(person)
     high = half * (0.98 if expression == "surprised" else 0.72)
     area = (-at - 0.3, EYE_LEVEL - 0.32, at + 0.3, EYE_LEVEL + 0.32)
     if expression == "winking":
         area = (area[0], area[1], 0.0, area[3])
         draw_closed_eye(frame, person, at, half)
-    iris, colour = half * 0.68, EYES[person.eye_colour]
+    iris, color = half * 0.68, EYES[person.eye_color]
     frame.fill(area, twice(ellipse(at, EYE_LEVEL - 0.03, half + 0.04, high + 0.05)), scaled(INK, 1.2), opacity=0.85)
     white = ellipse(at, EYE_LEVEL, half, high)
     frame.fill(area, twice(white), (0.98, 0.98, 0.97))
-    frame.fill(area, twice(both(white, circle(at, EYE_LEVEL, iris))), colour)
+    frame.fill(area, twice(both(white, circle(at, EYE_LEVEL, iris))), color)
     frame.fill(area, twice(circle(at, EYE_LEVEL, iris * 0.4)), (0.04, 0.03, 0.05))
     glint = iris * 0.36
     for side in (-at, at) if area[2] else (-at,):
@@ -44,7 +44,7 @@ def draw_eyes(frame: Frame, person: Identity, expression: str) -> None:
 
 
 def draw_closed_eye(frame: Frame, person: Identity, at: float, half: float) -> None:
-    """A winking eye: an arc of lashes."""
+    """Draw a winking eye: an arc of lashes."""
     arc = moved(bent(box(-half, -0.04, half, 0.04, 0.03), -0.09 / (half * half)), at, EYE_LEVEL + 0.08)
     lid = scaled(skin_tone(person.skin), 0.85)
     frame.fill((at - 0.3, -0.4, at + 0.3, 0.25), ellipse(at, EYE_LEVEL, half, half * 0.6), lid, opacity=0.5)
@@ -52,19 +52,19 @@ def draw_closed_eye(frame: Frame, person: Identity, at: float, half: float) -> N
 
 
 def draw_brows(frame: Frame, person: Identity, expression: str) -> None:
-    """Brows of the hair's colour; surprise raises them, sadness lifts their inner ends."""
-    at, half = eye_place(person), eye_half_width(person)
+    """Draw brows of the hair's color; surprise raises them, sadness lifts their inner ends."""
+    at, half = eye_offset(person), eye_half_width(person)
     thick, tilt = 0.025 + 0.08 * person.brow, 0.4 * (person.brow_slant - 0.5)
     level = EYE_LEVEL - 0.13 - half - (0.12 if expression == "surprised" else 0.0)
     drop = 0.1 if expression == "sad" else 0.0
     inner, outer = max(at - half - 0.02, 0.05), at + half + 0.05
     stroke = line(inner, level + tilt - drop, outer, level - tilt * 0.8 + drop, thick, thick * 0.6)
-    colour = mixed(HAIR[person.hair_colour], INK, 0.72)
-    frame.fill((-outer - 0.1, level - 0.35, outer + 0.1, level + 0.35), twice(stroke), colour)
+    color = mixed(HAIR[person.hair_color], INK, 0.72)
+    frame.fill((-outer - 0.1, level - 0.35, outer + 0.1, level + 0.35), twice(stroke), color)
 
 
 def draw_mouth(frame: Frame, person: Identity, expression: str) -> None:
-    """Lips, and teeth or a dark inside where the mouth is open."""
+    """Draw lips, and teeth or a dark interior if the mouth is open."""
     half, skin = 0.14 + 0.26 * person.mouth, skin_tone(person.skin)
     lip = mixed(skin, rgb("b3122e"), 0.6) if person.skin < 0.75 else mixed(skin, rgb("c8384c"), 0.55)
     area = (-half - 0.12, MOUTH_LEVEL - 0.3, half + 0.12, MOUTH_LEVEL + 0.4)
@@ -83,7 +83,7 @@ def draw_mouth(frame: Frame, person: Identity, expression: str) -> None:
 
 
 def draw_grin(frame: Frame, half: float, lip: tuple[float, float, float]) -> None:
-    """An open smile: a crescent with a row of teeth."""
+    """Draw an open smile: a crescent with a row of teeth."""
     deep = 0.1 + 0.36 * half
     top, bottom = MOUTH_LEVEL - 0.07, MOUTH_LEVEL - 0.09 + deep
     area = (-half - 0.2, MOUTH_LEVEL - 0.25, half + 0.2, MOUTH_LEVEL + 0.4)
@@ -96,23 +96,23 @@ def draw_grin(frame: Frame, half: float, lip: tuple[float, float, float]) -> Non
 
 
 def draw_beard(frame: Frame, person: Identity) -> None:
-    """A beard on the jaw, a goatee on the chin; the moustache comes after the mouth."""
-    colour = HAIR[person.hair_colour]
+    """Draw a beard on the jaw or a goatee on the chin; the mustache is drawn after the mouth."""
+    color = HAIR[person.hair_color]
     if person.beard == "full":
         fur = both(face(person, 0.1), outside(above(0.3, -0.42)))
-        frame.fill((-1.1, -0.2, 1.1, 1.25), fur, colour, shade=fuzz)
+        frame.fill((-1.1, -0.2, 1.1, 1.25), fur, color, shade=fuzz)
     elif person.beard == "goatee":
-        frame.fill((-0.5, 0.5, 0.5, 1.3), ellipse(0, 0.92, 0.25, 0.22), colour, shade=fuzz)
+        frame.fill((-0.5, 0.5, 0.5, 1.3), ellipse(0, 0.92, 0.25, 0.22), color, shade=fuzz)
 
 
-def draw_moustache(frame: Frame, person: Identity) -> None:
-    """Two wings over the mouth, with every kind of beard."""
+def draw_mustache(frame: Frame, person: Identity) -> None:
+    """Draw two wings over the mouth, with every kind of beard."""
     if person.beard != "none":
-        size = 0.34 if person.beard == "moustache" else 0.26
+        size = 0.34 if person.beard == "mustache" else 0.26
         wing = line(0.07, 0.43, size, 0.5, 0.085, 0.03)
-        frame.fill((-0.5, 0.25, 0.5, 0.7), twice(wing), HAIR[person.hair_colour], shade=fuzz)
+        frame.fill((-0.5, 0.25, 0.5, 0.7), twice(wing), HAIR[person.hair_color], shade=fuzz)
 
 
 def fuzz(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Short hair: light and dark strokes running down."""
+    """Return the shade of short hair: light and dark vertical strokes."""
     return wave(x * np.float32(3.4) + y * np.float32(0.6)) * np.float32(0.16) - np.float32(0.08)

@@ -1,4 +1,4 @@
-"""The head: face, ears, neck, nose and cheeks. Units: the face is 2 high, from y = -1 (crown) to y = 1 (chin)."""
+"""Draw the head: face, ears, neck, nose and cheeks. Units: the face is 2 high, from y = -1 (crown) to y = 1 (chin)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import numpy as np
 
 from ..scene.identity import Identity
 from .canvas import Frame, Shape
-from .palette import Colour, mixed, rgb, scaled, skin_tone
+from .palette import Color, mixed, rgb, scaled, skin_tone
 from .shapes import any_of, both, circle, ellipse, larger, line, twice
 
 FRECKLES = ((0.24, 0.2), (0.4, 0.16), (0.33, 0.31), (0.5, 0.28), (0.13, 0.13))
 
 
 def half_width(person: Identity) -> float:
-    """Half the width of the face at the cheeks."""
+    """Return half the width of the face at the cheeks."""
     return 0.6 + 0.24 * person.face_width
 
 
 def face(person: Identity, grow: float = 0.0) -> Shape:
-    """The outline of the face, larger by `grow`: an egg whose lower half is pointed (jaw 0) to square (jaw 1)."""
+    """Return the face, enlarged by `grow`: an egg whose lower half is pointed (jaw 0) to square (jaw 1)."""
     egg, widening = ellipse(0, 0, half_width(person) + grow, 1 + grow), -0.34 + 0.78 * person.jaw
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def face(person: Identity, grow: float = 0.0) -> Shape:
 
 
 def roundness(width: float, depth: float = 0.17) -> Shape:
-    """Light from the upper left on something round of this half width: bright there, darker to the lower right."""
+    """Return the shade of a round surface of this half width, lit from the upper left."""
     a, b = np.float32(1 / width), np.float32(0.75)
 
     def shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def roundness(width: float, depth: float = 0.17) -> Shape:
 
 
 def draw_neck(frame: Frame, person: Identity) -> None:
-    """The neck, in the shadow of the chin."""
+    """Draw the neck, in the shadow of the chin."""
     skin, w = skin_tone(person.skin), half_width(person)
     neck, shadow = line(0, 0.4, 0, 1.6, w * 0.5), ellipse(0.05, 0.98, w * 0.52, 0.22)
     frame.fill((-w, 0.5, w, 1.8), neck, scaled(skin, 0.84))
@@ -48,7 +48,7 @@ def draw_neck(frame: Frame, person: Identity) -> None:
 
 
 def draw_face(frame: Frame, person: Identity) -> None:
-    """Ears and face, with the light from the upper left."""
+    """Draw ears and face, with the light from the upper left."""
     skin, w = skin_tone(person.skin), half_width(person)
     ear = ellipse(w + 0.01, 0.06, 0.13, 0.2)
     frame.fill((-w - 0.2, -0.2, w + 0.2, 0.35), twice(ear), scaled(skin, 0.9))
@@ -58,7 +58,7 @@ def draw_face(frame: Frame, person: Identity) -> None:
 
 
 def draw_cheeks(frame: Frame, person: Identity) -> None:
-    """Freckles, or rosy cheeks."""
+    """Draw freckles, or rosy cheeks."""
     skin = skin_tone(person.skin)
     if person.cheeks == "rosy":
         blush = twice(circle(0.43, 0.28, 0.14))
@@ -70,10 +70,10 @@ def draw_cheeks(frame: Frame, person: Identity) -> None:
 
 
 def draw_nose(frame: Frame, person: Identity) -> None:
-    """A nose from small to big: a shadow on its right, a lit ridge, two nostrils."""
+    """Draw a nose from small to big: a shadow on its right, a lit ridge, two nostrils."""
     skin, big = skin_tone(person.skin), person.nose
     half, tip = 0.055 + 0.19 * big, 0.17 + 0.12 * big
-    dark: Colour = mixed(scaled(skin, 0.62), rgb("7a2418"), 0.15)
+    dark: Color = mixed(scaled(skin, 0.62), rgb("7a2418"), 0.15)
     shadow = line(0.03, -0.08, 0.04, tip, 0.03, half * 0.95)
     frame.fill((-0.3, -0.2, 0.4, 0.6), shadow, dark, soft=0.04, opacity=0.75)
     body = line(-0.015, -0.1, -0.01, tip - 0.03, 0.03, half * 0.95)

@@ -1,27 +1,27 @@
-"""Colours as (red, green, blue) in [0, 1], by name, each far enough from the others to be told at 64 x 64."""
+"""Define named colors as (red, green, blue) in [0, 1], far enough apart to be distinguished at 64 x 64."""
 
 from __future__ import annotations
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 
-def rgb(code: str) -> Colour:
-    """The colour of six hexadecimal digits."""
+def rgb(code: str) -> Color:
+    """Return the color of six hexadecimal digits."""
     return tuple(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))  # type: ignore[return-value]
 
 
-def mixed(one: Colour, other: Colour, share: float) -> Colour:
-    """`one` with this share of `other` in it."""
+def mixed(one: Color, other: Color, share: float) -> Color:
+    """Return `one` with this share of `other` in it."""
     return tuple(a + (b - a) * share for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
 
 
-def scaled(colour: Colour, factor: float) -> Colour:
-    """The colour made darker (factor < 1) or lighter."""
-    return tuple(min(1.0, c * factor) for c in colour)  # type: ignore[return-value]
+def scaled(color: Color, factor: float) -> Color:
+    """Return the color made darker (factor < 1) or lighter."""
+    return tuple(min(1.0, c * factor) for c in color)  # type: ignore[return-value]
 
 
 SKIN = tuple(rgb(c) for c in ("fbdcc8", "f0bd98", "d29a6c", "a16a43", "7a4c2f", "583726"))
-"""Skin from light to dark; tones between are mixed from their neighbours."""
+"""Skin tones from light to dark; tones between them are interpolated."""
 
 HAIR = {
     "black": rgb("1d1a22"),
@@ -40,7 +40,7 @@ EYES = {
     "blue": rgb("2f7de0"),
     "violet": rgb("9a45d6"),
     "amber": rgb("e8920c"),
-    "grey": rgb("8b98a3"),
+    "gray": rgb("8b98a3"),
 }
 METALS = {"black": rgb("15151a"), "red": rgb("d3202b"), "gold": rgb("e6b422"), "blue": rgb("1f5fe0")}
 CLOTHES = {
@@ -67,8 +67,8 @@ GLAZES = {
 WHITE, INK = (1.0, 1.0, 1.0), rgb("1a1418")
 
 
-def skin_tone(share: float) -> Colour:
-    """The tone at `share` in [0, 1] of the way from the lightest to the darkest skin."""
-    place = share * (len(SKIN) - 1)
-    at = min(int(place), len(SKIN) - 2)
-    return mixed(SKIN[at], SKIN[at + 1], place - at)
+def skin_tone(share: float) -> Color:
+    """Return the tone at `share` in [0, 1] of the way from the lightest to the darkest skin."""
+    position = share * (len(SKIN) - 1)
+    at = min(int(position), len(SKIN) - 2)
+    return mixed(SKIN[at], SKIN[at + 1], position - at)

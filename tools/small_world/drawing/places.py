@@ -1,18 +1,18 @@
-"""The ten backgrounds. Units: the picture is 1 wide and 1 high, (0, 0) at its top left; `r`: the variant's numbers."""
+"""Draw the ten backgrounds. Units: the image is 1 wide and 1 high, (0, 0) at its top left; `r`: random values."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .canvas import Frame, Shape
-from .palette import WHITE, Colour, mixed, rgb, scaled
+from .palette import WHITE, Color, mixed, rgb, scaled
 from .shapes import any_of, box, circle, ellipse, line, polygon, wave
 
 EVERYWHERE = (-0.1, -0.1, 1.1, 1.1)
 
 
 def hills(level: float, height: float, shift: float, many: float) -> Shape:
-    """Land with a rolling skyline: below `level`, with waves of this height."""
+    """Return the shape of land with a rolling skyline: below `level`, with waves of this height."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         t = wave(x * np.float32(many) + np.float32(shift))
@@ -22,7 +22,7 @@ def hills(level: float, height: float, shift: float, many: float) -> Shape:
 
 
 def peaks(level: float, height: float, shift: float, many: float) -> Shape:
-    """Mountains: two saw-tooth skylines on each other."""
+    """Return the shape of mountains: the sum of two sawtooth skylines."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         t = wave(x * np.float32(many) + np.float32(shift)) * np.float32(0.7)
@@ -32,14 +32,14 @@ def peaks(level: float, height: float, shift: float, many: float) -> Shape:
     return distance
 
 
-def glow(colour: Colour, frame: Frame, x: float, y: float, r: float, halo: float) -> None:
-    """A shining disc with a halo."""
-    frame.fill(EVERYWHERE, circle(x, y, r), colour, soft=halo, opacity=0.55)
-    frame.fill((x - r, y - r, x + r, y + r), circle(x, y, r), colour)
+def glow(color: Color, frame: Frame, x: float, y: float, r: float, halo: float) -> None:
+    """Draw a shining disc with a halo."""
+    frame.fill(EVERYWHERE, circle(x, y, r), color, soft=halo, opacity=0.55)
+    frame.fill((x - r, y - r, x + r, y + r), circle(x, y, r), color)
 
 
 def cloud(frame: Frame, x: float, y: float, size: float, opacity: float = 0.85) -> None:
-    """A cloud of three puffs on a flat base."""
+    """Draw a cloud of three puffs on a flat base."""
     puffs = any_of((
         ellipse(x, y, size, size * 0.3), circle(x - size * 0.3, y - size * 0.16, size * 0.3),
         circle(x + size * 0.22, y - size * 0.22, size * 0.38),
@@ -47,14 +47,14 @@ def cloud(frame: Frame, x: float, y: float, size: float, opacity: float = 0.85) 
     frame.fill((x - size, y - size, x + size, y + size * 0.5), puffs, WHITE, soft=0.02, opacity=opacity)
 
 
-def fir(frame: Frame, x: float, foot: float, tall: float, colour: Colour, snow: bool = False) -> None:
-    """A fir of three tiers."""
+def fir(frame: Frame, x: float, foot: float, tall: float, color: Color, snow: bool = False) -> None:
+    """Draw a fir of three tiers."""
     frame.fill((x - 0.03, foot - 0.06, x + 0.03, foot), box(x - 0.012, foot - 0.06, x + 0.012, foot), rgb("4a2e1a"))
     for share in (0.0, 0.3, 0.56):
         low, wide = foot - 0.04 - tall * share * 0.95, tall * (0.3 - 0.2 * share)
         high = low - tall * 0.46
         tier = polygon((x, high), (x + wide, low), (x - wide, low))
-        frame.fill((x - wide, high, x + wide, low), tier, scaled(colour, 0.85 + 0.5 * share))
+        frame.fill((x - wide, high, x + wide, low), tier, scaled(color, 0.85 + 0.5 * share))
         if snow:
             top = polygon(
                 (x, high), (x + wide * 0.5, high + (low - high) * 0.5), (x - wide * 0.5, high + (low - high) * 0.5)
@@ -63,14 +63,14 @@ def fir(frame: Frame, x: float, foot: float, tall: float, colour: Colour, snow: 
 
 
 def studio(frame: Frame, r: list[float]) -> None:
-    """A paper backdrop with a pool of light."""
+    """Draw a paper backdrop with a pool of light."""
     frame.wash(rgb("9aa3b4"), rgb("c9cdd6"), 0.0, 0.85)
     frame.fill(EVERYWHERE, circle(0.3 + 0.4 * r[0], 0.3 + 0.2 * r[1], 0.22), rgb("eef0f4"), soft=0.7, opacity=0.9)
     frame.wash(rgb("b3b8c4"), rgb("8f96a6"), 0.86, 1.0)
 
 
 def snow(frame: Frame, r: list[float]) -> None:
-    """White hills with firs, flakes falling."""
+    """Draw white hills with firs, and falling flakes."""
     frame.wash(rgb("86a9dc"), rgb("dfeaf8"), 0.0, 0.55)
     frame.fill(EVERYWHERE, hills(0.56, 0.14, r[0], 1.3), rgb("c3d5ee"))
     fir(frame, 0.08 + 0.1 * r[1], 0.66, 0.42 + 0.1 * r[2], rgb("2c5a4c"), snow=True)
@@ -84,7 +84,7 @@ def snow(frame: Frame, r: list[float]) -> None:
 
 
 def beach(frame: Frame, r: list[float]) -> None:
-    """Sun, sea and sand; a palm tree."""
+    """Draw sun, sea, sand and a palm tree."""
     frame.wash(rgb("3f9bea"), rgb("c4e8fb"), 0.0, 0.5)
     glow(rgb("fff3b0"), frame, 0.1 + 0.75 * r[0], 0.13, 0.075, 0.2)
     cloud(frame, r[1], 0.26, 0.16)
@@ -97,7 +97,7 @@ def beach(frame: Frame, r: list[float]) -> None:
 
 
 def palm(frame: Frame, x: float, lean: float) -> None:
-    """A palm tree at the edge of the beach."""
+    """Draw a palm tree at the edge of the beach."""
     top = x + lean
     frame.fill((x - 0.1, 0.3, x + 0.1, 0.85), line(x, 0.82, top, 0.36, 0.026, 0.016), rgb("7d5530"))
     leaves = [
@@ -108,19 +108,19 @@ def palm(frame: Frame, x: float, lean: float) -> None:
 
 
 def forest(frame: Frame, r: list[float]) -> None:
-    """Trunks and firs in green mist, nearer ones darker."""
+    """Draw trunks and firs in green mist, nearer ones darker."""
     frame.wash(rgb("a9cf8e"), rgb("5d9a55"), 0.0, 0.6)
-    for depth, colour in ((0, rgb("6ba566")), (1, rgb("3f7f4a")), (2, rgb("1f5a35"))):
+    for depth, color in ((0, rgb("6ba566")), (1, rgb("3f7f4a")), (2, rgb("1f5a35"))):
         for i in range(4 - (depth > 1)):
             x = (i + r[depth * 4 + i]) / 4 if depth < 2 else (0.02, 0.3, 0.97)[i] + 0.1 * (r[8 + i] - 0.5)
-            fir(frame, x, 0.64 + 0.11 * depth, 0.5 + 0.13 * depth + 0.1 * r[12 + i], colour)
+            fir(frame, x, 0.64 + 0.11 * depth, 0.5 + 0.13 * depth + 0.1 * r[12 + i], color)
     frame.fill(
         EVERYWHERE, hills(0.82, 0.05, r[16], 1.2), rgb("2f6a2c"), lambda x, y: wave(x * 14 + y * 9) * np.float32(0.06)
     )
 
 
 def night(frame: Frame, r: list[float]) -> None:
-    """A moon with its halo, stars, dark hills."""
+    """Draw a moon with its halo, stars and dark hills."""
     frame.wash(rgb("060a22"), rgb("2c3a7a"), 0.0, 0.85)
     for i in range(14):
         x, y, size = (i + r[i]) / 14, 0.7 * r[14 + i], 0.008 + 0.008 * r[28 + i]
@@ -136,7 +136,7 @@ def night(frame: Frame, r: list[float]) -> None:
 
 
 def brick(frame: Frame, r: list[float]) -> None:
-    """A wall of bricks, each row shifted by half a brick."""
+    """Draw a wall of bricks, each row shifted by half a brick."""
     rows, columns = 8, 4
 
     def mortar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -155,33 +155,33 @@ def brick(frame: Frame, r: list[float]) -> None:
 
 
 def mountains(frame: Frame, r: list[float]) -> None:
-    """A sunset behind three ranges, the far ones paler."""
+    """Draw a sunset behind three ranges, the far ones paler."""
     frame.wash(rgb("6a4fa3"), rgb("ffb56b"), 0.0, 0.62)
     glow(rgb("ffe9a8"), frame, 0.15 + 0.7 * r[0], 0.42, 0.08, 0.3)
-    for level, height, colour, i in ((0.66, 0.4, "a8719c", 1), (0.78, 0.36, "75497f", 2), (0.92, 0.26, "47305f", 3)):
+    for level, height, color, i in ((0.66, 0.4, "a8719c", 1), (0.78, 0.36, "75497f", 2), (0.92, 0.26, "47305f", 3)):
         frame.fill(
             EVERYWHERE,
             peaks(level, height, r[i], 1.1 + 0.5 * i),
-            rgb(colour),
+            rgb(color),
             lambda x, y: (y - 0.6) * np.float32(0.25),
         )
 
 
 def city(frame: Frame, r: list[float]) -> None:
-    """Houses with lit windows in the evening."""
+    """Draw houses with lit windows in the evening."""
     frame.wash(rgb("f3a6a0"), rgb("fbe3b5"), 0.0, 0.6)
-    for depth, colour in ((0, rgb("c08c9a")), (1, rgb("5a5f80"))):
+    for depth, color in ((0, rgb("c08c9a")), (1, rgb("5a5f80"))):
         for i in range(5):
             x, top = i / 5 - 0.02 + 0.04 * r[i + 5 * depth], 0.12 + 0.16 * depth + 0.3 * r[10 + i + 5 * depth]
             house = box(x, top, x + 0.2 - 0.03 * depth, 1.2)
-            frame.fill((x, top, x + 0.22, 1.1), house, scaled(colour, 0.9 + 0.2 * r[20 + i]))
+            frame.fill((x, top, x + 0.22, 1.1), house, scaled(color, 0.9 + 0.2 * r[20 + i]))
             if depth:
                 frame.fill((x, top, x + 0.2, 1.1), windows(x, top), rgb("ffe27a"))
     frame.wash(rgb("4b4d5c"), rgb("33343f"), 0.93, 1.0)
 
 
 def windows(left: float, top: float) -> Shape:
-    """Rows of three windows in a house whose upper left corner is given."""
+    """Return the shape of rows of three windows in a house whose upper left corner is given."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         u = np.abs(wave((x - np.float32(left + 0.013)) * np.float32(1 / 0.048)) - 1) * np.float32(0.024)
@@ -193,7 +193,7 @@ def windows(left: float, top: float) -> Shape:
 
 
 def meadow(frame: Frame, r: list[float]) -> None:
-    """Green hills, clouds and flowers."""
+    """Draw green hills, clouds and flowers."""
     frame.wash(rgb("58b2f2"), rgb("d8f1fb"), 0.0, 0.55)
     cloud(frame, 0.2 * r[0] + 0.05, 0.12 + 0.1 * r[1], 0.17)
     cloud(frame, 0.75 + 0.25 * r[2], 0.1 + 0.16 * r[3], 0.2)
@@ -209,7 +209,7 @@ def meadow(frame: Frame, r: list[float]) -> None:
 
 
 def sea(frame: Frame, r: list[float]) -> None:
-    """Under water: rays of light, weed, bubbles and a fish."""
+    """Draw an underwater scene: rays of light, weed, bubbles and a fish."""
     frame.wash(rgb("3fd0d8"), rgb("07336b"), 0.0, 0.95)
 
     def rays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -233,7 +233,7 @@ def sea(frame: Frame, r: list[float]) -> None:
 
 
 def weed(frame: Frame, x: float, top: float) -> None:
-    """A swaying blade of weed."""
+    """Draw a swaying blade of weed."""
 
     def blade(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         sway = (wave(v * np.float32(4.5)) - np.float32(0.5)) * np.float32(0.035)
@@ -244,10 +244,10 @@ def weed(frame: Frame, x: float, top: float) -> None:
     )
 
 
-def fish(frame: Frame, x: float, y: float, colour: Colour) -> None:
-    """A small fish."""
+def fish(frame: Frame, x: float, y: float, color: Color) -> None:
+    """Draw a small fish."""
     tail = polygon((x + 0.03, y), (x + 0.1, y - 0.045), (x + 0.1, y + 0.045))
-    frame.fill((x - 0.1, y - 0.1, x + 0.12, y + 0.1), any_of((ellipse(x, y, 0.065, 0.04), tail)), colour)
+    frame.fill((x - 0.1, y - 0.1, x + 0.12, y + 0.1), any_of((ellipse(x, y, 0.065, 0.04), tail)), color)
     frame.fill((x - 0.05, y - 0.03, x - 0.02, y + 0.01), circle(x - 0.035, y - 0.01, 0.011), rgb("10131c"))
 
 
@@ -255,5 +255,5 @@ PLACES = {
     "studio": studio, "snow": snow, "beach": beach, "forest": forest, "night": night,
     "brick": brick, "mountains": mountains, "city": city, "meadow": meadow, "sea": sea,
 }  # fmt: skip
-NUMBERS = 48
-"""How many numbers of the variant a place may use."""
+RANDOM_VALUES = 48
+"""Number of random values, determined by the variant, that a background may use."""

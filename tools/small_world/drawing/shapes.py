@@ -1,4 +1,4 @@
-"""Signed distances of simple shapes, and what they are combined with. Lengths in the frame's units, y downwards."""
+"""Define signed distances of simple shapes, and combine them. Lengths in the frame's units, y downwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TINY = np.float32(1e-6)
 
 
 def ellipse(cx: float, cy: float, a: float, b: float) -> Shape:
-    """An ellipse with half axes a and b: d = k (k - 1) / |grad|, k = |(x / a, y / b)|, to first order right."""
+    """Return an ellipse with half axes a and b: d = k (k - 1) / |grad|, k = |(x / a, y / b)|, exact to first order."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         u, v = (x - cx) * np.float32(1 / a), (y - cy) * np.float32(1 / b)
@@ -26,7 +26,7 @@ def ellipse(cx: float, cy: float, a: float, b: float) -> Shape:
 
 
 def circle(cx: float, cy: float, r: float) -> Shape:
-    """A disc."""
+    """Return a disc."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         u, v = x - cx, y - cy
@@ -36,7 +36,7 @@ def circle(cx: float, cy: float, r: float) -> Shape:
 
 
 def box(x0: float, y0: float, x1: float, y1: float, corner: float = 0.0) -> Shape:
-    """A rectangle with rounded corners."""
+    """Return a rectangle with rounded corners."""
     cx, cy, a, b = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2 - corner, (y1 - y0) / 2 - corner
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def box(x0: float, y0: float, x1: float, y1: float, corner: float = 0.0) -> Shap
 
 
 def line(x0: float, y0: float, x1: float, y1: float, r: float, end: float | None = None) -> Shape:
-    """A stroke with round ends, of half width r, changing to `end` along the way."""
+    """Return a stroke with round ends, of half width r, changing to `end` along the way."""
     dx, dy = x1 - x0, y1 - y0
     square, change = dx * dx + dy * dy + 1e-9, (r if end is None else end) - r
 
@@ -65,7 +65,7 @@ def line(x0: float, y0: float, x1: float, y1: float, r: float, end: float | None
 
 
 def polygon(*corners: tuple[float, float]) -> Shape:
-    """A convex polygon, corners clockwise as seen (y downwards): the largest distance to any side."""
+    """Return a convex polygon, corners clockwise as seen (y downwards): the largest distance to any side."""
     sides = []
     for (x0, y0), (x1, y1) in zip(corners, (*corners[1:], corners[0]), strict=True):
         length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
@@ -83,27 +83,27 @@ def polygon(*corners: tuple[float, float]) -> Shape:
 
 
 def above(level: float, bend: float = 0.0) -> Shape:
-    """All that lies above the parabola y = level + bend x^2; distances along y."""
+    """Return the region above the parabola y = level + bend x^2; distances along y."""
     return lambda x, y: (y - np.float32(level)) - x * x * np.float32(bend)
 
 
 def bent(shape: Shape, bend: float) -> Shape:
-    """The shape moved down by bend x^2: a bar becomes a smile (bend < 0) or a brow (bend > 0)."""
+    """Return the shape moved down by bend x^2: a bar becomes a smile (bend < 0) or a brow (bend > 0)."""
     return lambda x, y: shape(x, y - x * x * np.float32(bend))
 
 
 def moved(shape: Shape, dx: float, dy: float) -> Shape:
-    """The shape moved."""
+    """Return the shape translated by (dx, dy)."""
     return lambda x, y: shape(x - np.float32(dx), y - np.float32(dy))
 
 
 def twice(shape: Shape) -> Shape:
-    """The shape and its mirror image: give the right one (x > 0)."""
+    """Return the shape and its mirror image; `shape` is the one with x > 0."""
     return lambda x, y: shape(np.abs(x), y)
 
 
 def both(*shapes: Shape) -> Shape:
-    """Where all the shapes are."""
+    """Return the intersection of the shapes."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         far = shapes[0](x, y)
@@ -115,7 +115,7 @@ def both(*shapes: Shape) -> Shape:
 
 
 def any_of(shapes: Sequence[Shape]) -> Shape:
-    """Where any of the shapes is."""
+    """Return the union of the shapes."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         near = shapes[0](x, y)
@@ -127,20 +127,20 @@ def any_of(shapes: Sequence[Shape]) -> Shape:
 
 
 def outside(shape: Shape) -> Shape:
-    """Where the shape is not."""
+    """Return the complement of the shape."""
     return lambda x, y: -shape(x, y)
 
 
 def ring(shape: Shape, r: float) -> Shape:
-    """The outline of the shape, of half width r."""
+    """Return the outline of the shape, of half width r."""
     return lambda x, y: np.abs(shape(x, y)) - np.float32(r)
 
 
 def larger(shape: Shape, by: float) -> Shape:
-    """The shape grown on all sides (or shrunk, `by` < 0)."""
+    """Return the shape grown on all sides (or shrunk, `by` < 0)."""
     return lambda x, y: shape(x, y) - np.float32(by)
 
 
 def wave(t: np.ndarray) -> np.ndarray:
-    """A triangle wave of period 1 between 0 (whole t) and 1."""
+    """Return a triangle wave of period 1 between 0 (integer t) and 1."""
     return np.float32(1) - np.abs((t - np.floor(t)) * np.float32(2) - np.float32(1))

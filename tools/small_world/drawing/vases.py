@@ -1,4 +1,4 @@
-"""The second class of things: vases with a pattern and flowers. Units: the vase stands from y = -0.9 to y = 1.15."""
+"""Draw vases, the second class, with a pattern and flowers. Units: the vase extends from y = -0.9 to y = 1.15."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PROFILES = {
 
 
 def rim_level(vase: Vase) -> float:
-    """Where the vase ends above."""
+    """Return the height of the rim."""
     return FOOT - (1.35 + 0.55 * vase.height) * (0.72 if vase.form == "bowl" else 1.0)
 
 
 def body(vase: Vase) -> Shape:
-    """The outline: half width as a smooth curve through the form's profile."""
+    """Return the outline: half width as a smooth curve through the form's profile."""
     top, wide = rim_level(vase), 0.5 + 0.36 * vase.width
     knots = np.array(PROFILES[vase.form], np.float32) * np.float32(wide)
     steps = len(knots) - 1
@@ -49,14 +49,14 @@ def body(vase: Vase) -> Shape:
 
 
 def glaze_shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A glazed round body: a bright streak on the left, dark towards both sides."""
+    """Return the shade of a glazed round body: a bright streak on the left, dark towards both sides."""
     u = x + np.float32(0.22)
     streak = np.maximum(np.float32(0.3) - np.abs(u) * np.float32(2.4), 0)
     return streak - u * u * np.float32(0.36)
 
 
 def pattern(vase: Vase) -> Shape:
-    """Where the second colour goes."""
+    """Return the shape that is painted in the second color."""
     at = np.float32(0.15)
     return {
         "plain": lambda x, y: np.ones((y.shape[0], x.shape[1]), np.float32),
@@ -70,12 +70,12 @@ def pattern(vase: Vase) -> Shape:
 
 
 def cell(t: np.ndarray, many: float) -> np.ndarray:
-    """Distance from the middle of the nearest of `many` cells per unit, with its sign."""
+    """Return the signed distance from the middle of the nearest of `many` cells per unit."""
     return (t * np.float32(many) - np.floor(t * np.float32(many)) - np.float32(0.5)) * np.float32(1 / many)
 
 
 def draw_vase(frame: Frame, vase: Vase) -> None:
-    """Shadow, flowers, handles, body, pattern, the dark opening."""
+    """Draw shadow, flowers, handles, body, pattern and the dark opening."""
     outline, top, wide = body(vase), rim_level(vase), 0.5 + 0.36 * vase.width
     frame.fill((-1.4, 0.95, 1.5, 1.45), ellipse(0.12, FOOT, wide * 1.05, 0.12), rgb("101018"), soft=0.16, opacity=0.5)
     draw_flowers(frame, vase, top)
@@ -90,7 +90,7 @@ def draw_vase(frame: Frame, vase: Vase) -> None:
 
 
 def draw_handles(frame: Frame, vase: Vase, top: float, wide: float) -> None:
-    """Two handles, or one on the right."""
+    """Draw two handles, or one on the right."""
     loop = ring(ellipse(wide * 0.72, (top * 2 + FOOT) / 3, wide * 0.52, 0.3), 0.075)
     if vase.handles == "two":
         frame.fill((-1.6, top - 0.2, 1.6, 1.0), lambda x, y: loop(np.abs(x), y), scaled(GLAZES[vase.glaze], 0.8))
@@ -99,7 +99,7 @@ def draw_handles(frame: Frame, vase: Vase, top: float, wide: float) -> None:
 
 
 def draw_flowers(frame: Frame, vase: Vase, top: float) -> None:
-    """A bunch of three flowers, or a spray of leaves."""
+    """Draw a bunch of three flowers, or a spray of leaves."""
     if vase.flowers == "none":
         return
     heads = ((-0.42, top - 0.45), (0.03, top - 0.7), (0.46, top - 0.4))
@@ -115,13 +115,13 @@ def draw_flowers(frame: Frame, vase: Vase, top: float) -> None:
             cup = any_of(
                 (ellipse(x - 0.09, y, 0.1, 0.2), ellipse(x + 0.09, y, 0.1, 0.2), ellipse(x, y + 0.02, 0.12, 0.19))
             )
-            frame.fill(near, cup, CLOTHES[vase.flower_colour], leaf)
+            frame.fill(near, cup, CLOTHES[vase.flower_color], leaf)
         else:
             petals = any_of((ellipse(x, y, 0.24, 0.09), ellipse(x, y, 0.09, 0.24), circle(x, y, 0.16)))
-            frame.fill(near, petals, CLOTHES[vase.flower_colour])
-            frame.fill(near, circle(x, y, 0.085), rgb("f7c325") if vase.flower_colour != "yellow" else rgb("7a4a1c"))
+            frame.fill(near, petals, CLOTHES[vase.flower_color])
+            frame.fill(near, circle(x, y, 0.085), rgb("f7c325") if vase.flower_color != "yellow" else rgb("7a4a1c"))
 
 
 def leaf(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Light from above, veins across."""
+    """Return the shade of a leaf: light from above, with veins."""
     return wave(x * np.float32(5)) * np.float32(0.12) - np.float32(0.08) - y * np.float32(0.06)

@@ -1,1 +1,1 @@
-"""The hypernetwork for the world's base: a picture of a person -> a LiDB. The pack's own nodes train and use it."""
+"""Train the hypernetwork for the world's base, an image of a person -> a LiDB, with the pack's own nodes."""

@@ -1,4 +1,4 @@
-"""Drawn people in folders, as *Build Subject Bank* takes them: pictures, and beside each the words for its scene."""
+"""Draw people into folders as *Build Subject Bank* takes them: images, each with a caption file."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from ..scene.people import person, seeds
 from ..scene.scene import Scene, sample_scene
 from ..scene.task import CAPTIONS, personal
 
-ASKED_FOR = frozenset(parse(text)["background"] for text in CAPTIONS)
-"""Places that the task asks for; nobody trains on them."""
+TASK_BACKGROUNDS = frozenset(parse(text)["background"] for text in CAPTIONS)
+"""Backgrounds of the task's captions, which are excluded from training."""
 
 
-def learnt(count: int, start: int = 0) -> list[Identity]:
-    """People to learn from: none that is held out."""
+def training_people(count: int, start: int = 0) -> list[Identity]:
+    """Return people for training, none of whom is held out."""
     return [person(seed) for _, seed in zip(range(count), seeds(held_out=False, start=start), strict=False)]
 
 
 def scenes(number: int, count: int) -> list[Scene]:
-    """So many for the person of this number, at random, in other places than :data:`ASKED_FOR`."""
+    """Return random scenes for person ``number`` with backgrounds other than :data:`TASK_BACKGROUNDS`."""
     generator, found = torch.Generator().manual_seed(number), []
     while len(found) < count:
         scene = sample_scene(generator)
-        found += [scene] if scene.background not in ASKED_FOR else []
+        found += [scene] if scene.background not in TASK_BACKGROUNDS else []
     return found
 
 
 def draw(people: Sequence[Identity], views: Callable[[int], Sequence[Scene]], folder: Path) -> None:
-    """A sub-folder for each of them, with a picture of each view of that number's; those that are there whole stay."""
+    """Write a subfolder for each person with an image of each of their views; complete subfolders are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, shown in enumerate(people):
-        place = folder / f"{number:05}"
-        if place.exists():
+        path = folder / f"{number:05}"
+        if path.exists():
             continue
-        unfinished = folder.parent / f".{folder.name}_{place.name}"
+        unfinished = folder.parent / f".{folder.name}_{path.name}"
         unfinished.mkdir(exist_ok=True)
         seen = list(views(number))
-        for view, (scene, picture) in enumerate(zip(seen, render_batch([shown] * len(seen), seen), strict=True), 1):
-            Image.fromarray(picture).save(unfinished / f"{view}.png")
+        for view, (scene, image) in enumerate(zip(seen, render_batch([shown] * len(seen), seen), strict=True), 1):
+            Image.fromarray(image).save(unfinished / f"{view}.png")
             (unfinished / f"{view}.txt").write_text(personal(caption(shown, scene)), "utf-8")
-        unfinished.rename(place)
+        unfinished.rename(path)

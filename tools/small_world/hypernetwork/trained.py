@@ -1,4 +1,4 @@
-"""The hypernetwork from the repository."""
+"""Save and load the repository's hypernetwork."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from tools.comfy_harness.import_pack import load_pack
 
-from ..weight_files import there
+from ..weight_files import existing
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 LIDB: dict[str, Any] = {
     "rank": 4, "a": 50, "b": 50, "targets": "all linear and convolution", "text_encoder": False
 }  # fmt: skip
-"""What it predicts: *LiDB*'s inputs."""
+"""Inputs of the *LiDB* node for the adapter that it predicts."""
 
 
 def keep(predictor: Any, path: Path = WEIGHTS) -> None:
-    """Write it in half precision, as *Save HyperNetwork* does."""
+    """Save the hypernetwork in half precision, as *Save HyperNetwork* does."""
     load_pack()
     from hyperbooth.models.hypernetwork.checkpoint import save_predictor
 
@@ -27,12 +27,12 @@ def keep(predictor: Any, path: Path = WEIGHTS) -> None:
 
 
 def kept(path: Path = WEIGHTS) -> Any:
-    """As *Load HyperNetwork* gives it.
+    """Load the hypernetwork, as *Load HyperNetwork* does.
 
     Raises:
-        FileNotFoundError: it is not trained yet; the message says how.
+        FileNotFoundError: it is not trained yet; the message tells how to train it.
     """
     load_pack()
     from hyperbooth.models.hypernetwork.checkpoint import load_predictor
 
-    return load_predictor(there(path))
+    return load_predictor(existing(path))

@@ -1,1 +1,1 @@
-"""The oracle: a network trained on the generator's truth, which reads from any picture who is in it, and the scene."""
+"""Define the oracle: a network trained on the generator's ground truth to predict identity and scene from an image."""

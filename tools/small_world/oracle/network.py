@@ -1,4 +1,4 @@
-"""Oracles: small networks that read from a picture who is in it, or in what scene; trained on the generator's truth."""
+"""Define oracles: small networks trained on the generator's ground truth to read identity or scene from an image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from ..scene.attributes import Table
 
 WIDTHS = (32, 64, 128)
-LOOKS = 8
+QUERIES = 8
 MARKS = 32
 FINE = 6
-"""Layers of the trunk before its last narrowing, where the landmarks are sought."""
+"""Layers of the trunk before its last downsampling, after which landmarks are located."""
 
 
 class Residual(nn.Module):
-    """``x + f(x)`` of two normalised convolutions."""
+    """Compute ``x + f(x)`` with two normalized convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -32,24 +32,24 @@ class Residual(nn.Module):
 
 
 class Readout(nn.Module):
-    """Features [batch, places, width] -> [batch, outputs of `table`]: from LOOKS places it chooses, and the mean."""
+    """Map features [batch, positions, width] to [batch, outputs of `table`] by attention pooling and the mean."""
 
     def __init__(self, table: Table, width: int, hidden: int) -> None:
         super().__init__()
-        self.where = nn.Linear(width, LOOKS)
-        self.read = nn.Sequential(nn.Linear((LOOKS + 1) * width, hidden), nn.ReLU(), nn.Linear(hidden, count(table)))
+        self.where = nn.Linear(width, QUERIES)
+        self.read = nn.Sequential(nn.Linear((QUERIES + 1) * width, hidden), nn.ReLU(), nn.Linear(hidden, count(table)))
 
     def forward(self, x: Tensor) -> Tensor:
-        looks = self.where(x).softmax(1)
-        seen = torch.einsum("bpk,bpc->bkc", looks, x).flatten(1)
+        attention = self.where(x).softmax(1)
+        seen = torch.einsum("bpk,bpc->bkc", attention, x).flatten(1)
         return self.read(torch.cat([seen, x.mean(1)], 1))
 
 
 class Landmarks(nn.Module):
-    """Features [batch, width, side, side] -> [batch, outputs of `table`]: from where MARKS things are.
+    """Map features [batch, width, side, side] to [batch, outputs of `table`] by the positions of MARKS landmarks.
 
-    A mark is at the mean place of a softmax over the square (Sun et al. 2018, Integral Human Pose Regression), so to a
-    part of a pixel: shapes are distances.
+    A landmark is the mean position of a softmax over the map (Sun et al. 2018, Integral Human Pose Regression), with
+    subpixel accuracy, since attributes of shape are distances.
     """
 
     def __init__(self, table: Table, width: int, hidden: int) -> None:
@@ -63,18 +63,18 @@ class Landmarks(nn.Module):
 
 
 def count(table: Table) -> int:
-    """Outputs of all its attributes."""
+    """Return the number of outputs for all attributes."""
     return sum(len(a.values) or 1 for a in table)
 
 
 def grid(side: int) -> Tensor:
-    """[2, side, side]: x and y of every place, in [-1, 1]."""
+    """Return x and y of every position in [-1, 1], [2, side, side]."""
     line = torch.linspace(-1, 1, side)
     return torch.stack([line.expand(side, side), line[:, None].expand(side, side)])
 
 
 class Oracle(nn.Module):
-    """Picture [batch, 3, 64, 64] in [0, 1] -> what it reads of each attribute of `table`.
+    """Predict each attribute of `table` from images [batch, 3, 64, 64] in [0, 1].
 
     A categorical attribute takes as many outputs as it has values (logits), a continuous one takes one.
     """
@@ -90,24 +90,24 @@ class Oracle(nn.Module):
         self.read = Readout(table, WIDTHS[-1], 256)
         self.marks = Landmarks(table, WIDTHS[1], 192)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """[batch, outputs]."""
-        places = grid(pictures.shape[-1]).expand(len(pictures), -1, -1, -1)
-        fine = self.trunk[:FINE](torch.cat([pictures * 2 - 1, places], 1))
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the outputs of all attributes, [batch, outputs]."""
+        positions = grid(images.shape[-1]).expand(len(images), -1, -1, -1)
+        fine = self.trunk[:FINE](torch.cat([images * 2 - 1, positions], 1))
         return self.read(self.trunk[FINE:](fine).flatten(2).transpose(1, 2)) + self.marks(fine)
 
 
 def parts(table: Table, outputs: Tensor) -> Mapping[str, Tensor]:
-    """Attribute -> its outputs, of [batch, outputs]."""
+    """Split [batch, outputs] into attribute -> its outputs."""
     sizes = [len(a.values) or 1 for a in table]
     return dict(zip(table.names(), outputs.split(sizes, -1), strict=True))
 
 
 def reading_loss(table: Table, outputs: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
-    """Cross entropy of categorical and squared error of continuous attributes, where the picture shows them.
+    """Return cross entropy of categorical and squared error of continuous attributes, where the image shows them.
 
-    `truth` and `seen` are [batch, attributes]; thirty times the squared error weighs
-    more than an entropy: what is continuous takes longest to learn.
+    `truth` and `seen` are [batch, attributes]. The squared error has weight 30, since continuous attributes take
+    longest to learn.
     """
     read, total = parts(table, outputs), outputs.new_zeros(())
     for number, attribute in enumerate(table):

@@ -1,4 +1,4 @@
-"""How well the oracle reads people nobody trained on."""
+"""Measure how well the oracle reads held-out people."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Shown = list[tuple[Identity, Scene]]
 
 
 def held_out(people: int) -> Shown:
-    """People nobody trained on, and whom no figure reports, each in a scene at random."""
+    """Return held-out people who are in no reported figure, each in a random scene."""
     numbers = [seed for _, seed in zip(range(people), seeds(held_out=True, start=1 << 21), strict=False)]
     return [(person(n), sample_scene(generator_of(n ^ 0x0AC1E))) for n in numbers]
 
 
 def quality(oracle: Oracle, shown: Shown, views: Sequence[Scene] = ()) -> dict[str, float]:
-    """Attribute -> share of right answers (categorical) or R2 (continuous), where the first picture shows it.
+    """Return attribute -> accuracy (categorical) or R2 (continuous), where the first image shows it.
 
-    Of one picture of each person, or of the mean reading of those in `views`, as a person is known by references.
+    A reading is that of one image of each person, or the mean over `views`, as for reference images.
     """
     pairs = [(person, view) for person, scene in shown for view in views or (scene,)]
     each = max(1, len(views))

@@ -1,4 +1,4 @@
-"""What the oracle is asked of a picture, and the true answers for one that was drawn."""
+"""Define the oracle's questions about an image, and their true answers for a drawn one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..scene.truth import identity_seen, identity_vector, scene_seen, scene_vect
 
 THING = Attribute("thing", "shape", ("face", "vase"))
 QUESTIONS = Table((THING, *FACE_TABLE, *SCENE_TABLE))
-"""Whether it is a face, whose, and in what scene; of a vase nothing of its own is asked."""
+"""Class, identity of a face, and scene; there are no questions about the identity of a vase."""
 
 
 def answers(thing: Thing, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """([questions] float32, [questions] bool): the answers, and which of them the picture shows."""
+    """Return the answers, [questions] float32, and which of them the image shows, [questions] bool."""
     face = isinstance(thing, Identity)
     values = identity_vector(thing) if face else np.zeros(len(FACE_TABLE), np.float32)
     shown = identity_seen(thing, scene) if face else np.zeros(len(FACE_TABLE), bool)

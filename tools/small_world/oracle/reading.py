@@ -1,4 +1,4 @@
-"""What the oracle reads, as numbers that can be compared: with the truth, or with what it reads from other pictures."""
+"""Compare the oracle's readings with the ground truth, or with readings of other images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .network import Oracle, parts
 from .questions import QUESTIONS
 
 Reading = Mapping[str, Tensor]
-"""Attribute -> [pictures, values] chances of each value, or [pictures, 1] in [0, 1] of a continuous one."""
+"""Attribute -> [images, values] probabilities of each value, or [images, 1] in [0, 1] if continuous."""
 AT_ONCE = 100
 
 
 @torch.inference_mode()
-def read(oracle: Oracle, pictures: Tensor) -> Reading:
-    """The reading of pictures [pictures, 64, 64, 3] in [0, 1], as ComfyUI has them."""
-    outputs = torch.cat([oracle(part.movedim(-1, 1).float()) for part in pictures.split(AT_ONCE)])
+def read(oracle: Oracle, images: Tensor) -> Reading:
+    """Return the reading of images [images, 64, 64, 3] in [0, 1], ComfyUI's format."""
+    outputs = torch.cat([oracle(part.movedim(-1, 1).float()) for part in images.split(AT_ONCE)])
     return {
         a.name: part.softmax(1) if a.values else part.clamp(0, 1)
         for a, part in zip(QUESTIONS, parts(QUESTIONS, outputs).values(), strict=True)
@@ -29,7 +29,7 @@ def read(oracle: Oracle, pictures: Tensor) -> Reading:
 
 
 def person_of(reading: Reading) -> Identity:
-    """Who the pictures show, taken together: the values that are most likely on average."""
+    """Return the person that the images show, by the mean reading's most probable values."""
     chosen = {}
     for a in FACE_TABLE:
         mean = reading[a.name].mean(0)
@@ -38,10 +38,10 @@ def person_of(reading: Reading) -> Identity:
 
 
 def agreement(first: Reading, second: Reading, scene: Scene, person: Identity | None = None) -> Tensor:
-    """[pictures]: mean over the attributes of identity that `scene` shows of `person` (of everybody if None).
+    """Return the mean agreement over the attributes that `scene` shows of `person` (of every person if None), [images].
 
-    Of a categorical attribute the chance that both name one value, ``sum p q``; of a continuous one
-    ``max(0, 1 - 2 |x - y|)``. The readings' pictures are broadcast against each other.
+    The agreement of a categorical attribute is the probability of equal values, ``sum p q``, that of a continuous one
+    ``max(0, 1 - 2 |x - y|)``. The readings' images are broadcast against each other.
     """
     if person is None:
         shown = [a.carrier in scene.keeps and a.seen.__name__ == "always" for a in FACE_TABLE]

@@ -1,4 +1,4 @@
-"""The oracle's weights in the repository."""
+"""Save and load the oracle's weights in the repository."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
 
 def keep(oracle: Oracle, path: Path = WEIGHTS) -> None:
-    """Write it in half precision."""
+    """Save the oracle in half precision."""
     write(halved(oracle.state_dict()), path)
 
 
 def kept(path: Path = WEIGHTS) -> Oracle:
-    """The oracle, ready to read."""
+    """Load the oracle in float32 and evaluation mode."""
     oracle = Oracle(QUESTIONS)
     oracle.load_state_dict(read(path))
     return oracle.eval().requires_grad_(False).to(torch.float32)

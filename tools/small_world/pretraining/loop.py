@@ -1,4 +1,4 @@
-"""A long training that can be stopped at any time: its state is a file, and its data depend on the step alone."""
+"""Train a network for long, resumably: the state is a file, and the data depend on the step alone."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from .muon import Muon
 
 SAVE_EVERY = 120.0
 """Seconds between two states on disk."""
-SAY_EVERY = 30.0
+PRINT_EVERY = 30.0
 NARROW = 16
-"""Channels up to which a weight is no matrix to Muon: colours and latents."""
+"""Weights with at most this many channels on a side are not trained by Muon: those of colors and latents."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, and how fast.
+    """Define the schedule of a training.
 
     Args:
-        steps: all in all.
-        rate: the learning rate after `warmup` steps; it falls to nothing along a cosine.
-        average: of the exponential average of the weights, which is the result.
+        steps: total number of steps.
+        rate: learning rate after `warmup` steps; it decays to 0 along a cosine.
+        warmup: steps of linear warm-up.
+        average: decay of the exponential moving average of the weights, which is the result.
     """
 
     steps: int
@@ -46,16 +47,16 @@ class Plan:
 
 
 def matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The weights between more than NARROW channels on both sides."""
+    """Return the weights with more than NARROW channels on both sides."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     return [layer.weight for layer in layers if layer.weight.requires_grad and min(layer.weight.shape[:2]) > NARROW]
 
 
 @contextmanager
-def quicker() -> Iterator[None]:
-    """Products of bfloat16 numbers, where the processor makes them: 1.6 to 2 times the speed.
+def mixed_precision() -> Iterator[None]:
+    """Compute products in bfloat16 where the processor supports it, which is 1.6 to 2 times as fast.
 
-    Attention then is the one that is written out: of the fused one's backward there is a slow bfloat16 version alone.
+    Attention is then computed unfused, since the backward of the fused one is slow in bfloat16.
     """
     if not torch.cpu._is_avx512_bf16_supported():
         yield
@@ -65,10 +66,10 @@ def quicker() -> Iterator[None]:
 
 
 class Training:
-    """Weights, their average and the optimizers' moments, at a step; resumed from `path` where that exists.
+    """Train a module from its state in `path`, if that exists: weights, their average and the optimizers' moments.
 
-    Hidden matrices take Muon's steps (a kernel is one of [out, in * height * width]), all else takes Adam's: at the
-    autoencoder's first two minutes that is worth 1.5 dB.
+    Hidden matrices are trained by Muon (a kernel is a matrix [out, in * height * width]), all other parameters by Adam;
+    in the autoencoder's first two minutes this gains 1.5 dB.
     """
 
     def __init__(self, module: nn.Module, plan: Plan, path: Path) -> None:
@@ -86,20 +87,20 @@ class Training:
             self._load(load_file(path))
 
     def run(self, loss_of: Callable[[int], Tensor]) -> nn.Module:
-        """`loss_of(step)` until the plan's end; the module then holds the average."""
-        said = saved = time.monotonic()
+        """Minimize `loss_of(step)` until the plan's end; the module then holds the average."""
+        printed = saved = time.monotonic()
         total, count, first = 0.0, 0, self.step
-        began = said
+        began = printed
         while self.step < self.plan.steps:
-            with quicker():
+            with mixed_precision():
                 loss = loss_of(self.step)
             total, count = total + self._advance(loss), count + 1
             now = time.monotonic()
-            if now - said > SAY_EVERY:
+            if now - printed > PRINT_EVERY:
                 pace = (self.step - first) / (now - began)
                 left = f"{(self.plan.steps - self.step) / pace / 60:.0f} min left"
                 print(f"step {self.step}: loss {total / count:.4f}, {pace:.2f} steps/s, {left}", flush=True)
-                said, total, count = now, 0.0, 0
+                printed, total, count = now, 0.0, 0
             if now - saved > SAVE_EVERY:
                 self._save()
                 saved = now
@@ -139,7 +140,7 @@ class Training:
         write(tensors | {"step": torch.tensor(self.step)}, self.path)
 
     def _states(self) -> list[dict[str, Any]]:
-        """What the optimizers keep of each of their tensors."""
+        """Return the optimizers' state of each parameter."""
         return [o.state[p] for o in self.optimizers for group in o.param_groups for p in group["params"]]
 
     def _load(self, tensors: dict[str, Tensor]) -> None:

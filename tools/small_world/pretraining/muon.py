@@ -1,7 +1,7 @@
-"""Muon (Jordan et al. 2024): steps along the nearest orthogonal matrix of the momentum.
+"""Implement Muon (Jordan et al. 2024): steps along the orthogonal factor of the momentum.
 
-`torch.optim.Muon` does the same matrix by matrix, in bfloat16; a hundred small ones on a CPU take it 2.7 times as long
-as all of a shape together in float32, a quarter of a training step here.
+`torch.optim.Muon` does the same matrix by matrix, in bfloat16; for a hundred small matrices on a CPU it takes 2.7 times
+as long as all of a shape batched in float32, which take a quarter of a training step here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration ``a X + b (X X^T) X + c (X X^T)^2 X`` that draws all singular values near 1."""
+"""Coefficients of the quintic iteration ``a X + b (X X^T) X + c (X X^T)^2 X`` that moves singular values near 1."""
 ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps ``lr 0.2 sqrt(max(out, in)) U V^T`` of the Nesterov momentum ``U S V^T``, whose rate is Adam's (Moonlight).
+    """Take steps ``lr 0.2 sqrt(max(out, in)) U V^T`` of the Nesterov momentum ``U S V^T``; lr is as for Adam.
 
     Args:
         parameters: matrices [out, in].
+        lr: learning rate, scaled to that of Adam as in Moonlight (Liu et al. 2025).
+        momentum: decay of the gradient average.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -28,7 +30,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One step; matrices of a shape together."""
+        """Take one step; matrices of the same shape are batched."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -47,7 +49,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """[count, out, in] -> about ``U V^T`` of each ``U S V^T``."""
+    """Return approximately ``U V^T`` of each ``U S V^T``, [count, out, in]."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)

@@ -1,8 +1,8 @@
-"""Train the world's networks, and keep them in the repository.
+"""Train the world's networks, and save them in the repository.
 
 `python -m tools.small_world.pretraining.pretrain FOLDER [PART ...]`
 
-A second call goes on where the first was stopped. Needs COMFYUI_PATH.
+A second call resumes a stopped one. Needs COMFYUI_PATH.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PARTS = ("autoencoder", "base", "oracle", "vision", "hypernetwork")
 
 
 def main() -> None:
-    """Train the parts one after another, each with what stands before it."""
+    """Train the parts in order; each uses the parts before it."""
     parser = argparse.ArgumentParser(prog="python -m tools.small_world.pretraining.pretrain", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the states of the training are kept")
+    parser.add_argument("folder", type=Path, help="folder of the training states")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
     chosen = parser.parse_args()
     if unknown := set(chosen.parts) - set(PARTS):
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def train(folder: Path, parts: list[str] | tuple[str, ...]) -> None:
-    """Train `parts`; what is trained already is read from `folder`."""
+    """Train `parts`; parts that are trained already are read from `folder`."""
     from ..base import checkpoint, train_autoencoder, train_base
     from ..hypernetwork import train as train_hypernetwork
     from ..hypernetwork import trained as hypernetwork

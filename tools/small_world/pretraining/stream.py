@@ -1,4 +1,4 @@
-"""What a pretraining sees: picture number n and its caption, fixed by n, so that a resumed run needs no state."""
+"""Define the pretraining examples: image n and its caption depend on n alone, so a resumed run needs no state."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from ..scene.people import is_held_out, person, vase
 from ..scene.scene import Scene, sample_scene
 
 VASE_EVERY = 5
-"""One picture in so many shows a vase."""
+"""One image in so many shows a vase."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A thing in a scene, and what is said of it."""
+    """Hold a thing in a scene, and its caption."""
 
     thing: Thing
     scene: Scene
     caption: str
 
-    def picture(self, size: int = SIZE) -> np.ndarray:
-        """[size, size, 3] uint8."""
+    def image(self, size: int = SIZE) -> np.ndarray:
+        """Return the image, [size, size, 3] uint8."""
         return render(self.thing, self.scene, size)
 
 
 def example(number: int) -> Example:
-    """Example `number` of the stream; nobody who is held out is in it."""
+    """Return example `number` of the stream, which contains no held-out people."""
     seed = number
     while is_held_out(seed):
         seed += 1
     thing = vase(seed) if number % VASE_EVERY == 0 else person(seed)
-    generator = generator_of(mix(number) ^ 0x5CE7E)  # not the person's own: the scene tells nothing of the person
+    generator = generator_of(
+        mix(number) ^ 0x5CE7E
+    )  # independent of the person's generator, so that scene and person are independent
     scene = sample_scene(generator)
     return Example(thing, scene, sample_caption(thing, scene, generator))

@@ -1,4 +1,4 @@
-"""One table describes a thing: what its attributes are called, what values they take, what carries them to the eye."""
+"""Describe things by tables of attributes: their names, their values, and the carriers that show them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 CARRIERS = ("hue", "tone", "shape", "detail")
-"""What an attribute is read from: a colour, a lightness, an outline of many pixels, or one of few."""
+"""The visual property by which an attribute is read: a color, a lightness, a large outline, or a small one."""
 
 
 def always(thing: Any) -> bool:
-    """The attribute is to be seen in every thing of its kind."""
+    """Return True: every thing of its kind shows the attribute."""
     return True
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute: continuous in [0, 1] when it has no `values`, otherwise one of them.
+    """Describe one attribute: continuous in [0, 1] if it has no `values`, otherwise one of them.
 
-    `weights` are the chances of the values (equal if absent), `seen` tells whether a thing shows the attribute at all
-    (a hat's colour where there is a hat), `carrier` (see CARRIERS) which styles keep it.
+    `weights` are relative probabilities of the values (equal if absent), `seen` tells whether a thing shows the
+    attribute at all (the hat's color needs a hat), `carrier` (see CARRIERS) determines which styles keep it.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Attribute:
 
     @property
     def kind(self) -> str:
-        """`continuous` or `categorical`."""
+        """Return `continuous` or `categorical`."""
         return "categorical" if self.values else "continuous"
 
     def draw(self, uniform: float) -> float | str:
-        """The value at this quantile in [0, 1) of the attribute's distribution."""
+        """Return the value at this quantile in [0, 1) of the attribute's distribution."""
         if not self.values:
             return uniform
         weights = self.weights or (1.0,) * len(self.values)
@@ -57,11 +57,11 @@ class Attribute:
         return self.values[-1]
 
     def encode(self, value: float | str) -> float:
-        """The number that stands for `value`: itself, or its index."""
+        """Return the number that encodes `value`: itself, or its index."""
         return float(self.values.index(value)) if self.values else float(value)
 
     def check(self, value: float | str) -> None:
-        """ValueError unless the attribute can have this value."""
+        """Raise ValueError unless the attribute can have this value."""
         if self.values and value not in self.values:
             raise ValueError(f"{self.name} is {value!r}, expected one of {self.values}")
         if not self.values and not 0 <= value <= 1:
@@ -69,27 +69,27 @@ class Attribute:
 
 
 class Table(tuple[Attribute, ...]):
-    """The attributes of one kind of thing, in the order of its vector."""
+    """List the attributes of one kind of thing, in the order of its vector."""
 
     __slots__ = ()
 
     def names(self) -> tuple[str, ...]:
-        """The attributes' names, as in the vector."""
+        """Return the attributes' names in the order of the vector."""
         return tuple(a.name for a in self)
 
     def draw(self, uniforms: Iterator[float]) -> dict[str, float | str]:
-        """One value for each attribute, each from one uniform number."""
+        """Draw one value for each attribute, each from one uniform number."""
         return {a.name: a.draw(next(uniforms)) for a in self}
 
     def check(self, thing: Any) -> None:
-        """ValueError if an attribute of `thing` has a value it cannot have."""
+        """Raise ValueError if an attribute of `thing` has an invalid value."""
         for attribute in self:
             attribute.check(getattr(thing, attribute.name))
 
     def vector(self, thing: Any) -> np.ndarray:
-        """[attributes] float32: a continuous value as it is, a categorical one as its index."""
+        """Return continuous values as they are and categorical ones as their index, [attributes] float32."""
         return np.array([a.encode(getattr(thing, a.name)) for a in self], np.float32)
 
     def seen(self, thing: Any, carriers: frozenset[str]) -> np.ndarray:
-        """[attributes] bool: whether a picture that keeps these `carriers` shows the attribute of this thing."""
+        """Return whether an image that keeps these `carriers` shows each attribute of this thing, [attributes] bool."""
         return np.array([a.carrier in carriers and a.seen(thing) for a in self])

@@ -1,4 +1,4 @@
-"""Who is drawn: people and vases. Nothing in here depends on the scene, and no caption names any of it."""
+"""Define identities: people and vases. They do not depend on the scene, and no caption names their attributes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..random_draws import uniforms
 from .attributes import Attribute, Table
 
 LOW_HAIR = frozenset({"bob", "long", "curly", "pigtails"})
-"""Hair that comes out under a hat, so that its shape is still to be told."""
+"""Hair that extends below a hat, so that its shape remains visible."""
 
 
 def shows_hair(person: Any) -> bool:
-    """Whether the shape of the hair is to be told: a hat hides all that is short or grows upwards."""
+    """Return whether the shape of the hair is visible: a hat hides hair that is short or grows upwards."""
     return person.hat == "none" or person.hair in LOW_HAIR
 
 
-def shows_hair_colour(person: Any) -> bool:
-    """Whether more than the brows has the colour of the hair."""
+def shows_hair_color(person: Any) -> bool:
+    """Return whether more than the brows shows the color of the hair."""
     return person.hair in LOW_HAIR or person.beard == "full" or (person.hair != "bald" and person.hat == "none")
 
 
 def shows_mouth(person: Any) -> bool:
-    """Whether no beard covers the corners of the mouth and the jaw."""
+    """Return whether no beard covers the corners of the mouth and the jaw."""
     return person.beard != "full"
 
 
 def shows_brows(person: Any) -> bool:
-    """Whether no rim of the glasses lies over the brows."""
+    """Return whether no rim of the glasses lies over the brows."""
     return person.glasses != "winged"
 
 
@@ -44,23 +44,23 @@ FACE_TABLE = Table(
             "hair", "shape", ("bald", "crop", "parting", "bob", "long", "curly", "mohawk", "bun", "pigtails"),
             (0.7, 1, 1, 1, 1, 1, 0.8, 0.9, 0.9), shows_hair,
         ),
-        Attribute("hair_colour", "hue", tuple(HAIR), seen=shows_hair_colour),
+        Attribute("hair_color", "hue", tuple(HAIR), seen=shows_hair_color),
         Attribute("eye_size", "detail"),
         Attribute("eye_gap", "detail"),
-        Attribute("eye_colour", "hue", tuple(EYES)),
+        Attribute("eye_color", "hue", tuple(EYES)),
         Attribute("brow", "detail", seen=shows_brows),
         Attribute("brow_slant", "detail", seen=shows_brows),
         Attribute("nose", "detail"),
         Attribute("mouth", "detail", seen=shows_mouth),
         Attribute("cheeks", "detail", ("clear", "freckles", "rosy"), (2, 1, 1)),
-        Attribute("beard", "shape", ("none", "moustache", "goatee", "full"), (4, 1, 1, 1)),
+        Attribute("beard", "shape", ("none", "mustache", "goatee", "full"), (4, 1, 1, 1)),
         Attribute("glasses", "detail", ("none", "round", "square", "winged"), (3.5, 1, 1, 1)),
-        Attribute("glasses_colour", "hue", tuple(METALS), seen=lambda person: person.glasses != "none"),
+        Attribute("glasses_color", "hue", tuple(METALS), seen=lambda person: person.glasses != "none"),
         Attribute("earrings", "detail", ("none", "hoops"), (3, 1)),
         Attribute("hat", "shape", ("none", "beanie", "top_hat", "cap", "sun_hat", "cone"), (5, 1, 1, 1, 1, 1)),
-        Attribute("hat_colour", "hue", tuple(CLOTHES), seen=lambda person: person.hat != "none"),
+        Attribute("hat_color", "hue", tuple(CLOTHES), seen=lambda person: person.hat != "none"),
         Attribute("clothes", "shape", ("tee", "collar", "hoodie", "stripes", "turtleneck")),
-        Attribute("clothes_colour", "hue", tuple(CLOTHES)),
+        Attribute("clothes_color", "hue", tuple(CLOTHES)),
     )
 )  # fmt: skip
 
@@ -74,23 +74,23 @@ VASE_TABLE = Table(
         Attribute("paint", "hue", tuple(GLAZES), seen=lambda vase: vase.pattern != "plain"),
         Attribute("handles", "shape", ("none", "one", "two")),
         Attribute("flowers", "shape", ("none", "tulips", "daisies", "leaves"), (1.5, 1, 1, 1)),
-        Attribute("flower_colour", "hue", tuple(CLOTHES), seen=lambda vase: vase.flowers in {"tulips", "daisies"}),
+        Attribute("flower_color", "hue", tuple(CLOTHES), seen=lambda vase: vase.flowers in {"tulips", "daisies"}),
     )
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A person: see FACE_TABLE for the values; numbers run from 0 (least) to 1 (most)."""
+    """Describe a person; FACE_TABLE has the values, and numbers range from 0 to 1."""
 
     skin: float = 0.3
     face_width: float = 0.5
     jaw: float = 0.5
     hair: str = "parting"
-    hair_colour: str = "brown"
+    hair_color: str = "brown"
     eye_size: float = 0.5
     eye_gap: float = 0.5
-    eye_colour: str = "blue"
+    eye_color: str = "blue"
     brow: float = 0.5
     brow_slant: float = 0.5
     nose: float = 0.5
@@ -98,12 +98,12 @@ class Identity:
     cheeks: str = "clear"
     beard: str = "none"
     glasses: str = "none"
-    glasses_colour: str = "black"
+    glasses_color: str = "black"
     earrings: str = "none"
     hat: str = "none"
-    hat_colour: str = "red"
+    hat_color: str = "red"
     clothes: str = "tee"
-    clothes_colour: str = "teal"
+    clothes_color: str = "teal"
 
     def __post_init__(self) -> None:
         FACE_TABLE.check(self)
@@ -111,7 +111,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Vase:
-    """A vase: see VASE_TABLE for the values."""
+    """Describe a vase; VASE_TABLE has the values."""
 
     form: str = "amphora"
     width: float = 0.5
@@ -121,7 +121,7 @@ class Vase:
     paint: str = "cream"
     handles: str = "none"
     flowers: str = "none"
-    flower_colour: str = "red"
+    flower_color: str = "red"
 
     def __post_init__(self) -> None:
         VASE_TABLE.check(self)
@@ -133,19 +133,19 @@ Thing = Identity | Vase
 
 
 def table_of(thing: Thing) -> Table:
-    """The table that describes this kind of thing."""
+    """Return the table that describes this kind of thing."""
     return FACE_TABLE if isinstance(thing, Identity) else VASE_TABLE
 
 
 def sample_identity(generator: torch.Generator) -> Identity:
-    """A person at random."""
+    """Return a random person."""
     return Identity(**FACE_TABLE.draw(uniforms(generator, len(FACE_TABLE))))
 
 
 def sample_vase(generator: torch.Generator) -> Vase:
-    """A vase at random; a pattern always has another colour than its ground."""
+    """Return a random vase; a pattern always has another color than its ground."""
     values = VASE_TABLE.draw(uniforms(generator, len(VASE_TABLE)))
     if values["paint"] == values["glaze"]:
-        colours = tuple(GLAZES)
-        values["paint"] = colours[(colours.index(values["glaze"]) + 1) % len(colours)]
+        colors = tuple(GLAZES)
+        values["paint"] = colors[(colors.index(values["glaze"]) + 1) % len(colors)]
     return Vase(**values)

@@ -1,4 +1,4 @@
-"""A population: person number n, the same everywhere, and which of them no training may see."""
+"""Define the population: person n, the same on every machine, and which people are held out of training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ HELD_OUT = 16
 
 
 def person(seed: int) -> Identity:
-    """Person number `seed`."""
+    """Return person number `seed`."""
     return sample_identity(generator_of(seed))
 
 
 def vase(seed: int) -> Vase:
-    """Vase number `seed`."""
+    """Return vase number `seed`."""
     return sample_vase(generator_of(seed))
 
 
 def is_held_out(seed: int) -> bool:
-    """Whether this person is kept from all training, by a hash of the seed."""
+    """Return whether this person is held out of all training, by a hash of the seed."""
     return mix(seed ^ 0x5EED) % HELD_OUT == 0
 
 
 def seeds(held_out: bool, start: int = 0) -> Iterator[int]:
-    """The numbers of people held out, or of the others, without end."""
+    """Yield the numbers of held-out people, or of the others, without end."""
     while True:
         if is_held_out(start) == held_out:
             yield start

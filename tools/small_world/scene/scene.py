@@ -1,4 +1,4 @@
-"""Where, how and in what mood a thing is shown: all that a caption may name."""
+"""Define scenes: background, style, expression, framing and placement, which a caption may name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCENE_TABLE = Table(
         Attribute("style", "shape", ("photo", "sketch", "pixel", "inverted", "sepia", "comic"), (3, 1, 1, 1, 1, 1)),
         Attribute("expression", "detail", ("neutral", "smiling", "surprised", "sad", "winking")),
         Attribute("framing", "shape", ("portrait", "close", "far"), (2, 1, 1)),
-        Attribute("place", "shape", ("centre", "left", "right"), (2, 1, 1)),
+        Attribute("place", "shape", ("center", "left", "right"), (2, 1, 1)),
         Attribute("shift_x", "shape"),
         Attribute("shift_y", "shape"),
     )
@@ -32,18 +32,18 @@ KEEPS = {
     "sketch": frozenset({"shape", "detail"}),
     "pixel": frozenset({"hue", "tone", "shape"}),
 }
-"""What of a thing each style leaves to be read: see attributes.CARRIERS."""
+"""Style -> carriers (see attributes.CARRIERS) that it keeps."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene: see SCENE_TABLE for the values. `variant` moves the things in the background (trees, stars, clouds)."""
+    """Describe a scene; SCENE_TABLE has the values, and `variant` moves trees, stars or clouds of the background."""
 
     background: str = "studio"
     style: str = "photo"
     expression: str = "neutral"
     framing: str = "portrait"
-    place: str = "centre"
+    place: str = "center"
     shift_x: float = 0.5
     shift_y: float = 0.5
     variant: int = 0
@@ -55,11 +55,11 @@ class Scene:
 
     @property
     def keeps(self) -> frozenset[str]:
-        """What this scene's style leaves to be read of the thing in it."""
+        """Return the carriers that this scene's style keeps."""
         return KEEPS[self.style]
 
 
 def sample_scene(generator: torch.Generator) -> Scene:
-    """A scene at random."""
+    """Return a random scene."""
     draws = uniforms(generator, len(SCENE_TABLE) + 1)
     return Scene(**SCENE_TABLE.draw(draws), variant=int(next(draws) * (1 << 31)))

@@ -1,4 +1,4 @@
-"""What personalisation is asked to do in the world: from these views of a person, these scenes; nobody trains on them.
+"""Define the personalization task: reference views of a person, and captions of new scenes, held out of training.
 
 The demo, `dev.py bench quality` and the tests share it.
 """
@@ -21,7 +21,7 @@ REFERENCES = (
     Scene("forest", framing="close", shift_y=0.7, variant=3),
     Scene("mountains", expression="winking", shift_x=0.8, variant=4),
 )
-"""How the pictures of a person show them: photographs in four places."""
+"""Scenes of a person's reference images: photos with four backgrounds."""
 CAPTIONS = (
     "a face in the snow, smiling",
     "a face at night, surprised",
@@ -29,19 +29,19 @@ CAPTIONS = (
     "a face under water, as a comic",
     "a face on the beach, as pixel art",
 )
-"""Places and moods that no reference shows."""
+"""Captions with backgrounds and expressions that no reference image shows."""
 
 
 def references(shown: Identity, count: int = len(REFERENCES)) -> Tensor:
-    """[count, 64, 64, 3] in [0, 1]: the pictures of a person to train on."""
+    """Return the reference images of a person, [count, 64, 64, 3] in [0, 1]."""
     return torch.from_numpy(render_batch([shown] * count, REFERENCES[:count])).float() / 255
 
 
 def personal(caption: str) -> str:
-    """The prompt for the person in this caption's scene."""
+    """Return the prompt for the person in this caption's scene."""
     return caption.replace(CLASS_PROMPT, PROMPT)
 
 
 def subjects(count: int, start: int = 0) -> list[Identity]:
-    """People nobody trained on."""
+    """Return held-out people."""
     return [person(seed) for _, seed in zip(range(count), seeds(held_out=True, start=start), strict=False)]

@@ -1,1 +1,1 @@
-"""The world's CLIP_VISION: a small vision transformer in ComfyUI's own class, whose tokens tell who is in a picture."""
+"""Define the world's CLIP_VISION: a small vision transformer in ComfyUI's own class that encodes identity and scene."""

@@ -1,4 +1,4 @@
-"""The encoder as ComfyUI's CLIP_VISION, from the repository's weights."""
+"""Load the encoder as ComfyUI's CLIP_VISION from the repository's weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CONFIG: dict[str, Any] = {
     "num_hidden_layers": 4, "hidden_act": "gelu", "num_channels": 3, "image_size": 64, "patch_size": 8,
     "projection_dim": 64, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25],
 }  # fmt: skip
-"""As in the configuration files of CLIP's vision models."""
+"""Configuration in the format of CLIP's vision models."""
 
 
 def keep(network: nn.Module, path: Path = WEIGHTS) -> None:
-    """Write it in half precision."""
+    """Save the encoder in half precision."""
     write(halved(network.state_dict()), path)
 
 
 def kept(path: Path = WEIGHTS) -> Any:
-    """CLIP_VISION: `encode_image` gives tokens [pictures, 65, 96] and embeds [pictures, 64]."""
+    """Load CLIP_VISION; `encode_image` returns tokens [images, 65, 96] and embeddings [images, 64]."""
     from comfy.clip_vision import ClipVisionModel
 
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The encoder as a node: the stock *Load CLIP Vision* knows no vision model this small."""
+"""Provide the encoder as a node: the stock *Load CLIP Vision* recognizes no vision model this small."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .encoder import kept
 
 
 class SmallWorldVision(io.ComfyNode):
-    """-> CLIP_VISION."""
+    """Return the small world's CLIP_VISION."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -16,7 +16,7 @@ class SmallWorldVision(io.ComfyNode):
             node_id="SmallWorldVision",
             display_name="Small World's CLIP Vision",
             category="small world",
-            description="The small world's picture encoder, for its hypernetwork.",
+            description="The small world's image encoder, for its hypernetwork.",
             outputs=[io.ClipVision.Output()],
         )
 

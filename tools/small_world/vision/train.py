@@ -1,4 +1,4 @@
-"""Training of the encoder: who and what a picture shows is to be read from its tokens, and from its embedding."""
+"""Train the encoder so that identity and scene can be read from its tokens and from its embedding."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .encoder import CONFIG
 
 BATCH = 128
 FIRST = 20_000_000
-"""Number in the stream from which its pictures are taken: none of the base's or the oracle's."""
+"""Index in the stream of the encoder's first image; base and oracle use none of its images."""
 PLAN = Plan(steps=2500, rate=3e-3, average=0.998)
 
 
 class Reader(nn.Module):
-    """The encoder, and two heads that are not kept."""
+    """Train the encoder with two heads that are used in training only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class Reader(nn.Module):
         from comfy.clip_model import CLIPVisionModelProjection
         from comfy.ldm.modules.attention import attention_pytorch
 
-        from ..base.network import beginning
+        from ..base.network import initialize
 
         network = CLIPVisionModelProjection(CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
-        self.attention, self.encoder = attention_pytorch, beginning(network)
+        self.attention, self.encoder = attention_pytorch, initialize(network)
         embeddings = self.encoder.vision_model.embeddings
         nn.init.normal_(embeddings.class_embedding, std=0.02)
         nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
@@ -40,13 +40,13 @@ class Reader(nn.Module):
         self.register_buffer("mean", torch.tensor(CONFIG["image_mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CONFIG["image_std"])[:, None, None], persistent=False)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Readings from pictures [batch, 3, 64, 64]: of the last tokens but one, and of the embedding."""
-        tokens, embedding = self.encoded((pictures - self.mean) / self.std)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return readings of the penultimate tokens and of the embedding of images [batch, 3, 64, 64]."""
+        tokens, embedding = self.encoded((images - self.mean) / self.std)
         return self.of_tokens(tokens[:, 1:]), self.of_embedding(embedding[:, None])
 
     def encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(penultimate tokens, embedding); ComfyUI's own forward writes over what a gradient needs."""
+        """Return penultimate tokens and embedding; ComfyUI's own forward modifies activations in place."""
         vision = self.encoder.vision_model
         x = vision.pre_layrnorm(vision.embeddings(pixels))
         for layer in vision.encoder.layers:
@@ -57,14 +57,14 @@ class Reader(nn.Module):
 
 
 def train(folder: Path, plan: Plan = PLAN) -> nn.Module:
-    """The trained encoder; its state is in `folder`, and an unfinished one there is continued."""
+    """Train the encoder; its state is in `folder`, and an unfinished training there is resumed."""
     torch.manual_seed(0)
     reader = Reader()
     batch_at = ahead(FIRST, BATCH)
 
     def loss_of(step: int) -> Tensor:
-        pictures, true, shown = batch_at(step)
-        return sum(reading_loss(QUESTIONS, outputs, true, shown) for outputs in reader(pictures))
+        images, true, shown = batch_at(step)
+        return sum(reading_loss(QUESTIONS, outputs, true, shown) for outputs in reader(images))
 
     Training(reader, plan, folder / "vision.safetensors").run(loss_of)
     return reader.encoder.eval()
