@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ class Manifest:
         path, prefix = folder / MANIFEST, f"bank {folder.name!r}: {MANIFEST}"
         try:
             with path.open("rb") as file:  # no more of it than a header may have
-                text = file.read(4 * validation.MAX_HEADER_LENGTH + 1).decode()
+                size = os.fstat(file.fileno()).st_size  # read() allocates what it is asked for
+                text = file.read(min(size, 4 * validation.MAX_HEADER_LENGTH) + 1).decode()
         except OSError as error:
             raise ValueError(f"{prefix} cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:

@@ -18,6 +18,10 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            tensors = [tensor for tensor in pytree.tree_leaves(result) if isinstance(tensor, torch.Tensor) and not tensor.is_meta]
+            tensors = [
+                tensor
+                for tensor in pytree.tree_leaves(result)
+                if isinstance(tensor, torch.Tensor) and not tensor.is_meta
+            ]
             self.values = max([self.values, *(tensor.numel() for tensor in tensors)])
         return result
