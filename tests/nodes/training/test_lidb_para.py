@@ -97,7 +97,7 @@ def test_training_sees_what_apply_gives_also_from_a_file(
 @by_method
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_training_learns(node: Any, loaded: Any, subject: Any, method: Method, precision: str) -> None:
-    """With every block checkpointed, so that a decomposition serves the forward and its repetition."""
+    """Every block is checkpointed, so that a decomposition serves the forward and its recomputation."""
     options = replace(QUIET, precision=precision, gradient_checkpointing=True, gradient_accumulation=2)
     adapter, loss_map, _ = train(node, loaded, subject, method, 3, options=options, **inputs(method, loaded))
     exact, expected, _ = train(
