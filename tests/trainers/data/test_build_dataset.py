@@ -129,7 +129,8 @@ def test_load_images_placeholder_for_no_mask_is_no_mask() -> None:
 
 def test_many_class_images_are_one_line_of_the_report() -> None:
     made = build_dataset(images((32, 32, 3)), FRAMING, encoders(), class_images=images(*[(32, 32, 3)] * 7))
-    assert made.notes == ("image 1: 32 x 32 -> 32 x 32", "7 class images: 32 x 32 -> 32 x 32")
+    (own, classes) = made.notes
+    assert "image 1" in own and "7 class images" in classes
 
 
 def test_variants_are_encoded_one_by_one_with_their_masks_and_frames() -> None:

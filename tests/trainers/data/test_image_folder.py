@@ -55,7 +55,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     save(tmp_path, "a.jpg", stored, exif=exif, quality=100, subsampling=0)
     found = only(tmp_path)
     torch.testing.assert_close(found.pixels, values(photo()), atol=0.04, rtol=0)
-    assert found.notes == (("rotated upright",) if orientation > 1 else ())
+    assert ["rotated" in note for note in found.notes] == [True] * (orientation > 1)
 
 
 def test_every_kind_of_pixel_is_read_at_its_own_brightness(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_jfif_is_a_jpeg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "caption", "note"),
     [
-        ("Möwe".encode("cp1252"), "Möwe", "text read as Windows-1252"),
+        ("Möwe".encode("cp1252"), "Möwe", "Windows-1252"),
         ("Möwe".encode("utf-16"), "Möwe", None),
         ("Möwe".encode(), "Möwe", None),
     ],
@@ -239,7 +239,7 @@ def test_captions_of_other_encodings(tmp_path: Path, written: bytes, caption: st
     save(tmp_path, "a.jpg")
     (tmp_path / "a.txt").write_bytes(written)
     found = only(tmp_path)
-    assert found.caption == caption and found.notes == ((note,) if note else ())
+    assert found.caption == caption and [note in text for text in found.notes] == [True] * bool(note)
 
 
 @pytest.mark.parametrize("content", [b"a" * 5001, b"a" * 10**7, b"\0\1\2binary", b" " * 10**6])

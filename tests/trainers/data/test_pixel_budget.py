@@ -111,7 +111,8 @@ def test_a_large_jpeg_keeps_its_orientation_and_its_mask(tmp_path: Path, monkeyp
         Image.fromarray(pixels).save(tmp_path / name, exif=exif)
     found = read_image(tmp_path / "a.jpg", ReadOptions(longest_side=60))
     assert found.pixels.shape == (60, 40, 3)
-    assert found.notes == ("rotated upright", "downscaled from 400 x 600")
+    rotated, downscaled = found.notes
+    assert "rotated" in rotated and "400 x 600" in downscaled
     assert found.pixels[:28].min() > 0.9 and found.pixels[32:].max() < 0.1
     with pytest.raises(ValueError, match="600 x 400"):
         read_image(tmp_path / "b.png", ReadOptions())
