@@ -51,7 +51,7 @@ def kills(folder: Path, checkpoint: Path, count: int) -> Row:
 
 
 def prompts(folder: Path, checkpoint: Path, count: int) -> Row:
-    """Queue ``count`` trainings by :data:`CLIENTS` clients; return what the server holds after the tenth and the last."""
+    """Queue ``count`` trainings by :data:`CLIENTS` clients; what does the server hold after the tenth and the last?"""
     graph = api_graphs.small_job(checkpoint.name, steps=3)
     with server.running_server(server.prepare_job(folder / "prompts", checkpoint)) as running:
         soak = Soak(running, graph=lambda number: api_graphs.changed(graph, "HyperBoothTrain", seed=number))

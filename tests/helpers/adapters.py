@@ -1,4 +1,4 @@
-"""Adapters of every family as training would leave them, and what the papers say of them."""
+"""Adapters of every family as training would leave them, and the papers' formulas for them."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ RULES = {"lora": "attention", "lidb": "attention and feed-forward", "para": "all
 
 
 def link(family: str, loaded: Any, seed: int, text: bool = False) -> Adapter:
-    """A trained link: random, and large enough to be seen."""
+    """Return an adapter of random values, large enough to have a visible effect, as if trained."""
     shapes = layer_shapes(trainable_layers(loaded[0], loaded[1] if text else None))
     targets = select_targets(shapes, RULES.get(family, "attention"))
     if family == "para":
@@ -38,7 +38,7 @@ def stack_of(families: tuple[str, ...], loaded: Any, text: bool = False) -> Adap
 
 
 def literal(adapter: AdapterStack, name: str, weight: Tensor, strength: float) -> Tensor:
-    """The chain on one weight, each link by its paper's formula in float64: ``W + s (W' - W)``."""
+    """Return ``W + s (W' - W)`` for every adapter of the stack in turn, by its paper's formula in float64."""
     weight = weight.double().flatten(1)
     for one in adapter.adapters:
         if name not in one.layers:

@@ -1,4 +1,4 @@
-"""Measures what an operation allocates."""
+"""Measure what an operation allocates."""
 
 from typing import Any
 

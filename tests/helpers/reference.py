@@ -1,4 +1,4 @@
-"""The papers' formulas, literal, in float64. Slow and plain on purpose."""
+"""The papers' formulas in float64, literal, and slow and plain on purpose."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def lora(weight: Tensor, up: Tensor, down: Tensor, alpha: float) -> Tensor:
 
 
 def l_simple_eps(predicted: Tensor, noise: Tensor) -> Tensor:
-    """DDPM (2006.11239, eq. 14): ``||eps - eps_theta||^2``, mean over a sample's numbers."""
+    """DDPM (2006.11239, eq. 14): ``||eps - eps_theta||^2``, mean over a sample's values."""
     return ((noise.double() - predicted.double()) ** 2).flatten(1).mean(1)
 
 
@@ -45,7 +45,7 @@ def debiased_eps(loss_on_eps: Tensor, signal_to_noise: Tensor) -> Tensor:
 
 
 def full(weight: Tensor, diff: Tensor) -> Tensor:
-    """Fine-tuning of every number: ``W' = W + D``."""
+    """Fine-tuning of every value: ``W' = W + D``."""
     return weight.double() + diff.double()
 
 

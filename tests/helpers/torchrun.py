@@ -1,4 +1,4 @@
-"""Commands run as users run them, in processes of their own, by torchrun."""
+"""Run commands as users do, in processes of their own, by torchrun."""
 
 import os
 import signal

@@ -43,19 +43,19 @@ def test_plain_json_is_parsed_unchanged(value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Expecting value"),
-        ("NaN", "holds the number NaN"),
-        ("[-Infinity]", "holds the number -Infinity"),
-        ("1e999", "holds the number 1e999"),
-        ("1" * 5000, "holds the number 1{30}, larger than 2"),
-        (str(2**64), "holds the number 18446744073709551616"),
-        ('{"a": 1, "b": 2, "a": 3}', "names 'a' twice"),
+        ("", "char 0"),
+        ("NaN", r"\bNaN\b"),
+        ("[-Infinity]", "-Infinity"),
+        ("1e999", "1e999"),
+        ("1" * 5000, r"\b1{30}\b"),
+        (str(2**64), str(2**64)),
+        ('{"a": 1, "b": 2, "a": 3}', "'a'"),
         ('["\\udc00"]', "Unicode"),
         ('{"\\udc00": 1}', "Unicode"),
-        ("[" * 100_000, "too deep"),
-        ("[" * 20 + "]" * 20, "deeper than 16 levels"),
-        (f'"{"x" * MAX_HEADER_LENGTH}"', f"has {MAX_HEADER_LENGTH + 2} characters; at most {MAX_HEADER_LENGTH}"),
-        ("[" + "[]," * MAX_CONTAINERS + "1]", f"{MAX_CONTAINERS} lists, are read"),
+        ("[" * 100_000, r"\bdeep\b"),
+        ("[" * 20 + "]" * 20, r"\b16\b"),
+        (f'"{"x" * MAX_HEADER_LENGTH}"', rf"\b{MAX_HEADER_LENGTH + 2}\b.*\b{MAX_HEADER_LENGTH}\b"),
+        ("[" + "[]," * MAX_CONTAINERS + "1]", rf"\b{3 * MAX_CONTAINERS + 3}\b.*\b{MAX_CONTAINERS}\b"),
     ],
 )  # fmt: skip
 def test_invalid_headers_are_refused(text: str, message: str) -> None:
@@ -73,14 +73,14 @@ def test_tensors_are_copied_as_float32() -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.ones(2, dtype=torch.int64), r"torch\.int64 in x"),
-        (torch.ones(2, dtype=torch.bool), r"torch\.bool in x"),
-        (torch.ones(2, dtype=torch.complex64), r"torch\.complex64 in x"),
-        (torch.ones(0, 3), r"in x.*\(0, 3\)"),
-        (torch.tensor([1.0, torch.nan]), "NaN or infinite.* in x"),
-        (torch.tensor([-torch.inf]), "NaN or infinite.* in x"),
-        (torch.tensor([1e300], dtype=torch.float64), "NaN or infinite.* in x"),
-        (torch.tensor([-2 * MAX_WEIGHT]), r"1e\+09 in x"),
+        (torch.ones(2, dtype=torch.int64), r"torch\.int64.*\bx\b"),
+        (torch.ones(2, dtype=torch.bool), r"torch\.bool.*\bx\b"),
+        (torch.ones(2, dtype=torch.complex64), r"torch\.complex64.*\bx\b"),
+        (torch.ones(0, 3), r"\bx\b.*\(0, 3\)"),
+        (torch.tensor([1.0, torch.nan]), r"\bNaN\b.*\bx\b"),
+        (torch.tensor([-torch.inf]), r"\binfinite\b.*\bx\b"),
+        (torch.tensor([1e300], dtype=torch.float64), r"1e\+09.*\bx\b"),
+        (torch.tensor([-2 * MAX_WEIGHT]), r"1e\+09.*\bx\b"),
     ],
 )
 def test_invalid_tensors_are_refused(tensor: torch.Tensor, message: str) -> None:
@@ -136,7 +136,7 @@ def test_the_check_for_finite_values_copies_no_tensor(dtype: torch.dtype) -> Non
 )
 def test_metadata_that_code_reads_is_of_its_type(name: str, value: Any, expected: str) -> None:
     for metadata, entry in (({name: value}, name), ({"parts": [{}, {name: value}]}, rf"parts\.1\.{name}")):
-        with pytest.raises(ValueError, match=rf"gives .* for '{entry}(\.0)?'; .*{expected}"):
+        with pytest.raises(ValueError, match=rf"'{entry}(\.0)?'.*{expected}"):
             checked_metadata(metadata)
     assert checked_metadata({"anything else": value}) == {"anything else": value}
 
@@ -157,7 +157,7 @@ def test_metadata_keeps_its_order() -> None:
 def test_faults_are_not_collected(metadata: Any) -> None:
     """Pydantic's own list took 813 MiB for the first of them."""
     tracemalloc.start()
-    with pytest.raises(ValueError, match=f"for '{next(iter(metadata))}"):
+    with pytest.raises(ValueError, match=f"'{next(iter(metadata))}"):
         checked_metadata(metadata)
     assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     tracemalloc.stop()
@@ -167,7 +167,7 @@ def test_versions_come_first() -> None:
     check_version({"version": 2}, 2, 3)
     check_version({}, 2)
     check_version([], 2)
-    with pytest.raises(ValueError, match=r"version 9.* 2 and 3"):
+    with pytest.raises(ValueError, match=r"\bversion 9\b.*\b2\b.*\b3\b"):
         check_version({"version": 9}, 2, 3)
 
 
@@ -176,26 +176,26 @@ def test_missing_entries_are_named() -> None:
         width: int
 
     assert validated(Sample, {"width": 3, "other": None}) == Sample(width=3)
-    with pytest.raises(ValueError, match="lacks 'width'"):
+    with pytest.raises(ValueError, match="'width'"):
         validated(Sample, {"height": 3})
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({}, "for targets; expected layers"),
-        (["a"], "for targets; expected layers"),
-        ({"a": "64"}, "gives a the shape '64'; expected a list of integers"),
-        ({"a": [4.0, 4]}, "list of integers"),
-        ({"a": [True, 4]}, "list of integers"),
-        ({"a": [4]}, r"shape \(4,\); expected \(out, in\)"),
-        ({"a": [4, 4, 4]}, r"expected \(out, in\) or \(out, in, kh, kw\)"),
-        ({"a": [4, 0]}, "each from 1 to"),
-        ({"a": [4, -4]}, "each from 1 to"),
-        ({"a": [4, MAX_SIZE + 1]}, f"each from 1 to {MAX_SIZE}"),
-        ({"": [4, 4]}, "'' is no layer's name"),
-        ({"a\n": [4, 4]}, r"'a\\n' is no layer's name"),
-        ({"a" * (MAX_NAME_LENGTH + 1): [4, 4]}, f"is no layer's name; names have 1 to {MAX_NAME_LENGTH}"),
+        ({}, r"\{\}.*targets"),
+        (["a"], r"\['a'\].*targets"),
+        ({"a": "64"}, r"\ba\b.*'64'.*integers"),
+        ({"a": [4.0, 4]}, r"\ba\b.*\[4\.0, 4\].*integers"),
+        ({"a": [True, 4]}, r"\ba\b.*\[True, 4\].*integers"),
+        ({"a": [4]}, r"\(4,\).*\(out, in\)"),
+        ({"a": [4, 4, 4]}, r"\(4, 4, 4\).*\(out, in, kh, kw\)"),
+        ({"a": [4, 0]}, rf"\(4, 0\).*\b1\b.*\b{MAX_SIZE}\b"),
+        ({"a": [4, -4]}, rf"\(4, -4\).*\b1\b.*\b{MAX_SIZE}\b"),
+        ({"a": [4, MAX_SIZE + 1]}, rf"\(4, {MAX_SIZE + 1}\).*\b{MAX_SIZE}\b"),
+        ({"": [4, 4]}, rf"''.*\b{MAX_NAME_LENGTH}\b"),
+        ({"a\n": [4, 4]}, rf"'a\\n'.*\b{MAX_NAME_LENGTH}\b"),
+        ({"a" * (MAX_NAME_LENGTH + 1): [4, 4]}, rf"'a{{9,}}.*\b{MAX_NAME_LENGTH}\b"),
     ],
 )
 def test_invalid_targets_are_refused(entries: Any, message: str) -> None:
@@ -209,7 +209,7 @@ def test_valid_targets_are_parsed() -> None:
         "b": Target("b", (4, 3, 1, 2)),
     }
     validation.check_tensor_names("x.safetensors", ["a.lora_up.weight", "1/ä"])
-    with pytest.raises(ValueError, match=r"x\.safetensors holds a tensor named 'a\\x00'"):
+    with pytest.raises(ValueError, match=r"x\.safetensors.*'a\\x00'"):
         validation.check_tensor_names("x.safetensors", ["a\0"])
 
 
@@ -217,6 +217,6 @@ def test_a_key_that_is_there_twice_among_many_is_found_at_once() -> None:
     """It took 8 seconds for 20,000 keys, and minutes for a header of 2 MiB."""
     text = "{" + "".join(f'"{number}":1,' for number in range(100_000)) + '"7":1}'
     start = time.monotonic()
-    with pytest.raises(ValueError, match="'7' twice"):
+    with pytest.raises(ValueError, match="'7'"):
         parse_header(text)
     assert time.monotonic() - start < 2

@@ -1,5 +1,6 @@
 """A bank on a real server, over its API: built, extended, opened."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def person(folder: Path, seed: int) -> None:
 
 
 def building(checkpoint: Path, **inputs: Any) -> Graph:
-    """Checkpoint, method and a short build."""
+    """Return a graph of checkpoint, method and a short build."""
     return {
         "model": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}},
         "method": {
@@ -50,10 +51,10 @@ def test_a_bank_is_built_extended_and_opened(server: Server, checkpoint: Path) -
     outcome = server.run(graph)
     assert outcome.status == "success", outcome.message
     said = next(server.output.glob("shared*.png")).read_bytes()
-    assert b"is_changed" in said and b"anna" not in said, "the graph in a picture names nobody"
+    assert b"is_changed" in said and b"anna" not in said, "the graph in an image names nobody"
     assert outcome.progress["build"][-1] == 3 * 2
     report = outcome.outputs["build"]["text"][0]
-    assert "3 subjects with 3 images in 2 shards" in report and "3 of them new" in report
+    assert re.search(r"\b3 subjects\b.*\b3 images\b.*\b2 shards\b.*\b3 .*\bnew\b", report)
     shards = sorted((server.output / "hyperbooth_banks" / "faces").glob("*.safetensors"))
     assert len(shards) == 2
     with safe_open(shards[0], "pt") as file:
@@ -63,13 +64,9 @@ def test_a_bank_is_built_extended_and_opened(server: Server, checkpoint: Path) -
     person(faces / "dan", 9)
     outcome = server.run(graph)
     assert outcome.status == "success", outcome.message
-    assert (
-        "4 subjects" in outcome.outputs["build"]["text"][0] and "1 of them new" in outcome.outputs["build"]["text"][0]
-    )
+    assert re.search(r"\b4 subjects\b.*\b1 .*\bnew\b", outcome.outputs["build"]["text"][0])
 
     names = server.get("/object_info/HyperBoothLoadBank")["HyperBoothLoadBank"]["input"]["required"]["bank_name"]
     assert "faces" in str(names)
     refused = server.run(building(checkpoint, steps=3))
-    assert (
-        refused.status == "error" and "bank 'faces' was built otherwise: steps 2 there, steps 3 now" in refused.message
-    )
+    assert refused.status == "error" and re.search(r"bank 'faces'.*\bsteps 2\b.*\bsteps 3\b", refused.message)

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tools.comfy_harness.server import Outcome, Server
 
 @pytest.fixture
 def graph(checkpoint: Path) -> Graph:
-    """The shipped API workflow, at a size for two cores."""
+    """Return the shipped API workflow, at a size for two cores."""
     return small_job(checkpoint.name)
 
 
@@ -37,7 +38,8 @@ def test_the_shipped_workflow_runs(server: Server, graph: Graph) -> None:
     assert outcome.progress[train][-1] == 8
     assert any(Image.open(io.BytesIO(data)).width >= 512 for data in outcome.images), "the loss curve was shown"
     assert picture(server, outcome, graph).shape == (64, 64, 3)
-    assert "8 steps of 1 on 4 images, 2 class images" in outcome.outputs[find(graph, "PreviewAny")]["text"][0]
+    report = outcome.outputs[find(graph, "PreviewAny")]["text"][0]
+    assert re.search(r"\b8 steps of 1\b.*\b4 images\b.*\b2 class images\b", report)
     tensors = load_file(saved(server, graph, outcome))
     assert len(tensors) == 3 * 32 and all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
@@ -106,20 +108,24 @@ def test_cancel_stops_at_once_and_the_server_goes_on_with_the_model_unchanged(se
 
 
 BAD_INPUTS = {
-    "rank": ("HyperBoothMethodLoRA", {"rank": 321}, "rank 321 is larger than a layer of 320 x 320"),
+    "rank": ("HyperBoothMethodLoRA", {"rank": 321}, r"\brank 321\b.*\b320 x 320\b"),
     "targets": ("HyperBoothMethodLoRA", {"targets": "nonsense"}, "targets"),
     "learning rate, negative": ("HyperBoothMethodLoRA", {"learning_rate": -1e-4}, "learning_rate"),
     "learning rate, NaN": ("HyperBoothMethodLoRA", {"learning_rate": float("nan")}, "learning_rate"),
     "alpha, NaN": ("HyperBoothMethodLoRA", {"alpha": float("nan")}, "alpha"),
     "no steps": ("HyperBoothTrain", {"steps": 0}, "steps"),
     "no batch": ("HyperBoothTrain", {"batch_size": 0}, "batch_size"),
-    "no class prompt": ("HyperBoothSubject", {"class_prompt": ""}, "class_prompt is empty"),
-    "no prompt": ("HyperBoothSubject", {"prompt": " "}, "prompt is empty"),
-    "outside the output folder": ("HyperBoothSave", {"filename_prefix": "../../outside"}, "leads out of the output"),
-    "an absolute path": ("HyperBoothSave", {"filename_prefix": "/tmp/outside"}, "leads out of the output"),
-    "no name": ("HyperBoothSave", {"filename_prefix": " "}, "filename_prefix '' is no file name"),
-    "a NUL in the name": ("HyperBoothSave", {"filename_prefix": "a\0b"}, "is no file name"),
-    "a very long name": ("HyperBoothSave", {"filename_prefix": "a" * 300}, "is no file name"),
+    "no class prompt": ("HyperBoothSubject", {"class_prompt": ""}, r"\bclass_prompt\b"),
+    "no prompt": ("HyperBoothSubject", {"prompt": " "}, r"\bprompt\b"),
+    "outside the output folder": (
+        "HyperBoothSave",
+        {"filename_prefix": "../../outside"},
+        "prefix '../../outside'",
+    ),
+    "an absolute path": ("HyperBoothSave", {"filename_prefix": "/tmp/outside"}, "prefix '/tmp/outside'"),
+    "no name": ("HyperBoothSave", {"filename_prefix": " "}, "filename_prefix ''"),
+    "a NUL in the name": ("HyperBoothSave", {"filename_prefix": "a\0b"}, r"filename_prefix .*a.+b"),
+    "a very long name": ("HyperBoothSave", {"filename_prefix": "a" * 300}, r"filename_prefix .*a{20}"),
 }
 
 
@@ -130,26 +136,26 @@ def test_bad_input_is_named(server: Server, graph: Graph, case: str) -> None:
     outcome = server.run(changed(changed(graph, "HyperBoothTrain", steps=2), kind, **inputs))
     # An output that is refused at queueing does not keep the others from running.
     said = outcome.message if outcome.status == "error" else json.dumps(outcome.refused)
-    assert message in said
+    assert re.search(message, said)
     assert results(server) == before
 
 
 def results(server: Server) -> list[Path]:
-    """Files that users find: all but training states."""
+    """Return the files that users find: all but training states."""
     return sorted(path for path in server.output.rglob("*.safetensors") if path.parent.name != "hyperbooth_states")
 
 
 def test_images_smaller_than_a_latent_cell_are_refused(server: Server, graph: Graph) -> None:
     Image.new("RGB", (5, 90)).save(server.base / "input" / "narrow.png")
     outcome = server.run(changed(graph, "LoadImage", image="narrow.png"))
-    assert "image 1 is 5 x 90 pixels, smaller than one latent cell (8 x 8)" in outcome.message
+    assert re.search(r"\bimage 1\b.*\b5 x 90\b.*\b8 x 8\b", outcome.message)
 
 
 def test_captions_must_match_the_images(server: Server, graph: Graph) -> None:
     graph = copy.deepcopy(graph)
     graph["text"] = {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "one\ntwo"}}
     graph[find(graph, "HyperBoothSubject")]["inputs"]["captions"] = ["text", 0]
-    assert "captions holds 2 texts for 4 images" in server.run(graph).message
+    assert re.search(r"\bcaptions\b.*\b2\b.*\b4 images\b", server.run(graph).message)
 
 
 def test_a_list_in_place_of_one_prompt_is_refused(server: Server, graph: Graph) -> None:
@@ -158,10 +164,7 @@ def test_a_list_in_place_of_one_prompt_is_refused(server: Server, graph: Graph) 
         graph[text] = {"class_type": "PrimitiveString", "inputs": {"value": text}}
     graph["list"] = {"class_type": "CreateList", "inputs": {"inputs.input0": ["one", 0], "inputs.input1": ["two", 0]}}
     graph[find(graph, "HyperBoothSubject")]["inputs"]["prompt"] = ["list", 0]
-    assert (
-        "prompt received 2 different values; connect one; one text per image goes into captions"
-        in server.run(graph).message
-    )
+    assert re.search(r"\bprompt\b.*\b2\b.*\bcaptions\b", server.run(graph).message)
 
 
 def test_windows_separators_in_a_name_make_folders(server: Server, graph: Graph) -> None:
@@ -172,7 +175,7 @@ def test_windows_separators_in_a_name_make_folders(server: Server, graph: Graph)
 def test_a_text_encoder_method_needs_the_clip(server: Server, graph: Graph) -> None:
     graph = changed(graph, "HyperBoothMethodLoRA", text_encoder=True)
     graph[find(graph, "HyperBoothTrain")]["inputs"].pop("clip")
-    assert "clip is not connected" in server.run(graph).message
+    assert re.search(r"\bclip\b.*\btext_encoder\b", server.run(graph).message)
 
 
 def test_no_image_is_refused(server: Server, graph: Graph) -> None:

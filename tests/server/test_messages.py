@@ -1,4 +1,4 @@
-"""What is heard on the websocket while one prompt runs."""
+"""Messages of other prompts on the websocket are not taken for those of the running one."""
 
 import json
 
@@ -16,7 +16,7 @@ class Heard:
 
 
 def test_what_the_server_says_of_the_prompt_before_is_not_of_this_one() -> None:
-    """Who connects again before the prompt before is tidied away is told its last node, with no prompt's id."""
+    """A new connection may still get the last node of the prompt before, without a prompt's id."""
     connection = Heard(
         ("status", {"sid": "me"}),
         ("executing", {"node": "build"}),

@@ -17,16 +17,16 @@ METHODS = {
         "text_encoder": True, "text_encoder_lr": 1e-1,
     },
 }  # fmt: skip
-"""Rates that are seen in a picture after three steps."""
+"""Learning rates whose effect is visible in an image after three steps."""
 LOADERS = ("LoraLoader", "LoraLoaderBypass")
 ROUNDED = 4
 """Of 255. On a CPU the text encoder is in half precision: *Apply* and *Load LoRA* round its changed weights to it,
-bypass the adapter alone. That is 0.0006 of the text's vectors, and a picture of random weights at cfg 7 shows it."""
+bypass the adapter alone. That is 0.0006 of the text's vectors, and an image of random weights at cfg 7 shows it."""
 STRENGTHS = {"strength_model": 0.9, "strength_clip": 0.7}
 
 
 def training(checkpoint: Path, method: str, precision: str) -> Graph:
-    """The main job, by another method and saved in that precision."""
+    """Return the main job with another method, saved in that precision."""
     graph = small_job(checkpoint.name, 3)
     graph[find(graph, "HyperBoothMethodLoRA")] |= {"class_type": method, "inputs": METHODS[method]}
     graph[find(graph, "HyperBoothApply")]["inputs"] |= STRENGTHS
@@ -37,7 +37,7 @@ def training(checkpoint: Path, method: str, precision: str) -> Graph:
 
 
 def sampling(graph: Graph, loader: str | None, name: str = "") -> Graph:
-    """Its pictures alone, with the file in that loader instead: a stock one, *Load Adapter*, or none."""
+    """Return only its sampling, with the file in that loader instead: a stock one, *Load Adapter*, or none."""
     needed = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage")
     apply, source = find(graph, "HyperBoothApply"), find(graph, "CheckpointLoaderSimple")
     small = copy.deepcopy({key: node for key, node in graph.items() if node["class_type"] in needed})
@@ -66,7 +66,7 @@ def pictured(server: Server, graph: Graph) -> np.ndarray:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 def test_the_stock_loaders_make_applys_picture(server: Server, checkpoint: Path, method: str, precision: str) -> None:
-    """In half precision the file differs from what was trained: there it is held to *Load Adapter* of the file."""
+    """In half precision the file differs from what was trained, and is compared with *Load Adapter* of it."""
     graph = training(checkpoint, method, precision)
     trained = server.run(graph)
     of_training = picture(server, graph, trained)

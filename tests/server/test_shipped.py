@@ -2,12 +2,14 @@
 
 import copy
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.reports import line_of, mentions
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -22,7 +24,7 @@ def test_full_dreambooth_saves_a_checkpoint_that_loads(server: Server, checkpoin
     outcome = server.run(graph)
     assert outcome.status == "success", outcome.message
     report = outcome.outputs[find(graph, "PreviewAny")]["text"][0]
-    assert "full (every weight)" in report and "validation loss on the held-out image" in report
+    assert "full (" in report and "held-out" in report
     (path,) = (server.output / "checkpoints").glob("sks_dog_*.safetensors")
     before, after = load_file(checkpoint), load_file(path)
     changed_weights = [name for name in before if name in after and not torch.equal(before[name], after[name])]
@@ -60,10 +62,10 @@ def test_a_word_and_a_lora_on_top_and_the_stock_nodes_find_the_word(server: Serv
     outcome = server.run(graph)
     assert outcome.status == "success", outcome.message
     report, over = (outcome.outputs[name]["text"][0] for name in ("24", "25"))
-    assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l)" in report and "lora (rank 4" in over
+    assert re.search(r"\bembedding:sks-dog\b.*\b2 .*\bclip_l\b", report) and "lora (rank 4" in over
     embedding = saved(server, graph, outcome)
     text = outcome.outputs[find(graph, "HyperBoothSave")]["text"][1]
-    assert text == f"prompts call it embedding:{embedding.stem}" and embedding.parent == server.output / "embeddings"
+    assert text.endswith(f" embedding:{embedding.stem}") and embedding.parent == server.output / "embeddings"
     assert load_file(embedding)["emb_params"].shape == (2, 768)
     with safe_open(embedding, framework="pt") as file:
         assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
@@ -77,7 +79,7 @@ def test_a_word_and_a_lora_on_top_and_the_stock_nodes_find_the_word(server: Serv
 
 
 def sampled(server: Server, checkpoint: Path, text: str, graph: dict[str, Any] | None) -> np.ndarray:
-    """The checkpoint's own picture of ``text``, with the clip of ``graph``'s first Apply Adapter, if given."""
+    """Return the checkpoint's own image of ``text``, with the clip of ``graph``'s first Apply Adapter, if given."""
     whole = graph or small_job(checkpoint.name, 3, "hyperbooth_textual_inversion")
     needed = {"1", "18", "19", "20", "21", "22", "23", *(map(str, range(2, 12)) if graph else ())} - {"10"}
     small = copy.deepcopy({name: whole[name] for name in needed})
@@ -91,11 +93,11 @@ def sampled(server: Server, checkpoint: Path, text: str, graph: dict[str, Any] |
 
 
 CHAINS = {
-    "hyperbooth_lidb": ["1. lidb (rank 1, a 100, b 50, basis seed 0) on"],
-    "hyperbooth_para": ["1. para (rank 4) on"],
-    "hyperbooth_para_then_lora": ["1. para (rank 4) on", "2. lora (rank 8, alpha 8) on", "part 2:"],
+    "hyperbooth_lidb": ["1. lidb (rank 1, a 100, b 50, basis seed 0)"],
+    "hyperbooth_para": ["1. para (rank 4)"],
+    "hyperbooth_para_then_lora": ["1. para (rank 4)", "2. lora (rank 8, alpha 8)", "part 2:"],
 }
-"""Workflow -> what Adapter Info says of the chain it makes."""
+"""What Adapter Info reports of the stack that each workflow makes."""
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -129,13 +131,15 @@ def test_two_adapters_are_compared(server: Server, checkpoint: Path) -> None:
     first = server.run(graph)
     assert not {"6", "7", "19"} & set(first.executed), "without the encoders nothing is trained in vain"
     said = first.refused["19"]["errors"][0]["details"]
-    assert "encoder 'dino-vits16' is in none of" in said and "copy config.json" in said
+    assert "encoder 'dino-vits16'" in said and "config.json" in said
     write_dino(server.base / "models" / "dino" / "dino-vits16")
     write_clip(server.base / "models" / "clip_score" / "clip-vit-base-patch32")
     outcome = server.run(graph)
     assert outcome.status == "success", outcome.message
     (said,) = outcome.outputs["21"]["text"]
-    assert all(f"{score}: " in said for score in ("DINO", "CLIP-I", "CLIP-T")) and "is best" in said
+    assert all(f"{score}: " in said for score in ("DINO", "CLIP-I", "CLIP-T"))
+    named = [mentions(line, name) for line in said.splitlines() for name in ("LoRA", "PaRa")]
+    assert 1 in named and 2 in named, "the best adapter is named twice in its line"
     (path,) = (server.output / "scores").glob("lora_or_para_*.csv")
     assert [row[0] for row in csv.reader(path.open())] == ["name", "LoRA", "PaRa"]
     assert max(outcome.progress["19"]) > 0
@@ -147,9 +151,9 @@ def test_a_hollow_network_trains_a_lora_for_the_whole_one(server: Server, checkp
     outcome = server.run(graph)
     assert outcome.status == "success", outcome.message
     said, report = (outcome.outputs[name]["text"][0] for name in ("7", "20"))
-    assert "hollow LoRA, checkpointing" in said and "2 samples" in said
+    assert "hollow LoRA" in said and mentions(said, "2 samples")
     assert outcome.progress[find(graph, "HyperBoothHollowedNet")][-1] == 2
-    assert "hollow: trained without" in report and "2 batches of 1 recorded: " in report
+    assert line_of(report, "hollow:") and mentions(report, "2 batches of 1")
     with safe_open(saved(server, graph, outcome), framework="pt") as file:
         assert not [name for name in file.keys() if "middle_block" in name]  # noqa: SIM118
     assert not list(server.output.rglob("*.records"))

@@ -180,18 +180,18 @@ CONTRACT = {
 
 @pytest.fixture(scope="session")
 def nodes(server: Server) -> dict[str, Any]:
-    """Node id -> what the server says of it."""
+    """Return what the server says of each node, by id."""
     return server.get("/object_info")
 
 
 @pytest.fixture(scope="session")
 def ours(nodes: dict[str, Any]) -> dict[str, Any]:
-    """The pack's own."""
+    """Return the pack's own nodes."""
     return {name: info for name, info in nodes.items() if name.startswith("HyperBooth")}
 
 
 def inputs_of(info: dict[str, Any]) -> dict[str, Any]:
-    """Input name -> ``[type, settings]``, required ones first."""
+    """Return ``(type, settings)`` of each input by name, required ones first."""
     given = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in given.items()}
 
@@ -201,7 +201,7 @@ def is_widget(kind: Any, settings: dict[str, Any]) -> bool:
 
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """``widgets_values`` by name, as the frontend reads them: by position, some followed by one of its own."""
+    """Return ``widgets_values`` by name; the frontend reads them by position, some followed by one of its own."""
     values = list(node.get("widgets_values", []))
     named = {}
     for name, (kind, settings) in inputs_of(info).items():
@@ -217,7 +217,7 @@ def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_api(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
-    """A UI workflow as the prompt that the frontend makes of it; for graphs without subgraphs and bypassed nodes."""
+    """Return the prompt that the frontend makes of a UI workflow without subgraphs and bypassed nodes."""
     links = {link[0]: link for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:

@@ -14,34 +14,34 @@ from torch import zeros
 SUBJECT = Subject((Example(zeros(1, 4, 2, 2), None),))
 
 BAD: list[tuple[type, dict[str, Any], str]] = [
-    (Method, {"learning_rate": -1e-4}, "learning_rate is -0.0001"),
-    (Method, {"learning_rate": math.nan}, "learning_rate is nan"),
-    (Method, {"learning_rate": 2.0}, "learning_rate is 2.0"),
-    (Method, {"text_encoder_lr": math.inf}, "text_encoder_lr is inf"),
-    (Method, {"targets": "all"}, "targets is 'all'; give one of 'attention'"),
-    (TrainingOptions, {"optimizer": "magic"}, "optimizer is 'magic'; give one of 'adamw', 'adafactor', 'sgd'"),
-    (TrainingOptions, {"lr_scheduler": ""}, "lr_scheduler is ''"),
-    (TrainingOptions, {"precision": "int8"}, "precision is 'int8'"),
-    (TrainingOptions, {"gradient_accumulation": 0}, "gradient_accumulation is 0"),
-    (TrainingOptions, {"prior_weight": -1.0}, "prior_weight is -1.0"),
-    (TrainingOptions, {"max_grad_norm": math.nan}, "max_grad_norm is nan"),
-    (TrainingOptions, {"preview_every": -5}, "preview_every is -5"),
+    (Method, {"learning_rate": -1e-4}, "-0.0001"),
+    (Method, {"learning_rate": math.nan}, "nan"),
+    (Method, {"learning_rate": 2.0}, "2.0"),
+    (Method, {"text_encoder_lr": math.inf}, "inf"),
+    (Method, {"targets": "all"}, "'all'.*'attention'"),
+    (TrainingOptions, {"optimizer": "magic"}, "'magic'.*'adamw', 'adafactor', 'sgd'"),
+    (TrainingOptions, {"lr_scheduler": ""}, "''"),
+    (TrainingOptions, {"precision": "int8"}, "'int8'"),
+    (TrainingOptions, {"gradient_accumulation": 0}, "0"),
+    (TrainingOptions, {"prior_weight": -1.0}, "-1.0"),
+    (TrainingOptions, {"max_grad_norm": math.nan}, "nan"),
+    (TrainingOptions, {"preview_every": -5}, "-5"),
     (
         DreamBoothConfig,
         {"subject": SUBJECT, "method": Method(), "options": TrainingOptions(), "steps": 0},
-        "steps is 0",
+        "0",
     ),
     (
         DreamBoothConfig,
         {"subject": SUBJECT, "method": Method(), "options": TrainingOptions(), "steps": 1, "batch_size": 0},
-        "batch_size is 0",
+        "0",
     ),
 ]
 
 
-@pytest.mark.parametrize(("kind", "settings", "message"), BAD, ids=lambda value: str(value)[:40])
-def test_settings_out_of_bounds_are_refused_by_name(kind: type, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("kind", "settings", "value"), BAD, ids=lambda value: str(value)[:40])
+def test_settings_out_of_bounds_are_refused_by_name(kind: type, settings: dict[str, Any], value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{list(settings)[-1]} .*{value}"):
         kind(**settings)
 
 

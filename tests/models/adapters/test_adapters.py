@@ -67,7 +67,7 @@ class Layer:
     """Shape of the input, the batch of 3 first."""
 
     def apply(self, weight: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
-        """What the layer computes with another weight ``[out, in]``, in float64."""
+        """Return what the layer computes with another weight ``[out, in]``, in float64."""
         bias = None if layer.bias is None else layer.bias.detach().double()
         if isinstance(layer, nn.Linear):
             return F.linear(x.double(), weight, bias)
@@ -193,7 +193,7 @@ def test_every_step_of_an_optimizer_is_seen(family: Family, layer: Layer, name: 
 def test_what_does_not_train_is_worked_out_once(
     family: Family, trains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    """In each precision; a new attachment sees what has become of the numbers."""
+    """Without training, an update is computed once per precision; a new attachment uses the current values."""
     made = case(family, LAYERS[0])
     for parameter in made.link.parameters():
         parameter.requires_grad_(trains)
@@ -234,11 +234,11 @@ def test_gradients_are_finite_and_the_adapters_only(family: Family, layer: Layer
 
 @by_family
 @by_layer
-@pytest.mark.parametrize("modified_in_place", [(), ("l",)], ids=["left alone", "written over"])
+@pytest.mark.parametrize("modified_in_place", [(), ("l",)], ids=["left alone", "modified in place"])
 def test_gradients_are_those_through_the_papers_formula(
     family: Family, layer: Layer, modified_in_place: tuple[str, ...]
 ) -> None:
-    """Of the adapter and of the input, against autograd on the float64 formula."""
+    """Compare the gradients of the adapter and of the input with autograd on the float64 formula."""
     made = case(family, layer)
     x = made.x.clone().requires_grad_()
     with frozen(made.module), made.set.injected({"l": made.module}, modified_in_place=modified_in_place):
@@ -324,7 +324,7 @@ def test_the_export_is_the_same_change(family: Family, layer: Layer) -> None:
 @by_layer
 @by_dtype
 def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: Layer, dtype: torch.dtype) -> None:
-    """Outputs and gradients, each sample of the batch with an adapter of its own."""
+    """Compare outputs and gradients, where each sample of the batch has an adapter of its own."""
     made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
     module, x = made[0].module, made[0].x
     link = stack_subjects([one.link for one in made])
@@ -345,7 +345,7 @@ def test_subjects_in_one_batch_equal_one_after_another(family: Family, layer: La
 @by_layer
 @by_dtype
 def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer, dtype: torch.dtype) -> None:
-    """Outputs, and gradients of what is their own and of what they share."""
+    """Compare outputs, and the gradients of the subjects' own factors and of the shared one."""
     (family,) = (row for row in TABLE if row.config == LiDBConfig(rank=2, a=10, b=5, basis_seed=7))
     made = [case(family, layer, dtype, seed=seed) for seed in range(3)]
     for one in made[1:]:
@@ -369,7 +369,7 @@ def test_subjects_that_share_their_input_side_are_as_with_one_each(layer: Layer,
 def test_a_batch_of_another_size_than_the_subjects_is_refused(family: Family) -> None:
     made = [case(family, LAYERS[0], seed=seed) for seed in range(2)]
     adapter = AdapterStack((stack_subjects([one.link for one in made]),))
-    with pytest.raises(ValueError, match="a batch of 3 samples for 2 subjects"):
+    with pytest.raises(ValueError, match=r"\b3 samples\b.*\b2 subjects\b"):
         made[0].output(adapter)
 
 
@@ -386,36 +386,37 @@ def test_subjects_of_other_kinds_are_not_put_side_by_side() -> None:
 
 @by_family
 def test_describes_itself(family: Family) -> None:
-    words = f"rank {family.config.rank}" if family.low_rank else "every weight"
-    assert words in case(family, LAYERS[0]).link.describe()
+    described = case(family, LAYERS[0]).link.describe()
+    assert described.startswith(family.name) and ("rank" in described) == family.low_rank
+    assert not family.low_rank or f"rank {family.config.rank}" in described
 
 
 SENSELESS = [
-    (lambda: LoRAConfig(rank=0, alpha=1.0), "rank is 0"),
-    (lambda: LoRAConfig(rank=-1, alpha=1.0), "rank is -1"),
-    (lambda: LoRAConfig(rank=4, alpha=0.0), "alpha is 0.0"),
-    (lambda: LoRAConfig(rank=4, alpha=float("nan")), "alpha is nan"),
-    (lambda: LoRAConfig(rank=4, alpha=float("inf")), "alpha is inf"),
-    (lambda: LiDBConfig(rank=0), "rank is 0"),
-    (lambda: LiDBConfig(rank=1, a=0), "a is 0"),
-    (lambda: LiDBConfig(rank=1, a=100, b=-2), "b is -2"),
-    (lambda: LiDBConfig(rank=1, a=100, b=50, basis_seed=-1), "basis_seed is -1"),
-    (lambda: PaRaConfig(rank=0), "rank is 0"),
-    (lambda: PaRaConfig(rank=4, init="zero"), "init is 'zero'; give one of 'random', 'smallest singular'"),
+    (lambda: LoRAConfig(rank=0, alpha=1.0), "rank", "0"),
+    (lambda: LoRAConfig(rank=-1, alpha=1.0), "rank", "-1"),
+    (lambda: LoRAConfig(rank=4, alpha=0.0), "alpha", "0.0"),
+    (lambda: LoRAConfig(rank=4, alpha=float("nan")), "alpha", "nan"),
+    (lambda: LoRAConfig(rank=4, alpha=float("inf")), "alpha", "inf"),
+    (lambda: LiDBConfig(rank=0), "rank", "0"),
+    (lambda: LiDBConfig(rank=1, a=0), "a", "0"),
+    (lambda: LiDBConfig(rank=1, a=100, b=-2), "b", "-2"),
+    (lambda: LiDBConfig(rank=1, a=100, b=50, basis_seed=-1), "basis_seed", "-1"),
+    (lambda: PaRaConfig(rank=0), "rank", "0"),
+    (lambda: PaRaConfig(rank=4, init="zero"), "init", "'zero'.*'random'.*'smallest singular'"),
 ]
 
 
-@pytest.mark.parametrize(("make", "message"), SENSELESS, ids=[message for _, message in SENSELESS])
-def test_senseless_settings_are_refused(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("make", "name", "value"), SENSELESS)
+def test_senseless_settings_are_refused(make: Callable[[], Any], name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} .*{value}"):
         make()
 
 
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("lora", LoRAConfig(rank=4, alpha=4.0), r"layer l: rank 4 is larger than a layer of 3 x 20.*at most 3"),
-        ("para", PaRaConfig(rank=3), r"layer l: rank 3 would remove all of a layer of 3 x 20"),
+        ("lora", LoRAConfig(rank=4, alpha=4.0), r"\blayer l\b.*\brank 4\b.*\b3 x 20\b.*\b3\b"),
+        ("para", PaRaConfig(rank=3), r"\blayer l\b.*\brank 3\b.*\b3 x 20\b.*\b1\b"),
     ],
 )
 def test_a_rank_larger_than_the_layer_is_refused(family: str, config: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Links that add a low rank each: one pass beside the layer in training, one after the other otherwise."""
+"""Adapters that add a low rank each: fused into one bypass in training, applied one by one otherwise."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ CONFIGS = {
 
 
 def link(family: str, seed: int, names: tuple[str, ...] = ("linear", "conv")) -> Adapter:
-    """All of whose numbers are some."""
+    """Return an adapter whose parameters are all nonzero."""
     draw = torch.Generator().manual_seed(seed)
     targets = [Target(name, tuple(LAYERS[name].weight.shape)) for name in names]
     made = Adapter.create(family, targets, CONFIGS[family], draw)
@@ -28,7 +28,7 @@ def link(family: str, seed: int, names: tuple[str, ...] = ("linear", "conv")) ->
 
 
 def one_after_the_other(links: list[Adapter], name: str, x: Tensor) -> Tensor:
-    """``W + sum of up_i down_i``, written out."""
+    """Return the output of the layer with ``W + sum of up_i down_i``, written out."""
     layer = LAYERS[name]
     weight = layer.weight + sum(
         link.layers[name].delta().reshape(layer.weight.shape) for link in links if name in link.layers
@@ -86,7 +86,7 @@ def test_each_layer_has_its_own_links() -> None:
 def test_frozen_factors_join_where_their_gradients_are_few_and_something_trains(
     ranks: tuple[int, int], trains: tuple[bool, bool], passes_needed: int
 ) -> None:
-    """Autograd works out those of all that is joined."""
+    """Autograd computes the gradients of all factors that are fused."""
     pairs = [
         (torch.zeros(9, rank, requires_grad=train), torch.zeros(rank, 12, requires_grad=train))
         for rank, train in zip(ranks, trains, strict=True)

@@ -1,6 +1,7 @@
-"""Layouts: theta and links are one thing, gradients pass, and what does not belong together is refused."""
+"""Parameter layouts: theta and adapters round-trip, gradients pass, and mismatches are refused."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_putting_numbers_in_place_equals_a_new_link() -> None:
 
 
 def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
-    """One input side for all, without a gradient; packed, filled and read like any other link."""
+    """All share one down factor without a gradient; it is packed, assigned and read like any other."""
     layout = ParameterLayout.of(link())
     thetas = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
     whole = layout.unpack(thetas)
@@ -84,7 +85,7 @@ def test_subjects_that_share_their_input_side_are_rows_as_well() -> None:
     assert same(apart, whole) and all(parameter.requires_grad for parameter in apart.parameters())
 
 
-def test_a_learnt_input_side_has_everybodys_gradient() -> None:
+def test_a_learned_shared_down_factor_has_the_gradient_of_all_subjects() -> None:
     layout, name = ParameterLayout.of(link()), TARGETS[0].name
     theta = torch.randn(3, NUMBERS, generator=torch.Generator().manual_seed(1))
     for tensors in layout.unflatten(theta).values():
@@ -102,7 +103,7 @@ def test_a_learnt_input_side_has_everybodys_gradient() -> None:
 
 
 def test_the_links_gradient_is_thetas() -> None:
-    """Through parameters of its own and :meth:`ParameterLayout.gradient`, against autograd through ``parts``."""
+    """Compare an adapter's own parameters and :meth:`ParameterLayout.gradient` with autograd through ``parts``."""
     layout = ParameterLayout.of(link())
     theta = torch.randn(2, NUMBERS, generator=torch.Generator().manual_seed(1), requires_grad=True)
     made, x = layout.unpack(theta), torch.randn(2, 9, generator=torch.Generator().manual_seed(2))
@@ -134,9 +135,9 @@ def test_a_layout_survives_json() -> None:
 
 
 OTHERS = [
-    (link(config=LiDBConfig(rank=2, a=7, b=5, basis_seed=4)), "basis seed 3 in a bank.*basis seed 4 in a network"),
+    (link(config=LiDBConfig(rank=2, a=7, b=5, basis_seed=4)), r"\bseed 3\b.*\ba bank\b.*\bseed 4\b.*\ba network\b"),
     (link(config=LiDBConfig(rank=2, a=5, b=7, basis_seed=3)), r"\(7, 2\).*\(5, 2\)"),
-    (link(targets=TARGETS[::-1]), r"a\.to_q .* in a bank, .*b\.conv .* in a network"),
+    (link(targets=TARGETS[::-1]), r"\ba\.to_q\b.*\ba bank\b.*\bb\.conv\b.*\ba network\b"),
     (link(targets=TARGETS[:1]), "48 parameters on 2 layers.*24 parameters on 1 layers"),
 ]
 
@@ -151,7 +152,7 @@ def test_other_layouts_are_told_apart(other: Adapter, message: str) -> None:
 
 @pytest.mark.parametrize("other", [other for other, _ in OTHERS if list(other.targets) != list(link().targets)[::-1]])
 def test_another_layouts_link_is_not_packed(other: Adapter) -> None:
-    with pytest.raises(ValueError, match="expected lidb"):
+    with pytest.raises(ValueError, match=rf"{re.escape(other.describe())}.*{re.escape(link().describe())}"):
         ParameterLayout.of(link()).pack(other)
 
 
@@ -166,20 +167,20 @@ def test_other_bases_under_the_same_seed_are_told_apart() -> None:
     ours = ParameterLayout.of(link())
     said = json.loads(json.dumps(layout_to_json(ours)))
     said["facts"]["probes"]["out 12 7"][0] += 0.1
-    with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
+    with pytest.raises(ValueError, match=r"\bseed 3\b.*\bout 12 7\b"):
         ours.check_compatible(layout_from_json(said), "a bank", "a network")
-    with pytest.raises(ValueError, match=r"other bases than seed 3 gives here"):
+    with pytest.raises(ValueError, match=r"\bseed 3\b.*\bout 12 7\b"):
         layout_from_json(said).check()
 
 
 def test_what_is_not_packed_has_no_layout() -> None:
-    with pytest.raises(ValueError, match="holds 'lora' in packed form; this pack knows lidb"):
+    with pytest.raises(ValueError, match=r"'lora'.*\blidb\b"):
         ParameterLayout.of(link(config=LoRAConfig(rank=2, alpha=2.0), family="lora"))
 
 
 @pytest.mark.parametrize("shape", [(), (NUMBERS - 1,), (NUMBERS, 2)])
 def test_other_numbers_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="its layout is for 48"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}.*\b{NUMBERS}\b"):
         ParameterLayout.of(link()).unpack(torch.zeros(shape))
 
 
@@ -189,5 +190,5 @@ def test_a_strangers_layout_takes_no_memory() -> None:
     said["kinds"][0][1:] = [[7, 2**40], [2**40, 5]]
     layout = layout_from_json(said)
     layout.check()
-    with pytest.raises(ValueError, match="its layout is for"):
+    with pytest.raises(ValueError, match=rf"\({NUMBERS},\).*\b{layout.parameter_count}\b"):
         layout.unpack(torch.zeros(NUMBERS))

@@ -1,4 +1,4 @@
-"""PaRa against PEFT's implementation of it, where PEFT is there."""
+"""PaRa equals PEFT's implementation of it, where PEFT is installed."""
 
 from importlib.util import find_spec
 
@@ -16,7 +16,7 @@ SHAPES = [((24, 20), True), ((20, 24), False)]
 
 
 def theirs(layer: nn.Linear, basis: Tensor) -> nn.Module:
-    """PEFT's layer around ours, with the basis."""
+    """Return PEFT's layer around ours, with the basis."""
     from peft import DeftConfig, inject_adapter_in_model
 
     config = DeftConfig(r=basis.shape[1], target_modules=["0"], para=True, decomposition_method="qr")

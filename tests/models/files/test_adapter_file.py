@@ -83,7 +83,7 @@ def test_nan_never_reaches_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_adapter(adapter(), path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"diffusion_model\.a\.to_q.*\bNaN\b"):
         save_adapter(broken, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -108,7 +108,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
     save_adapter(adapter(), path)
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    with pytest.raises(ValueError, match=r"a\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"^a\.safetensors .*\bdamaged\b"):
         load_adapter(path)
 
 
@@ -125,16 +125,16 @@ def edited(path: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h, t: h.update(version=99), "format version 99, this pack reads 1"),
-        (lambda h, t: h["chain"][0].update(family="magic"), "family 'magic', this pack knows lora"),
-        (lambda h, t: t.pop("diffusion_model.a.to_q.alpha"), "lacks diffusion_model.a.to_q.alpha"),
-        (lambda h, t: t.update(extra=torch.zeros(1)), "does not name: extra"),
-        (lambda h, t: h.pop("chain"), "damaged 'hyperbooth' header"),
-        (lambda h, t: h.update(chain=7), "damaged 'hyperbooth' header"),
-        (lambda h, t: (h.update(chain=[]), t.clear()), "holds no adapter"),
+        (lambda h, t: h.update(version=99), r"\bversion 99\b.*\b1\b"),
+        (lambda h, t: h["chain"][0].update(family="magic"), r"'magic'.*\blora\b"),
+        (lambda h, t: t.pop("diffusion_model.a.to_q.alpha"), r"diffusion_model\.a\.to_q\.alpha"),
+        (lambda h, t: t.update(extra=torch.zeros(1)), r"\bextra$"),
+        (lambda h, t: h.pop("chain"), "'hyperbooth'.*'chain'"),
+        (lambda h, t: h.update(chain=7), r"'hyperbooth'.*\b7\b.*'chain'"),
+        (lambda h, t: (h.update(chain=[]), t.clear()), "no adapter"),
         (
             lambda h, t: t.update({"diffusion_model.a.to_q.lora_up.weight": torch.zeros(5, 2)}),
-            "to_q is for a matrix of 5 x 10, not of 12 x 10",
+            r"\bto_q\b.*\b5 x 10\b.*\b12 x 10\b",
         ),
     ],
 )
@@ -160,5 +160,5 @@ def test_write_creates_missing_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ['{"version":1', "{}", "[]", "null", '"x"'])
 def test_a_damaged_header_is_refused_by_the_files_name(tmp_path: Path, header: str) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {"hyperbooth": header})
-    with pytest.raises(ValueError, match=r"a\.safetensors has a damaged"):
+    with pytest.raises(ValueError, match=r"^a\.safetensors .*'hyperbooth'"):
         load_adapter(tmp_path / "a.safetensors")

@@ -28,7 +28,7 @@ def test_a_packed_adapter_without_one_tensor_is_refused(lost: str, word: bool) -
     tensors = tensors_of("lidb", word=word)
     assert list(parts_by_layer(tensors)) == [LAYER.name]
     del tensors[lost]
-    with pytest.raises(ValueError, match=f"^the adapter file lacks {lost}; the file is not whole"):
+    with pytest.raises(ValueError, match=rf"\badapter file\b.*\b{lost}\b"):
         parts_by_layer(tensors)
 
 
@@ -36,20 +36,20 @@ def test_a_packed_adapter_without_one_tensor_is_refused(lost: str, word: bool) -
 def test_a_packed_adapter_of_a_stack_without_one_tensor_is_refused(lost: str) -> None:
     tensors = tensors_of("lora", "lidb")
     del tensors[f"2/{lost}"]
-    with pytest.raises(ValueError, match=f"^the adapter file lacks 2/{lost}; the file is not whole"):
+    with pytest.raises(ValueError, match=rf"\badapter file\b.*\b2/{lost}\b"):
         parts_by_layer(tensors)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({LAYOUT: torch.ones(30, dtype=torch.uint8)}, "has a damaged layout"),
-        ({LAYOUT: torch.ones(3)}, "holds a layout of torch.float32"),
-        ({PACKED: torch.ones(7)}, r"holds packed .* of shape \(7,\)"),
+        ({LAYOUT: torch.ones(30, dtype=torch.uint8)}, "layout.*Error -3"),
+        ({LAYOUT: torch.ones(3)}, r"layout.*torch\.float32"),
+        ({PACKED: torch.ones(7)}, r"packed.*\(7,\)"),
     ],
 )
 def test_errors_name_the_adapter_file(change: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^the adapter file {message}"):
+    with pytest.raises(ValueError, match=rf"\badapter file\b.*{message}"):
         parts_by_layer({**tensors_of("lidb"), **change})
 
 

@@ -1,5 +1,6 @@
 """LoRA files of other programs are read, or refused with a clear message."""
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -56,40 +57,52 @@ def test_metadata_of_the_file_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "names", "message"),
     [
-        ({}, KOHYA, "holds no tensors"),
-        ({"model.diffusion_model.out.2.weight": torch.ones(2)}, KOHYA, "is no LoRA.*stock Load Checkpoint"),
-        ({"model.diffusion_model.transformer_norm.weight": torch.ones(2)}, KOHYA, "is no LoRA"),
-        ({**pair(), "emb_params": torch.ones(2)}, KOHYA, "1 tensors such as emb_params"),
-        (pair(dora_scale=torch.ones(6, 1)), KOHYA, "holds DoRA tensors .*stock Load LoRA"),
-        (pair(lora_mid__weight=torch.ones(2, 2, 3, 3)), KOHYA, "holds CP-decomposed LoCon"),
-        ({"lora_unet_a.hada_w1_a": torch.ones(2, 2)}, KOHYA, "holds LoHa tensors"),
-        ({"lora_unet_a.lokr_w1": torch.ones(2, 2)}, KOHYA, "holds LoKr tensors"),
-        ({"diffusion_model.a.diff_b": torch.ones(2)}, KOHYA, "holds whole-weight tensors .*differences of weights"),
-        ({"diffusion_model.a.diff": torch.ones(2)}, None, r"a weight of shape \(2,\); expected"),
-        ({"lora_unet_a.diff": torch.ones(2, 2)}, None, "key format .*connect model"),
-        ({"lora_unet_a.diff": torch.ones(2, 2)}, KOHYA, "lora_unet_a.diff is for a matrix of 2 x 2, not of 6 x 4"),
-        ({"lora_unet_a.diff": torch.ones(2, 4)}, PART, "holds lora_unet_a.diff for a part of diffusion_model.a"),
-        ({"transformer.a.lora_B.bias": torch.ones(2)}, KOHYA, "holds biased LoRA tensors"),
-        ({"lora_unet_a" + UP: torch.ones(6, 2)}, KOHYA, "lacks the down of lora_unet_a; the file is not whole"),
-        ({"lora_unet_a.alpha": torch.ones(())}, KOHYA, "lacks the up and down of lora_unet_a"),
-        ({**pair(), "lora_unet_a" + DOWN: torch.ones(3, 4)}, KOHYA, "do not belong together"),
-        ({**pair(), "lora_unet_a" + UP: torch.ones(6)}, KOHYA, "do not belong together"),
-        (pair(alpha=torch.ones(2)), KOHYA, r"do not belong together.*alpha \(2,\)"),
-        (pair(rows=0), KOHYA, r"in lora_unet_a\.lora_up\.weight.*\(0, 2\)"),
+        ({}, KOHYA, "no tensors"),
+        (
+            {"model.diffusion_model.out.2.weight": torch.ones(2)},
+            KOHYA,
+            r"\b1 .*model\.diffusion_model\.out\.2\.weight.*Load Checkpoint",
+        ),
+        ({"model.diffusion_model.transformer_norm.weight": torch.ones(2)}, KOHYA, r"transformer_norm\.weight"),
+        ({**pair(), "emb_params": torch.ones(2)}, KOHYA, r"\b1 .*\bemb_params\b"),
+        (pair(dora_scale=torch.ones(6, 1)), KOHYA, r"\bDoRA\b.*lora_unet_a\.dora_scale.*Load LoRA"),
+        (pair(lora_mid__weight=torch.ones(2, 2, 3, 3)), KOHYA, r"\bLoCon\b.*lora_unet_a\.lora_mid\.weight"),
+        ({"lora_unet_a.hada_w1_a": torch.ones(2, 2)}, KOHYA, r"\bLoHa\b.*lora_unet_a\.hada_w1_a"),
+        ({"lora_unet_a.lokr_w1": torch.ones(2, 2)}, KOHYA, r"\bLoKr\b.*lora_unet_a\.lokr_w1"),
+        ({"diffusion_model.a.diff_b": torch.ones(2)}, KOHYA, r"\bwhole-weight\b.*diffusion_model\.a\.diff_b"),
+        ({"diffusion_model.a.diff": torch.ones(2)}, None, r"diffusion_model\.a\b.*\(2,\)"),
+        ({"lora_unet_a.diff": torch.ones(2, 2)}, None, r"\blora_unet_a\b.*\bmodel\b"),
+        ({"lora_unet_a.diff": torch.ones(2, 2)}, KOHYA, r"lora_unet_a\.diff\b.*\b2 x 2\b.*\b6 x 4\b"),
+        ({"lora_unet_a.diff": torch.ones(2, 4)}, PART, r"lora_unet_a\.diff\b.*\bpart\b.*diffusion_model\.a\b"),
+        ({"transformer.a.lora_B.bias": torch.ones(2)}, KOHYA, r"\bbiased\b.*transformer\.a\.lora_B\.bias"),
+        ({"lora_unet_a" + UP: torch.ones(6, 2)}, KOHYA, r"\bdown\b.*\blora_unet_a\b"),
+        ({"lora_unet_a.alpha": torch.ones(())}, KOHYA, r"\bup\b.*\bdown\b.*\blora_unet_a\b"),
+        ({**pair(), "lora_unet_a" + DOWN: torch.ones(3, 4)}, KOHYA, r"\blora_unet_a\b.*\(6, 2\).*\(3, 4\)"),
+        ({**pair(), "lora_unet_a" + UP: torch.ones(6)}, KOHYA, r"\blora_unet_a\b.*\(6,\).*\(2, 4\)"),
+        (pair(alpha=torch.ones(2)), KOHYA, r"\blora_unet_a\b.*\balpha \(2,\)"),
+        (pair(rows=0), KOHYA, r"\blora_unet_a\.lora_up\.weight.*\(0, 2\)"),
         (pair(rank=0), KOHYA, r"\(0, 4\)"),
-        ({**pair(), "lora_unet_a.lora_B.weight": torch.ones(6, 2)}, KOHYA, "holds the up of lora_unet_a twice"),
-        ({**pair(), "lora_unet_a" + UP: torch.full((6, 2), torch.nan)}, KOHYA, "NaN or infinite"),
-        ({**pair(), "lora_unet_a" + UP: torch.ones(6, 2, dtype=torch.int8)}, KOHYA, "holds torch.int8"),
-        (pair(rows=8), KOHYA, "diffusion_model.a is for a matrix of 8 x 4, not of 6 x 4"),
-        (pair("lora_unet_b"), KOHYA, "changes 1 layers that this SD15 model lacks.*lora_unet_b.*another architecture"),
-        (pair("lora_te_b"), KOHYA, r"holds text-encoder layers \(lora_te_b\); connect clip as well"),
-        (pair(), None, r"key format \(lora_unet_a\); connect model and clip"),
+        ({**pair(), "lora_unet_a.lora_B.weight": torch.ones(6, 2)}, KOHYA, r"\bup\b.*\blora_unet_a\b.*\btwice\b"),
+        (
+            {**pair(), "lora_unet_a" + UP: torch.full((6, 2), torch.nan)},
+            KOHYA,
+            rf"\bNaN\b.*lora_unet_a{UP}",
+        ),
+        (
+            {**pair(), "lora_unet_a" + UP: torch.ones(6, 2, dtype=torch.int8)},
+            KOHYA,
+            rf"\bint8\b.*lora_unet_a{UP}",
+        ),
+        (pair(rows=8), KOHYA, r"diffusion_model\.a\b.*\b8 x 4\b.*\b6 x 4\b"),
+        (pair("lora_unet_b"), KOHYA, r"\b1 layers\b.*\bSD15\b.*\blora_unet_b\b"),
+        (pair("lora_te_b"), KOHYA, r"\blora_te_b\b.*\bclip\b"),
+        (pair(), None, r"\blora_unet_a\b.*\bmodel and clip\b"),
         (
             {**pair(), **pair("unet.a")},
             KeyNames({**KOHYA.targets, "unet.a": KeyTarget("diffusion_model.a")}, KOHYA.shapes, "x"),
-            "several names, lora_unet_a, unet.a",
+            r"\blora_unet_a, unet\.a\b",
         ),
-        (pair(), PART, "part lora_unet_a of 6 x 4"),
+        (pair(), PART, r"\blora_unet_a\b.*\b6 x 4\b.*\b3 x 4\b"),
     ],
 )
 def test_unreadable_files_are_refused(tmp_path: Path, tensors, names, message: str) -> None:
@@ -102,7 +115,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
     path = written(tmp_path, pair())
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    with pytest.raises(ValueError, match=r"theirs\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"^theirs\.safetensors .*\bdamaged\b"):
         load_adapter(path, KOHYA)
 
 
@@ -111,9 +124,9 @@ def test_a_pickle_is_never_opened(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"theirs{suffix}"
     torch.save(pair(), path)
     assert zipfile.is_zipfile(path)
-    with pytest.raises(ValueError, match=r"no safetensors file.*can run code.*Convert it"):
+    with pytest.raises(ValueError, match=rf"^theirs\{suffix} .*\brun code\b"):
         load_adapter(path, KOHYA)
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"^theirs\.safetensors .*\bdamaged\b"):
         load_adapter(path.rename(tmp_path / "theirs.safetensors"), KOHYA)
 
 
@@ -147,18 +160,18 @@ SEVERAL = KeyNames(
 
 
 def test_a_few_unknown_layers_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As the stock loader does: one layer among many is no other architecture."""
+    """Like the stock loader: one unknown layer among many does not make it a file for another architecture."""
     known = {**pair("lora_unet_a"), **pair("lora_unet_b"), **pair("lora_unet_c")}
     found = load_adapter(written(tmp_path, {**known, **pair("lora_unet_z")}), SEVERAL)
     assert [*found.adapters[0].layers] == ["diffusion_model.a", "diffusion_model.b", "diffusion_model.c"]
-    assert "1 of 4 layers are left out" in caplog.text and "lora_unet_z" in caplog.text
-    with pytest.raises(ValueError, match=r"changes 3 layers .*another architecture"):
+    assert re.search(r"theirs\.safetensors.*\b1 of 4\b.*\bSD15\b.*\blora_unet_z\b", caplog.text)
+    with pytest.raises(ValueError, match=r"\b3 layers\b.*\bSD15\b.*\bx, y, z\b"):
         load_adapter(written(tmp_path, {**known, **pair("x"), **pair("y"), **pair("z")}), SEVERAL)
 
 
 def test_layers_of_a_text_encoder_that_is_not_connected_are_not_left_out(tmp_path: Path) -> None:
     known = {**pair("lora_unet_a"), **pair("lora_unet_b"), **pair("lora_unet_c")}
-    with pytest.raises(ValueError, match="connect clip"):
+    with pytest.raises(ValueError, match=r"\blora_te_z\b.*\bclip\b"):
         load_adapter(written(tmp_path, {**known, **pair("lora_te_z")}), SEVERAL)
 
 
@@ -166,6 +179,6 @@ def test_layers_of_a_text_encoder_that_is_not_connected_are_not_left_out(tmp_pat
 def test_a_bundled_embedding_is_left_out_and_named(tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture) -> None:
     found = load_adapter(written(tmp_path, {**pair(), key: torch.ones(2, 768)}), KOHYA)
     assert [*found.adapters[0].layers] == ["diffusion_model.a"]
-    assert "bundles the embedding sks" in caplog.text
-    with pytest.raises(ValueError, match="holds no tensors of a LoRA"):
+    assert re.search(r"theirs\.safetensors.*\bembedding sks\b", caplog.text)
+    with pytest.raises(ValueError, match=r"^theirs\.safetensors .*\bno tensors\b"):
         load_adapter(written(tmp_path, {key: torch.ones(2, 768)}), KOHYA)

@@ -58,6 +58,6 @@ def test_writing_copies_no_tensor(tmp_path: Path) -> None:
 def test_nan_is_refused_in_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     good = {"x": torch.ones(2).to(dtype), "empty": torch.ones(0).to(dtype)}
     write_tensors(good, tmp_path / "good")
-    with pytest.raises(ValueError, match="y holds NaN"):
+    with pytest.raises(ValueError, match=r"^y .*\bNaN\b"):
         write_tensors({**good, "y": torch.tensor([1.0, torch.nan]).to(dtype)}, tmp_path / "bad")
     assert [path.name for path in tmp_path.iterdir()] == ["good"]

@@ -92,20 +92,20 @@ def test_mismatched_inputs_are_refused_naming_both_sides() -> None:
     made = predictor()
     with pytest.raises(ValueError, match=r"clip_vision.*\(5, 7\).*width 6"):
         made.predict([torch.zeros(5, 7)])
-    with pytest.raises(ValueError, match="image"):
+    with pytest.raises(ValueError, match=r"^image\b"):
         made.predict([])
-    with pytest.raises(ValueError, match=r"clip_vision is dinov2, width 6.*clip_vision_model, width 6"):
+    with pytest.raises(ValueError, match=r"^clip_vision .*\bdinov2, width 6\b.*\bclip_vision_model, width 6\b"):
         ENCODER.check(BaseModelRef("dinov2, width 6", ENCODER.record), "clip_vision", "hypernetwork")
-    with pytest.raises(ValueError, match=r"clip_vision is another clip_vision_model, width 6.*by 40"):
+    with pytest.raises(ValueError, match=r"^clip_vision .*\bclip_vision_model, width 6\b.*\b40\.\d"):
         ENCODER.check(
             BaseModelRef(ENCODER.kind, {**ENCODER.record, "b.weight": [0.0, -4.7]}), "clip_vision", "hypernetwork"
         )
-    with pytest.raises(ValueError, match=r"model.*SD15"):
+    with pytest.raises(ValueError, match=r"^model .*\bSD15\b"):
         BASE.check(BaseModelRef("SD15", {"other": [1.0]}), "model", "hypernetwork")
     ENCODER.check(BaseModelRef(ENCODER.kind, {"a.weight": [0.5001, 1.5], "b.weight": [0.0, -3.25]}), "clip_vision", "x")
     with torch.no_grad():
         made.network.mean[0] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"^hypernetwork .*\bNaN\b"):
         made.predict([tokens()])
 
 
@@ -125,14 +125,14 @@ def changed(path: Path, **entries: Any) -> Path:
 
 
 DAMAGE = {
-    "another version": ({"version": 99}, "format version 99"),
-    "a width other than that of the tensors": ({"config__width": 32}, "shape"),
+    "another version": ({"version": 99}, r"\bversion 99\b"),
+    "a width other than that of the tensors": ({"config__width": 32}, r"\(.*\b32\b.*\)"),
     "an enormous depth": ({"config__depth": 60000}, "60000.*depth|depth.*60000"),
     "an unknown setting": ({"config__evil": 1}, "evil"),
     "a width that is text": ({"encoder_width": "6"}, "'6'.*width"),
     "a layout of more parameters": ({"layout__kinds": [[[12, 9], [7, 1], [1, 5]], [[8, 3, 3, 3], [7, 2], [2, 5]]]},
                                     "layout"),
-    "other random bases": ({"layout__facts__probes": {"out 12 7": [9.0, 9.0, 9.0]}}, "checksums of 1 bases"),
+    "other random bases": ({"layout__facts__probes": {"out 12 7": [9.0, 9.0, 9.0]}}, r"\b1 bases\b"),
     "a fingerprint that is no list": ({"base__record": {"a": "x"}}, "base.record"),
     "a prompt that is a number": ({"prompt": 7}, "prompt"),
     "a negative number of steps": ({"facts": {"steps": -1}}, "steps"),
@@ -158,6 +158,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     broken = predictor()
     with torch.no_grad():
         broken.network.heads[0] = torch.inf
-    with pytest.raises(ValueError, match=r"heads.*NaN or infinite"):
+    with pytest.raises(ValueError, match=r"\bheads\b.*\bNaN\b"):
         save_predictor(broken, tmp_path / "d.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "c.safetensors"]

@@ -52,7 +52,7 @@ def test_a_copy_with_fewer_refinements_has_the_same_steps() -> None:
 
 
 def test_a_step_decodes_tokens_and_applies_heads() -> None:
-    """The same computation written layer by layer."""
+    """Compare a step with the same computation, written layer by layer."""
     made, f = network(), features()
     z = torch.randn(4, LAYOUT.parameter_count, generator=torch.Generator().manual_seed(2))
     layers = z.split([sum(t.numel() for t in tensors.values()) for tensors in LAYOUT.unflatten(z[0]).values()], 1)
@@ -157,5 +157,6 @@ def test_any_number_of_tokens_and_creation_under_inference_mode() -> None:
 
 @pytest.mark.parametrize("settings", [{"width": 15}, {"refinements": 0}, {"depth": 0}, {"directions": -1}])
 def test_invalid_sizes_are_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="give"):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"^{name} .*{value}\b"):
         network(**settings)

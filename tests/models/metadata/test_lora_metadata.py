@@ -54,7 +54,7 @@ def header(folder: Path, made: AdapterStack) -> dict[str, str]:
 
 
 def test_lora_manager_finds_base_triggers_and_hash(tmp_path: Path) -> None:
-    """Base by a part of ``ss_base_model_version``; triggers from the first folder, most frequent first; AutoV3."""
+    """LoRA Manager takes the base from ``ss_base_model_version``, the first folder's most frequent tags, and AutoV3."""
     said = header(tmp_path, adapter())
     assert "sd_1.5" in said["ss_base_model_version"].lower()
     tags = next(iter(json.loads(said["ss_tag_frequency"]).values()))

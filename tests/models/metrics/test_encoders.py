@@ -1,6 +1,7 @@
 """Encoders from untrusted folders: damaged or foreign files are refused, code is never run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ def test_missing_weights_are_not_drawn_at_random(dino: Path, tmp_path: Path) -> 
     weights = load_file(dino / "model.safetensors")
     gone = next(name for name in weights if name.endswith("key.weight"))
     save_file({name: weight for name, weight in weights.items() if name != gone}, dino / "model.safetensors")
-    with pytest.raises(ValueError, match=r"lacks weights of the model that config\.json names, among them .*attention"):
+    with pytest.raises(ValueError, match=r"\bdino\b.*config\.json.*\battention\b.*\bk\w*\.weight$"):
         load_encoder(dino, DINO, with_texts=False)
     clip = write_clip(tmp_path / "clip")
     (clip / "model.safetensors").replace(dino / "model.safetensors")
-    with pytest.raises(ValueError, match="lacks weights of the model"):
+    with pytest.raises(ValueError, match=r"\bdino\b.*config\.json.*\bembeddings\."):
         load_encoder(dino, DINO, with_texts=False)
 
 
@@ -47,7 +48,7 @@ def test_shards_are_read_if_they_are_safetensors(dino: Path) -> None:
     image = torch.rand(40, 40, 3, generator=torch.Generator().manual_seed(0))
     whole = load_encoder(dino, DINO, with_texts=False).embed_images([image], CPU, print)
     shard(dino, "model-00001-of-00001.safetensors")
-    with pytest.raises(ValueError, match=r"lacks model-00001-of-00001\.safetensors; copy"):
+    with pytest.raises(ValueError, match=r"\bdino\b.*model-00001-of-00001\.safetensors"):
         load_encoder(dino, DINO, with_texts=False)
     (dino / "whole").rename(dino / "model-00001-of-00001.safetensors")
     assert torch.equal(load_encoder(dino, DINO, with_texts=False).embed_images([image], CPU, print), whole)
@@ -60,26 +61,26 @@ def test_shards_that_are_pickled_or_elsewhere_are_refused(dino: Path, name: str)
     torch.save(weights, dino / "pytorch_model-00001.bin")
     (dino.parent / "other").mkdir()
     save_file(weights, dino.parent / "other" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json names .*expected .*safetensors files"):
+    with pytest.raises(ValueError, match=rf"\bdino/model\.safetensors\.index\.json\b.*{re.escape(name)}"):
         load_encoder(dino, DINO, with_texts=False)
 
 
 @pytest.mark.parametrize(
-    ("file", "text"),
+    ("file", "text", "message"),
     [
-        ("model.safetensors.index.json", "[]"),
-        ("model.safetensors.index.json", '{"weight_map": {}}'),
-        ("preprocessor_config.json", "[]"),
-        ("config.json", '{"model_type": "vit", "num_attention_heads": 0}'),
-        ("config.json", '{"model_type": "vit", "hidden_size": "wide"}'),
-        ("config.json", '{"model_type": "vit", "dtype": "nope"}'),
+        ("model.safetensors.index.json", "[]", r"\bmodel\.safetensors\.index\.json\b"),
+        ("model.safetensors.index.json", '{"weight_map": {}}', r"\bmodel\.safetensors\.index\.json\b"),
+        ("preprocessor_config.json", "[]", r"\blist\b"),
+        ("config.json", '{"model_type": "vit", "num_attention_heads": 0}', r"\bzero\b"),
+        ("config.json", '{"model_type": "vit", "hidden_size": "wide"}', r"\bhidden_size\b"),
+        ("config.json", '{"model_type": "vit", "dtype": "nope"}', r"\bnope\b"),
     ],
 )
-def test_malformed_files_are_named(dino: Path, file: str, text: str) -> None:
+def test_malformed_files_are_named(dino: Path, file: str, text: str, message: str) -> None:
     (dino / file).write_text(text)
     if file.endswith("index.json"):
         (dino / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"dino.* (cannot be loaded|names)"):
+    with pytest.raises(ValueError, match=rf"\bdino\b.*{message}"):
         load_encoder(dino, DINO, with_texts=False)
 
 
@@ -92,7 +93,7 @@ def test_code_in_the_folder_is_never_run(dino: Path, tmp_path: Path) -> None:
     change(clip / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})
     assert load_encoder(dino, DINO, with_texts=False) and load_encoder(clip, CLIP, with_texts=True)
     change(dino / "preprocessor_config.json", image_processor_type="Own")
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match=r"\bdino\b.*\bcustom code\b"):
         load_encoder(dino, DINO, with_texts=False)
     assert not ran.exists()
 
@@ -107,7 +108,7 @@ def test_an_adapter_in_the_folder_is_refused(dino: Path) -> None:
 @pytest.mark.parametrize("name", ["transformers_weights", "quantization_config"])
 def test_a_configuration_that_names_other_files_is_refused(dino: Path, name: str) -> None:
     change(dino / "config.json", **{name: "other.safetensors.index.json"})
-    with pytest.raises(ValueError, match=rf"config\.json has {name}"):
+    with pytest.raises(ValueError, match=rf"\bdino\b.*config\.json\b.*\b{name}\b"):
         load_encoder(dino, DINO, with_texts=False)
 
 
@@ -117,7 +118,7 @@ def test_weights_of_a_larger_model_are_refused(dino: Path) -> None:
     save_file(weights | more, dino / "model.safetensors")
     assert load_encoder(dino, DINO, with_texts=False)
     save_file(weights | {"classifier.weight": torch.zeros(2, 2)}, dino / "model.safetensors")
-    with pytest.raises(ValueError, match=r"has weights that the model which config\.json names has not.* classifier"):
+    with pytest.raises(ValueError, match=r"\bdino\b.*config\.json.*\bclassifier\.weight$"):
         load_encoder(dino, DINO, with_texts=False)
 
 
@@ -127,7 +128,7 @@ def test_an_incomplete_tokenizer_is_refused(tmp_path: Path) -> None:
         path.unlink()
     (clip / "vocab.json").write_text("{}")
     (clip / "merges.txt").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"clip lacks tokenizer\.json; copy"):
+    with pytest.raises(ValueError, match=r"\bclip\b.*\btokenizer\.json"):
         load_encoder(clip, CLIP, with_texts=True)
 
 
@@ -159,7 +160,7 @@ def test_an_image_of_one_or_three_rows_is_channels_last(dino: Path, height: int)
 
 @pytest.mark.parametrize(("height", "width"), [(150, 200), (200, 150), (160, 160)])
 def test_a_disc_stays_round(dino: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
-    """As in DINO's own evaluation: the short side is resized, the center cropped."""
+    """The short side is resized and the center cropped, as in DINO's own evaluation."""
     encoder, seen = load_encoder(dino, DINO, with_texts=False), []
     embed = Encoder._embed_pixels
     monkeypatch.setattr(Encoder, "_embed_pixels", lambda self, pixels: seen.append(pixels) or embed(self, pixels))

@@ -156,21 +156,23 @@ def damaged_header(change: Any) -> Any:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[:100]), "cannot be used"),
-        (lambda p: p.write_bytes(b""), "cannot be used"),
-        (lambda p: save_file({"theta": torch.zeros(1, 2)}, p), "cannot be used"),
-        (damaged_header(lambda content, _: content.update(version=2)), "format version 2"),
+        (lambda p: p.write_bytes(p.read_bytes()[:100]), "header"),
+        (lambda p: p.write_bytes(b""), "header"),
+        (lambda p: save_file({"theta": torch.zeros(1, 2)}, p), "images"),
+        (damaged_header(lambda content, _: content.update(version=2)), r"\bversion 2\b"),
         (damaged_header(lambda content, _: content.update(bank="0" * 32)), "other settings"),
         (damaged_header(lambda content, _: content["subjects"].pop()), "1 subjects"),
-        (damaged_header(lambda content, _: content["subjects"][0].update(pictures=2)), "2 subjects.* 5 "),
+        (damaged_header(lambda content, _: content["subjects"][0].update(pictures=2)), r"\b2 subjects\b.*\b5 images\b"),
         (damaged_header(lambda content, _: content["subjects"][0].update(pictures=-1)), "-1"),
-        (damaged_header(lambda content, _: content["subjects"][0].pop("own")), "cannot be used"),
-        (damaged_header(lambda content, _: content["subjects"][0].update(prompts=["a", "b"])), "2 prompts for 1"),
+        (damaged_header(lambda content, _: content["subjects"][0].pop("own")), r"'subjects\.0\.own'"),
+        (damaged_header(lambda content, _: content["subjects"][0].update(prompts=["a", "b"])),
+         r"\b2 prompts\b.*\b1 images\b.*'\w+'"),
         (damaged_header(lambda content, _: content["subjects"][0].update(prompts=[3])), "3.*prompts"),
         (damaged_header(lambda content, _: content["subjects"][0].update(prompts="a")), "'a'.*prompts"),
-        (damaged_header(lambda content, t: t.update(theta=t["theta"][:, :-1].clone())), "theta.*shape"),
-        (damaged_header(lambda content, t: t.update(images=t["images"].float())), "dtypes"),
-        (damaged_header(lambda content, t: t.update(latents=t["latents"][0].clone())), "latents.*shape"),
+        (damaged_header(lambda content, t: t.update(theta=t["theta"][:, :-1].clone())), 
+         rf"\btheta\b.*\b{layout().parameter_count - 1}\b"),
+        (damaged_header(lambda content, t: t.update(images=t["images"].float())), r"'images': 'F32'"),
+        (damaged_header(lambda content, t: t.update(latents=t["latents"][0].clone())), r"\blatents\b.*\("),
     ],
 )  # fmt: skip
 def test_a_damaged_shard_is_refused_by_name(folder: Path, damage: Any, message: str) -> None:
@@ -178,13 +180,13 @@ def test_a_damaged_shard_is_refused_by_name(folder: Path, damage: Any, message: 
     damage(path)
     with pytest.raises(ValueError, match=message) as refused:
         Bank.open(folder)
-    assert path.name in str(refused.value) and "move it away" in str(refused.value)
+    assert path.name in str(refused.value)
 
 
 def test_infinite_parameters_are_refused(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         damaged_header(lambda content, tensors: (content.pop("checksums"), tensors["theta"].fill_(torch.inf)))(path)
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"\bNaN\b.*\btheta of \w+\.safetensors\b"):
         Bank.open(folder).theta()
 
 
@@ -219,7 +221,7 @@ def test_a_shard_of_before_without_checksums_is_read(folder: Path) -> None:
 def test_checksums_that_are_not_one_for_each_row_are_refused(folder: Path, sums: Any) -> None:
     for path in folder.glob("*.safetensors"):
         damaged_header(lambda content, _: content.update(checksums=sums))(path)
-    with pytest.raises(ValueError, match="cannot be used"):
+    with pytest.raises(ValueError, match=r"\.safetensors.*\bchecksums\b"):
         Bank.open(folder)
 
 
@@ -248,11 +250,11 @@ def edit(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(version=9), "format version 9.*1"),
+        (lambda content: content.update(version=9), r"\bversion 9\b.*\b1\b"),
         (lambda content: content.pop("layout"), "layout"),
         (lambda content: content["layout"]["kinds"][0][1].__setitem__(1, 2**63), "layout"),
-        (lambda content: content["layout"].update(family="lora"), "holds 'lora' in packed form"),
-        (lambda content: content["layout"]["facts"].update(basis_seed=5), "other bases than seed 5 gives here"),
+        (lambda content: content["layout"].update(family="lora"), r"'lora'.*\blidb\b"),
+        (lambda content: content["layout"]["facts"].update(basis_seed=5), r"\bseed 5\b.*\b(out|in) \d+ \d+\b"),
         (lambda content: content["settings"].pop("prompt"), "settings.prompt"),
         (lambda content: content["settings"].update(prompt=3), "3.*settings.prompt"),
         (lambda content: content["base"].update(weights=3), "3.*base.weights"),
@@ -291,4 +293,4 @@ def test_difference_describes_what_differs(folder: Path) -> None:
     assert ours.difference(replace(manifest(), base=rounded)) is None
     assert ours.difference(replace(manifest(), base={**base, "base": "SDXL"})) == ("a SD15", "a SDXL")
     other = replace(manifest(), base={**manifest().base, "prediction": "v"})
-    assert ours.difference(other)[1] == "prediction of the model v"
+    assert [text.split()[-1] for text in ours.difference(other)] == [manifest().base["prediction"], "v"]

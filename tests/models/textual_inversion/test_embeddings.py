@@ -1,6 +1,7 @@
-"""Learnt words as values: names in prompts, files, joining."""
+"""Learned embeddings as values: their tokens in prompts, their files, and their combination."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,15 +79,15 @@ def test_vectors_start_at_the_words_tokens() -> None:
 
 
 BAD = {
-    "no token": ({"token": ""}, "token is ''"),
-    "a space": ({"token": "sks dog"}, "token is 'sks dog'"),
-    "a path": ({"token": "../dog"}, "token is"),
-    "a colon": ({"token": "a:b"}, "letters, digits"),
-    "a dot": ({"token": "dog.pt"}, "token is"),
-    "very long": ({"token": "a" * 300}, "at most 100"),
-    "no initializer": ({"initializer_word": " "}, "initializer_word is empty"),
-    "no vectors": ({"vectors": 0}, "vectors is 0; give 1 to 75"),
-    "too many vectors": ({"vectors": 76}, "vectors is 76"),
+    "no token": ({"token": ""}, "^token .*''"),
+    "a space": ({"token": "sks dog"}, "^token .*'sks dog'"),
+    "a path": ({"token": "../dog"}, r"^token .*'\.\./dog'"),
+    "a colon": ({"token": "a:b"}, "^token .*'a:b'"),
+    "a dot": ({"token": "dog.pt"}, r"^token .*'dog\.pt'"),
+    "very long": ({"token": "a" * 300}, r"^token .*\b100\b"),
+    "no initializer": ({"initializer_word": " "}, "^initializer_word "),
+    "no vectors": ({"vectors": 0}, r"^vectors .*\b0\b.*\b75\b"),
+    "too many vectors": ({"vectors": 76}, r"^vectors .*\b76\b.*\b75\b"),
 }
 
 
@@ -100,7 +101,7 @@ def test_bad_settings_are_named(case: str) -> None:
 @pytest.mark.parametrize("shapes", [{}, {"clip_l": (3,)}, {"clip_l": (0, 8)}, {"clip_l": (1, 8), "clip_g": (2, 8)},
                                     {"clip_l": (76, 8)}])  # fmt: skip
 def test_vectors_of_other_shapes_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match=r"\[n, width\]"):
+    with pytest.raises(ValueError, match=rf"'dog'.*{re.escape(str(shapes))}.*\[n, width\]"):
         LearnedEmbedding("dog", {key: torch.zeros(shape) for key, shape in shapes.items()})
 
 
@@ -117,18 +118,19 @@ def test_a_file_gives_the_words_back_bit_for_bit(tmp_path: Path, chain: bool) ->
 
 
 def test_a_file_without_words_says_nothing_of_them() -> None:
-    assert "words" not in json.loads(encode_header(lora()))
+    with_words = AdapterStack(lora().adapters, lora().metadata, (word(),))
+    assert json.loads(encode_header(with_words)).keys() - json.loads(encode_header(lora())).keys() == {"words"}
 
 
 DAMAGED = {
-    "a tensor is missing": (lambda t, h: t.pop("embedding/sks-dog/clip_l"), "lacks embedding/sks-dog/clip_l"),
-    "other token": (lambda t, h: h["words"][0].update(token="x"), "lacks embedding/x/clip_l"),
-    "twice": (lambda t, h: h["words"].append(h["words"][0]), "lacks embedding/sks-dog/clip_l"),
-    "no token": (lambda t, h: h["words"][0].pop("token"), "damaged 'hyperbooth' header"),
-    "a number": (lambda t, h: h.update(words=3), "damaged 'hyperbooth' header"),
-    "no words": (lambda t, h: h.update(words=[]), "holds no adapter"),
-    "a flat tensor": (lambda t, h: t.update({"embedding/sks-dog/clip_l": torch.zeros(8)}), "has vectors of shapes"),
-    "no encoders": (lambda t, h: h["words"][0].update(encoders=[]), "has vectors of shapes"),
+    "a tensor is missing": (lambda t, h: t.pop("embedding/sks-dog/clip_l"), "embedding/sks-dog/clip_l"),
+    "other token": (lambda t, h: h["words"][0].update(token="x"), "embedding/x/clip_l"),
+    "twice": (lambda t, h: h["words"].append(h["words"][0]), "embedding/sks-dog/clip_l"),
+    "no token": (lambda t, h: h["words"][0].pop("token"), r"'hyperbooth'.*'words\.0\.token'"),
+    "a number": (lambda t, h: h.update(words=3), r"'hyperbooth'.*\b3\b.*'words'"),
+    "no words": (lambda t, h: h.update(words=[]), "no adapter"),
+    "a flat tensor": (lambda t, h: t.update({"embedding/sks-dog/clip_l": torch.zeros(8)}), r"'sks-dog'.*\(8,\)"),
+    "no encoders": (lambda t, h: h["words"][0].update(encoders=[]), r"'sks-dog'.*\{\}"),
 }
 
 
@@ -150,18 +152,18 @@ def test_combine_joins_words() -> None:
     )
     both = combine_adapters(first, second)
     assert [w.token for w in both.embeddings] == ["sks-dog", "cat"] and len(both.adapters) == 1
-    with pytest.raises(ValueError, match=r"first and second .*'sks-dog'"):
+    with pytest.raises(ValueError, match=r"first\b.*second\b.*'sks-dog'"):
         combine_adapters(first, AdapterStack((), embeddings=(word(seed=5),)))
 
 
 def test_the_report_names_them() -> None:
     text = summary(AdapterStack((), {"base": "SD15"}, (word(),)))
-    assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l): 16 parameters, 0.1 KiB in float32" in text
+    assert re.search(r"textual_inversion\b.*embedding:sks-dog\b.*\b2 .*clip_l\b.*\b16 .*\b0\.1 KiB", text)
 
 
 def test_an_embedding_file_holds_one_word() -> None:
     one, two = word(), word("cat", clip_l=8, clip_g=12)
     assert list(comfyui_embedding_tensors([one])) == ["emb_params"]
     assert list(comfyui_embedding_tensors([two])) == ["clip_l", "clip_g"]
-    with pytest.raises(ValueError, match=r"2 \(sks-dog, cat\)"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\bsks-dog\b.*\bcat\b"):
         comfyui_embedding_tensors([one, two])

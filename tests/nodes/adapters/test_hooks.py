@@ -25,21 +25,21 @@ by_family = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)
 
 @pytest.fixture
 def loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the stock nodes look in, with nothing in it."""
+    """Return the empty folder that the stock nodes look in."""
     kinds = folder_paths.supported_pt_extensions
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], kinds))
     return tmp_path
 
 
 def hooked(strength_model: float, strength_clip: float | None = None) -> Any:
-    """HOOKS of the file, as *Create Hook LoRA* or, without a strength for the text encoder, its model-only kind."""
+    """Return the file's HOOKS of *Create Hook LoRA* or, without ``strength_clip``, of its model-only kind."""
     if strength_clip is None:
         return nodes_hooks.CreateHookLoraModelOnly().create_hook_model_only(NAME, strength_model)[0]
     return nodes_hooks.CreateHookLora().create_hook(NAME, strength_model, strength_clip)[0]
 
 
 def scheduled(hooks: Any, *keyframes: tuple[float, float]) -> Any:
-    """The same at the strength of each ``(strength, start_percent)``."""
+    """Return the same hooks at the strength of each ``(strength, start_percent)``."""
     group = None
     for strength, start in keyframes:
         (group,) = nodes_hooks.CreateHookKeyframe().create_hook_keyframe(strength, start, group)
@@ -47,7 +47,7 @@ def scheduled(hooks: Any, *keyframes: tuple[float, float]) -> Any:
 
 
 def on_clip(clip: Any, hooks: Any) -> Any:
-    """CLIP whose prompts carry the hooks to the sampler too."""
+    """Return a CLIP whose prompts carry the hooks to the sampler too."""
     (clip,) = nodes_hooks.SetClipHooks().apply_hooks(clip, schedule_clip=False, apply_to_conds=True, hooks=hooks)
     return clip
 
@@ -62,19 +62,19 @@ def on_conds(conds: list[Any], hooks: Any) -> list[Any]:
 
 
 def picture(model: Any, conds: list[Any]) -> Tensor:
-    """Latents that the stock sampler makes of fixed noise."""
+    """Return the latents that the stock sampler makes of fixed noise."""
     return sampled(model, conds, EMPTY, comfy.sample.prepare_noise(EMPTY, 5))
 
 
 def sampled(model: Any, conds: list[Any], latent: Tensor, noise: Tensor, **stage: Any) -> Tensor:
-    """As the stock KSampler, or for a part of the steps KSampler (Advanced), does."""
+    """Sample as the stock KSampler does or, for a part of the steps, KSampler (Advanced)."""
     return comfy.sample.sample(
         model, noise, 4, 3.0, "euler", "normal", *conds, latent, disable_pbar=True, **stage
     )  # fmt: skip
 
 
 def in_turn(first: Any, then: Any, conds: list[Any]) -> Tensor:
-    """The first of the steps by one model, the others by another."""
+    """Sample the first of the steps by one model, the others by another."""
     noise = comfy.sample.prepare_noise(EMPTY, 5)
     begun = sampled(first, conds, EMPTY, noise, start_step=0, last_step=1, force_full_denoise=False)
     return sampled(then, conds, begun, torch.zeros_like(noise), start_step=1, disable_noise=True)
@@ -83,7 +83,7 @@ def in_turn(first: Any, then: Any, conds: list[Any]) -> Tensor:
 @by_family
 @torch.inference_mode()
 def test_hooks_of_the_model_alone(node: Any, loaded: Any, loras: Path, families: tuple[str, ...]) -> None:
-    """At 0 nothing, at 1 what Apply does, switched off after a step what the two models do in turn."""
+    """At 0 nothing changes, at 1 it is Apply, and switched off after a step it is both models in turn."""
     model, clip, _ = loaded
     adapter = stack_of(families, loaded)
     save_adapter(adapter, loras / NAME)
@@ -126,7 +126,7 @@ def test_hooks_of_both_by_set_clip_hooks(node: Any, loaded: Any, loras: Path, fa
 
 @torch.inference_mode()
 def test_a_schedule_at_half_the_strength_is_apply_at_half(node: Any, loaded: Any, loras: Path) -> None:
-    """Strength times keyframe: every link of the chain at that strength, as in Apply."""
+    """Every adapter of the stack has the strength times that of the keyframe, as in Apply."""
     model, clip, _ = loaded
     adapter = stack_of(("para", "lora"), loaded)
     save_adapter(adapter, loras / NAME)
@@ -138,7 +138,7 @@ def test_a_schedule_at_half_the_strength_is_apply_at_half(node: Any, loaded: Any
 
 @torch.inference_mode()
 def test_a_hook_on_a_model_with_patches(node: Any, loaded: Any, loras: Path) -> None:
-    """ComfyUI works hooks on the weights as they stand, patched: they come after every patch of the MODEL."""
+    """ComfyUI applies hooks to the patched weights, after every patch of the MODEL."""
     model, clip, _ = loaded
     para, lora = stack_of(("para",), loaded), stack_of(("lora",), loaded)
     save_adapter(para, loras / NAME)

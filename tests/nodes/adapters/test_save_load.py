@@ -20,6 +20,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from helpers.reports import figures
 from hyperbooth.models.adapters import FullConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
 from hyperbooth.models.adapters.targets import Target, select_targets
@@ -57,7 +58,7 @@ FLUX: dict[str, Any] = {
 
 
 def encoders(kind: str) -> torch.nn.Module:
-    """The family's text encoders in full size, without numbers."""
+    """Return the family's text encoders in full size, on the meta device."""
     import comfy.text_encoders.flux
     import comfy.text_encoders.sd3_clip
 
@@ -69,7 +70,7 @@ def encoders(kind: str) -> torch.nn.Module:
 
 
 def made(kind: str) -> tuple[Any, Any]:
-    """MODEL and CLIP of a small network of the family; names and shapes are all that files depend on."""
+    """Return MODEL and CLIP of a small network of the family; files depend on names and shapes alone."""
     config = getattr(comfy.supported_models, kind)({"SDXL": UNET_XL, "SD3": MMDIT, "Flux": FLUX}[kind].copy())
     model = comfy.model_patcher.ModelPatcher(config.get_model({}, device="meta"), CPU, CPU)
     clip = comfy.sd.CLIP(no_init=True)
@@ -82,14 +83,14 @@ def made(kind: str) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="session")
 def families(loaded: Any) -> Any:
-    """``families(kind) -> (MODEL, CLIP)``."""
+    """Return ``families(kind) -> (MODEL, CLIP)``."""
     kept: dict[str, tuple[Any, Any]] = {"SD15": loaded[:2]}
     return lambda kind: kept.setdefault(kind, made(kind)) if kind not in kept else kept[kind]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """ComfyUI's output folder, whose ``loras`` Load lists."""
+    """Return ComfyUI's output folder, whose ``loras`` Load lists."""
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path))
     _, suffixes = folder_paths.folder_names_and_paths["loras"]
@@ -99,7 +100,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def factors(targets: list[Target], rank: int = 2, alpha: float = 3.0, seed: int = 0, **facts: Any) -> AdapterStack:
-    """An adapter with random factors."""
+    """Return an adapter with random factors."""
     generator = torch.Generator().manual_seed(seed)
     link = Adapter.create("lora", targets, LoRAConfig(rank=rank, alpha=alpha), generator)
     for adapter in link.layers.values():
@@ -108,7 +109,7 @@ def factors(targets: list[Target], rank: int = 2, alpha: float = 3.0, seed: int 
 
 
 def targets_of(model: Any, clip: Any, rule: str = EVERYTHING) -> list[Target]:
-    """Every layer of the diffusion model that the rule names, and attention and MLP of the encoders' second layer."""
+    """Return the diffusion model's layers under the rule, and attention and MLP of the encoders' second layer."""
     shapes = layer_shapes(adaptable_layers(model, clip))
     unet = {name: shape for name, shape in shapes.items() if name.startswith("diffusion_model.")}
     text = {
@@ -123,7 +124,7 @@ def adapter_of(model: Any, clip: Any, rule: str = EVERYTHING, **facts: Any) -> A
 
 
 def changes(model: Any, clip: Any = None) -> dict[str, Tensor]:
-    """The change of every weight, by the stock code that computes it when the model is used."""
+    """Return the change of every weight, by the stock code that computes it when the model is used."""
     found = {}
     for patcher in (model, *([clip.patcher] if clip is not None else [])):
         shapes = {name: tensor.shape for name, tensor in patcher.model.state_dict().items()}
@@ -205,7 +206,7 @@ def test_files_in_comfyuis_names_need_no_model(node: Any, families: Any, folder:
 
 @pytest.mark.parametrize("name", ["sd2", "sdxl", "sd3", "flux", "flux2", "pixart"])
 def test_files_of_every_family_as_the_stock_loaders_give_it(node: Any, folder: Path, name: str) -> None:
-    """Whole checkpoints: kohya's and diffusers' files equal Apply in the stock loader, and load again."""
+    """On whole checkpoints, kohya's and diffusers' files equal Apply in the stock loader, and load again."""
     path, options = folder / f"{name}.safetensors", dict(FAMILIES[name].text_options)
     write(path, FAMILIES[name])
     with torch.inference_mode():
@@ -272,7 +273,7 @@ def test_names_are_those_of_the_key_format(node: Any, families: Any, folder: Pat
 
 
 def diffusers_twins(model: Any) -> tuple[Any, Any]:
-    """diffusers' own U-Net, and transformers' text encoder of two layers, of the small SD1.5's shape."""
+    """Return diffusers' U-Net and transformers' text encoder of two layers, of the small SD1.5's shape."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -289,7 +290,7 @@ def diffusers_twins(model: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("rule", ["attention", EVERYTHING])
 def test_the_diffusers_export_loads_in_diffusers(node: Any, families: Any, folder: Path, rule: str) -> None:
-    """By the functions of diffusers' pipelines: the same change of every weight, and nothing else changed."""
+    """The functions of diffusers' pipelines make the same change of every weight, and change nothing else."""
     from diffusers import StableDiffusionPipeline as Pipeline
 
     model, clip = families("SD15")
@@ -312,7 +313,7 @@ def test_the_diffusers_export_loads_in_diffusers(node: Any, families: Any, folde
 
 
 def transformer_twin(kind: str) -> tuple[Any, Any]:
-    """diffusers' pipeline class and transformer of the small SD3's or Flux's shape."""
+    """Return diffusers' pipeline class and transformer of the small SD3's or Flux's shape."""
     import diffusers
 
     if kind == "Flux":
@@ -355,7 +356,7 @@ def test_a_transformers_export_loads_in_diffusers(node: Any, families: Any, fold
 
 
 def merged(part: Any) -> dict[str, Tensor]:
-    """The weights with their LoRAs in them, under the names they have without."""
+    """Return the weights merged with their LoRAs, under the names they have without."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in part.modules():
@@ -371,16 +372,16 @@ def test_names_that_depend_on_the_architecture_need_the_model(
 ) -> None:
     model, clip = families("SD15")
     adapter = adapter_of(model, clip, "attention")
-    with pytest.raises(ValueError, match=rf"^model is not connected.* {format} "):
+    with pytest.raises(ValueError, match=rf"^model .*\b{format}\b"):
         save(node, adapter, format)
-    with pytest.raises(ValueError, match=r"fit .*SDXL"):
+    with pytest.raises(ValueError, match=r"\bSD15\b.*\bSDXL\b"):
         save(node, adapter, format, families("SDXL")[0])
     assert not list(folder.rglob("*.*"))
     name = save(node, adapter, format, model).removeprefix("loras/")
     for inputs, message in (
-        ({}, "connect model and clip"),
-        ({"model": model}, "text-encoder layers .*connect clip"),
-        ({"model": families("SD3")[0], "clip": clip}, "SD3 model .*another architecture"),
+        ({}, r"\bmodel and clip\b"),
+        ({"model": model}, r"\btext-encoder\b.*\bclip\b"),
+        ({"model": families("SD3")[0], "clip": clip}, r"\b\d+ layers\b.*\bSD3\b"),
     ):
         with pytest.raises(ValueError, match=message):
             node("Load", adapter_name=name, **inputs)
@@ -396,7 +397,7 @@ def test_layers_without_a_name_in_the_key_format_are_listed(
     model, clip = families(kind)
     shape = layer_shapes(adaptable_layers(model, clip))[layer]
     adapter = factors([*targets_of(model, clip, "attention")[:3], Target(layer, shape)])
-    with pytest.raises(ValueError, match=rf"{format}.* 1 of .*4 layers: {layer}.*'comfyui'"):
+    with pytest.raises(ValueError, match=rf"'{format}'.*\b1\b.*\b4 layers\b.*\b{layer}\b.*'comfyui'"):
         save(node, adapter, format, model)
     path = folder / save(node, adapter, "kohya", model)
     assert_same_changes(changes(*apply(node, model, clip, adapter)), changes(*stock(model, clip, path)))
@@ -407,7 +408,7 @@ def test_layers_without_a_name_in_the_key_format_are_listed(
 def test_what_other_programs_write_changes_the_model_as_the_stock_loader_does(
     node: Any, families: Any, folder: Path, kind: str, own_downs: bool
 ) -> None:
-    """A file of every name in diffusers' style that the stock loader knows, q, k and v each with factors of its own."""
+    """The file has every name in diffusers' style that the stock loader knows; q, k and v have factors of their own."""
     model, clip = families(kind)
     path = folder / save(node, adapter_of(model, clip, "attention"), "diffusers", model)
     generator = torch.Generator().manual_seed(3)
@@ -423,7 +424,7 @@ def test_what_other_programs_write_changes_the_model_as_the_stock_loader_does(
 
 
 def test_pefts_own_names_of_a_unet_are_read(node: Any, families: Any, folder: Path) -> None:
-    """As diffusers' training scripts write them today; the stock loader does not know these."""
+    """diffusers' training scripts write such names today; the stock loader does not know them."""
     model, clip = families("SD15")
     adapter = adapter_of(model, clip, "attention")
     tensors = load_file(folder / save(node, adapter, "diffusers", model))
@@ -568,7 +569,7 @@ def test_only_adapters_of_one_architecture_are_combined(node: Any) -> None:
         node("Combine", first=one, second=other)
     node("Combine", first=factors([where], base="Flux"), second=factors([where], base="FluxSchnell"))
     wide = factors([Target("diffusion_model.a", (8, 4))])
-    with pytest.raises(ValueError, match=r"diffusion_model\.a .*\(6, 4\) in first, \(8, 4\) in second"):
+    with pytest.raises(ValueError, match=r"\bdiffusion_model\.a\b.*\(6, 4\).*\bfirst\b.*\(8, 4\).*\bsecond\b"):
         node("Combine", first=one, second=wide)
     (chain,) = node("Combine", first=one, second=factors([where], trigger="sks"))
     (longer,) = node("Combine", first=chain, second=factors([where], base="SD15", trigger="sks, dog", steps=3))
@@ -581,7 +582,7 @@ def test_only_adapters_of_one_architecture_are_combined(node: Any) -> None:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder that this process may not write to, which takes another user where it runs as root."""
+    """Return a folder that this process may not write to, which takes another user where it runs as root."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "a_00001_.safetensors").write_bytes(b"former")
         Path(name).chmod(0o555)
@@ -614,7 +615,7 @@ def test_a_read_only_folder_is_named_and_left_alone(node: Any, unprivileged: Pat
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(unprivileged))
     try:
-        with pytest.raises(ValueError, match=r"^filename_prefix 'a'.*cannot be written"):
+        with pytest.raises(ValueError, match=r"^filename_prefix 'a'.*Permission denied"):
             node(
                 "Save", adapter=factors([Target("diffusion_model.a", (6, 4))]), filename_prefix="a",
                 format="comfyui", precision="float32",
@@ -631,7 +632,7 @@ def test_a_disk_that_takes_no_more_leaves_no_part_of_a_file(node: Any, folder: P
     before, limits = kept.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not be written"):
+        with pytest.raises(OSError, match=r"\.safetensors\b.*File too large"):
             save(node, factors([Target("diffusion_model.a", (640, 640))]), "comfyui")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -665,12 +666,12 @@ def test_full_differences_alone_and_after_a_lora_open_in_the_stock_loader(
             assert "ss_network_dim" not in file.metadata() and file.metadata()["ss_base_model_version"]
     report, chart = node("Info", adapter=chain)
     assert re.search(r"2\. full \(.*\) on 5 layers", report) and chart.shape[-1] == 3
-    with pytest.raises(ValueError, match=r"full difference.*LoRA"):
+    with pytest.raises(ValueError, match=r"\bLoRA\b.*'hyperbooth'.*'comfyui'"):
         save(node, full, "kohya", model)
 
 
 def rewritten(path: Path, change: Any) -> None:
-    """The file with its tensors and its ``hyperbooth`` entry changed."""
+    """Change the tensors and the ``hyperbooth`` entry of the file."""
     with safe_open(path, "pt") as file:
         said = json.loads(file.metadata()["hyperbooth"])
     tensors = load_file(path)
@@ -697,24 +698,24 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "an unknown family": (lambda path: rewritten(path, lambda s, t: s["chain"][0].update(family="x")), "family 'x'"),
     "an enormous layer": (
         lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({LAYER: [2**40, 4]})),
-        r"shape \(1099511627776, 4\); expected \(out, in\)"),
+        r"\(1099511627776, 4\).*\(out, in\)"),
     "no list of sizes": (
         lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({LAYER: [True, 4]})),
-        r"the shape \[True, 4\]; expected a list of integers"),
+        r"\[True, 4\].*\bintegers\b"),
     "a layer without a name": (
-        lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({"": [6, 4]})), "layer's name"),
-    "a tensor lost": (lambda path: rewritten(path, lambda s, t: t.pop(UP)), f"lacks {UP}"),
+        lambda path: rewritten(path, lambda s, t: s["chain"][0]["targets"].update({"": [6, 4]})), "''"),
+    "a tensor lost": (lambda path: rewritten(path, lambda s, t: t.pop(UP)), UP),
     "a tensor too many": (lambda path: rewritten(path, lambda s, t: t.update(x=torch.ones(1))), r"\bx$"),
-    "rank 0": (lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(6, 0)})), rf"in {UP}.*\(6, 0\)"),
+    "rank 0": (lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(6, 0)})), rf"{UP}.*\(6, 0\)"),
     "turned over": (
-        lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(2, 6)})), f"the adapter of {LAYER} .*rank"),
+        lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(2, 6)})), rf"{LAYER} .*\(2, 6\)"),
     "whole numbers": (
         lambda path: rewritten(path, lambda s, t: t.update({UP: torch.ones(6, 2, dtype=torch.int32)})),
-        f"torch.int32 in {UP}"),
+        f"torch.int32.*{UP}"),
     "NaN": (lambda path: rewritten(path, lambda s, t: t[UP].__setitem__(0, torch.nan)), f"NaN .*{UP}"),
     "an infinite alpha": (
         lambda path: rewritten(path, lambda s, t: t.update({f"{LAYER}.alpha": torch.tensor(torch.inf)})),
-        f"NaN or infinite.* {LAYER}.alpha"),
+        f"NaN .*{LAYER}.alpha"),
 }  # fmt: skip
 
 
@@ -745,8 +746,8 @@ def test_the_report_gives_the_rounding_error_of_half_precision(families: Any, fo
     for precision in ("float32", "float16", "bfloat16"):
         done = Save.execute(adapter, f"loras/{precision}", format, precision, model)
         (text[precision],) = done.ui["text"]
-    assert text["float32"] == "saved loras/float32_00001_.safetensors"
+    assert text["float32"].endswith("loras/float32_00001_.safetensors")
     for precision, low, high in (("float16", 1e-4, 5e-4), ("bfloat16", 1e-3, 5e-3)):
-        start = f"saved loras/{precision}_00001_.safetensors, {precision} costs "
-        assert text[precision].startswith(start) and text[precision].endswith(" of the change")
-        assert low < float(text[precision].removeprefix(start).split()[0]) < high
+        path, rest = text[precision].split(", ", 1)
+        assert path.endswith(f"loras/{precision}_00001_.safetensors") and precision in rest
+        assert [low < float(figure) < high for figure in figures(rest)] == [True]

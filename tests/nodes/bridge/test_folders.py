@@ -77,11 +77,11 @@ def test_partial_files_of_killed_processes_are_removed(output_folder: Path) -> N
 def test_a_link_out_of_the_output_folder_is_refused_before_anything_is_trained(
     output_folder: Path, tmp_path: Path
 ) -> None:
-    """As ComfyUI refuses it; the advice names no folder that is refused, and the rescued adapter goes elsewhere."""
+    """ComfyUI refuses it too; the advice names no folder that is refused, and a rescued adapter goes elsewhere."""
     (output_folder / "loras").symlink_to(tmp_path)
     for node in ("HyperBoothSave", "HyperBoothSaveHyperNetwork"):
         said = node_classes()[node].validate_inputs(filename_prefix="loras/dog")
-        assert said.startswith("filename_prefix 'loras/dog' leads out") and said.count("loras") == 1
+        assert said.startswith("filename_prefix 'loras/dog' ") and said.count("loras") == 1
         assert node_classes()[node].validate_inputs(filename_prefix="dog") is True
         assert node_classes()[node].validate_inputs(filename_prefix=None) is True, "a link is not known yet"
     adapter = Adapter.create("lora", [Target("diffusion_model.a", (8, 8))], LoRAConfig(rank=1), torch.Generator())
@@ -107,13 +107,13 @@ def test_messages_list_ten_folders_at_most(tmp_path: Path, monkeypatch: Any) -> 
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
     for number in range(100):
         (tmp_path / f"person {number:03}").mkdir()
-    with pytest.raises(ValueError, match="person 009' and 90 more") as caught:
+    with pytest.raises(ValueError, match=r"'person 009'.*\b90 more\b") as caught:
         input_folder("nobody")
     assert "person 010" not in str(caught.value) and str(tmp_path) not in str(caught.value)
 
 
 def test_messages_name_no_folder_of_the_machine() -> None:
-    with pytest.raises(ValueError, match="adapter_name") as caught:
+    with pytest.raises(ValueError, match=r"^adapter_name 'none\.safetensors'") as caught:
         adapter_path("none.safetensors")
     assert folder_paths.models_dir not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Small encoders in a models folder, and pictures to score, for the tests of scoring nodes."""
+"""Small encoders in a models folder, and images to score, for the tests of the scoring nodes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tools.comfy_harness.tiny_encoders import write_clip, write_dino, write_dino
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A models folder with small encoders."""
+    """Return a models folder with small encoders."""
     import folder_paths
 
     root = tmp_path_factory.mktemp("models")
@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def samples() -> list[Tensor]:
-    """Two batches of different sizes."""
+    """Return two batches of images of different sizes."""
     draw = torch.Generator().manual_seed(1)
     return [torch.rand(2, 40, 64, 3, generator=draw), torch.rand(1, 64, 48, 3, generator=draw)]
 

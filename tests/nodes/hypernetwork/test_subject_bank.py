@@ -11,6 +11,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from helpers.reports import mentions
 from helpers.training import interrupted_at, lora, noise, output, relative, untouched
 from hyperbooth.models.adapters import LiDBConfig
 from hyperbooth.models.adapters.stack import Adapter, AdapterStack
@@ -61,7 +62,7 @@ def write_people(folder: Path, counts: dict[str, int]) -> None:
 
 @pytest.fixture
 def people(tmp_path: Path) -> Iterator[Path]:
-    """``input/people`` with three subjects."""
+    """Write ``input/people`` with three subjects, and return it."""
     before = folder_paths.get_input_directory()
     folder_paths.set_input_directory(str(tmp_path))
     write_people(tmp_path / "people", {"alice": 1, "bob": 3, "carol": 1})
@@ -92,11 +93,11 @@ def test_each_subject_is_trained_and_the_model_is_unchanged(node: Any, quick: An
 
 
 def test_a_batch_of_three_equals_three_batches_of_one(node: Any, quick: Any, people: Path) -> None:
-    """Also for the text encoder's layers."""
+    """The layers of the text encoder are trained too."""
     both = lidb(text_encoder=True)
     batched, _ = build(node, quick, method=both)
     alone, report = build(node, quick, method=both, subjects_per_batch=1, bank_name="alone")
-    assert "3 shards" in report
+    assert mentions(report, "3 shards")
     for i in range(3):
         assert close(alone.theta([i]), batched.theta([i])), batched.names[i]
         assert relative(batched.theta([i]), batched.theta([(i + 1) % 3])) > 1e-2
@@ -108,14 +109,14 @@ def test_images_are_trained_on_their_captions(node: Any, quick: Any, people: Pat
     (people / "bob" / "1.txt").write_text("a photo of sks face\nin the snow", "utf-8")
     plain, _ = build(node, quick)
     captioned, report = build(node, quick, bank_name="told", captions=True)
-    assert re.search(r"captions: 1 of 5 ", report)
+    assert re.search(r"\bcaptions\b.*\b1 of 5\b", report)
     assert [plain.caption(1, image) for image in range(3)] == [PROMPT] * 3
     assert [captioned.caption(1, image) for image in range(3)] == [PROMPT, f"{PROMPT} in the snow", PROMPT]
     assert captioned.adapter(1).metadata["prompts"] == [PROMPT, f"{PROMPT} in the snow"]
     assert (
         close(captioned.theta([0, 2]), plain.theta([0, 2])) and relative(captioned.theta([1]), plain.theta([1])) > 1e-3
     )
-    with pytest.raises(ValueError, match=r"captions True there.* captions now"):
+    with pytest.raises(ValueError, match=r"^bank 'told'.*\bcaptions True\b"):
         build(node, quick, bank_name="told")
 
 
@@ -160,25 +161,28 @@ def test_new_folders_extend_the_bank(node: Any, quick: Any, people: Path) -> Non
     (people / "alice").rmdir()
     bank, report = build(node, quick, subjects_per_batch=2)
     assert bank.names == ("alice", "bob", "carol", "dora", "emil") and bank.image_counts == (1, 3, 1, 1, 2)
-    assert re.search(r"\b2 .*new", report) and re.search(r"kept .*: alice$", report, re.M)
+    assert re.search(r"\b2 .*new", report) and re.search(r"\balice$", report, re.M)
     assert bank.theta([0, 1, 2]).equal(before.theta()) and kept.items() <= header(bank).items()
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"steps": 5}, "steps 3 there, steps 5 now"),
-        ({"prompt": "a sks person"}, "prompt 'a photo of sks face' there, prompt 'a sks person' now"),
-        ({"seed": 1}, "seed 0 there, seed 1 now"),
-        ({"resolution": 72}, "resolution 32 there, resolution 72 now"),
-        ({"shared_input": True}, "shared_input False there, shared_input True now"),
-        ({"method": lidb(text_encoder=True, basis_seed=3)}, "basis seed 0 there.*basis seed 3 now"),
-        ({"method": lidb()}, "layers.* there.*layers.* now"),
+        ({"steps": 5}, r"\bsteps 3\b.*\bsteps 5\b"),
+        ({"prompt": "a sks person"}, "prompt 'a photo of sks face'.*prompt 'a sks person'"),
+        ({"seed": 1}, r"\bseed 0\b.*\bseed 1\b"),
+        ({"resolution": 72}, r"\bresolution 32\b.*\bresolution 72\b"),
+        ({"shared_input": True}, r"\bshared_input False\b.*\bshared_input True\b"),
+        ({"method": lidb(text_encoder=True, basis_seed=3)}, r"\bbasis seed 0\b.*\bbasis seed 3\b"),
+        ({"method": lidb()}, r"\b\d+ layers\b.*\b\d+ layers\b"),
         (
             {"method": lidb(text_encoder=True, learning_rate=1e-3)},
-            "method.learning_rate 0.02 .*method.learning_rate 0.001 ",
+            r"\bmethod\.learning_rate 0\.02\b.*\bmethod\.learning_rate 0\.001\b",
         ),
-        ({"options": TrainingOptions(noise_offset=0.1)}, "options.noise_offset 0.0 there"),
+        (
+            {"options": TrainingOptions(noise_offset=0.1)},
+            r"\boptions\.noise_offset 0\.0\b.*\boptions\.noise_offset 0\.1\b",
+        ),
     ],
 )
 def test_a_bank_is_not_extended_with_other_settings(
@@ -192,7 +196,7 @@ def test_a_bank_is_not_extended_with_other_settings(
 
 @pytest.fixture(scope="module")
 def once(node: Any, quick: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bank, built once."""
+    """Return the folder of a bank that is built once."""
     root = tmp_path_factory.mktemp("once")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "input_directory", str(root / "input"))
@@ -204,7 +208,7 @@ def once(node: Any, quick: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def built(once: Path, output_folder: Path) -> Path:
-    """That bank in the test's output folder."""
+    """Return a copy of that bank in the test's output folder."""
     return Path(shutil.copytree(once, output_folder / "hyperbooth_banks" / "built"))
 
 
@@ -215,7 +219,7 @@ def test_another_model_is_refused(node: Any, quick: Any, people: Path, built: Pa
     keys = [key for key in model.model_state_dict() if key.endswith(".weight")]
     assert name in keys
     patched.add_patches({key: ("diff", (torch.ones_like(model.model_state_dict()[key]),)) for key in keys}, 0.1)
-    with pytest.raises(ValueError, match=r"model.*% "):
+    with pytest.raises(ValueError, match=r"\bmodel\b.*\b\d+\.\d ?% "):
         build(node, (patched, clip, vae), bank_name="built", method=lidb(text_encoder=True))
 
 
@@ -241,13 +245,13 @@ def test_two_builds_at_once_do_not_interfere(
 
 def test_linked_inputs_cannot_be_fingerprinted_and_the_warning_names_them() -> None:
     """ComfyUI gives None for it, shows the error as a warning, and runs the node."""
-    with pytest.raises(ValueError, match=r"^folder is linked"):
+    with pytest.raises(ValueError, match=r"^folder .*\blinked\b"):
         BuildBank.fingerprint_inputs(folder=None)
     for node, name in (
         (ImagesFromFolder, "folder"), (LoadBank, "bank_name"), (Load, "adapter_name"),
         (LoadHyperNetwork, "hypernetwork_name"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=rf"^{name} is linked"):
+        with pytest.raises(ValueError, match=rf"^{name} .*\blinked\b"):
             node.fingerprint_inputs(**{name: None})
 
 
@@ -309,10 +313,9 @@ def test_unreadable_files_are_reported_and_skipped(node: Any, quick: Any, people
     (people / "two\nlines").mkdir()
     bank, report = build(node, quick)
     assert bank.names == ("alice", "bob") and bank.image_counts == (1, 3)
-    assert "left out: bob/broken.png: " in report
     assert re.search(r"left out: carol: .*carol.*; 0\.png: ", report)
-    assert "left out: empty: " in report and "hidden" not in report
-    assert r"left out: 'two\nlines': " in report
+    left_out = re.findall(r"^left out: (.*?): ", report, re.M)
+    assert sorted(left_out) == [r"'two\nlines'", "bob/broken.png", "carol", "empty"]
     picture(5).save(people / "carol" / "0.png")
     bank, report = build(node, quick)
     assert bank.names == ("alice", "bob", "carol") and re.search(r"\b1 .*new", report)
@@ -323,7 +326,7 @@ def test_no_usable_subject_is_an_error_and_leaves_no_bank(
 ) -> None:
     for path in people.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"people .*\nleft out: alice: "):
+    with pytest.raises(ValueError, match=r"\bpeople\b.*\n.*\balice: "):
         build(node, quick)
     assert not (output_folder / "hyperbooth_banks").exists()
     (people.parent / "flat").mkdir()
@@ -336,8 +339,8 @@ def test_no_usable_subject_is_an_error_and_leaves_no_bank(
     [
         ({"method": lora()}, "^method .*lora.* lidb"),
         ({"prompt": " "}, "^prompt .*empty"),
-        ({"steps": 0}, "steps is 0"),
-        ({"subjects_per_batch": 0}, "subjects_per_batch is 0"),
+        ({"steps": 0}, r"^steps .*\b0\b"),
+        ({"subjects_per_batch": 0}, r"^subjects_per_batch .*\b0\b"),
         ({"bank_name": "../x"}, "^bank_name '../x'"),
         ({"bank_name": ".x"}, "^bank_name '.x'"),
         ({"folder": "nobody"}, "^folder 'nobody'"),
@@ -360,9 +363,9 @@ def test_all_subjects_start_from_the_same_parameters(node: Any, quick: Any, peop
     on, _ = build(node, quick, start_from=mean, bank_name="on", method=lidb(learning_rate=0.0, text_encoder_lr=0.0))
     assert on.theta([1])[0].equal(learned.theta().mean(0))
     other = AdapterStack((learned.layout.unpack(learned.theta()[0]),) * 2)
-    with pytest.raises(ValueError, match=r"^start_from is lidb .*, lidb "):
+    with pytest.raises(ValueError, match=r"^start_from .*\blidb\b.*\blidb\b"):
         build(node, quick, start_from=other, bank_name="no")
-    with pytest.raises(ValueError, match=r"^start_from.* lidb .*expected lidb"):
+    with pytest.raises(ValueError, match=r"^start_from\b.*\bbasis seed 0\b.*\bbasis seed 1\b"):
         build(node, quick, start_from=mean, method=lidb(basis_seed=1), bank_name="no")
 
 
@@ -380,7 +383,7 @@ def test_load_bank_opens_it(node: Any, quick: Any, people: Path, built: Path) ->
     assert "built" in bank_names()
     with pytest.raises(ValueError, match=r"^bank_name 'none'"):
         node("LoadBank", bank_name="none")
-    with pytest.raises(ValueError, match="is in none of"):
+    with pytest.raises(ValueError, match=r"^bank_name '\.\./hyperbooth_banks/built'"):
         node("LoadBank", bank_name="../hyperbooth_banks/built")
 
 
@@ -461,7 +464,7 @@ def unseen(_: int) -> Any:
 
 
 def test_a_diverging_subject_does_not_affect_the_others(session: Any) -> None:
-    """A latent of NaN: the batch is halved until that subject is alone."""
+    """With a latent of NaN, the batch is halved until that subject is alone."""
     subjects = [example(0), example(1), example(2, torch.nan)]
     first, second, third = trainer(session, 3).train(session, subjects, unseen)
     assert "loss" in third.reason and "nan" in third.reason
@@ -474,7 +477,7 @@ def test_a_batch_that_does_not_fit_is_split(session: Any, caplog: Any) -> None:
     """A batch of three runs out of memory once; the result is the same."""
     subjects, whole = [example(i) for i in range(3)], trainer(session, 3)
     expected = whole.train(session, subjects, unseen)
-    assert "batch 3, checkpointing off" in whole.lines[0]
+    assert MemoryPlan().describe(3) in whole.lines[0]
 
     def short(together: int) -> Any:
         if together > 2:
@@ -483,7 +486,7 @@ def test_a_batch_that_does_not_fit_is_split(session: Any, caplog: Any) -> None:
 
     tight = trainer(session, 3)
     found = tight.train(session, subjects, short)
-    assert tight.planner.plan == MemoryPlan(micro_batches=2) and "out of memory" in caplog.text
+    assert tight.planner.plan == MemoryPlan(micro_batches=2) and tight.planner.plan.describe(3) in caplog.text
     assert all(close(one.theta, other.theta) for one, other in zip(found, expected, strict=True))
 
     def never(together: int) -> Any:

@@ -13,6 +13,7 @@ import folder_paths
 import pytest
 import torch
 from helpers.reference import l_simple_eps, l_simple_flow, l_simple_v
+from helpers.reports import mentions
 from helpers.stack_subjects import stack_subjects
 from helpers.training import QUIET, lora, relative, train, untouched
 from hyperbooth.models.adapters import FullConfig, LiDBConfig, LoRAConfig, PaRaConfig
@@ -50,7 +51,7 @@ class Loaded:
     subject: Subject
 
     def output(self, model: Any, clip: Any = None) -> Tensor:
-        """The estimate x0_hat for fixed noise and the prompt, through whatever patches ``model`` and ``clip`` carry."""
+        """Return the estimate x0_hat for fixed noise and the prompt, with the patches of ``model`` and ``clip``."""
         (example, *_) = self.subject.examples
         with torch.inference_mode():
             cond = encoded(clip or self.clip) if self.clip else example.cond
@@ -64,7 +65,7 @@ def noise(size: tuple[int, ...]) -> Tensor:
 
 
 def level(model: Any) -> Tensor:
-    """A noise level in the middle of the model's own table."""
+    """Return a noise level in the middle of the model's own table."""
     sigmas = model.get_model_object("model_sampling").sigmas
     return sigmas[len(sigmas) // 2].clone().view(1)
 
@@ -75,7 +76,7 @@ def encoded(clip: Any) -> Any:
 
 @pytest.fixture(scope="module", params=EXPECTED)
 def family(request: pytest.FixtureRequest, node: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
-    """One family after the other, as the stock loaders give it."""
+    """Return one family after the other, as the stock loaders give it."""
     path = write(tmp_path_factory.mktemp("families") / f"{request.param}.safetensors", FAMILIES[request.param])
     with torch.inference_mode():
         loaded = load(request.param, path, node)
@@ -101,7 +102,7 @@ def from_latents(name: str, node: Any) -> Subject:
 
 
 def from_pictures(clip: Any, vae: Any, node: Any) -> Subject:
-    """Three photographs, one of another aspect, and one of the class."""
+    """Return a subject of three images, one of another aspect, and one image of its class."""
     pictures = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     (subject,) = node(
         "Subject", images=[pictures[:2], pictures[2:, :, :48]], vae=[vae], clip=[clip], prompt=[PROMPT],
@@ -158,7 +159,7 @@ EVERYWHERE = [
 
 @pytest.mark.parametrize("method", EVERYWHERE, ids=lambda method: method.family)
 def test_every_layer_is_trained(family: Loaded, node: Any, method: Method) -> None:
-    """In every place there is: the blocks of some families write over what a layer returned."""
+    """The blocks of some families modify in place what a layer returned."""
     with untouched(family.model):
         adapter, loss_map, _ = train(node, (family.model,), family.subject, method, 3)
         assert len(loss_map["loss"]) == 3
@@ -172,7 +173,7 @@ def test_every_layer_is_trained(family: Loaded, node: Any, method: Method) -> No
 
 @pytest.mark.parametrize("method", EVERYWHERE[1:], ids=lambda method: method.family)
 def test_subjects_in_one_batch_equal_one_after_another(family: Loaded, method: Method) -> None:
-    """One forward of the whole network, each sample with an adapter of its own; and the gradients."""
+    """Compare one forward of the whole network, each sample with its own adapter, and the gradients."""
     if family.name == "pixart":
         pytest.skip("PixArt puts the texts of a batch into one row; see the test below")
     with training_session(family.model, QUIET, family.subject, batch_size=1) as session:
@@ -194,7 +195,7 @@ WEIGHED_AND_LONG = "a photo of (sks:1.3) dog" + " in the snow" * 30
 
 
 def test_prompts_in_one_batch_equal_one_after_another(family: Loaded) -> None:
-    """One prompt through several subjects' adapters on the text encoders; and the gradients."""
+    """Compare one prompt through several subjects' adapters on the text encoders, and the gradients."""
     if family.clip is None:
         pytest.skip("comes without a text encoder")
     with training_session(family.model, QUIET, family.subject, batch_size=1, clip=family.clip) as session:
@@ -218,7 +219,7 @@ def test_prompts_in_one_batch_equal_one_after_another(family: Loaded) -> None:
 
 
 def squares(conditions: dict[str, Any]) -> Tensor:
-    """Something to differentiate, of all that depends on the text encoders."""
+    """Return a scalar of all conditions that depend on the text encoders, to differentiate."""
     return sum(value.float().square().sum() for value in conditions.values() if value.requires_grad)
 
 
@@ -228,7 +229,7 @@ def test_a_network_that_joins_a_batch_takes_one_subject_at_a_time(family: Loaded
     with training_session(family.model, QUIET, family.subject, batch_size=1) as session:
         links = [alone(EVERYWHERE[1], select_targets(session.model.shapes, "all linear"), seed) for seed in (0, 1)]
         example = family.subject.examples[0]
-        with pytest.raises(ValueError, match=r"batch of 1 .*2 subjects"):
+        with pytest.raises(ValueError, match=r"\bbatch of 1\b.*\b2 subjects\b"):
             estimates(session, stack_subjects(links), torch.cat([noise(example.size)] * 2),
                       level(family.model).expand(2), [example, example])  # fmt: skip
 
@@ -245,7 +246,7 @@ def alone(method: Method, targets: Any, seed: int) -> Adapter:
 def estimates(
     session: Any, link: Adapter, x: Tensor, sigma: Tensor, examples: list[Example]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """x0_hat of each sample, and the gradients of its square by parameter."""
+    """Return x0_hat of each sample, and the gradients of its square by parameter."""
     with session.injected(AdapterStack((link,))):
         estimate = session.denoiser(x, sigma, session.text.condition(examples))
         estimate.square().sum().backward()
@@ -276,7 +277,7 @@ def test_text_encoders_learn(family: Loaded, node: Any) -> None:
 
 @pytest.fixture(scope="module")
 def taught(family: Loaded, node: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterStack:
-    """A LoRA of the diffusion model, after six steps."""
+    """Return a LoRA of the diffusion model after three steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("taught")))
         return train(node, (family.model,), family.subject, lora(learning_rate=1e-2), 3, clip=family.clip)[0]
@@ -306,7 +307,7 @@ def test_apply_is_what_was_trained_and_what_the_stock_loader_gives(
 
 
 def output_injected(family: Loaded, adapter: AdapterStack, clip: Any) -> Tensor:
-    """The estimate with the adapter beside the layers, as training sees it."""
+    """Return the estimate with the adapter as a parallel branch of the layers, as in training."""
     (first, *_) = family.subject.examples
     with (
         training_session(family.model, QUIET, family.subject, batch_size=1, clip=clip) as session,
@@ -350,7 +351,7 @@ def test_previews_show_an_image(family: Loaded) -> None:
 
 
 def link_for(session: Any, rule: str) -> Adapter:
-    """A LoRA that changes something, on the layers of ``rule``."""
+    """Return a LoRA whose change is not zero, on the layers of ``rule``."""
     link = Adapter.create(
         "lora", select_targets(session.model.shapes, rule), LoRAConfig(rank=2, alpha=2.0), torch.Generator()
     )
@@ -363,7 +364,7 @@ def link_for(session: Any, rule: str) -> Adapter:
 def session_gradient(
     family: Loaded, checkpointing: bool = False
 ) -> tuple[float, dict[str, Tensor], Adapter, dict[str, Any]]:
-    """Loss, gradients by layer, the adapter, and what went into the network, for batch 0 of two."""
+    """Return loss, gradients by layer, the adapter, and the network's inputs, for batch 0 of two."""
     own = replace(family.subject, class_examples=())
     with training_session(family.model, QUIET, own, batch_size=2) as session:
         link, spy = link_for(session, "all linear"), Spy(session.denoiser)
@@ -380,7 +381,7 @@ def session_gradient(
 
 
 class Spy:
-    """A denoiser that remembers its one call."""
+    """A denoiser that records its only call."""
 
     def __init__(self, denoiser: Any):
         self.denoiser, self.seen = denoiser, {}
@@ -397,12 +398,12 @@ class Spy:
 
 @pytest.fixture(scope="module")
 def gradient(family: Loaded) -> Any:
-    """Of one batch through the session."""
+    """Return what :func:`session_gradient` gives for one batch."""
     return session_gradient(family)
 
 
 def test_the_gradient_is_that_of_changed_weights(family: Loaded, gradient: Any) -> None:
-    """One batch through the session, against plain autograd on a float64 copy of the network with W + dW."""
+    """Compare one batch through the session with plain autograd on a float64 copy of the network with W + dW."""
     loss, ours, link, seen = gradient
     literal, theirs = literal_gradient(family, link, seen)
     assert loss == pytest.approx(literal, rel=1e-3)
@@ -455,7 +456,7 @@ def plain_attention(_chosen: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def float64_copy(model: Any) -> torch.nn.Module:
-    """The network again in double precision, with ordinary tensors."""
+    """Return the network again in double precision, with ordinary tensors."""
     original = model.model.diffusion_model
     config = {**model.model.model_config.unet_config, "dtype": torch.float64}
     network = type(original)(**config, device=None, operations=comfy.ops.disable_weight_init)
@@ -464,7 +465,7 @@ def float64_copy(model: Any) -> torch.nn.Module:
 
 
 def changed(network: torch.nn.Module, name: str, adapter: Any) -> tuple[Tensor, Tensor]:
-    """The layer's weight is ``W + up down`` from now on; the factors, which take gradients."""
+    """Make the layer's weight ``W + up down``, and return the factors, which take gradients."""
     layer = network.get_submodule(name.removeprefix("diffusion_model."))
     up, down = (parameter.detach().double().requires_grad_() for parameter in (adapter.up, adapter.down))
     weight = layer.weight + up @ down
@@ -490,7 +491,7 @@ def test_texts_of_different_lengths_share_a_batch(family: Loaded) -> None:
 
 
 def test_guidance_of_distilled_models(family: Loaded) -> None:
-    """Trained with guidance 1 unless the conditioning says otherwise; models without that entrance never see it."""
+    """Training takes guidance 1 unless the conditioning has another; models without that input never get it."""
     if family.name not in ("flux", "sd3"):
         pytest.skip("one with the entrance and one without tell enough")
     (example, *_) = family.subject.examples
@@ -507,5 +508,5 @@ def test_batches_of_several_aspects_with_prior_and_previews(
     options = TrainingOptions(preview_every=2)
     _, loss_map, report = train(node, (family.model,), prior, lora(), 3, batch_size=2, options=options)
     assert all(torch.isfinite(torch.tensor(loss_map["loss"])))
-    assert "1 class images" in report
+    assert mentions(report, "1 class images")
     assert shown_images[2].width > 512

@@ -1,6 +1,7 @@
-"""Rank-relaxed fast fine-tuning: a frozen adapter, a new LoRA on its layers, one chain."""
+"""Rank-relaxed fast fine-tuning: a frozen adapter, a new LoRA on its layers, one stack."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import comfy.utils
 import pytest
 import torch
 from helpers.adapters import link, literal, stack_of
+from helpers.reports import pack_warnings, resumed_at
 from helpers.training import PROMPT, QUIET, interrupted_at, noise, output, relative, same, train, untouched
 from hyperbooth.models.adapters import LiDBConfig, LoRAConfig
 from hyperbooth.models.adapters.stack import AdapterStack
@@ -69,12 +71,12 @@ def test_trains_on_top_and_leaves_the_rest_unchanged(node: Any, loaded: Any, sub
     layers = adapter.adapters[1].targets
     assert any(name.startswith("text_encoders.") for name in layers)
     assert all(adapter.adapters[1].layers[name].up.abs().max() > 0 for name in layers)
-    assert report.startswith("lora (rank 3, alpha 3)") and "18 steps of 2" in report
-    assert report.endswith(f"on top of {given.adapters[0].describe()}")
+    assert report.startswith(adapter.adapters[1].describe().split(" on ")[0]) and "18 steps of 2" in report
+    assert report.endswith(given.adapters[0].describe())
 
 
 def test_the_first_loss_is_the_given_adapters(node: Any, loaded: Any, subject: Any) -> None:
-    """Patched into the weights beforehand, or injected in addition: training starts from the same model."""
+    """Training starts from the same model, whether the adapter is patched into the weights or injected."""
     given = stack_of(("lidb",), loaded)
     applied, _ = node("Apply", model=loaded[0], adapter=given, strength_model=1.0)
     _, on_top, _ = tuned(node, loaded, subject, given, steps=1)
@@ -130,27 +132,27 @@ def test_a_cancelled_and_resumed_run_gives_the_same_stack(
     with untouched(*loaded[:2]):
         with interrupted_at(4):
             tuned(node, loaded, subject, given, **options)
-        again, losses_again, _ = tuned(node, loaded, subject, given, **options)
+        again, losses_again, report_again = tuned(node, loaded, subject, given, **options)
     assert same(whole, again) and losses == losses_again
     other = AdapterStack((link("lidb", loaded, 1, text=True),), given.metadata)
     _, losses_of_other, report = tuned(node, loaded, subject, other, **options)
-    assert losses_of_other != losses and "resumed" not in report
+    assert losses_of_other != losses and resumed_at(report_again) > 0 == resumed_at(report)
 
 
 def test_what_does_not_fit_is_refused_or_said(
     node: Any, loaded: Any, subject: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = stack_of(("lidb",), loaded, text=True)
-    with pytest.raises(ValueError, match=r"^clip is not connected.* adapter "):
+    with pytest.raises(ValueError, match=r"^clip .*\badapter\b"):
         tuned(node, loaded, subject, given, clip=None)
-    with pytest.raises(ValueError, match=r"^adapter holds .* only"):
+    with pytest.raises(ValueError, match=r"^adapter .*\bembeddings\b"):
         tuned(
             node,
             loaded,
             subject,
             AdapterStack((), embeddings=(LearnedEmbedding("a", {"clip_l": torch.zeros(1, 768)}),)),
         )
-    with pytest.raises(ValueError, match=r"rank 4000 .*\d+ x \d+.*at most \d+"):
+    with pytest.raises(ValueError, match=r"\brank 4000\b.*\b\d+ x \d+\b.*\b\d+\b"):
         tuned(node, loaded, subject, given, rank=4000)
     other = AdapterStack(given.adapters, {"base": "SDXL"})
     with pytest.raises(ValueError, match=r"^first .*SDXL.*second .*SD15"):
@@ -158,7 +160,7 @@ def test_what_does_not_fit_is_refused_or_said(
     foreign = with_fingerprint(stack_of(("para",), loaded), lambda name: 2 * base_weights(loaded[0])(name))
     with caplog.at_level(logging.WARNING):
         tuned(node, loaded, subject, foreign, steps=1)
-    assert "another base" in caplog.text
+    assert any(re.search(r"\b\d+\.\d %", message) for message in pack_warnings(caplog))
 
 
 def test_a_saved_stack_is_fine_tuned_again(node: Any, loaded: Any, subject: Any, tmp_path: Path) -> None:

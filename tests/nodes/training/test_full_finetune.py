@@ -1,4 +1,4 @@
-"""Full DreamBooth: every number of the weights, as an adapter and as a checkpoint."""
+"""Full DreamBooth: every value of the weights, as an adapter and as a checkpoint."""
 
 import math
 import re
@@ -32,7 +32,7 @@ def full(targets: str = "all weights", **settings: Any) -> Method:
 
 
 def output(model: Any, cond: torch.Tensor) -> torch.Tensor:
-    """The U-Net's estimate for fixed noise, through whatever patches the model carries."""
+    """Return the U-Net's estimate for fixed noise, with the patches of the model."""
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 5
@@ -59,7 +59,7 @@ def test_every_matrix_and_kernel_trains_and_a_rule_selects(loaded: Any, subject:
 
 
 def test_gradients_are_those_of_the_weights_themselves(loaded: Any, subject: Any) -> None:
-    """Against autograd on a float64 copy of two layers with W + D for a weight."""
+    """Compare with autograd on a float64 copy of two layers with W + D for a weight."""
     with training_session(loaded[0], QUIET, subject, batch_size=1) as session:
         names = [name for name, shape in session.model.shapes.items() if len(shape) == 4 and shape[-1] == 3][:1]
         names += [name for name, shape in session.model.shapes.items() if len(shape) == 2][:1]
@@ -141,7 +141,7 @@ def test_the_stock_save_checkpoint_keeps_the_result(
 
 def test_conversion_to_a_lora_is_refused(node: Any, loaded: Any, subject: Any) -> None:
     adapter, _, _ = train(node, loaded, subject, full("attention"), 1)
-    with pytest.raises(ValueError, match=r"full difference.*LoRA"):
+    with pytest.raises(ValueError, match=r"\bLoRA\b.*'hyperbooth'.*'comfyui'"):
         node("ToLoRA", adapter=adapter, model=loaded[0])
 
 

@@ -1,4 +1,4 @@
-"""Textual Inversion on ComfyUI's loaded objects: what is learnt, and where a prompt finds it afterwards."""
+"""Textual Inversion on ComfyUI's loaded objects: what is learned, and where a prompt finds it afterwards."""
 
 import logging
 import re
@@ -16,6 +16,7 @@ import torch
 from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SDTokenizer
+from helpers.reports import mentions, pack_warnings, resumed_at
 from helpers.training import QUIET, embeddings_in_output_folder_only, lora, quick_sd15, relative, train, untouched
 from hyperbooth.models.adapters.stack import AdapterStack
 from hyperbooth.models.files.adapter_file import load_adapter
@@ -39,7 +40,7 @@ def inversion(vectors: int = 1, learning_rate: float = 5e-3, token: str = TOKEN,
 
 
 def made(node: Any, clip: Any, vae: Any, pictures: Tensor, prompt: str, **inputs: Any) -> Any:
-    """A subject of that prompt."""
+    """Return a subject of that prompt."""
     (subject,) = node(
         "Subject", images=[pictures], vae=[vae], clip=[clip], prompt=[prompt], resolution=[64], bucket=[True],
         flip=[False], **inputs,
@@ -59,7 +60,7 @@ def loaded(checkpoints: Path) -> tuple[Any, Any, Any]:
 
 @pytest.fixture(scope="module")
 def named(node: Any, loaded: Any) -> Any:
-    """Three photographs, and one of the class, under prompts as people write them."""
+    """Return three images of a subject and one of its class, under prompts as people write them."""
     _, clip, vae = loaded
     pictures = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     return made(
@@ -68,7 +69,7 @@ def named(node: Any, loaded: Any) -> Any:
 
 
 def tokenizers(clip: Any) -> dict[str, dict[str, Any]]:
-    """Everything that the CLIP's tokenizers hold."""
+    """Return everything that the CLIP's tokenizers hold."""
     return {name: dict(vars(t)) for name, t in vars(clip.tokenizer).items() if isinstance(t, SDTokenizer)}
 
 
@@ -81,14 +82,14 @@ def all_untouched(model: Any, clip: Any) -> Iterator[None]:
 
 
 def encoded(clip: Any, prompt: str) -> tuple[Tensor, Tensor]:
-    """As the stock CLIP Text Encode node gives it."""
+    """Return what the stock CLIP Text Encode node gives."""
     with torch.inference_mode():
         ((cond, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         return cond.clone(), extra["pooled_output"].clone()
 
 
 def dog(clip: Any, encoder: str = "clip_l") -> Tensor:
-    """The embedding of "dog" in the encoder's table."""
+    """Return the embedding of "dog" in the encoder's table."""
     table = clip.cond_stage_model.get_submodule(encoder).transformer.get_input_embeddings().weight
     (token,) = getattr(clip.tokenizer, encoder).tokenizer("dog")["input_ids"][1:-1]
     return table[token].float().clone()
@@ -102,22 +103,22 @@ def test_the_embedding_is_trained_and_nothing_else_changes(node: Any, loaded: An
     (word,) = adapter.embeddings
     assert adapter.adapters == () and word.token == TOKEN and word.vectors["clip_l"].shape == (2, 768)
     assert relative(word.vectors["clip_l"][0], dog(clip)) > 0.1
-    assert re.search(r"textual_inversion \(embedding:sks-dog, 2 vectors for clip_l\), 1,536 \w+, 6\.0 KiB", report)
-    assert "no prior preservation" in report
+    assert re.search(r"\btextual_inversion\b.*\bembedding:sks-dog\b.*\b2 .*\bclip_l\b.*\b1,536\b.*\b6\.0 KiB", report)
+    assert "no prior" in report
     assert adapter.metadata["base"] == "SD15" and adapter.metadata["initializer_word"] == "dog"
     (first_step, first), (last_step, last) = loss_line(report)
     assert (first_step, last_step) == (0, 12) and last < 0.9 * first
 
 
 def loss_line(report: str) -> list[tuple[int, float]]:
-    """``(step, loss)`` of the first and the best validation."""
+    """Return ``(step, loss)`` of the first and the best validation."""
     import re
 
     return [(int(step), float(loss)) for loss, step in re.findall(r"([\d.]+) at step (\d+)", report)]
 
 
 def test_the_gradient_is_that_of_the_literal_formula(loaded: Any, named: Any) -> None:
-    """One batch through the session, against autograd on float64 copies of text encoder and U-Net."""
+    """Compare one batch through the session with autograd on float64 copies of text encoder and U-Net."""
     model, clip, _ = loaded
     seen: list[Tensor] = []
     with training_session(model, QUIET, named, batch_size=2, clip=clip) as session:
@@ -139,7 +140,7 @@ def test_the_gradient_is_that_of_the_literal_formula(loaded: Any, named: Any) ->
 
 
 class Seen:
-    """A denoiser that notes what it was given."""
+    """A denoiser that records its inputs."""
 
     def __init__(self, denoiser: Any, seen: list[Tensor]):
         self.denoiser, self.seen = denoiser, seen
@@ -154,7 +155,7 @@ class Seen:
 
 
 def text_encoder(clip: Any, rows: Tensor) -> Tensor:
-    """CLIP-L in float64 on ``a photo of v1 v2``, padded with end tokens."""
+    """Return what CLIP-L gives in float64 for ``a photo of v1 v2``, padded with end tokens."""
     import json
 
     import comfy.sd1_clip
@@ -176,7 +177,7 @@ def text_encoder(clip: Any, rows: Tensor) -> Tensor:
 
 
 def literal_loss(model: Any, context: Tensor, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """``mean ||eps - eps_theta(x_t, t, c)||^2`` in float64 (2208.01618, equation 2)."""
+    """Return ``mean ||eps - eps_theta(x_t, t, c)||^2`` in float64 (2208.01618, equation 2)."""
     config = {key: list(value) if isinstance(value, list) else value for key, value in SD15_SMALL.items()}
     network = UNetModel(**config, dtype=torch.float64, operations=comfy.ops.disable_weight_init)
     network.load_state_dict({name: t.double() for name, t in model.model.diffusion_model.state_dict().items()})
@@ -191,7 +192,7 @@ def literal_loss(model: Any, context: Tensor, clean: Tensor, noise: Tensor, sigm
 
 @pytest.fixture(scope="module")
 def learnt(node: Any, loaded: Any, named: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterStack:
-    """A word after three steps."""
+    """Return an embedding after three steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("learnt")))
         return train(node, loaded, named, inversion(2, 0.05), 3, clip=loaded[1])[0]
@@ -232,8 +233,8 @@ def test_save_shows_the_name_for_prompts(node: Any, learnt: AdapterStack, monkey
 
     embeddings_in_output_folder_only(monkeypatch)
     inputs = {"adapter": learnt, "format": "comfyui", "precision": "float32"}
-    assert Save.execute(filename_prefix="embeddings/a", **inputs).ui["text"][1] == "prompts call it embedding:a_00001_"
-    assert "move it to models/embeddings" in Save.execute(filename_prefix="loras/a", **inputs).ui["text"][1]
+    assert Save.execute(filename_prefix="embeddings/a", **inputs).ui["text"][1].endswith(" embedding:a_00001_")
+    assert "models/embeddings" in Save.execute(filename_prefix="loras/a", **inputs).ui["text"][1]
     assert len(Save.execute(filename_prefix="a", **{**inputs, "format": "hyperbooth"}).ui["text"]) == 1
     with pytest.raises(ValueError, match=r"^filename_prefix .*'my dog_00001_'.*' '"):
         Save.execute(filename_prefix="embeddings/my dog", **inputs)
@@ -243,13 +244,13 @@ def test_formats_without_embeddings_refuse_them(node: Any, loaded: Any, subject:
     both = node("Combine", first=learnt, second=train(node, loaded, subject, lora(), 1)[0])[0]
     save = {"filename_prefix": "a", "precision": "float32", "model": loaded[0]}
     for format in ("kohya", "diffusers"):
-        with pytest.raises(ValueError, match=rf"only \({TOKEN}\).*format"):
+        with pytest.raises(ValueError, match=rf"^(?!.*\blayers\b).*\b{TOKEN}\b.*'{format}'.*'comfyui'"):
             node("Save", adapter=learnt, format=format, **save)
-        with pytest.raises(ValueError, match=rf"layers and .*\({TOKEN}\)"):
+        with pytest.raises(ValueError, match=rf"\blayers\b.*\b{TOKEN}\b.*'{format}'.*'hyperbooth'"):
             node("Save", adapter=both, format=format, **save)
-    with pytest.raises(ValueError, match=r"layers and .*\("):
+    with pytest.raises(ValueError, match=rf"\blayers\b.*\b{TOKEN}\b.*'comfyui'.*'hyperbooth'"):
         node("Save", adapter=both, format="comfyui", **save)
-    with pytest.raises(ValueError, match=r" only, .*LoRA"):
+    with pytest.raises(ValueError, match=r"\bembeddings\b.*\bLoRA\b"):
         node("ToLoRA", adapter=learnt, model=loaded[0])
     assert node("ToLoRA", adapter=both, model=loaded[0])[0]
 
@@ -262,14 +263,15 @@ def test_load_gives_it_back_and_info_names_it(
     assert again.embeddings[0].equals(learnt.embeddings[0]) and again.metadata["trigger"] == "sks"
     for inputs in ({}, {"model": loaded[0]}):
         report, chart = node("Info", adapter=again, **inputs)
-        assert "textual_inversion (embedding:sks-dog, 2 vectors for clip_l)" in report
+        assert re.search(r"\btextual_inversion\b.*\bembedding:sks-dog\b.*\b2 .*\bclip_l\b", report)
         assert chart.shape == (1, 384, 768, 3)
 
 
 def test_apply_without_clip_warns(node: Any, loaded: Any, learnt: AdapterStack, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING):
         node("Apply", model=loaded[0], adapter=learnt, strength_model=1.0)
-    assert re.search(r"also holds .*connect clip", caplog.text)
+    (message,) = pack_warnings(caplog)
+    assert mentions(message, "clip")
 
 
 def test_an_embedding_of_another_model_is_refused(node: Any, loaded: Any) -> None:
@@ -281,7 +283,7 @@ def test_an_embedding_of_another_model_is_refused(node: Any, loaded: Any) -> Non
 def test_pivotal_tuning_composes(
     node: Any, loaded: Any, pictures: Tensor, learnt: AdapterStack, output_folder: Path
 ) -> None:
-    """Train (word), Apply, Subject with that clip, Train (LoRA, text encoder too), Combine, save, load, Apply."""
+    """Train an embedding, apply it, train a LoRA with that clip, combine, save, load and apply both."""
     model, clip, vae = loaded
     prompt = f"a photo of embedding:{TOKEN}"
     applied, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
@@ -305,7 +307,7 @@ def test_pivotal_tuning_composes(
 def test_an_embedding_reaches_the_text_encoder_under_a_lora(
     node: Any, loaded: Any, pictures: Tensor, learnt: Any
 ) -> None:
-    """Encoding anew in training gives what the applied clip gives."""
+    """Encoding again in training gives what the applied clip gives."""
     model, clip, vae = loaded
     _, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
     subject = made(node, knowing, vae, pictures, f"a photo of embedding:{TOKEN}")
@@ -350,16 +352,17 @@ def test_training_continues_from_the_given_vectors(node: Any, loaded: Any, named
     on, _, _ = train(node, loaded, named, inversion(2, 0.0), 1, clip=clip, start_from=learnt)
     assert on.embeddings[0].equals(learnt.embeddings[0]) and on.metadata["steps"] == 4
     further, _, report = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=learnt)
-    assert not further.embeddings[0].equals(learnt.embeddings[0]) and "resumed" not in report
+    assert not further.embeddings[0].equals(learnt.embeddings[0])
+    assert resumed_at(report) == 0 and further.metadata["steps"] == 4
     layered, _, _ = train(node, loaded, named, lora(), 1)
     (both,) = node("Combine", first=layered, second=learnt)
     again, _, _ = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=both)
     assert all(torch.equal(a, b) for a, b in zip(again.adapters[0].parameters(), layered.parameters(), strict=True))
     assert not again.embeddings[0].equals(learnt.embeddings[0])
     for method, message in (
-        (inversion(1), "2 vectors for clip_l.*the method makes .*1 vector for clip_l"),
-        (inversion(2, token="cat"), "start_from is .*embedding:sks-dog.*the method makes .*embedding:cat"),
-        (lora(), "^start_from .* only"),
+        (inversion(1), r"^start_from .*\b2 vectors\b.*\b1 vector\b"),
+        (inversion(2, token="cat"), r"^start_from .*\bembedding:sks-dog\b.*\bembedding:cat\b"),
+        (lora(), r"^start_from .*\bembeddings\b.*\blayers\b"),
     ):
         named_so = made_named(named, method)
         with pytest.raises(ValueError, match=message):
@@ -367,18 +370,18 @@ def test_training_continues_from_the_given_vectors(node: Any, loaded: Any, named
 
 
 def made_named(subject: Any, method: Method) -> Any:
-    """The subject under prompts that name the method's word."""
+    """Return the subject under prompts that name the method's token."""
     token = method.textual_inversion.token if method.textual_inversion else TOKEN
     return replace(subject, examples=tuple(replace(e, prompt=f"a {token}") for e in subject.examples))
 
 
 def test_bad_input_is_named(node: Any, loaded: Any, named: Any, subject: Any) -> None:
     clip = loaded[1]
-    with pytest.raises(ValueError, match=r"^clip is not connected.*connect it$"):
+    with pytest.raises(ValueError, match=r"^clip .*\bembedding\b"):
         train(node, loaded, named, inversion(), 1)
-    with pytest.raises(ValueError, match=r"token 'sks-dog' .*\('a photo of sks dog'"):
+    with pytest.raises(ValueError, match=r"^token 'sks-dog'.*'a photo of sks dog'"):
         train(node, loaded, subject, inversion(), 1, clip=clip)
-    with pytest.raises(ValueError, match=r"learned embedding, .*text"):
+    with pytest.raises(ValueError, match=r"\bembedding\b.*\bconditioning\b"):
         silent = replace(subject, examples=tuple(replace(e, prompt=None) for e in subject.examples))
         train(node, loaded, silent, inversion(), 1, clip=clip)
     for inputs, message in (
@@ -386,7 +389,7 @@ def test_bad_input_is_named(node: Any, loaded: Any, named: Any, subject: Any) ->
         ({"token": " "}, "^token .*''"),
         ({"initializer_word": ""}, "^initializer_word .*empty"),
         ({"vectors": 76}, "^vectors .*76.* 75"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": float("nan")}, r"^learning_rate .*\bnan\b"),
     ):
         good = {"token": TOKEN, "initializer_word": "dog", "vectors": 1, "learning_rate": 1e-3}
         with pytest.raises(ValueError, match=message):
@@ -395,14 +398,14 @@ def test_bad_input_is_named(node: Any, loaded: Any, named: Any, subject: Any) ->
 
 def test_a_text_encoder_that_takes_no_embeddings_is_refused(node: Any, loaded: Any, named: Any) -> None:
     class Bare:
-        """A tokenizer of another make."""
+        """A tokenizer that is none of ComfyUI's."""
 
         def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_: Any) -> Any:
             return loaded[1].tokenizer.tokenize_with_weights(text, return_word_ids)
 
     clip = loaded[1].clone()
     clip.tokenizer = Bare()
-    with pytest.raises(ValueError, match=r"^clip: .*text encoder \(.*\)"):
+    with pytest.raises(ValueError, match=rf"^clip\b.*\b{type(clip.cond_stage_model).__name__}\b"):
         train(node, loaded, named, inversion(), 1, clip=clip)
 
 
@@ -410,4 +413,4 @@ def test_captions_without_the_token_are_reported(node: Any, loaded: Any, picture
     _, clip, vae = loaded
     subject = made(node, clip, vae, pictures, "x", captions=[f"a {TOKEN}\na dog\n{TOKEN}."])
     report = train(node, loaded, subject, inversion(), 1, clip=clip)[2]
-    assert re.search("1 of 3 images.* sks-dog", report)
+    assert re.search(r"\b1 of 3\b.*\bsks-dog\b", report)

@@ -11,6 +11,7 @@ import comfy.model_sampling
 import comfy.sd
 import pytest
 import torch
+from helpers.reports import mentions, resumed_at
 from helpers.training import QUIET, lora, output, relative, train, untouched
 from hyperbooth.models.adapters import LoRAConfig
 from hyperbooth.models.files.adapter_file import load_adapter, save_adapter
@@ -117,7 +118,7 @@ def test_the_global_random_state_is_left_alone(node: Any, loaded: Any, subject: 
 
 
 def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> None:
-    """One batch through the session, against plain autograd on a float64 copy of the U-Net with W + dW."""
+    """Compare one batch through the session with plain autograd on a float64 copy of the U-Net with W + dW."""
     from hyperbooth.models.adapters.stack import Adapter, AdapterStack
     from hyperbooth.models.adapters.targets import select_targets
 
@@ -142,7 +143,7 @@ def test_the_gradient_is_that_of_changed_weights(loaded: Any, subject: Any) -> N
 
 
 def _draws(losses: DreamBoothLoss, session: Any) -> tuple[Tensor, ...]:
-    """The clean latents, levels, noise and text that batch 0 used, drawn again."""
+    """Return the clean latents, noise levels, noise and text of batch 0, drawn again."""
     seen: list[Any] = []
     denoiser = session.denoiser
 
@@ -164,7 +165,7 @@ def _draws(losses: DreamBoothLoss, session: Any) -> tuple[Tensor, ...]:
 
 
 def _literal_gradient(model: Any, link: Any, clean: Tensor, sigma: Tensor, noise: Tensor, context: Tensor) -> Any:
-    """``mean_B mean((eps - eps_theta(x_t))^2)`` with ``x_t = sqrt(abar) x0 + sqrt(1 - abar) eps``, in float64."""
+    """Return ``mean_B mean((eps - eps_theta(x_t))^2)`` with ``x_t = sqrt(abar) x0 + sqrt(1 - abar) eps`` in float64."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -214,7 +215,7 @@ def test_a_float16_computation_trains(node: Any, loaded: Any, subject: Any) -> N
 
 @pytest.mark.parametrize("kind", ["V_PREDICTION", "CONST"])
 def test_v_and_flow_models_train(node: Any, loaded: Any, subject: Any, kind: str) -> None:
-    """The same U-Net read as a v or a flow model, as the stock ModelSampling nodes do it."""
+    """Return the same U-Net as a v or a flow model, as the stock ModelSampling nodes make it."""
     schedule = comfy.model_sampling.ModelSamplingDiscrete
     if kind == "CONST":
         schedule = comfy.model_sampling.ModelSamplingDiscreteFlow
@@ -262,7 +263,7 @@ def test_goes_on_from_an_adapter(node: Any, loaded: Any, subject: Any) -> None:
     assert further.metadata["steps"] == 5
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), kept, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), further.parameters(), strict=True))
-    with pytest.raises(ValueError, match=r"^start_from is lora \(rank 4, alpha 4\).* lora \(rank 2, alpha 2\)"):
+    with pytest.raises(ValueError, match=r"^start_from .*\blora \(rank 4, alpha 4\).*\blora \(rank 2, alpha 2\)"):
         train(node, loaded, subject, Method(family="lora", config=LoRAConfig(rank=2, alpha=2.0)), 1, start_from=first)
 
 
@@ -361,7 +362,7 @@ def test_stock_datasets_train(node: Any, loaded: Any, subject: Any) -> None:
     assert len(train(node, loaded, made, lora(), 3)[1]["loss"]) == 3
     with pytest.raises(ValueError, match=r"^positive .*2 texts .*3 latents"):
         node("SubjectFromLatents", latents=latents, positive=conds[:2])
-    with pytest.raises(ValueError, match=r"subject .*conditioning"):
+    with pytest.raises(ValueError, match=r"\bconditioning\b.*\btext_encoder\b"):
         train(node, loaded, made, lora(text_encoder=True), 1, clip=clip)
 
 
@@ -376,7 +377,7 @@ def test_info_describes_an_adapter(node: Any, loaded: Any, subject: Any) -> None
     adapter, _, _ = train(node, loaded, subject, lora(text_encoder=True), clip=loaded[1])
     for inputs in ({}, {"model": loaded[0]}):
         report, chart = node("Info", adapter=adapter, **inputs)
-        assert "lora (rank 4, alpha 4) on 44 layers" in report and "steps: 6" in report
+        assert "lora (rank 4, alpha 4) on 44 layers" in report and re.search(r"\bsteps\b\W+6\b", report)
         assert chart.shape == (1, 384, 768, 3) and chart.min() >= 0 and chart.max() <= 1
 
 
@@ -466,6 +467,8 @@ def test_a_model_with_bypass_hooks_is_refused_with_what_to_do(node: Any, loaded:
 
 
 VALIDATED = replace(QUIET, validation=2)
+RESULT = "the result is"
+"""Begins the line of a report on the step that is the result, where that is chosen by validation."""
 
 
 @pytest.fixture
@@ -490,7 +493,7 @@ def test_with_a_validation_the_best_step_is_the_result(
     node: Any, loaded: Any, subject: Any, courses: dict[int, float], output_folder: Path
 ) -> None:
     best, loss_map, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
-    assert len(loss_map["loss"]) == 8 and "the result is step 4" in report and best.metadata["steps"] == 4
+    assert len(loss_map["loss"]) == 8 and f"{RESULT} step 4" in report and best.metadata["steps"] == 4
     four, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 4, options=VALIDATED, resume="start over")
     assert same_adapter(best, four)
 
@@ -499,7 +502,7 @@ def test_the_last_step_can_be_asked_for(node: Any, loaded: Any, subject: Any, co
     options = replace(VALIDATED, result="last step")
     last, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=options)
     plain, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=QUIET)
-    assert same_adapter(last, plain) and "the result is" not in report and last.metadata["steps"] == 8
+    assert same_adapter(last, plain) and RESULT not in report and last.metadata["steps"] == 8
 
 
 def test_a_run_queued_again_gives_the_best_step_again(
@@ -507,11 +510,11 @@ def test_a_run_queued_again_gives_the_best_step_again(
 ) -> None:
     first, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
     again, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
-    assert same_adapter(first, again) and "resumed at step 8" in report
+    assert same_adapter(first, again) and resumed_at(report) == 8
     for path in (output_folder / "hyperbooth_states").glob("*.good.safetensors"):
         path.unlink()
     last, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 8, options=VALIDATED)
-    assert "warning: the result is the last step" in report and last.metadata["steps"] == 8
+    assert re.search(rf"^warning: {RESULT} .*\b8\b.*\bstep 4\b", report, re.M) and last.metadata["steps"] == 8
 
 
 def test_the_best_validation_needs_one() -> None:
@@ -524,6 +527,6 @@ def test_adapters_of_the_run_are_kept(node: Any, loaded: Any, subject: Any, outp
     _, _, report = train(node, loaded, subject, lora(learning_rate=3e-3), 6, options=options)
     kept = sorted((output_folder / "loras" / "hyperbooth_steps").iterdir())
     assert [path.name for path in kept] == ["step_000002_00001_.safetensors", "step_000004_00001_.safetensors"]
-    assert report.count("kept step") == 2
+    assert [mentions(report, path.name) for path in kept] == [1, 1] and mentions(report, "hyperbooth_steps") == 2
     two, _, _ = train(node, loaded, subject, lora(learning_rate=3e-3), 2, options=QUIET, resume="start over")
     assert same_adapter(load_adapter(kept[0]), two)

@@ -1,4 +1,4 @@
-"""Batches: every example once per round, one size per batch, reproducible."""
+"""Batches: every example once per epoch, one size per batch, reproducible."""
 
 from collections import Counter
 
@@ -37,11 +37,11 @@ def test_an_image_alone_in_its_bucket_is_seen_as_often_as_one_among_many(size: i
 
 
 @given(st.integers(1, 4), st.integers(1, 5))
-def test_a_round_shows_every_example_once_where_the_batches_fit(batches_per_round: int, size: int) -> None:
-    made = examples([batches_per_round * size])
+def test_an_epoch_shows_every_example_once_where_the_batches_fit(batches_per_epoch: int, size: int) -> None:
+    made = examples([batches_per_epoch * size])
     batches = Batches(made, size, 3)
-    for start in range(0, 3 * batches_per_round, batches_per_round):
-        shown = [example.prompt for b in range(start, start + batches_per_round) for example in batches[b]]
+    for start in range(0, 3 * batches_per_epoch, batches_per_epoch):
+        shown = [example.prompt for b in range(start, start + batches_per_epoch) for example in batches[b]]
         assert sorted(shown) == sorted(example.prompt for example in made)
 
 

@@ -55,7 +55,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     save(tmp_path, "a.jpg", stored, exif=exif, quality=100, subsampling=0)
     found = only(tmp_path)
     torch.testing.assert_close(found.pixels, values(photo()), atol=0.04, rtol=0)
-    assert found.notes == (("rotated upright",) if orientation > 1 else ())
+    assert ["rotated" in note for note in found.notes] == [True] * (orientation > 1)
 
 
 def test_every_kind_of_pixel_is_read_at_its_own_brightness(tmp_path: Path) -> None:
@@ -146,24 +146,24 @@ def test_files_that_are_left_out_are_named_with_the_reason(messy: Path) -> None:
     assert [image.name for image in found] == ["1 good.png", "9 latin.png", "11 moving.gif"]
     report = "\n".join(lines)
     for pattern in [
-        r"left out: 2 truncated\.jpg: truncated",
-        r"left out: 3 text\.png: not an image",
-        r"left out: 4 empty\.jpg: not an image",
-        r"left out: 5 small\.png: 300 x 20 .*64",
-        r"left out: 6 again\.bmp: .*duplicate of 1 good\.png",
-        r"left out: 7 masked\.png: .*7 masked\.mask\.png is 9 x 9, .*96 x 80",
-        r"left out: 8 black\.png: .*mask is black",
-        r"9 latin\.png: 96 x 80, text read as Windows-1252",
-        r"left out: 10 damaged\.png: damaged \(",
-        r"11 moving\.gif: 96 x 80, first frame",
-        r"no text for 1 good\.png, 11 moving\.gif",
-        r"ignored: notes\.pdf, more/",
+        r"left out: 2 truncated\.jpg\b.*\btruncated\b",
+        r"left out: 3 text\.png\b.*\bnot an image\b",
+        r"left out: 4 empty\.jpg\b.*\bnot an image\b",
+        r"left out: 5 small\.png\b.*\b300 x 20\b.*\b64\b",
+        r"left out: 6 again\.bmp\b.*\bduplicate\b.*\b1 good\.png",
+        r"left out: 7 masked\.png\b.*\b7 masked\.mask\.png\b.*\b9 x 9\b.*\b96 x 80\b",
+        r"left out: 8 black\.png\b.*\bmask\b.*\bblack\b",
+        r"9 latin\.png\b.*\b96 x 80\b.*\bWindows-1252\b",
+        r"left out: 10 damaged\.png\b.*\bdamaged\b",
+        r"11 moving\.gif\b.*\b96 x 80\b.*\bfirst frame\b",
+        r"no text\b.*\b1 good\.png, 11 moving\.gif",
+        r"ignored\b.*\bnotes\.pdf, more/",
     ]:
         assert re.search(f"^{pattern}", report, re.MULTILINE), report
 
 
 def test_stop_ends_at_the_first_broken_file(messy: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 truncated\.jpg: truncated.*set on_broken to skip"):
+    with pytest.raises(ValueError, match=r"\b2 truncated\.jpg\b.*\btruncated\b.*\bon_broken\b.*\bskip\b"):
         read_folder(messy, ReadOptions(on_broken="stop"))
 
 
@@ -180,12 +180,12 @@ def test_images_without_a_caption_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("a photo of sks dog in the snow")
     found, lines = read_folder(tmp_path, ReadOptions())
     assert [image.caption for image in found] == ["", "a photo of sks dog in the snow", ""]
-    assert any(line.startswith("no text for a.png, c.png: ") for line in lines)
+    assert any(line.startswith("no text") and "a.png, c.png:" in line for line in lines)
 
 
 def test_a_folder_without_a_usable_image_is_refused_with_the_reasons(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("x")
-    with pytest.raises(ValueError, match=r"(?s)no image in .*a\.png: not an image"):
+    with pytest.raises(ValueError, match=rf"(?s)\b{tmp_path.name}\b.*\ba\.png\b.*\bnot an image\b"):
         read_folder(tmp_path, ReadOptions())
 
 
@@ -201,7 +201,7 @@ def test_any_change_in_the_folder_changes_its_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{"on_broken": "ask"}, {"longest_side": -1}])
 def test_settings_out_of_range_are_named(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(given))):
+    with pytest.raises(ValueError, match=rf"^{next(iter(given))} .*{next(iter(given.values()))}"):
         ReadOptions(**given)
 
 
@@ -230,7 +230,7 @@ def test_jfif_is_a_jpeg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "caption", "note"),
     [
-        ("Möwe".encode("cp1252"), "Möwe", "text read as Windows-1252"),
+        ("Möwe".encode("cp1252"), "Möwe", "Windows-1252"),
         ("Möwe".encode("utf-16"), "Möwe", None),
         ("Möwe".encode(), "Möwe", None),
     ],
@@ -239,7 +239,7 @@ def test_captions_of_other_encodings(tmp_path: Path, written: bytes, caption: st
     save(tmp_path, "a.jpg")
     (tmp_path / "a.txt").write_bytes(written)
     found = only(tmp_path)
-    assert found.caption == caption and found.notes == ((note,) if note else ())
+    assert found.caption == caption and [note in text for text in found.notes] == [True] * bool(note)
 
 
 @pytest.mark.parametrize("content", [b"a" * 5001, b"a" * 10**7, b"\0\1\2binary", b" " * 10**6])
@@ -248,7 +248,7 @@ def test_what_is_no_caption_leaves_its_image_out(tmp_path: Path, content: bytes)
     save(tmp_path, "b.jpg", photo(1))
     (tmp_path / "a.txt").write_bytes(content)
     found, lines = read_folder(tmp_path, ReadOptions())
-    assert [image.name for image in found] == ["b.jpg"] and any("a.jpg: its text a.txt" in line for line in lines)
+    assert [image.name for image in found] == ["b.jpg"] and any("a.jpg: " in line and "a.txt" in line for line in lines)
 
 
 @pytest.mark.parametrize("suffix", ["-masklabel", "_mask", "-mask", ".mask", " Mask", "_alpha"])
@@ -286,7 +286,7 @@ def test_of_several_masks_the_packs_own_is_taken(tmp_path: Path) -> None:
         save(tmp_path, f"{name}.png", Image.new("L", (SIDE + 16, SIDE), white))
     found, lines = read_folder(tmp_path, ReadOptions())
     assert len(found) == 1 and found[0].mask.mean().item() == pytest.approx(200 / 255)
-    assert sum("another mask of a.jpg" in line for line in lines) == 2
+    assert all(any(mask in line and "a.jpg" in line for line in lines) for mask in ("a-mask.png", "a_masklabel.png"))
 
 
 def test_folders_of_repeats_are_read_as_kohyas_scripts_do(tmp_path: Path) -> None:

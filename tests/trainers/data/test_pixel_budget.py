@@ -44,6 +44,12 @@ BOMBS: dict[str, Callable[[Path], None]] = {
     "16 bit of 13,300 squared": lambda folder: png(folder / "a.png", 13_300, 13_300, 16, 0),
     "RGBA of 13,300 squared": lambda folder: png(folder / "a.png", 13_300, 13_300, 8, 6),
 }
+SIZES = {
+    "40,000,000 x 1": "40000000 x 1",
+    "1 x 200,000": "1 x 200000",
+    "16 bit of 13,300 squared": "13300 x 13300",
+    "RGBA of 13,300 squared": "13300 x 13300",
+}
 LARGE: dict[str, Callable[[Path], None]] = {
     "16 bit of 9,000 squared": lambda folder: png(folder / "a.png", 9_000, 9_000, 16, 0),
     "RGBA of 9,000 squared": lambda folder: png(folder / "a.png", 9_000, 9_000, 8, 6, 128),
@@ -59,7 +65,9 @@ MOST = 900
 def test_too_many_pixels_are_refused_by_their_number(tmp_path: Path, kind: str) -> None:
     BOMBS[kind](tmp_path)
     before = peak()
-    with pytest.raises(ValueError, match=r"no image in .*[\s\S]*a\.png: \d+ x \d+ pixels"):
+    with pytest.raises(
+        ValueError, match=rf"(?s){tmp_path.name}\b.*\ba\.png\b.*\b{SIZES[kind]}\b.*\b{pixel_budget.MAX_SIDE}\b"
+    ):
         read_folder(tmp_path, ReadOptions())
     assert peak() - before < 20 * MIB
 
@@ -70,12 +78,13 @@ def test_large_images_are_reduced_within_the_budget(tmp_path: Path, kind: str) -
     LARGE[kind](tmp_path)
     before = peak()
     (found,), lines = read_folder(tmp_path, ReadOptions())
-    assert max(found.pixels.shape) == 2048 and any("downscaled from" in line for line in lines)
+    size = "16320 x 12240" if "megapixels" in kind else "9000 x 9000"
+    assert max(found.pixels.shape) == 2048 and any(found.name in line and size in line for line in lines)
     assert peak() - before < MOST * MIB
 
 
 def peak() -> int:
-    """Return the most memory that this process has taken, counted anew from here on."""
+    """Return the peak memory of this process in bytes, and start a new count."""
     value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     status = Path("/proc/self/status")
     if status.exists():
@@ -102,7 +111,8 @@ def test_a_large_jpeg_keeps_its_orientation_and_its_mask(tmp_path: Path, monkeyp
         Image.fromarray(pixels).save(tmp_path / name, exif=exif)
     found = read_image(tmp_path / "a.jpg", ReadOptions(longest_side=60))
     assert found.pixels.shape == (60, 40, 3)
-    assert found.notes == ("rotated upright", "downscaled from 400 x 600")
+    rotated, downscaled = found.notes
+    assert "rotated" in rotated and "400 x 600" in downscaled
     assert found.pixels[:28].min() > 0.9 and found.pixels[32:].max() < 0.1
     with pytest.raises(ValueError, match="600 x 400"):
         read_image(tmp_path / "b.png", ReadOptions())
@@ -131,4 +141,4 @@ def test_memory_that_runs_out_is_a_file_left_out(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(PngImageFile, "load", short)
     found, lines = read_folder(tmp_path, ReadOptions())
-    assert [image.name for image in found] == ["b.png"] and any("a.png: it takes more memory" in x for x in lines)
+    assert [image.name for image in found] == ["b.png"] and any("a.png" in line and "memory" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Sizes of buckets, and crops."""
+"""Buckets keep area and aspect, and crops lie where they are reported."""
 
 import torch
 from hyperbooth.trainers.data.build_dataset import prompts_for
@@ -37,9 +37,12 @@ def test_a_very_thin_image_is_cropped_before_it_is_scaled() -> None:
 
 @given(st.integers(8, 90), st.integers(8, 90))
 def test_any_image_is_resized_to_the_requested_size(height: int, width: int) -> None:
-    image = crop_and_resize(torch.rand(1, 3, height, width), (24, 40))
-    assert image.shape == (1, 3, 24, 40)
-    assert image.min() >= 0 and image.max() <= 1
+    color = torch.tensor([0.0, 0.25, 1.0]).view(1, 3, 1, 1)
+    plain, noise = crop_and_resize(
+        torch.cat([color.expand(1, 3, height, width), torch.rand(1, 3, height, width)]), (24, 40)
+    )
+    torch.testing.assert_close(plain, color[0].expand(3, 24, 40), atol=1e-5, rtol=0)
+    assert noise.min() >= 0 and noise.max() <= 1
 
 
 def test_captions_take_the_place_of_the_prompt() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Toy:
-    """A network of three numbers per channel behind the sampling equations of each kind of model, in float64."""
+    """A network of three parameters per channel behind the sampling equations of each kind of model, in float64."""
 
     prediction: Prediction
     network: nn.Module

@@ -16,6 +16,9 @@ from hyperbooth.trainers.engine.optimizers import OPTIMIZERS
 from hyperbooth.trainers.engine.state import Group, History, TrainState
 from torch import nn
 
+FIXED_NOISE = "fixed noise"
+"""What the messages call the loss of a divergence check, unlike the training loss."""
+
 
 def problem() -> tuple[nn.Parameter, Any]:
     parameter = nn.Parameter(torch.tensor([3.0, -2.0]))
@@ -61,7 +64,7 @@ def test_terms_of_a_batch_add_up() -> None:
 
 
 def test_a_subject_trains_in_a_batch_as_it_does_alone() -> None:
-    """One number for each subject: losses add up, their mean is shown, gradients are shortened one by one."""
+    """With one parameter per subject, losses add up, their mean is shown, and gradients are clipped one by one."""
     goals = torch.tensor([[1.0], [-30.0], [0.1]])
 
     def ended(goal: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
@@ -76,7 +79,7 @@ def test_a_subject_trains_in_a_batch_as_it_does_alone() -> None:
     assert shown == pytest.approx([sum(each) / 3 for each in zip(*(losses for _, losses in alone), strict=True)])
 
 
-def test_clipping_shortens_the_gradient() -> None:
+def test_clipping_limits_the_norm_of_the_gradient() -> None:
     parameter, losses = problem()
     before = parameter.detach().clone()
     run(losses, parameter, 1.0, FitConfig(steps=1, max_grad_norm=0.5))
@@ -100,12 +103,12 @@ def test_every_step_has_a_learning_rate_above_zero(schedule: str) -> None:
 
 
 def test_a_warmup_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"warmup_steps.*50.*2"):
+    with pytest.raises(ValueError, match=r"^warmup_steps .*\b50\b.*\b2\b"):
         FitConfig(steps=2, warmup_steps=50)
 
 
 def broken_gradient(parameter: nn.Parameter, when: range) -> Any:
-    """A finite loss whose gradient is NaN in the batches ``when``."""
+    """Return a finite loss whose gradient is NaN in the batches ``when``."""
 
     def losses(batch: int) -> list[torch.Tensor]:
         hidden = parameter * 1.0
@@ -142,14 +145,14 @@ def test_groups_have_their_own_learning_rates() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
     parameter = nn.Parameter(torch.ones(1))
     losses = lambda batch: [parameter.sum() * (bad if batch == 3 else 1.0)]  # noqa: E731
-    with pytest.raises(Diverged, match=r"step 4.*learning rate"):
+    with pytest.raises(Diverged, match=rf"\bloss\b.*\b{bad}\b.*\bstep 4\b.*\blearning rate\b"):
         run(losses, parameter, 0.1, FitConfig(steps=10), "adamw")
     assert torch.isfinite(parameter).all()
 
 
 def test_a_run_whose_training_loss_grows_is_stopped() -> None:
     parameter, losses = problem()
-    with pytest.raises(Diverged, match=r"diverges.*loss"):
+    with pytest.raises(Diverged, match=rf"^(?!.*{FIXED_NOISE}).*\bloss\b.*\bstep \d+\b.*\b[\d.]+ times\b"):
         run(losses, parameter, 1.02, FitConfig(steps=4000, max_grad_norm=0))
     assert torch.isfinite(parameter).all()
 
@@ -208,7 +211,7 @@ def test_a_diverged_model_is_found_at_the_end_at_the_latest() -> None:
         return 1.0 if parameter.item() < 290 else 3.5
 
     losses = lambda _: [1 - (parameter - parameter.detach()).sum()]  # noqa: E731
-    with pytest.raises(Diverged, match=r"the loss on fixed noise is 3.5 at step 300, 3.5 times"):
+    with pytest.raises(Diverged, match=rf"\b{FIXED_NOISE}\b.*\b3\.5\b.*\bstep 300\b.*\b3\.5\b"):
         run(losses, parameter, 1.0, FitConfig(steps=300, max_grad_norm=0), divergence_check=probe)
     assert looks == [0, 64, 128, 256, 300]
 
@@ -219,7 +222,7 @@ def test_divergence_checks_are_few() -> None:
 
 
 def test_zero_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(ValueError, match=r"^steps .*\b0\b"):
         FitConfig(steps=0)
 
 
@@ -240,9 +243,9 @@ def test_every_step_is_reported() -> None:
 
 
 def test_a_process_at_another_step_stops() -> None:
-    """One of two that hears only itself: from the second step on the sum of their steps tells."""
+    """One of two processes receives only its own step: from the second on, the sum of their steps shows it."""
     parameter, losses = problem()
-    with pytest.raises(RuntimeError, match=r"process 0 is at step 1, the 2 of them at 0\.5 on average"):
+    with pytest.raises(RuntimeError, match=r"\bprocess 0\b.*\bstep 1\b.*\b2\b.*\b0\.5\b"):
         run(losses, parameter, 0.1, FitConfig(steps=3), processes=ProcessGroup(0, 2))
 
 
@@ -285,8 +288,8 @@ def test_an_overfitted_adapter_trained_on_more_images_does_not_diverge() -> None
 def test_a_run_worse_than_the_plain_model_still_diverges() -> None:
     model = Overfitted()
     model.loss = lambda: 1.0 if model.off else 0.01 + 0.05 * model.parameter.item()  # type: ignore[method-assign]
-    with pytest.raises(Diverged, match="at step"):
+    with pytest.raises(Diverged, match=rf"\b{FIXED_NOISE}\b.*\bstep \d+\b"):
         model.train(divergence_check=model.loss, without_adapter=model.without_adapter)
     model.parameter.data.zero_()
-    with pytest.raises(Diverged, match="at step"):
+    with pytest.raises(Diverged, match=rf"^(?!.*{FIXED_NOISE}).*\bloss\b.*\bstep \d+\b"):
         model.train(without_adapter=model.without_adapter)

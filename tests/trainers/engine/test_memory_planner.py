@@ -1,7 +1,8 @@
-"""The strategy to train within the free memory, on a device that only counts."""
+"""Plans to train within the free memory, chosen on a device that only counts."""
 
 import gc
 import logging
+import re
 import weakref
 from typing import Any
 
@@ -47,6 +48,11 @@ def fails_until(least: MemoryPlan | None, tried: list[MemoryPlan], error: type[E
     return attempt
 
 
+def test_a_plan_describes_micro_batches_and_checkpointing() -> None:
+    figures = [re.findall(r"\d+|\bon\b|\boff\b", plan.describe(3)) for plan in PLANS]
+    assert figures == [["3", "off"], ["3", "2", "off"], ["3", "1", "off"], ["3", "1", "on"]]
+
+
 def test_a_plan_is_tightened_step_by_step() -> None:
     plan = MemoryPlan()
     tightened = [plan] + [plan := plan.tighter(3) for _ in range(3)]
@@ -83,13 +89,16 @@ def test_the_planner_chooses_by_what_was_measured_and_makes_room() -> None:
     planner = planner_of(device)
     planner.choose(lambda: NEEDS)
     assert planner.plan == MemoryPlan(2) and device.room == [220]
-    assert "float32" in planner.line and "batch 3 in micro-batches of 2, checkpointing off" in planner.line
+    assert "float32" in planner.line and planner.plan.describe(3) in planner.line
 
 
 def test_a_plan_that_may_not_suffice_is_reported_as_such() -> None:
     planner = planner_of(Device(0))
     planner.choose(lambda: NEEDS)
-    assert planner.plan == PLANS[-1] and "not be enough" in planner.line and "fp8" in planner.line
+    sufficient = planner_of(Device(100))
+    sufficient.choose(lambda: NEEDS)
+    assert planner.plan == sufficient.plan == PLANS[-1]
+    assert ["fp8" in one.line for one in (planner, sufficient)] == [True, False]
 
 
 def test_where_one_sample_does_not_fit_the_tightest_plan_is_chosen() -> None:
@@ -98,7 +107,7 @@ def test_where_one_sample_does_not_fit_the_tightest_plan_is_chosen() -> None:
 
     planner = planner_of(Device(10**9))
     planner.choose(measure)
-    assert planner.plan == PLANS[-1] and "micro-batches of 1, checkpointing on" in planner.line
+    assert planner.plan == PLANS[-1] and PLANS[-1].describe(3) in planner.line
     with pytest.raises(ZeroDivisionError):
         planner.choose(lambda: 1 // 0)
 
@@ -106,13 +115,15 @@ def test_where_one_sample_does_not_fit_the_tightest_plan_is_chosen() -> None:
 def test_a_plan_kept_as_set_is_neither_measured_nor_tightened() -> None:
     planner = planner_of(Device(), auto=False, plan=MemoryPlan(1, True))
     planner.choose(lambda: pytest.fail("measured"))
-    assert planner.line.endswith("batch 3, checkpointing on (as set)")
+    assert MemoryPlan(1, True).describe(3) in planner.line and "(as set)" in planner.line
     tried: list[MemoryPlan] = []
-    with pytest.raises(torch.OutOfMemoryError, match=r"memory at step 4; set memory to 'auto', fewer layers$"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"\bat step 4\b(?!.*_checkpointing).*\bmemory\b.*'auto'.*fewer layers$"
+    ):
         planner.run(fails_until(None, tried), advice="fewer layers", where=lambda: "at step 4")
     assert tried == [MemoryPlan(1, True)]
     planner = planner_of(Device(), auto=False)
-    with pytest.raises(torch.OutOfMemoryError, match=r"'auto', switch gradient_checkpointing on, fewer layers$"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"\bmemory\b.*'auto'.*\bgradient_checkpointing\b.*fewer layers$"):
         planner.run(fails_until(None, tried), advice="fewer layers")
 
 
@@ -125,14 +136,14 @@ def test_failed_attempts_are_repeated_under_tighter_plans(
         assert planner.run(fails_until(PLANS[2], tried, error), advice="", where=lambda: f"at {len(tried)}") == "done"
     assert tried == PLANS[:3] and planner.plan == PLANS[2]
     assert [record.name for record in caplog.records] == ["hyperbooth"] * 2
-    assert "at 2" in caplog.text and "micro-batches of 1, checkpointing off" in caplog.text
-    assert planner.line.startswith("memory: computing in float32, batch 3 in micro-batches of 1")
+    assert "at 2" in caplog.text and PLANS[2].describe(3) in caplog.text
+    assert "float32" in planner.line and PLANS[2].describe(3) in planner.line
     assert planner.run(lambda plan: plan, advice="") == PLANS[2], "the next batch starts at the plan of the last"
 
 
 def test_the_last_plan_failing_ends_the_run_with_advice() -> None:
     tried: list[MemoryPlan] = []
-    with pytest.raises(torch.OutOfMemoryError, match=r"^out of memory at step 4; fewer layers$"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"^(?!.*'auto').*\bat step 4\b.*fewer layers$"):
         planner_of(Device()).run(fails_until(None, tried), advice="fewer layers", where=lambda: "at step 4")
     assert tried == PLANS
     tried.clear()

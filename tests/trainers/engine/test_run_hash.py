@@ -28,7 +28,7 @@ def test_equal_values_have_equal_hashes_and_others_do_not(a: Any, b: Any) -> Non
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal and of one kind, whatever the order of keys."""
+    """Return whether two values are equal and of one kind, whatever the order of keys."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):

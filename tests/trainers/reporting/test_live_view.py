@@ -26,7 +26,7 @@ def test_after_a_step_there_is_a_chart() -> None:
 
 
 def test_a_sample_before_the_first_step_is_shown_if_asked_for() -> None:
-    """The baselines of a hypernetwork, whose linear initialization predicts already."""
+    """A hypernetwork has baselines before the first step, since its linear initialization predicts already."""
     shown: list[Any] = []
     view = LiveView(
         total=10, on_progress=lambda *given: shown.append(given), sample=lambda: "chart", preview_every=5,

@@ -52,22 +52,21 @@ def test_the_report_has_the_baselines_and_names_subjects_that_learned_nothing(tm
     progress.add_batch(3, 3600.0)
     progress.learned = 2
     lines = report(built, progress, ["memory: much"], {"ben"}).splitlines()
-    assert lines[0].startswith("2 subjects with 2 images in 1 shards (") and lines[0].endswith("2 of them new")
-    assert lines[1].startswith("lidb of 4 ") and lines[1].endswith("7 steps on 'a sks face'")
-    assert re.search(r"base 0\.2000.*own.* 0\.1500.*another.* 0\.4000", lines[2])
-    assert "base: ben;" in lines[3]
-    assert lines[4:] == [
-        "2 subjects per hour, reading and encoding included", "memory: much",
-        "kept although the folder no longer holds them: ben", "left out: cleo: no photograph",
-    ]  # fmt: skip
+    assert re.search(r"\b2 subjects\b.*\b2 images\b.*\b1 shards\b.*\b2 .*\bnew\b", lines[0])
+    assert re.search(r"\blidb\b.*\b4\b.*\b7 steps\b.*'a sks face'", lines[1])
+    assert re.findall(r"\b\d\.\d{4}\b", lines[2]) == ["0.2000", "0.1500", "0.4000"]
+    assert re.search(r"\bben\b", lines[3]) and not re.search(r"\banna\b", lines[3])
+    assert re.search(r"\b2 subjects per hour\b", lines[4]) and lines[5] == "memory: much"
+    assert re.search(r"\bben$", lines[6]) and lines[7:] == ["left out: cleo: no photograph"]
 
 
 def test_a_report_of_thousands_is_short(tmp_path: Path) -> None:
     names = {f"p{i:04}": SubjectFit(0.1, 0.2) for i in range(300)}
     progress = BuildProgress(total=600, left_out=[f"q{i}: broken" for i in range(300)])
     text = report(bank(tmp_path, names), progress, [], set(names))
-    assert len(text.splitlines()) < 30 and "left out: 290 more" in text and "and 290 more;" in text
-    assert text.count("p00") <= 3 * MOST_NAMED and "another subject" not in text
+    assert len(text.splitlines()) < 30 and len(re.findall(r"\b290 more\b", text)) == 3
+    assert text.count("p00") <= 3 * MOST_NAMED
+    assert re.findall(r"\b\d\.\d{4}\b", text) == ["0.1000", "0.2000"], "no loss with another subject's adapter"
 
 
 def test_an_empty_bank_has_no_quality(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Captions of a bank: each image has its own, within what a shard's header holds."""
+"""Captions of a bank: each image has its own, up to the length that the header of a shard allows."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ def test_each_has_its_own_or_the_prompt() -> None:
 
 def test_a_caption_too_long_for_any_encoder_is_refused_by_name() -> None:
     prompts_of([record("1.png", "a" * 5_000)], "a sks face")
-    with pytest.raises(ValueError, match=r"1\.png.*5001.*5000"):
+    with pytest.raises(ValueError, match=r"\b1\.png\b.*\b5001\b.*\b5000\b"):
         prompts_of([record("1.png", "a" * 5_001)], "a sks face")
 
 
 def test_captions_of_a_batch_fit_into_a_shard() -> None:
     require_fit(["a" * (MOST // 2)] * 2)
-    with pytest.raises(ValueError, match=f"captions.*{MOST + 2}.*{MOST};.*subjects_per_batch"):
+    with pytest.raises(ValueError, match=rf"\bcaptions\b.*\b{MOST + 2}\b.*\b{MOST}\b.*\bsubjects_per_batch\b"):
         require_fit(["a" * (MOST // 2 + 1)] * 2)

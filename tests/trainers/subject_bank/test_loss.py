@@ -86,7 +86,7 @@ def test_the_gradient_of_each_is_its_own() -> None:
 
 
 def test_every_image_of_a_subject_is_used() -> None:
-    """Once in each of its own epochs, however many images the others have."""
+    """An image is drawn once in each epoch of its subject, however many images the others have."""
     made = loss(SUBJECTS)
     for batch in range(6):
         next(made(batch))
