@@ -120,10 +120,10 @@ def test_images_that_cannot_be_scored_are_named(
 
 def test_gray_images_score_like_rgb_and_alpha_is_ignored(node: Any, references: list[Tensor]) -> None:
     subject = {"references": references, "dino": ["small-dino"], "clip": ["none"]}
-    grey = torch.rand(2, 40, 40, 1, generator=torch.Generator().manual_seed(3))
-    plain = node("SubjectFidelity", images=[grey.expand(-1, -1, -1, 3)], **subject)[0]
-    assert node("SubjectFidelity", images=[grey], **subject)[0] == plain
-    with_alpha = torch.cat([grey.expand(-1, -1, -1, 3), grey], -1)
+    gray = torch.rand(2, 40, 40, 1, generator=torch.Generator().manual_seed(3))
+    plain = node("SubjectFidelity", images=[gray.expand(-1, -1, -1, 3)], **subject)[0]
+    assert node("SubjectFidelity", images=[gray], **subject)[0] == plain
+    with_alpha = torch.cat([gray.expand(-1, -1, -1, 3), gray], -1)
     assert node("SubjectFidelity", images=[with_alpha], **subject)[0] == plain
 
 

@@ -53,10 +53,10 @@ def test_tokens_are_the_encoders_last_but_one(predictor: Predictor) -> None:
     with torch.inference_mode():
         tokens = image_tokens(vision, picture)
         expected = vision.encode_image(picture).penultimate_hidden_states
-        grey = image_tokens(vision, picture[..., :1])
+        gray = image_tokens(vision, picture[..., :1])
         with_alpha = image_tokens(vision, torch.cat([picture, picture[..., :1]], -1))
     assert tokens.shape == (1, 17, 32) and torch.equal(tokens, expected) and not tokens.is_inference()
-    assert grey.shape == tokens.shape and torch.equal(with_alpha, tokens)
+    assert gray.shape == tokens.shape and torch.equal(with_alpha, tokens)
 
 
 def test_a_prediction_is_applied_saved_and_combined_like_any_adapter(

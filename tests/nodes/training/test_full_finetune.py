@@ -130,7 +130,7 @@ def test_the_stock_save_checkpoint_keeps_the_result(
     adapter, _, _ = train(node, loaded, subject, full(), 3)
     ours, _ = node("Apply", model=model, adapter=adapter, strength_model=1.0)
     with torch.inference_mode():
-        path = str(tmp_path / "personalised.safetensors")
+        path = str(tmp_path / "personalized.safetensors")
         comfy.sd.save_checkpoint(path, ours, clip, vae, None, {}, {})
         saved, *_ = comfy.sd.load_checkpoint_guess_config(path)
     cond = encode_prompt(clip, "a photo of sks dog")[0][0]

@@ -191,10 +191,10 @@ def literal_loss(model: Any, context: Tensor, clean: Tensor, noise: Tensor, sigm
 
 
 @pytest.fixture(scope="module")
-def learnt(node: Any, loaded: Any, named: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterStack:
+def learned(node: Any, loaded: Any, named: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterStack:
     """Return an embedding after three steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("learnt")))
+        patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("learned")))
         return train(node, loaded, named, inversion(2, 0.05), 3, clip=loaded[1])[0]
 
 
@@ -209,16 +209,16 @@ PROMPTS = (
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
-    node: Any, checkpoints: Path, loaded: Any, learnt: AdapterStack, precision: str, monkeypatch: pytest.MonkeyPatch
+    node: Any, checkpoints: Path, loaded: Any, learned: AdapterStack, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directories = embeddings_in_output_folder_only(monkeypatch)
     stock = quick_sd15(checkpoints, embedding_directory=directories)[1]
     (path,) = node(
-        "Save", adapter=learnt, filename_prefix="embeddings/mydog", format="comfyui", precision=precision
+        "Save", adapter=learned, filename_prefix="embeddings/mydog", format="comfyui", precision=precision
     )  # found although the CLIP was loaded before
     name = Path(path).stem
     assert path == "embeddings/mydog_00001_.safetensors"
-    _, ours = node("Apply", model=loaded[0], adapter=learnt, strength_model=1.0, clip=loaded[1])
+    _, ours = node("Apply", model=loaded[0], adapter=learned, strength_model=1.0, clip=loaded[1])
     tolerance = 1e-6 if precision == "float32" else 1e-2
     for prompt in PROMPTS:
         theirs = encoded(stock, prompt.replace("{}", name))
@@ -228,11 +228,11 @@ def test_the_saved_embedding_in_the_stock_encoder_equals_apply(
     assert relative(encoded(ours, PROMPTS[0].replace("{}", TOKEN))[0], plain) > 1e-3
 
 
-def test_save_shows_the_name_for_prompts(node: Any, learnt: AdapterStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_shows_the_name_for_prompts(node: Any, learned: AdapterStack, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperbooth.nodes.adapters.save_load import Save
 
     embeddings_in_output_folder_only(monkeypatch)
-    inputs = {"adapter": learnt, "format": "comfyui", "precision": "float32"}
+    inputs = {"adapter": learned, "format": "comfyui", "precision": "float32"}
     assert Save.execute(filename_prefix="embeddings/a", **inputs).ui["text"][1].endswith(" embedding:a_00001_")
     assert "models/embeddings" in Save.execute(filename_prefix="loras/a", **inputs).ui["text"][1]
     assert len(Save.execute(filename_prefix="a", **{**inputs, "format": "hyperbooth"}).ui["text"]) == 1
@@ -240,36 +240,38 @@ def test_save_shows_the_name_for_prompts(node: Any, learnt: AdapterStack, monkey
         Save.execute(filename_prefix="embeddings/my dog", **inputs)
 
 
-def test_formats_without_embeddings_refuse_them(node: Any, loaded: Any, subject: Any, learnt: AdapterStack) -> None:
-    both = node("Combine", first=learnt, second=train(node, loaded, subject, lora(), 1)[0])[0]
+def test_formats_without_embeddings_refuse_them(node: Any, loaded: Any, subject: Any, learned: AdapterStack) -> None:
+    both = node("Combine", first=learned, second=train(node, loaded, subject, lora(), 1)[0])[0]
     save = {"filename_prefix": "a", "precision": "float32", "model": loaded[0]}
     for format in ("kohya", "diffusers"):
         with pytest.raises(ValueError, match=rf"^(?!.*\blayers\b).*\b{TOKEN}\b.*'{format}'.*'comfyui'"):
-            node("Save", adapter=learnt, format=format, **save)
+            node("Save", adapter=learned, format=format, **save)
         with pytest.raises(ValueError, match=rf"\blayers\b.*\b{TOKEN}\b.*'{format}'.*'hyperbooth'"):
             node("Save", adapter=both, format=format, **save)
     with pytest.raises(ValueError, match=rf"\blayers\b.*\b{TOKEN}\b.*'comfyui'.*'hyperbooth'"):
         node("Save", adapter=both, format="comfyui", **save)
     with pytest.raises(ValueError, match=r"\bembeddings\b.*\bLoRA\b"):
-        node("ToLoRA", adapter=learnt, model=loaded[0])
+        node("ToLoRA", adapter=learned, model=loaded[0])
     assert node("ToLoRA", adapter=both, model=loaded[0])[0]
 
 
 def test_load_gives_it_back_and_info_names_it(
-    node: Any, loaded: Any, learnt: AdapterStack, output_folder: Path
+    node: Any, loaded: Any, learned: AdapterStack, output_folder: Path
 ) -> None:
-    (path,) = node("Save", adapter=learnt, filename_prefix="a", format="hyperbooth", precision="float32", trigger="sks")
+    (path,) = node(
+        "Save", adapter=learned, filename_prefix="a", format="hyperbooth", precision="float32", trigger="sks"
+    )
     again = load_adapter(output_folder / path)
-    assert again.embeddings[0].equals(learnt.embeddings[0]) and again.metadata["trigger"] == "sks"
+    assert again.embeddings[0].equals(learned.embeddings[0]) and again.metadata["trigger"] == "sks"
     for inputs in ({}, {"model": loaded[0]}):
         report, chart = node("Info", adapter=again, **inputs)
         assert re.search(r"\btextual_inversion\b.*\bembedding:sks-dog\b.*\b2 .*\bclip_l\b", report)
         assert chart.shape == (1, 384, 768, 3)
 
 
-def test_apply_without_clip_warns(node: Any, loaded: Any, learnt: AdapterStack, caplog: Any) -> None:
+def test_apply_without_clip_warns(node: Any, loaded: Any, learned: AdapterStack, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING):
-        node("Apply", model=loaded[0], adapter=learnt, strength_model=1.0)
+        node("Apply", model=loaded[0], adapter=learned, strength_model=1.0)
     (message,) = pack_warnings(caplog)
     assert mentions(message, "clip")
 
@@ -281,18 +283,18 @@ def test_an_embedding_of_another_model_is_refused(node: Any, loaded: Any) -> Non
 
 
 def test_pivotal_tuning_composes(
-    node: Any, loaded: Any, pictures: Tensor, learnt: AdapterStack, output_folder: Path
+    node: Any, loaded: Any, pictures: Tensor, learned: AdapterStack, output_folder: Path
 ) -> None:
     """Train an embedding, apply it, train a LoRA with that clip, combine, save, load and apply both."""
     model, clip, vae = loaded
     prompt = f"a photo of embedding:{TOKEN}"
-    applied, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
+    applied, knowing = node("Apply", model=model, adapter=learned, strength_model=1.0, clip=clip)
     subject = made(node, knowing, vae, pictures, prompt)
     assert torch.equal(subject.examples[0].cond[0][0], encoded(knowing, prompt)[0])
     method = lora(text_encoder=True, learning_rate=3e-3)
     with all_untouched(model, clip), all_untouched(applied, knowing):
         over, _, _ = train(node, (applied,), subject, method, 4, clip=knowing)
-    (both,) = node("Combine", first=learnt, second=over)
+    (both,) = node("Combine", first=learned, second=over)
     assert [w.token for w in both.embeddings] == [TOKEN] and len(both.adapters) == 1
     (path,) = node("Save", adapter=both, filename_prefix="both", format="hyperbooth", precision="float32")
     results = [
@@ -305,18 +307,18 @@ def test_pivotal_tuning_composes(
 
 
 def test_an_embedding_reaches_the_text_encoder_under_a_lora(
-    node: Any, loaded: Any, pictures: Tensor, learnt: Any
+    node: Any, loaded: Any, pictures: Tensor, learned: Any
 ) -> None:
     """Encoding again in training gives what the applied clip gives."""
     model, clip, vae = loaded
-    _, knowing = node("Apply", model=model, adapter=learnt, strength_model=1.0, clip=clip)
+    _, knowing = node("Apply", model=model, adapter=learned, strength_model=1.0, clip=clip)
     subject = made(node, knowing, vae, pictures, f"a photo of embedding:{TOKEN}")
     with training_session(model, QUIET, subject, batch_size=1, clip=knowing) as session, torch.no_grad():
         anew = session.text.condition([subject.examples[0].variant(0)])["c_crossattn"]
     assert relative(anew, subject.examples[0].cond[0][0]) < 1e-6
     with (
         training_session(model, QUIET, subject, batch_size=1, clip=clip) as session,
-        session.text.with_embeddings(learnt.embeddings),
+        session.text.with_embeddings(learned.embeddings),
         torch.no_grad(),
     ):
         in_session = session.text.condition([subject.examples[0].variant(0)])["c_crossattn"]
@@ -347,18 +349,18 @@ def test_every_option_works(node: Any, loaded: Any, named: Any, case: str, shown
     assert change == pytest.approx(0.0, abs=2e-3) if case == "dropout of everything" else change > 1e-6
 
 
-def test_training_continues_from_the_given_vectors(node: Any, loaded: Any, named: Any, learnt: Any) -> None:
+def test_training_continues_from_the_given_vectors(node: Any, loaded: Any, named: Any, learned: Any) -> None:
     clip = loaded[1]
-    on, _, _ = train(node, loaded, named, inversion(2, 0.0), 1, clip=clip, start_from=learnt)
-    assert on.embeddings[0].equals(learnt.embeddings[0]) and on.metadata["steps"] == 4
-    further, _, report = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=learnt)
-    assert not further.embeddings[0].equals(learnt.embeddings[0])
+    on, _, _ = train(node, loaded, named, inversion(2, 0.0), 1, clip=clip, start_from=learned)
+    assert on.embeddings[0].equals(learned.embeddings[0]) and on.metadata["steps"] == 4
+    further, _, report = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=learned)
+    assert not further.embeddings[0].equals(learned.embeddings[0])
     assert resumed_at(report) == 0 and further.metadata["steps"] == 4
     layered, _, _ = train(node, loaded, named, lora(), 1)
-    (both,) = node("Combine", first=layered, second=learnt)
+    (both,) = node("Combine", first=layered, second=learned)
     again, _, _ = train(node, loaded, named, inversion(2, 0.05), 1, clip=clip, start_from=both)
     assert all(torch.equal(a, b) for a, b in zip(again.adapters[0].parameters(), layered.parameters(), strict=True))
-    assert not again.embeddings[0].equals(learnt.embeddings[0])
+    assert not again.embeddings[0].equals(learned.embeddings[0])
     for method, message in (
         (inversion(1), r"^start_from .*\b2 vectors\b.*\b1 vector\b"),
         (inversion(2, token="cat"), r"^start_from .*\bembedding:sks-dog\b.*\bembedding:cat\b"),
@@ -366,7 +368,7 @@ def test_training_continues_from_the_given_vectors(node: Any, loaded: Any, named
     ):
         named_so = made_named(named, method)
         with pytest.raises(ValueError, match=message):
-            train(node, loaded, named_so, method, 1, clip=clip, start_from=learnt)
+            train(node, loaded, named_so, method, 1, clip=clip, start_from=learned)
 
 
 def made_named(subject: Any, method: Method) -> Any:
