@@ -4,6 +4,7 @@ import argparse
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 
 from common import harness
 from common.harness import Column, Row
@@ -33,6 +34,9 @@ PROMPT_COLUMNS = (
     Column("files", "settled_files"),
     *(Column(f"{name}, last / tenth", f"{name}_times_settled", harness.times) for name in HELD),
 )
+
+
+SERVER_COLUMNS = (Column("saves", "saves"), Column("different files", "files"))
 
 
 def kills(folder: Path, checkpoint: Path, count: int) -> Row:
@@ -65,6 +69,26 @@ def prompts(folder: Path, checkpoint: Path, count: int) -> Row:
     }  # fmt: skip
 
 
+def two_servers(folder: Path, checkpoint: Path, count: int) -> Row:
+    """Train ``count`` adapters on each of two servers with one output folder, at the same time; none may be lost."""
+    graph = api_graphs.small_job(checkpoint.name, steps=1)
+    base = server.prepare_job(folder / "shared", checkpoint)
+    with server.running_server(base) as first, server.running_server(base) as second:
+        soaks = [
+            Soak(running, lambda number, start=start: api_graphs.changed(graph, "HyperBoothTrain", seed=start + number))
+            for start, running in ((0, first), (count, second))
+        ]
+        threads = [Thread(target=soak.run, args=(count, 1)) for soak in soaks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    failures = [failure for soak in soaks for failure in soak.failures]
+    assert not failures, failures[0]
+    saved = {path.read_bytes() for path in (base / "output" / "loras").glob("*.safetensors")}
+    return {"name": "two servers, one output folder", "saves": 2 * count, "files": len(saved)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
@@ -74,8 +98,13 @@ def main() -> None:
     import_pack.import_comfyui()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = tiny_checkpoints.write_sd15(Path(folder) / "small_sd15.safetensors")
-        rows = [prompts(Path(folder), checkpoint, chosen.prompts), kills(Path(folder), checkpoint, chosen.kills)]
-    print(harness.table(rows[:1], PROMPT_COLUMNS), harness.table(rows[1:], KILL_COLUMNS), sep="\n\n")
+        rows = [
+            prompts(Path(folder), checkpoint, chosen.prompts),
+            two_servers(Path(folder), checkpoint, chosen.prompts // 10),
+            kills(Path(folder), checkpoint, chosen.kills),
+        ]
+    tables = zip(rows, (PROMPT_COLUMNS, SERVER_COLUMNS, KILL_COLUMNS), strict=True)
+    print(*(harness.table([row], columns) for row, columns in tables), sep="\n\n")
     whole = chosen.kills >= KILLS and chosen.prompts >= PROMPTS
     paths = [harness.RESULTS / "endurance.json"] if whole else []
     harness.write_json("endurance", harness.machine(2), rows, *paths, *([chosen.json] if chosen.json else []))
