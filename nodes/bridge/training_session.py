@@ -45,7 +45,7 @@ def training_session(
         subject: the encoded examples; checked against the model's latent and text shapes, and used to estimate the
             activation memory.
         batch_size: examples per forward pass, for the same estimate.
-        clip: the CLIP if its text encoder or a learned embedding trains, else None.
+        clip: the CLIP if its text encoder or a learned embedding trains, else None; loaded on the model's device.
         hollow: the removed blocks, which run without gradients; none of their layers is offered for training.
 
     Raises:
@@ -55,7 +55,7 @@ def training_session(
     _require_no_bypass_hooks(model)
     for example in (*subject.examples, *subject.class_examples):
         _require_matching_encoders(model, example)
-    patcher = _with_precision(model, options.precision)
+    patcher, clip = _with_precision(model, options.precision), _on_device_of(model, clip)
     patchers = [patcher] + ([clip.patcher] if clip is not None else [])
     _load_alone(patchers, subject, batch_size)
     with pinned_globals(), torch.inference_mode(False), torch.enable_grad(), _training_flag(), ExitStack() as stack:
@@ -100,6 +100,19 @@ def _with_precision(model: Any, precision: str) -> Any:
     if precision != "auto":
         patcher.set_model_compute_dtype(COMPUTE_DTYPES[precision])
     return patcher
+
+
+def _on_device_of(model: Any, clip: Any) -> Any:
+    """Return the CLIP with its text encoder on the MODEL's device, where the adapter's parameters are.
+
+    One that was loaded for the CPU, to save memory while prompts are encoded, trains there as well; ComfyUI moves it
+    back when it is used again.
+    """
+    if clip is None or clip.patcher.load_device == model.load_device:
+        return clip
+    moved = clip.clone()
+    moved.patcher.load_device = model.load_device
+    return moved
 
 
 def _load_alone(patchers: list[Any], subject: Subject, batch_size: int) -> None:
