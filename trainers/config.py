@@ -17,7 +17,9 @@ from .engine.optimizers import OPTIMIZERS
 PRIOR_MODES = ("class images", "prediction", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MEMORY_PLANS = ("auto", "as set")
-RESULTS = ("auto", "last step", "best validation")
+RESULTS = ("auto", "last step", "best validation", "average")
+AVERAGE_DECAY = 0.99
+"""Decay of the average that ``result`` asks for, unless ``ema_decay`` gives another: over about 100 steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,8 @@ class TrainingOptions:
         ema_decay: the result is an exponential moving average of the steps with this decay; 0 for the last step itself.
         checkpoint_every: steps between states on disk, from which a stopped run resumes; 0: at cancel and end only.
         validation: steps between validations, 0 for none; of four images or more, one is held out for it.
-        result: the step whose parameters are the result: the ``last step``, or the one of the ``best validation``,
-            which ``auto`` takes if a validation runs.
+        result: the parameters that are the result: those of the ``last step``; of the ``best validation``, which
+            ``auto`` takes if a validation runs; or the moving ``average`` at the end, see ``ema_decay``.
         keep_every: steps between adapters that stay in the output folder; 0 for none.
         preview_every: steps between preview samples in the running node, 0 for none. One costs about 20 forwards,
             which at 100 is a tenth of the time, and at 250 4 %.
@@ -127,6 +129,8 @@ class TrainingOptions:
             check_number(name, getattr(self, name), *bounds)
         if self.result == "best validation" and not self.validation:
             raise ValueError("result is 'best validation', but validation is 0; give the steps between validations")
+        if self.result == "average" and not self.ema_decay:
+            object.__setattr__(self, "ema_decay", AVERAGE_DECAY)
         if self.noise_low >= self.noise_high:
             raise ValueError(f"noise_low is {self.noise_low}, noise_high {self.noise_high}; give a lower noise_low")
 
@@ -145,7 +149,7 @@ class TrainingOptions:
     @property
     def takes_best(self) -> bool:
         """Whether the result is the step with the lowest validation loss; ``auto`` takes it where there is one."""
-        return self.validation > 0 and self.result != "last step"
+        return self.validation > 0 and self.result in ("auto", "best validation")
 
     @property
     def divergence_factor(self) -> float:

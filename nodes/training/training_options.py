@@ -101,7 +101,8 @@ def _later() -> list[io.Input]:
         _choice("memory", MEMORY_PLANS, "auto: splits batches into micro-batches and switches checkpointing on where "
                 "free memory requires it. as set: exactly the settings here.", optional=True),
         _choice("result", RESULTS, "The step that becomes the adapter. auto: the one with the lowest validation loss "
-                "if validation is on, else the last. Used by Train Adapter and Fast Fine-tune.", optional=True),
+                "if validation is on, else the last. average: the moving average at the end (ema_decay, 0.99 if "
+                "that is 0). Used by Train Adapter and Fast Fine-tune.", optional=True),
         _whole("keep_every", 0, 1000000, "Steps between adapters that stay in output/loras/hyperbooth_steps, for Load "
                "Adapter and Compare Sheet; 0: none. Used by Train Adapter and Fast Fine-tune.", optional=True),
     ]  # fmt: skip

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hyperbooth.trainers.config import Method, TrainingOptions
+from hyperbooth.trainers.config import RESULTS, Method, TrainingOptions
 from hyperbooth.trainers.data.dataset import Example, Subject
 from hyperbooth.trainers.dreambooth.config import DreamBoothConfig
 from hyperbooth.trainers.engine.divergence import DIVERGENCE_FACTOR
@@ -60,3 +60,11 @@ def test_the_loop_takes_its_settings_from_the_options() -> None:
         steps=7, lr_scheduler="cosine", warmup_steps=2, gradient_accumulation=3, max_grad_norm=0.5, validation=4,
         divergence_factor=2 * DIVERGENCE_FACTOR, per_subject=True,
     )  # fmt: skip
+
+
+def test_the_result_is_chosen_by_name() -> None:
+    assert TrainingOptions(result="average").ema_decay == 0.99
+    assert TrainingOptions(result="average", ema_decay=0.9).ema_decay == 0.9
+    taken = {result: TrainingOptions(result=result, validation=5).takes_best for result in RESULTS}
+    assert taken == {"auto": True, "last step": False, "best validation": True, "average": False}
+    assert not TrainingOptions().takes_best and TrainingOptions().ema_decay == 0
