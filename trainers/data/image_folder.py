@@ -65,13 +65,15 @@ class _Reading:
             seen: digest -> name of the images so far, of all folders.
             caption: of images that have none of their own.
         """
-        masks = set(self.companions.masks.values())
+        masks = {mask: image for image, mask in self.companions.masks.items()}
         for path in self.files:
             if path in self.companions.others:
                 image, role = self.companions.others[path]
                 self.left_out.append(f"{path.name}: by its name the {role} of {image.name}")
             elif path not in masks:
                 self._read_one(path, seen, caption)
+            elif not self.options.masks:
+                self.left_out.append(f"{path.name}: by its name the mask of {masks[path].name}, and masks is off")
 
     def _read_one(self, path: Path, seen: dict[bytes, str], caption: str) -> None:
         try:
