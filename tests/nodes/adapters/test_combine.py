@@ -76,6 +76,8 @@ def test_bypassed_is_applied(
     node: Any, loaded: Any, checkpoint: Path, families: tuple[str, ...], dtype: torch.dtype, tmp_path: Path
 ) -> None:
     """The stock bypass loader never touches a weight, and an fp8 weight is not rounded to fp8 again."""
+    if dtype == torch.float8_e4m3fn and families not in (("para",), ("lidb",), ("para", "lora")):
+        pytest.skip("the order is that of float32")
     with torch.inference_mode():
         model, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), **WITHOUT, model_options={"dtype": dtype})
     model.set_model_compute_dtype(torch.float32)
@@ -124,8 +126,8 @@ def test_bypassed_in_a_half_precision_text_encoder_it_is_nearer(
 def test_exported_the_change_is_the_same_on_its_base(
     node: Any, loaded: Any, families: tuple[str, ...], format: str, output_folder: Path
 ) -> None:
-    if "full" in families and format != "comfyui":
-        pytest.skip("whole differences have no low rank")
+    if format != "comfyui" and families not in (("lidb", "para"), ("para", "lora", "para")):
+        pytest.skip("the key formats differ in names only, and full differences have no low rank")
     model, clip, _ = loaded
     adapter = stack_of(families, loaded, text=format != "diffusers")
     path = output_folder / node(

@@ -17,7 +17,7 @@ from hyperbooth.nodes.bridge.adapters.patching import base_weights
 from hyperbooth.nodes.bridge.text.conditioning import encode_prompt
 from torch import Tensor
 
-FAMILIES = [("para",), ("lidb",), ("para", "lora")]
+FAMILIES = [("lidb",), ("para", "lora")]
 NAME = "hooked.safetensors"
 EMPTY = torch.zeros(1, 4, 8, 8)
 by_family = pytest.mark.parametrize("families", FAMILIES, ids=", ".join)

@@ -191,17 +191,20 @@ def _literal_gradient(model: Any, link: Any, clean: Tensor, sigma: Tensor, noise
     return loss.item(), {name: (up.grad, down.grad) for name, (up, down) in factors.items()}
 
 
-@pytest.mark.parametrize("weight", ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
-@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "weight"),
+    [*(("auto", weight) for weight in ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")),
+     ("bfloat16", "float32"), ("bfloat16", "float8_e4m3fn")],
+)  # fmt: skip
 def test_trains_on_weights_of_every_type(node: Any, loaded: Any, subject: Any, weight: str, precision: str) -> None:
     options = {"dtype": getattr(torch, weight)}
     with torch.inference_mode():
         model = comfy.sd.load_diffusion_model_state_dict(sd15_unet(), model_options=options)
     assert model.model.diffusion_model.input_blocks[1][1].proj_in.weight.dtype == getattr(torch, weight)
-    quiet = TrainingOptions(preview_every=0, precision=precision, validation=8)
+    quiet = TrainingOptions(preview_every=0, precision=precision, validation=5)
     with untouched(model):
-        adapter, _, report = train(node, (model,), subject, lora(learning_rate=3e-3), 8, options=quiet)
-    (first, last) = (float(loss) for loss in re.findall(r"([\d.]+) at step [08]\b", report))
+        adapter, _, report = train(node, (model,), subject, lora(learning_rate=6e-3), 5, options=quiet)
+    (first, last) = (float(loss) for loss in re.findall(r"([\d.]+) at step [05]\b", report))
     assert last < 0.985 * first
     assert all(parameter.dtype == torch.float32 for parameter in adapter.parameters())
 
