@@ -2,6 +2,7 @@
 
 import argparse
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
@@ -12,6 +13,8 @@ from common.harness import Column, Row
 from tools.comfy_harness import api_graphs, import_pack, kill_test, server, tiny_checkpoints
 from tools.comfy_harness.soak import Soak
 
+Measure = Callable[[Path, Path, int], Row]
+"""(folder, checkpoint, number of prompts or kills) -> the row."""
 KILLS = 30
 STEPS, EVERY = 400, 5
 PROMPTS, CLIENTS = 100, 20
@@ -71,7 +74,7 @@ def prompts(folder: Path, checkpoint: Path, count: int) -> Row:
 
 def two_servers(folder: Path, checkpoint: Path, count: int) -> Row:
     """Train ``count`` adapters on each of two servers with one output folder, at the same time; none may be lost."""
-    graph = api_graphs.small_job(checkpoint.name, steps=1)
+    graph = api_graphs.small_job(checkpoint.name, steps=2)  # the stock Loss Graph divides by their number less one
     base = server.prepare_job(folder / "shared", checkpoint)
     with server.running_server(base) as first, server.running_server(base) as second:
         soaks = [
@@ -98,13 +101,15 @@ def main() -> None:
     import_pack.import_comfyui()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = tiny_checkpoints.write_sd15(Path(folder) / "small_sd15.safetensors")
-        rows = [
-            prompts(Path(folder), checkpoint, chosen.prompts),
-            two_servers(Path(folder), checkpoint, chosen.prompts // 10),
-            kills(Path(folder), checkpoint, chosen.kills),
-        ]
-    tables = zip(rows, (PROMPT_COLUMNS, SERVER_COLUMNS, KILL_COLUMNS), strict=True)
-    print(*(harness.table([row], columns) for row, columns in tables), sep="\n\n")
+        measured: tuple[tuple[Measure, int, Sequence[Column]], ...] = (
+            (prompts, chosen.prompts, PROMPT_COLUMNS),
+            (two_servers, chosen.prompts // 10, SERVER_COLUMNS),
+            (kills, chosen.kills, KILL_COLUMNS),
+        )
+        rows = []
+        for measure, count, columns in measured:
+            rows.append(measure(Path(folder), checkpoint, count))
+            print(harness.table(rows[-1:], columns), end="\n\n", flush=True)
     whole = chosen.kills >= KILLS and chosen.prompts >= PROMPTS
     paths = [harness.RESULTS / "endurance.json"] if whole else []
     harness.write_json("endurance", harness.machine(2), rows, *paths, *([chosen.json] if chosen.json else []))
