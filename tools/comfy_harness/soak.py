@@ -26,7 +26,7 @@ class Held:
         bytes: resident memory.
         threads: threads of its process.
         handles: open file descriptors, those of the clients' connections among them.
-        files: files below its base directory but what the prompts save: states, previews, leftovers.
+        files: files below its base directory but what the prompts save or show: states and leftovers.
     """
 
     bytes: int
@@ -97,4 +97,5 @@ class Soak:
 
     def _is_result(self, path: Path) -> bool:
         below = path.relative_to(self.server.base).parts
-        return below[0] == "output" and below[1] != STATES and path.suffix in (".safetensors", ".png")
+        saved = below[0] == "temp" or (below[0] == "output" and below[1] != STATES)
+        return saved and path.suffix in (".safetensors", ".png")
