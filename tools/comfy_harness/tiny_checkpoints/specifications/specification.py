@@ -137,8 +137,8 @@ def filled(network: nn.Module, seed: int) -> nn.Module:
     """Fill a network with :func:`fill`, and then what that takes for something else.
 
     It gives everything with "embedding" in its name the small values of a vocabulary, which layers of patches and of
-    time steps are not; parameters without a dimension and one-dimensional ``gamma`` and ``scale`` of norms stay as they
-    are, or zero.
+    time steps are not. It leaves parameters without a dimension as they are, takes the ``gamma`` of a norm for a bias, and
+    fills buffers that are no weights, such as the frequencies of rotary positions.
     """
     buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
     fill(network, seed)
@@ -152,8 +152,9 @@ def filled(network: nn.Module, seed: int) -> nn.Module:
         for name, tensor in network.named_parameters():
             if tensor.ndim == 0 or (tensor.ndim == 1 and name.endswith(("gamma", "alpha"))):
                 tensor.fill_(1.0)
+        weights = network.state_dict()
         for name, tensor in network.named_buffers():
-            if buffers[name].numel():
+            if name not in weights:
                 tensor.copy_(buffers[name])
     return network
 
@@ -174,7 +175,8 @@ def text_of(width: int, *, pooled: int | None = None, mask: bool = False, **valu
     """
 
     def text(count: int) -> Any:
-        extras = {key: value(count) if callable(value) else value for key, value in values.items()}
+        extras = {"pooled_output": None}  # as every encoder gives
+        extras |= {key: value(count) if callable(value) else value for key, value in values.items()}
         if pooled is not None:
             extras["pooled_output"] = tokens(count, pooled, 1)[:, 0]
         if mask:
