@@ -5,8 +5,9 @@ from .flux_like import FLUX_LIKE
 from .nextdit import NEXTDIT
 from .qwen_like import QWEN_LIKE
 from .specification import Specification
+from .unets import UNETS
 from .video import VIDEO
 
 SPECIFICATIONS: dict[str, Specification] = {
-    each.name: each for each in (*DIT, *FLUX_LIKE, *NEXTDIT, *QWEN_LIKE, *VIDEO)
+    each.name: each for each in (*UNETS, *DIT, *FLUX_LIKE, *NEXTDIT, *QWEN_LIKE, *VIDEO)
 }
