@@ -24,6 +24,9 @@ from .forward_patch import Forward, replaced_forward
 WeightAccess = Callable[[nn.Module, Tensor], AbstractContextManager[tuple[Tensor, Tensor | None]]]
 """``(layer, like)`` -> context manager that yields ``(weight, bias)`` in the dtype and on the device of ``like``."""
 
+LAYER_MODULES = ("torch.nn.", "comfy.ops")
+"""Modules of Python whose layers compute what PyTorch's layer of that class computes."""
+
 MAX_COPIED = 1 << 20
 """Largest number of values of a bare parameter or buffer (scale, token, table) that is copied for the session."""
 
@@ -129,12 +132,21 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, kinds) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether a class of the network itself overrides the layer's forward, as Stable Cascade's LayerNorm does.
+
+    The forwards of PyTorch's layers and of those that ComfyUI derives from them compute the same.
+    """
+    return not type(module).forward.__module__.startswith(LAYER_MODULES)
+
+
 def _freeze(module: nn.Module, access_weight: WeightAccess, adds_in_place: bool, stack: ExitStack) -> None:
     if is_linear(module):
         stack.enter_context(replaced_forward(module, _through(FrozenLinear, module, access_weight)))
     elif is_convolution(module):
         stack.enter_context(replaced_forward(module, _through(FrozenConvolution, module, access_weight)))
-    elif isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+    elif isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)) and not has_own_forward(module):
+        stack.enter_context(_copied_tensors(module))  # some networks read a norm's weight without calling it
         stack.enter_context(replaced_forward(module, _norm(module, access_weight, adds_in_place)))
     elif not isinstance(module, nn.Embedding):
         stack.enter_context(_copied_tensors(module))

@@ -16,6 +16,7 @@ from ...trainers.session import TrainingSession
 from ...trainers.torch_globals import pinned_globals
 from .device_memory import ComfyDeviceMemory
 from .model.denoiser import ComfyDenoiser
+from .model.differentiable import differentiable_functions, without_prompt_caches
 from .model.layers import adds_in_place, architecture
 from .model.target_model import target_model
 from .model.weight_access import access_weight
@@ -60,6 +61,8 @@ def training_session(
     _load_alone(patchers, subject, batch_size)
     with pinned_globals(), torch.inference_mode(False), torch.enable_grad(), _training_flag(), ExitStack() as stack:
         in_place = adds_in_place(patcher.model.diffusion_model)
+        stack.enter_context(differentiable_functions())
+        stack.enter_context(without_prompt_caches(patcher.model.diffusion_model))
         stack.enter_context(frozen(patcher.model, access_weight, in_place))
         if clip is not None:
             stack.enter_context(frozen(clip.cond_stage_model, access_weight, adds_in_place=True))

@@ -16,7 +16,7 @@ from tools.comfy_harness.server import Server, prepare_job
 def test_killed_at_random_moments_it_ends_with_the_same_adapter(
     server: Server, checkpoint: Path, tmp_path: Path
 ) -> None:
-    prepare = with_states(small_job(checkpoint.name, steps=40), every=3)
+    prepare = with_states(small_job(checkpoint.name, steps=24), every=3)
     killed = survive(prepare_job(tmp_path / "killed", checkpoint), prepare, kills=1, seed=0)
     graph = prepare(server)
     whole = server.run(graph)

@@ -103,6 +103,11 @@ def require_own_names(model: Any, clip: Any, adapter: AdapterStack) -> None:
     Names of other tools may begin with ``diffusion_model.`` as ComfyUI's own do, and mean other layers: Z-Image's
     ``attention.to_q`` is a part of ComfyUI's ``attention.qkv``. Without a model, nothing tells them apart.
 
+    Args:
+        model: the MODEL.
+        clip: the CLIP, or None.
+        adapter: the adapter.
+
     Raises:
         ValueError: it has a name that only another tool's key format has.
     """

@@ -31,6 +31,9 @@ the guided velocity, and training it towards the plain one would undo the distil
 SIZED = (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner)
 """Models conditioned on the image's size and crop (2307.01952, section 2.2)."""
 
+SEED = 0
+"""Of the noise that some models add to a reference image (the x4 upscaler); a sampler gives its own."""
+
 CACHE_BYTES = 2**28
 """Bytes of conditioning that are cached on the device; 77 tokens of SD1.5 take 0.24 MB, 512 of Flux 8 MB."""
 
@@ -213,8 +216,9 @@ class ComfyTextConditioning:
             entries[0].setdefault("guidance", DISTILLED_GUIDANCE)
         noise = torch.zeros((1, *size), device=self.device)
         (entry,) = comfy.samplers.encode_model_conds(
-            self.model.extra_conds, [{**entries[0], **sizes}], noise, self.device, "positive", latent_image=noise
-        )
+            self.model.extra_conds, [{**entries[0], **sizes}], noise, self.device, "positive", latent_image=noise,
+            seed=SEED,
+        )  # fmt: skip
         conditions = entry["model_conds"]
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conditions.items()}
 

@@ -103,11 +103,11 @@ DIT = (
     Specification(
         name="pixart_alpha", architecture="PixArtAlpha", network="comfy.ldm.pixart.pixartms:PixArtMS",
         config={**PIXART, "micro_condition": True, "model_max_length": 120}, reduced=NARROW_PIXART,
-        latent=(4, 36, 36), text=text_of(64), prediction="eps",
+        latent=(4, 36, 36), text=text_of(64), prediction="eps", on_meta=False,
     ),
     Specification(
         name="pixart_sigma", architecture="PixArtSigma", network="comfy.ldm.pixart.pixartms:PixArtMS", config=PIXART,
-        reduced=NARROW_PIXART, latent=(4, 36, 36), text=text_of(64), prediction="eps",
+        reduced=NARROW_PIXART, latent=(4, 36, 36), text=text_of(64), prediction="eps", on_meta=False,
     ),
     Specification(
         name="auraflow", architecture="AuraFlow", network="comfy.ldm.aura.mmdit:MMDiT", config=AURA,
@@ -134,12 +134,12 @@ DIT = (
     Specification(
         name="omnigen2", architecture="Omnigen2", network="comfy.ldm.omnigen.omnigen2:OmniGen2Transformer2DModel",
         config=OMNIGEN2, reduced={**NARROW_OMNIGEN2, "text_feat_dim": 64},
-        latent=(16, 8, 8), text=text_of(64, mask=True), prediction="flow",
+        latent=(16, 8, 8), text=text_of(64), prediction="flow",
     ),
     Specification(
         name="boogu", architecture="Boogu", network="comfy.ldm.boogu.model:BooguTransformer2DModel", config=BOOGU,
         reduced={**NARROW_OMNIGEN2, "num_layers": 1, "instruction_feat_dim": 64},
-        latent=(16, 8, 8), text=text_of(64, mask=True), prediction="flow",
+        latent=(16, 8, 8), text=text_of(64), prediction="flow",
     ),
     Specification(
         name="ernie_image", architecture="ErnieImage", network="comfy.ldm.ernie.model:ErnieImageModel",

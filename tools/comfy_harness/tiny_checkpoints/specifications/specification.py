@@ -41,6 +41,7 @@ class Specification:
         prediction: what the network predicts: eps, v, flow, edm, x0, or a name of its own where ComfyUI has another
             parametrization.
         model_options: for the loader.
+        on_meta: whether the class can be built without memory; PixArt's reads values while it is built.
     """
 
     name: str
@@ -55,10 +56,11 @@ class Specification:
     text: Callable[[int], Any]
     prediction: str
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    on_meta: bool = True
 
     def published(self) -> Tensors:
         """Return the tensors of the network as wide as the published one, on the meta device."""
-        with torch.device("meta"):
+        with torch.device("meta" if self.on_meta else "cpu"):
             network = self._built(_plain(self.config))
         return self._as_published(network.state_dict())
 
@@ -87,6 +89,13 @@ class Specification:
                 found = self.detected()
                 stack.enter_context(patch("comfy.model_detection.model_config_from_unet", lambda *_, **__: found))
             return comfy.sd.load_diffusion_model_state_dict(self.state_dict(), model_options=dict(self.model_options))
+
+    def rebuild(self, network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+        """Return the loaded network again, with ordinary float32 tensors and the layers of PyTorch."""
+        with self._small_parts():
+            again = self._built(_accepted(self._class(), {**config, "dtype": torch.float32}))
+        again.load_state_dict({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return again.eval().requires_grad_(False)
 
     def _class(self) -> Any:
         module, name = self.network.split(":")
@@ -137,8 +146,8 @@ def filled(network: nn.Module, seed: int) -> nn.Module:
     """Fill a network with :func:`fill`, and then what that takes for something else.
 
     It gives everything with "embedding" in its name the small values of a vocabulary, which layers of patches and of
-    time steps are not. It leaves parameters without a dimension as they are, takes the ``gamma`` of a norm for a bias, and
-    fills buffers that are no weights, such as the frequencies of rotary positions.
+    time steps are not. It leaves parameters without a dimension as they are, takes the ``gamma`` of a norm for a bias,
+    and fills buffers that are no weights, such as the frequencies of rotary positions.
     """
     buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
     fill(network, seed)

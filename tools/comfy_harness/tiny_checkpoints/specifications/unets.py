@@ -74,7 +74,7 @@ def _projection() -> Tensors:
 
 
 def _uneven_bias() -> Tensors:
-    """Return the bias by whose values ComfyUI recognizes a v model among the SD2s; the small networks lack its layer."""
+    """Return the bias by which ComfyUI recognizes a v model among the SD2s; the small networks lack its layer."""
     return {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.linspace(-1, 1, 320)}
 
 
