@@ -13,6 +13,8 @@ EMBEDDINGS = "embeddings"
 """ComfyUI's folder of the embeddings that prompts name."""
 MAX_NAME_BYTES = 200
 """Bytes of a file name that a user may give: file systems take 255, and a number and a suffix are added."""
+MAX_PART_BYTES = 255
+"""Bytes of a folder's name, by the file systems in use."""
 MAX_FOLDERS = 16
 """Folders in a name that a user may give."""
 MAX_PATH = 1000
@@ -193,6 +195,8 @@ def unusable_part(name: str) -> str | None:
     if len(parts) > MAX_FOLDERS:
         return f"it has {len(parts)} folders, and at most {MAX_FOLDERS} are made"
     for part in parts:
+        if is_too_long(part):
+            return f"{shown(part)} has {len(part.encode())} bytes, and names have at most {MAX_PART_BYTES}"
         if part.split(".")[0].rstrip().upper() in RESERVED:
             return f"{part.split('.')[0][:20]!r} is a device's name on Windows"
         if part != part.rstrip(". "):
@@ -200,6 +204,11 @@ def unusable_part(name: str) -> str | None:
         if found := sorted(set('<>:"|?*') & set(part)):
             return f"{' '.join(found)} can be in no file name on Windows"
     return None
+
+
+def is_too_long(part: str) -> bool:
+    """Return whether no file system can have a file or folder of this name."""
+    return len(part.encode()) > MAX_PART_BYTES
 
 
 def shown(text: str) -> str:
@@ -265,7 +274,7 @@ def input_folder(name: str) -> Path:
     given = name.strip().replace("\\", "/")
     folders = (path.name for path in root.iterdir() if path.is_dir() and _is_inside(root, path.name))
     existing = f"there are: {listed(sorted(folders))}"
-    if not given or not given.isprintable() or len(given) > MAX_PATH:
+    if not given or not given.isprintable() or len(given) > MAX_PATH or any(map(is_too_long, given.split("/"))):
         raise ValueError(f"folder {shown(given)} is no folder's name; give one in ComfyUI's input folder; {existing}")
     path = root / given
     if not _is_inside(root, given):

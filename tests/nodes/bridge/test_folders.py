@@ -21,7 +21,7 @@ from tools.comfy_harness.call_node import node_classes
 NO_NAMES = [
     "", " ", "/", "..", "../x", "loras/../../x", "/tmp/x", "x" * 300, "\n", "a\x00b", "loras/" * 2000 + "x",
     "CON", "loras/nul", "aux.txt/dog", "COM1", "lpt9.safetensors", "con .x", "dog.", "loras /dog", "a:b", "a?b", "a|b",
-    '"', "<dog>", "*",
+    '"', "<dog>", "*", "x" * 256 + "/dog", "犬" * 86 + "/dog",
 ]  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_an_input_folder_is_inside(tmp_path: Path, monkeypatch: Any) -> None:
     (inputs / "dog").symlink_to(disk)
     monkeypatch.setattr(folder_paths, "input_directory", str(inputs))
     assert input_folder("cat") == inputs / "cat"
-    for name in ("dog", "../disk", str(disk), "cat/../../disk", "", ".", "x" * 10_000):
+    for name in ("dog", "../disk", str(disk), "cat/../../disk", "", ".", "x" * 10_000, "x" * 300, "cat/" + "犬" * 86):
         with pytest.raises(ValueError, match=r"^folder") as caught:
             input_folder(name)
         said = str(caught.value).replace(repr(name), "")
